@@ -22,6 +22,7 @@ from fanout.core.spec import make_spec
 from fanout.core.state import PermitRequest, PermitShare
 from fanout.llm import FakeLLM
 from fanout.policy.packing import pack
+from fanout.runs.budgets import run_limits
 from fanout.runs.enqueue import reset_retried_shard
 from fanout.runs.status import StoredResult
 from fanout.stores import RedisStore
@@ -29,6 +30,7 @@ from workers.branch import execution as branches
 from workers.branch.execution import BranchFailed
 from workers.context.admission import Admission
 from workers.context.broken_models import BrokenModels
+from workers.context.budgets import Budgets
 from workers.context.fleet_checks import StorageWatch, VersionGate
 from workers.context.inflight import CallStoppedError, StopReason
 from workers.context.late_runs import LateRuns
@@ -42,7 +44,7 @@ from workers.reduce.stages import aggregate, collect
 from workers.telemetry.reports import Reports, Telemetry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable
 
     import pytest
 
@@ -240,6 +242,9 @@ class Calls:
         if self.is_stopping:
             raise CallStoppedError(StopReason.HANDED_BACK)
 
+    async def until(self, awaited: Awaitable[_T]) -> _T:
+        return await awaited
+
     async def call(
         self, run_id: str, coroutine: Coroutine[Any, Any, _T], *, has_deadline: bool
     ) -> _T:
@@ -261,6 +266,7 @@ class FakeContext(WorkerContext):
     # Unlike the parts of a real context, those of a test may be fakes, and may be replaced.
     models: Any
     branches: Any
+    budgets: Any
     admission: Any
     hand_back: Any
     runs: Any
@@ -274,7 +280,12 @@ class FakeContext(WorkerContext):
         self.spec = make_spec(**{"model": "fake", "prompt": "{input}", **fields})
         self.store = store or fake_store()
         if store is None:
-            self.store.create_run(RUN, spec=self.spec.model_dump_json(), created_at=1.0)
+            self.store.create_run(
+                RUN,
+                spec=self.spec.model_dump_json(),
+                created_at=1.0,
+                budget=run_limits(self.spec),
+            )
         self.publisher: Any = publisher or Publisher()
         self.messages: Any = MessageReader()
         self.answer: Callable[[LLMRequest], Any] = lambda request: f"answer to {request.prompt}"
@@ -293,13 +304,14 @@ class FakeContext(WorkerContext):
             "loop": SimpleNamespace(wait_for=asyncio.run),
             "models": SimpleNamespace(
                 made={"fake": self.llm},
-                in_flight=Calls(),
+                in_flight=(in_flight := Calls()),
                 limiter=Limiter(self.store),
                 broken=BrokenModels(self.store),
                 late=LateRuns(self.store),
                 common_failures=CommonFailures(self.store),
             ),
             "branches": Steps(self.store),
+            "budgets": Budgets(self.store, in_flight, {}, process="me", dies_after_s=15),
             "hand_back": SimpleNamespace(has_begun=False),
         }
         super().__init__(

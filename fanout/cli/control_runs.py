@@ -27,6 +27,7 @@ from fanout.cli.session import (
     say,
 )
 from fanout.client.past_runs import run_opener
+from fanout.core.errors import SpecError
 from fanout.core.records import ErrorKind
 from fanout.core.units import plural
 from fanout.inputs.intake import source_of_files
@@ -95,11 +96,22 @@ def _print_change(run: Run, changed: bool, what: str, *, as_json: bool) -> None:
 @run_argument
 @broker_option(EMBEDDED)
 @kind_option
+@click.option(
+    "--budget-usd",
+    metavar="N",
+    type=float,
+    help="A new budget of the whole run in US dollars, what it has spent included.",
+)
+@click.option("--budget-calls", metavar="N", type=int, help="The same in calls.")
+@click.option("--budget-tokens", metavar="N", type=int, help="The same in tokens.")
 @one_object
 def retry(
     run_id: str,
     broker_url: str | None,
     kinds: tuple[str, ...],
+    budget_usd: float | None,
+    budget_calls: int | None,
+    budget_tokens: int | None,
     as_json: bool,  # noqa: FBT001 - a click flag
 ) -> int:
     """Process the failed branches of a run that has ended again, and redo its aggregate.
@@ -109,11 +121,18 @@ def retry(
     """
     progress = Progress(idle="")
     stop = Stop(progress)
+    given = {"usd": budget_usd, "calls": budget_calls, "tokens": budget_tokens}
+    budget = {name: limit for name, limit in given.items() if limit is not None} or None
     with any_client(broker_url) as client, stop:
         run = client.find(run_id)
         chosen = [ErrorKind(kind) for kind in kinds] or list(ErrorKind)
         errors = run.status().errors
-        count = run.retry_failed(chosen)
+        try:
+            count = run.retry_failed(chosen, budget=budget)
+        except SpecError as error:
+            part, _, name = (error.field or "").partition(".")
+            field = f"--{part}-{name}" if name else error.field
+            raise SpecError(error.reason, field=field) from None
         stop.arm(run.run_id)
         unread = sum(errors.get(kind, 0) for kind in chosen) - count
         text = _retried(run.run_id, count, unread)

@@ -25,6 +25,7 @@ __all__ = [
     "Row",
     "busiest",
     "busy_places",
+    "cap_parts",
     "capacity_lines",
     "capacity_rows",
     "fleet_line",
@@ -80,6 +81,11 @@ def run_rows(status: Status, speed: Speed | None) -> list[Row]:
 
 
 def limit_parts(status: Status) -> list[str]:
+    """Return the cap of a run, its priority and its budget, if it has any."""
+    return [*cap_parts(status), *([] if status.budget is None else [status.budget.words])]
+
+
+def cap_parts(status: Status) -> list[str]:
     """Return the cap of a run, and its priority, if it has any."""
     parts = []
     if status.max_workers is not None:

@@ -12,7 +12,7 @@ import click
 from fanout.cli.completion import complete_files
 from fanout.core.errors import PromptError, SpecError
 from fanout.core.field_effects import CONFLICTS, READING, RULES, require_used
-from fanout.core.field_names import PARTS, canonical
+from fanout.core.field_names import PARTS, canonical, flat_name
 from fanout.core.job_files import load_job
 from fanout.core.lanes import LaneChoice
 from fanout.core.spec import ReduceName, RunSpec, SplitName, make_spec
@@ -131,6 +131,11 @@ _OPTIONS = [
             "The price of the models, in dollars per million tokens: input_mtok=, output_mtok=, "
             "cached_input_mtok=, cache_write_mtok=; give several. [default: as it is known]",
             multiple=True),
+    _option("--budget-usd", "N",
+            "The most US dollars that the run may spend. [default: no limit]", type=float),
+    _option("--budget-calls", "N", "The most calls that it may make. [default: no limit]"),
+    _option("--budget-tokens", "N",
+            "The most tokens that it may use, of prompts and answers. [default: no limit]"),
     _option("--timeout --timeout-s timeout_s", "SECONDS",
             "The longest a call may take. [default: 120, with --lane flex 900]"),
     _option("--deadline --deadline-s deadline_s", "SECONDS",
@@ -242,6 +247,7 @@ def _in_words(error: SpecError, job: Path | None, given: dict[str, Any]) -> Spec
     root, _, inner = error.field.partition(".")
     # Several models are one option.
     root = "model" if root == "models" and "model" in given else root
+    inner = flat_name(root, inner)
     option = next((name for name in (inner, root) if name in given), None)
     if option is None and job is not None:
         return SpecError(error.reason, field=f"{job}: {error.field}")

@@ -256,6 +256,8 @@ def summary(status: Status) -> str:
     if median_s is not None and slow_s is not None:
         parts.append(f"half took {duration(median_s)} at most, 99 % {duration(slow_s)}")
     parts.extend(_spent(status.usage))
+    if status.budget is not None:
+        parts.append(status.budget.words)
     return plain(f"run {status.run_id} {status.status.value}: {' · '.join(parts)}")
 
 

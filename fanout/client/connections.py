@@ -21,6 +21,7 @@ from fanout.client.polls import polls
 from fanout.client.run import AWAY_S, Run
 from fanout.core.errors import BrokerError, ModelError, RunError, SettingsError
 from fanout.core.lanes import first_lane
+from fanout.runs.budgets import run_limits
 from fanout.runs.enqueue import Enqueuer
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class Connections:
             max_workers=spec.max_workers,
             priority=spec.priority,
             is_gathered=first_lane(spec.lane) == "batch",
+            budget=run_limits(spec),
         )
 
     @contextmanager

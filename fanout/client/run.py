@@ -16,15 +16,17 @@ from fanout.core.answer_types import UNTYPED
 from fanout.core.errors import BrokerError, WaitTimeoutError
 from fanout.core.records import RunStatus
 from fanout.observe.probe import write_refusal
+from fanout.runs.budgets import checked_budget
 from fanout.runs.enqueue import close_input, delete, retry_failed, unpark
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+    from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 
     from fanout.broker.publisher import Publisher
     from fanout.core.answer_types import AnswerTypes
     from fanout.core.rate_limits import LimitState
     from fanout.core.records import ErrorKind
+    from fanout.core.spec import BudgetSpec
     from fanout.runs.results import Output
     from fanout.runs.status import Status
     from fanout.stores import RedisStore
@@ -326,7 +328,12 @@ class Run(RunAnswers):
         unpark(self._store, self._publisher, self.run_id)
         return was_paused
 
-    def retry_failed(self, kinds: Iterable[ErrorKind] | None = None) -> int:
+    def retry_failed(
+        self,
+        kinds: Iterable[ErrorKind] | None = None,
+        *,
+        budget: BudgetSpec | Mapping[str, Any] | None = None,
+    ) -> int:
         """Process the failed branches of a run that has ended again, and redo its aggregate.
 
         A document that could not be read is not read again: that takes a new run. If there is
@@ -334,16 +341,21 @@ class Run(RunAnswers):
 
         Args:
             kinds: The kinds of errors to retry; None is all.
+            budget: New limits for the whole run, what it has spent included: ``usd``, ``calls`` or
+                ``tokens``. Those that are not given stay.
 
         Returns:
             The number of branches to process, without those of documents that could not be read.
 
         Raises:
-            RunError: The run has not ended, or another process has just begun to retry it.
+            RunError: The run has not ended, another process has just begun to retry it, or it was
+                submitted without a budget, and cannot get one.
+            SpecError: The new budget has no room for a call, or cannot be kept.
         """
         check_as_client(self._store)
         chosen = None if kinds is None else frozenset(kinds)
-        return retry_failed(self._store, self._publisher, self.run_id, chosen)
+        limits = None if budget is None else checked_budget(budget)
+        return retry_failed(self._store, self._publisher, self.run_id, chosen, limits)
 
     def _known(self, *, changed: bool) -> bool:
         """Return ``changed``. Raises UnknownRunError if there is no run that could change."""

@@ -11,6 +11,7 @@ from fanout.core.ids import StageId
 from fanout.core.records import RunStatus, total_usage, usage_by_model
 from fanout.core.spec import RunSpec, stored_spec
 from fanout.runs.answer_text import EMPTY_GROUP
+from fanout.runs.budget_status import BudgetStatus
 from fanout.runs.common_errors import commonest_error
 from fanout.runs.evaluation import evaluate, evaluate_by
 from fanout.runs.outputs import output_of, refused_note, typed_value
@@ -94,7 +95,11 @@ class RunAnswers:
             priority=run.priority,
             kept_truncated=branches.kept_truncated,
             usage_by_model=usage_by_model([stage.usage_of for stage in stages]),
+            budget=self._budget(has_ended=run.has_ended) if run.has_budget else None,
         )
+
+    def _budget(self, *, has_ended: bool) -> BudgetStatus:
+        return BudgetStatus.of(self._store.budget(self.run_id), has_ended=has_ended)
 
     def result(self) -> Result[Any]:
         """Return the outcomes so far; all of them once the run has ended.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import jsonschema_rs
 import msgspec
@@ -18,12 +18,13 @@ from fanout.core.label_text import OPENINGS, layers, loosened
 from fanout.core.reasoning import OWN_TAGS, PROMPTED_TAGS, without_reasoning
 from fanout.core.schema_kinds import takes_text
 from fanout.core.schema_references import MOST_LEVELS, MOST_WAYS, levels, ways
-from fanout.core.strict_schema import WRAPPED, native_schema, object_properties
+from fanout.core.strict_schema import WRAPPED, Dialect, native_schema, object_properties
+from fanout.core.tokens import utf8_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from fanout.core.strict_schema import Dialect, NativeSchema
+    from fanout.core.strict_schema import NativeSchema
 
 __all__ = ["AnswerShape", "WrongShapeError", "checked_schema", "quoted", "shape_of"]
 
@@ -97,6 +98,15 @@ class AnswerShape:
             "Answer with one JSON value that is valid against this JSON Schema, and nothing else:\n"
             f"{schema}"
         )
+
+    @cached_property
+    def most_bytes(self) -> int:
+        """The most bytes that the shape adds to a request, in words or in a provider's form."""
+        forms = [self.native(dialect) for dialect in get_args(Dialect)]
+        schemas = [self.schema, *(form.schema for form in forms if form is not None)]
+        words = utf8_bytes(self.in_words)
+        # A provider shows a schema to the model with its own indentation.
+        return words + 2 * max(len(msgspec.json.encode(schema)) for schema in schemas)
 
     def checked(self, answer: str) -> str:
         """Return the answer in its stored form: a label, or JSON.

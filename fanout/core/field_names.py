@@ -1,7 +1,8 @@
 """The names of a job's fields, and their aliases.
 
-A field of ``retries`` or ``rate`` may also be given at the top level: ``max_attempts: 3`` is
-``retries: {max_attempts: 3}``. An option of the command line has the field's name, with dashes.
+A field of ``retries``, ``rate`` or ``budget`` may also be given at the top level: ``max_attempts: 3``
+is ``retries: {max_attempts: 3}``, and ``budget_usd: 5`` is ``budget: {usd: 5}``. An option of the
+command line has the field's name, with dashes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 from fanout.core.errors import SpecError
 
-__all__ = ["ALIASES", "PARTS", "canonical"]
+__all__ = ["ALIASES", "PARTS", "canonical", "flat_name", "inner_name"]
 
 ALIASES = {
     "llm": "model",
@@ -34,11 +35,27 @@ PARTS = {
     "max_wait_s": "retries",
     "requests_per_minute": "rate",
     "tokens_per_minute": "rate",
+    "budget_usd": "budget",
+    "budget_calls": "budget",
+    "budget_tokens": "budget",
 }
+# Their names in the part, where these are not the same.
+_INNER = {"budget_usd": "usd", "budget_calls": "calls", "budget_tokens": "tokens"}
+_FLAT = {(PARTS[flat], inner): flat for flat, inner in _INNER.items()}
+
+
+def inner_name(field: str) -> str:
+    """Return the name that a field which may be given at the top level has in its part."""
+    return _INNER.get(field, field)
+
+
+def flat_name(part: str, inner: str) -> str:
+    """Return the name at the top level of a field of a part."""
+    return _FLAT.get((part, inner), inner)
 
 
 def canonical(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return fields under their canonical names, those of ``retries`` and ``rate`` in their parts.
+    """Return fields under their canonical names, those of parts such as ``retries`` in these.
 
     Raises:
         SpecError: A field is given twice, under two names.
@@ -50,11 +67,11 @@ def canonical(fields: Mapping[str, Any]) -> dict[str, Any]:
         field = ALIASES.get(name, name)
         if field in PARTS:
             _note_name(given_as, field, name)
-            parts.setdefault(PARTS[field], {})[field] = value
+            parts.setdefault(PARTS[field], {})[inner_name(field)] = value
         elif field in PARTS.values() and isinstance(value, Mapping):
             for inner, one in value.items():
                 inner_field = ALIASES.get(str(inner), str(inner))
-                _note_name(given_as, inner_field, f"{name}.{inner}")
+                _note_name(given_as, flat_name(field, inner_field), f"{name}.{inner}")
                 parts.setdefault(field, {})[inner_field] = one
         else:
             _note_name(given_as, field, name)

@@ -23,13 +23,17 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from fanout.core import queue_names, sentinel_url
+from fanout.core.day_budgets import CountByModel, UsdByModel, day_limits
 from fanout.core.errors import SettingsError
 from fanout.core.field_words import wrong_value
 from fanout.core.redaction import redacted
+from fanout.core.setting_values import MAX_CONCURRENCY, parse_autoscale, state_home
 from fanout.core.store_urls import READ_SCHEMES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from fanout.core.budgets import BudgetLimits
 
 __all__ = [
     "AUTOSCALE_NEEDS_PREFORK",
@@ -49,7 +53,6 @@ DEFAULT_BROKER_URL = "redis://localhost:6379/0"
 _NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 _CALLABLES = re.compile(rf"\*|{_NAME}(?::[^\W\d_]\w*)?")
 _READ_SCHEME = re.compile(r"\*|[a-z][a-z0-9+.-]*")
-MAX_CONCURRENCY = 10_000
 AUTOSCALE_NEEDS_PREFORK = (
     "works with the prefork pool only; waiting branches cost very little, so set the maximum with "
     "--concurrency (FANOUT_CONCURRENCY), or choose --pool prefork"
@@ -77,6 +80,11 @@ class Settings(BaseSettings):
         key_prefix: The prefix of every key of the run store, so that teams can share a server.
         storage: The place of input and outcome files: a folder that all machines share, or a URL
             that fsspec knows, as ``s3://bucket/prefix``. None: the run store.
+        budget_usd_per_day: US dollars that a fleet may spend on a day (UTC): a number for all models
+            together, or ``MODEL=NUMBER``, several separated by commas; ``openai/*=20`` is for all of
+            that provider together. Calls that do not fit wait for the next day. None: no limit.
+        budget_calls_per_day: The same for calls.
+        budget_tokens_per_day: The same for tokens of prompts and answers.
         run_ttl_s: Seconds after their last write for which a run's records are kept.
         visibility_timeout_s: Seconds after which a dead worker's messages return to the queue. It
             may be shorter than a call: a live worker renews its leases.
@@ -125,6 +133,9 @@ class Settings(BaseSettings):
     model: str | None = None
     key_prefix: Annotated[str, Field(min_length=1, max_length=64)] = "fanout"
     storage: str | None = None
+    budget_usd_per_day: UsdByModel = None
+    budget_calls_per_day: CountByModel = None
+    budget_tokens_per_day: CountByModel = None
     run_ttl_s: Annotated[int, Field(ge=60)] = 7 * 24 * 3600
     visibility_timeout_s: Annotated[int, Field(ge=5)] = 30
     stall_s: Annotated[float, Field(ge=1)] = 15.0
@@ -152,7 +163,7 @@ class Settings(BaseSettings):
     flower_password_file: Path | None = None
     prices: Path | None = None
     cache_dir: Path = Field(default_factory=lambda: Path.home() / ".cache" / "fanout")
-    state_dir: Path = Field(default_factory=lambda: _state_home() / "fanout")
+    state_dir: Path = Field(default_factory=lambda: state_home() / "fanout")
 
     @field_validator("allowed_callables", "read_schemes", mode="before")
     @classmethod
@@ -267,6 +278,13 @@ class Settings(BaseSettings):
             self._check_ca_file(self.broker_ca_file)
         return self
 
+    @property
+    def day_budgets(self) -> dict[str, BudgetLimits]:
+        """The budgets of the fleet for a day, by model."""
+        return day_limits(
+            self.budget_usd_per_day, self.budget_calls_per_day, self.budget_tokens_per_day
+        )
+
     def _check_ca_file(self, path: Path) -> None:
         if not (self.broker_url or "").startswith(TLS_SCHEME):
             raise _wrong(
@@ -279,23 +297,6 @@ class Settings(BaseSettings):
             is_readable = isinstance(error, ssl.SSLError)
             reason = "it holds no certificate in PEM" if is_readable else error.strerror
             raise _wrong("broker_ca_file", f"cannot be used: {reason}") from error
-
-
-def _state_home() -> Path:
-    """Return the folder for the state of programs (the XDG Base Directory Specification)."""
-    home = Path(os.environ.get("XDG_STATE_HOME", ""))
-    # The specification requires that relative paths are ignored.
-    return home if home.is_absolute() else Path.home() / ".local" / "state"
-
-
-def parse_autoscale(text: str) -> tuple[int, int]:
-    """Return the two numbers of processes in ``MAX,MIN``. Raises ValueError."""
-    numbers = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
-    match numbers:
-        case [most, fewest] if MAX_CONCURRENCY >= most >= fewest >= 1:
-            return most, fewest
-    msg = f"must be MAX,MIN with {MAX_CONCURRENCY} >= MAX >= MIN >= 1, as 8,2"
-    raise ValueError(msg)
 
 
 def _wrong(field: str, message: str) -> PydanticCustomError:

@@ -32,6 +32,7 @@ from fanout.core.spec_errors import spec_error
 from fanout.core.spec_fields import (
     NUMBER,
     PART_CONFIG,
+    BudgetSpec,
     Fallback,
     Models,
     PromptOrder,
@@ -54,6 +55,7 @@ from fanout.core.spec_fields import (
 )
 
 __all__ = [
+    "BudgetSpec",
     "RateSpec",
     "RetrySpec",
     "RunSpec",
@@ -145,6 +147,8 @@ class RunSpec(SchemaField, AggregateFields):
             default is 900.
         rate: The rate limits of the model for the whole fleet.
         price: The prices of the models, where these are not the known ones; ``*`` is any model.
+        budget: What the calls of the run may use together. Those that do not fit are not made: their
+            branches fail as ``budget``, and the others are aggregated.
         retries: When a failed call is made again.
         deadline_s: Seconds from the submission after which no branch is begun. The branches left
             fail as ``expired``, and the finished ones are aggregated; one with ``certainty`` that has
@@ -211,6 +215,7 @@ class RunSpec(SchemaField, AggregateFields):
     timeout_s: Annotated[float, Field(gt=0), NUMBER] = 120.0
     rate: RateSpec = RateSpec()
     price: Prices = Field(default_factory=dict)
+    budget: BudgetSpec = BudgetSpec()
     retries: RetrySpec = RetrySpec()
     deadline_s: Annotated[float | None, Field(gt=0), NUMBER] = None
 
@@ -308,7 +313,12 @@ class RunSpec(SchemaField, AggregateFields):
 
 
 # The fields with fields of their own.
-_PARTS: dict[str, type[BaseModel]] = {"retries": RetrySpec, "rate": RateSpec, "price": PriceSpec}
+_PARTS: dict[str, type[BaseModel]] = {
+    "retries": RetrySpec,
+    "rate": RateSpec,
+    "budget": BudgetSpec,
+    "price": PriceSpec,
+}
 
 
 def _is_utf8(value: object) -> bool:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from fanout.core.budgets import BudgetLimits
 from fanout.core.cells import with_point
 from fanout.core.conditions import parse_condition
 from fanout.core.errors import SpecError
@@ -17,6 +18,7 @@ from fanout.core.rate_limits import Rates
 __all__ = [
     "NUMBER",
     "PART_CONFIG",
+    "BudgetSpec",
     "Fallback",
     "Models",
     "RateSpec",
@@ -165,6 +167,32 @@ class RetrySpec(BaseModel):
 
 
 PromptOrder = Literal["auto", "document_first", "as_written"]
+
+
+class BudgetSpec(BaseModel):
+    """What the calls of a run may use together, those of its reduce and of its retries included.
+
+    Attributes:
+        usd: US dollars; None is no limit.
+        calls: Calls, those that are made again included; None is no limit.
+        tokens: Tokens of prompts and answers; None is no limit.
+    """
+
+    model_config = PART_CONFIG
+
+    usd: Annotated[float | None, Field(gt=0, le=1_000_000), NUMBER] = None
+    calls: Annotated[int | None, Field(ge=1, le=1_000_000_000_000), NUMBER] = None
+    tokens: Annotated[int | None, Field(ge=1, le=1_000_000_000_000_000), NUMBER] = None
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is any limit."""
+        return self.usd is not None or self.calls is not None or self.tokens is not None
+
+    @property
+    def limits(self) -> BudgetLimits:
+        """The limits as a record."""
+        return BudgetLimits.of(usd=self.usd, calls=self.calls, tokens=self.tokens)
 
 
 class RateSpec(BaseModel):

@@ -219,6 +219,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
         priority: Its share of busy workers.
         permits_used: The permits that workers have; 0 without ``max_workers``.
         idle_s: The seconds for which it had ended before it was retried.
+        has_budget: Whether its calls must fit into a budget.
     """
 
     run_id: str
@@ -238,6 +239,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     priority: float = 1.0
     permits_used: int = 0
     idle_s: float = 0.0
+    has_budget: bool = False
 
     @property
     def elapsed_s(self) -> float:

@@ -133,6 +133,13 @@ class FakeLLM:
             return _reply(_MALFORMED, request)
         return _reply(self.answer or _default_answer(digest, request), request)
 
+    def longest_answer_tokens(self, request: LLMRequest) -> int:
+        """Return the most tokens that the answer to a request has, for budgets."""
+        if self._script is not None:
+            return request.max_tokens or self.context_tokens
+        answer = self.answer or _default_answer(self._digest(request), request)
+        return max(estimate_tokens(answer), estimate_tokens(_MALFORMED))
+
     def _digest(self, request: LLMRequest) -> bytes:
         key = json.dumps([self.seed, request.seed, request.system, request.whole_prompt])
         return hashlib.sha512(key.encode("utf-8", "surrogatepass")).digest()

@@ -21,6 +21,7 @@ from fanout.core.spec import stored_spec
 from fanout.inputs.splitters import make_splitter, split_documents
 from fanout.policy.admission import shard_window
 from fanout.policy.packing import MAX_SHARD_BRANCHES, pack, shard_chunk
+from fanout.runs.budgets import new_limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from fanout.broker.publisher import Publisher
     from fanout.core.ids import ShardId
     from fanout.core.records import Chunk, Shard
-    from fanout.core.spec import RunSpec
+    from fanout.core.spec import BudgetSpec, RunSpec
     from fanout.core.state import RunRecord, StageRecord
     from fanout.stores import RedisStore
 
@@ -270,21 +271,30 @@ def unpark(store: RedisStore, publisher: Publisher, run_id: str) -> int:
 
 
 def retry_failed(
-    store: RedisStore, publisher: Publisher, run_id: str, kinds: frozenset[ErrorKind] | None
+    store: RedisStore,
+    publisher: Publisher,
+    run_id: str,
+    kinds: frozenset[ErrorKind] | None,
+    budget: BudgetSpec | None = None,
 ) -> int:
     """Reopen a run that has ended for its failed branches; return their number.
 
     Reopening is one atomic step; if this process dies after it, the reaper does the rest. Each shard
     is reset when it is published (``reset_retried_shard``). Shards without such branches need no
     calls, and the aggregate is made again. A run that would end again as it has ended stays as it is.
+    ``budget`` has the limits that replace those of the run; the others stay.
 
     Raises:
-        RunError: The run has not ended, or another process is retrying it.
+        RunError: The run has not ended, or another process is retrying it; or it has no budget.
+        SpecError: The new budget has no room, or cannot be kept.
     """
     run = store.run(run_id)
     map_id = StageId(run_id, 0)
     record = store.stage(map_id)
     errors = record.errors
+    limits = None
+    if budget is not None and run.has_ended:
+        limits = new_limits(store, run, budget)
     wanted = frozenset(errors if kinds is None else errors.keys() & kinds)
     unread = 0
     if run.has_ended and ErrorKind.BAD_REQUEST in wanted:
@@ -293,6 +303,8 @@ def retry_failed(
             wanted, unread = wanted - {ErrorKind.BAD_REQUEST}, 0
     if not wanted and _is_decided(run, record, stored_spec(store.spec(run_id))):
         return 0
+    if limits is not None:
+        store.set_budget(run_id, limits=limits[0], map_limits=limits[1])
     if not store.reopen_run(run_id, retry=wanted):
         raise RunError(f"run {run_id} {_problem_of_retry(store, store.run(run_id))}")
     publisher.forget_chord(map_id)

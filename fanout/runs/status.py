@@ -11,6 +11,7 @@ from fanout.aggregators import Aggregate  # noqa: TC001 - msgspec reads the anno
 from fanout.core.latency import Latency
 from fanout.core.records import ErrorKind, RunStatus, Usage
 from fanout.core.units import plural
+from fanout.runs.budget_status import BudgetStatus  # noqa: TC001 - part of a public record
 
 __all__ = [
     "ReduceError",
@@ -98,6 +99,7 @@ class Status:
         permits_used: How many of these the workers have now: about its branches in flight. None
             without ``max_workers``.
         priority: The run's share of busy workers.
+        budget: What is left of the run's budget; None without one.
     """
 
     run_id: str
@@ -120,6 +122,7 @@ class Status:
     priority: float = 1.0
     kept_truncated: int = 0
     usage_by_model: dict[str, Usage] = field(default_factory=dict)
+    budget: BudgetStatus | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-able values, as ``fanout status --json`` prints them."""
@@ -133,6 +136,7 @@ class Status:
             "usage_by_model": {name: one.to_dict() for name, one in self.usage_by_model.items()},
             "latency": latency_row(self.latency),
             "stages": msgspec.to_builtins(self.stages),
+            "budget": None if self.budget is None else self.budget.to_dict(),
         }
 
 
@@ -156,6 +160,11 @@ def retry_help(status: Status) -> str:
     A retry does not help those that cannot be used as they are, such as a document that could not be
     read.
     """
+    over = status.errors.get(ErrorKind.BUDGET, 0)
+    if status.budget is not None and over and over == status.failed:
+        which = "them" if over > 1 else "it"
+        option = f"--budget-{status.budget.fullest}"
+        return f"`fanout retry {status.run_id} {option} N` goes on with {which} and a larger budget"
     again = status.failed - status.errors.get(ErrorKind.BAD_REQUEST, 0)
     if again <= 0:
         return f"`fanout errors {status.run_id}` says why, and a retry does not help"

@@ -66,6 +66,7 @@ _T = TypeVar("_T")
 RUN_FIELDS = (
     "status", "created_at", "ended_at", "stage", "base_stage", "halt", "deadline_at", "error",
     "paused", "retry", "reopened_at", "max_workers", "priority", "permits", "wire", "idle_s",
+    "budget_usd", "budget_calls", "budget_tokens",
 )  # fmt: skip
 
 _encode = msgspec.json.Encoder().encode
@@ -189,6 +190,7 @@ def _run(run_id: str, values: list[bytes | None], read_at: float) -> RunRecord:
         priority=float(text["priority"] or 1),
         permits_used=int(text["permits"] or 0),
         idle_s=float(text["idle_s"] or 0),
+        has_budget=any(text[f"budget_{name}"] for name in ("usd", "calls", "tokens")),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -27,13 +28,15 @@ from workers.context.broken_models import unusable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from fanout.core.ids import StageId
     from fanout.core.spec import RetrySpec, RunSpec
     from fanout.llm.base import LLM, LLMRequest
-    from fanout.llm.calls import CallGate
+    from fanout.llm.calls import CallAttempt, CallGate
     from fanout.policy.progress import CallsSoFar
     from workers.branch.claims import Claim
+    from workers.context.budgets import BudgetedCalls
     from workers.context.worker_context import WorkerContext
     from workers.telemetry.reports import Calls
 
@@ -212,38 +215,52 @@ class Asking:
                 request = structs.replace(request, lane="realtime")
         self._calls.asks(model, request)
         wait: Callable[[float], Awaitable[None]] = models.in_flight.wait
-        if gathered is not None:
-            # The next call waits for its batch anyway.
-            (llm, gate), wait = gathered, _at_once
-        else:
-            limits = models.limiter.gate(model, spec.rate.rates, gives_up=gives_up)
-            compares = not self._calls.is_by_model
-            gate = self._claim.gate(limits, spec.timeout_s, compares=compares)
+        observe: Callable[[CallAttempt], None] = partial(self._calls.ended, model)
+        gate: CallGate
         wants_json = is_branch and spec.output_format == "json"
-        return await models.in_flight.call(
-            self._stage_id.run_id,
-            complete_with_retries(
-                llm,
-                request,
-                policy=retries,
-                timeout_s=spec.timeout_s,
-                max_reasks=spec.max_reasks,
-                keeps_cut=spec.on_truncated == "keep",
-                window_tokens=self._window(model),
-                validate=validate_json if wants_json else None,
-                gate=gate,
-                # A document may be larger than an answer.
-                max_output_kb=(
-                    None if model == READER_MODEL else self._context.settings.max_output_kb
+        with self._budgeted(model, llm) as budgeted:
+            if budgeted is not None:
+                observe = budgeted.observing(observe)
+            if gathered is not None:
+                # The next call waits for its batch anyway.
+                (llm, gate), wait = gathered, _at_once
+            else:
+                gate = models.limiter.gate(model, spec.rate.rates, gives_up=gives_up)
+                if budgeted is not None:
+                    gate = budgeted.gate(gate)
+                compares = not self._calls.is_by_model
+                gate = self._claim.gate(gate, spec.timeout_s, compares=compares)
+            return await models.in_flight.call(
+                self._stage_id.run_id,
+                complete_with_retries(
+                    llm,
+                    request,
+                    policy=retries,
+                    timeout_s=spec.timeout_s,
+                    max_reasks=spec.max_reasks,
+                    keeps_cut=spec.on_truncated == "keep",
+                    window_tokens=self._window(model),
+                    validate=validate_json if wants_json else None,
+                    gate=gate,
+                    # A document may be larger than an answer.
+                    max_output_kb=(
+                        None if model == READER_MODEL else self._context.settings.max_output_kb
+                    ),
+                    observe=observe,
+                    so_far=so_far,
+                    keep=keep,
+                    price=price_of(model, spec.price),
+                    sleep=wait,
                 ),
-                observe=partial(self._calls.ended, model),
-                so_far=so_far,
-                keep=keep,
-                price=price_of(model, spec.price),
-                sleep=wait,
-            ),
-            has_deadline=is_branch,
-        )
+                has_deadline=is_branch,
+            )
+
+    def _budgeted(self, model: str, llm: LLM) -> AbstractContextManager[BudgetedCalls | None]:
+        """Return the budgets that the calls to a model must fit into; None if there are none."""
+        budgets = self._context.budgets
+        if not budgets.applies(self._spec):
+            return nullcontext()
+        return budgets.calls(self._stage_id, self._spec, model, llm) or nullcontext()
 
     async def _gathered(self, model: str, llm: LLM) -> tuple[LLM, CallGate] | None:
         """Return what takes the place of a model in the batch lane; None for calls that are made now."""

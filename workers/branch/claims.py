@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 # How long a claim lasts beyond the calls of its branch and their waits; and the longest wait for a
-# rate limit.
+# rate limit or a budget.
 _HOLD_MARGIN_S = 60
 _LONGEST_QUEUE_S = 24 * 3600
 
@@ -172,7 +172,8 @@ class Claim:
         except (UnknownRunError, StoredDataError):
             # There will be no call.
             return 0
-        waits_s = _LONGEST_QUEUE_S if spec.rate.rates.is_limited else 0.0
+        may_queue = spec.rate.rates.is_limited or self._context.budgets.applies(spec)
+        waits_s = _LONGEST_QUEUE_S if may_queue else 0.0
         # An outage may last this long before the first call, and the calls may take as long again.
         longest_s = 2 * (spec.retries.max_elapsed_s + spec.timeout_s)
         # Each model that is asked in turn may make one more call.

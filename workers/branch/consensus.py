@@ -16,6 +16,7 @@ import msgspec
 from fanout.aggregators.parts import Fields
 from fanout.aggregators.vote import Vote
 from fanout.core.errors import LLMError
+from fanout.core.records import ErrorKind
 from fanout.llm.answers import validated
 from fanout.policy.consensus import question
 from fanout.policy.progress import ENDS_ALIKE
@@ -24,7 +25,7 @@ from fanout.policy.retries import STOPS_RUN
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from fanout.core.records import ErrorKind, Outcome
+    from fanout.core.records import Outcome
     from fanout.core.spec import RunSpec
     from workers.branch.claims import Claim
     from workers.telemetry.reports import Calls
@@ -82,7 +83,12 @@ async def ask_until_certain(
             late.add(model)
         # Without a call there is nothing new to keep.
         is_written = is_written and not answer.attempts
-        if len(models) == 1 and _is_final(answer.kind, has_answer=so_far.poll.winner is not None):
+        if len(models) > 1:
+            continue
+        if answer.kind is ErrorKind.BUDGET and not calls.stop_after:
+            # The run's own budget has no room for another answer.
+            return so_far.outcome(index)
+        if _is_final(answer.kind, has_answer=so_far.poll.winner is not None):
             return so_far.outcome(index, is_stopped=True)
     return so_far.outcome(index)
 

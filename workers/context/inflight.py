@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import threading
 from collections import defaultdict
@@ -14,7 +15,7 @@ from fanout.core.records import ErrorKind, RunStatus
 from fanout.system.logs import about
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Coroutine
+    from collections.abc import Awaitable, Callable, Container, Coroutine
 
     from fanout.stores import RedisStore
     from workers.context.event_loop import LoopThread
@@ -111,14 +112,26 @@ class InFlight:
         Raises:
             CallStoppedError: This worker stops.
         """
-        self.require_room()
+        await self.until(asyncio.sleep(seconds))
+
+    async def until(self, awaited: Awaitable[_T]) -> _T:
+        """Await what a branch waits for between its calls, as ``wait`` does.
+
+        Raises:
+            CallStoppedError: This worker stops.
+        """
         task = asyncio.current_task()
+        try:
+            self.require_room()
+        except CallStoppedError:
+            if inspect.iscoroutine(awaited):
+                awaited.close()
+            raise
         if task is None:
-            await asyncio.sleep(seconds)
-            return
+            return await awaited
         self._waiting.add(task)
         try:
-            await asyncio.sleep(seconds)
+            return await awaited
         finally:
             self._waiting.discard(task)
 

@@ -15,6 +15,7 @@ from fanout.broker.publisher import Publisher
 from fanout.system.threads import ReadyThreads
 from workers.context.admission import Admission
 from workers.context.branch_steps import BranchSteps
+from workers.context.budgets import Budgets
 from workers.context.event_loop import LoopThread
 from workers.context.fleet_checks import StorageWatch, VersionGate
 from workers.context.inflight import HandBack
@@ -88,6 +89,7 @@ class WorkerContext:
         models: The models, their limits and their calls in flight.
         runs: The caches of runs.
         branches: The steps that branches share, and their progress.
+        budgets: Makes the calls fit into the budgets of runs and of days.
         version_gate: Refuses a worker whose wire version differs from its fleet's.
         storage: Pauses a worker that does not see its fleet's storage.
         admission: Decides which waiting branches may make their calls next.
@@ -103,6 +105,7 @@ class WorkerContext:
     models: Models
     runs: RunCaches
     branches: BranchSteps
+    budgets: Budgets
     version_gate: VersionGate
     storage: StorageWatch
     admission: Admission
@@ -116,12 +119,13 @@ class WorkerContext:
         self._closers.append(callback)
 
     def wind_up(self) -> None:
-        """Send pending reports, and give back the permits: the process is about to end."""
+        """Send pending reports, and give back permits and budgets: the process is about to end."""
         self.reports.close()
-        giving = asyncio.run_coroutine_threadsafe(self.admission.aclose(), self.loop.event_loop)
-        # If the server does not answer, they lapse.
-        with suppress(TimeoutError):
-            giving.result(_GIVE_BACK_S)
+        for ending in (self.admission.aclose(), self.budgets.aclose()):
+            giving = asyncio.run_coroutine_threadsafe(ending, self.loop.event_loop)
+            # If the server does not answer, they lapse.
+            with suppress(TimeoutError):
+                giving.result(_GIVE_BACK_S)
 
     def close(self) -> None:
         """Close the models, the loop, the threads and the connections."""
@@ -156,6 +160,9 @@ def make_context(app: WorkerApp, *, concurrency: int) -> WorkerContext:
     watching = connections.fail_fast_store
     models = Models(connections, settings, concurrency=concurrency, quiets_clients=app.owns_process)
     loop = LoopThread()
+    # A prefork child's permits are its own, not its parent's.
+    process = f"{app.holder}:{os.getpid()}"
+    dies_after_s = ALIVE * settings.visibility_timeout_s
     return WorkerContext(
         settings=settings,
         holder=app.holder,
@@ -169,15 +176,17 @@ def make_context(app: WorkerApp, *, concurrency: int) -> WorkerContext:
             models.in_flight,
             step_s=_STEP_LEASES * settings.visibility_timeout_s,
         ),
+        budgets=Budgets(
+            watching,
+            models.in_flight,
+            settings.day_budgets,
+            process=process,
+            dies_after_s=dies_after_s,
+        ),
         version_gate=VersionGate(watching, app.holder),
         storage=StorageWatch(watching, settings),
         admission=Admission(
-            partial(
-                watching.share_permits,
-                # A prefork child's permits are its own, not its parent's.
-                process=f"{app.holder}:{os.getpid()}",
-                dies_after_s=ALIVE * settings.visibility_timeout_s,
-            ),
+            partial(watching.share_permits, process=process, dies_after_s=dies_after_s),
             sure_s=SURE * settings.visibility_timeout_s,
         ),
         leads=Leads(watching, ReadyThreads(_ASKERS, "fanout-lead")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fanout.stores.redis.batch_lanes import RedisBatchLanes
 from fanout.stores.redis.branches import RedisBranches
+from fanout.stores.redis.budgets import RedisBudgets
 from fanout.stores.redis.fleet import RedisFleet
 from fanout.stores.redis.limits import RedisLimits
 from fanout.stores.redis.runs import RedisRuns
@@ -21,6 +22,7 @@ class RedisStore(
     RedisFleet,
     RedisLimits,
     RedisTokens,
+    RedisBudgets,
 ):
     """What a run needs remembered, on a Redis-protocol server.
 

@@ -15,11 +15,13 @@ from fanout.stores import codec
 from fanout.stores.blobs.base import blob_folder
 from fanout.stores.redis import run_scripts, turn_scripts
 from fanout.stores.redis.base import seconds, translated
+from fanout.stores.redis.budgets import budget_fields
 from fanout.stores.redis.stages import RedisStages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from fanout.core.budgets import BudgetLimits
     from fanout.core.records import ErrorKind
     from fanout.core.state import RunRecord
 
@@ -51,6 +53,7 @@ class RedisRuns(RedisStages):
         max_workers: int | None = None,
         priority: float = 1.0,
         is_gathered: bool = False,
+        budget: tuple[BudgetLimits, BudgetLimits] | None = None,
     ) -> None:
         """Write a new run in status ``enqueuing``.
 
@@ -63,6 +66,7 @@ class RedisRuns(RedisStages):
             max_workers: The most branches of it in flight, or None.
             priority: Its share of busy workers.
             is_gathered: Whether its calls may wait for batches: more shards are open then.
+            budget: What all its calls may use, and those of its branches; None without a budget.
         """
         key = self._run(run_id)
         fields = {"spec": spec, "status": RunStatus.ENQUEUING.value, "created_at": created_at}
@@ -77,6 +81,8 @@ class RedisRuns(RedisStages):
             fields["is_gathered"] = 1
         if priority != 1:
             fields |= {"priority": priority, "turns": turns_of(priority)}
+        if budget is not None:
+            fields |= budget_fields(*budget)
         with self._redis.pipeline() as pipe:
             pipe.hset(key, mapping=cast("dict[Any, Any]", fields))
             pipe.expire(key, self._ttl_s)
@@ -252,7 +258,7 @@ class RedisRuns(RedisStages):
                 # If the storage is unreachable, or another one, the sweep deletes them later.
                 self._drop_files(run_id)
         run = self._run(run_id)
-        rest = ("result", "parked", "permits", "gathered", "batches")
+        rest = ("result", "parked", "permits", "gathered", "batches", "budget")
         self._redis.delete(*(f"{run}:{part}" for part in rest))
         self._unlist(run_id)
         self._redis.srem(self._active, run_id)

@@ -26,7 +26,7 @@ from fanout.cli.main import _COMMANDS
 from fanout.cli.options import _OPTION_OF, job_options, job_spec
 from fanout.core.errors import BrokerError, LLMError, ModelError, SettingsError, SpecError
 from fanout.core.field_effects import CONFLICTS, FUNCTION_RULES, RULES, require_used
-from fanout.core.field_names import ALIASES, PARTS
+from fanout.core.field_names import ALIASES, PARTS, inner_name
 from fanout.core.records import Document
 from fanout.core.settings import Settings, load_settings
 from fanout.core.spec import RunSpec, make_spec, stored_spec
@@ -47,7 +47,7 @@ ALWAYS = {
     "group_by", "min_success", "max_workers", "priority", "timeout_s", "deadline_s", "max_attempts",
     "max_elapsed_s", "requests_per_minute", "tokens_per_minute", "sample", "limit", "labels",
     "lane", "prompt_order",
-    "price",
+    "price", "budget_usd", "budget_calls", "budget_tokens",
 }  # fmt: skip
 # These have one beside some others only: a value, and with which others it has one and has none.
 SOMETIMES: dict[str, tuple[Any, list[Any], list[Any]]] = {
@@ -74,7 +74,7 @@ SOMETIMES: dict[str, tuple[Any, list[Any], list[Any]]] = {
 READING = {
     "base_dir", "text_column", "delimiter", "sheet", "encoding", "parse_timeout_s", "id_column", "where",
 }  # fmt: skip
-FIELDS = [name for name in RunSpec.model_fields if name not in {"retries", "rate"}] + list(PARTS)
+FIELDS = [name for name in RunSpec.model_fields if name not in {*PARTS.values()}] + list(PARTS)
 
 
 def default_of(name):
@@ -105,8 +105,8 @@ def test_every_field_of_a_job_is_read_by_what_does_the_job(name):
     own = {
         "prompt": "prompts", "aspects": "prompts", "reduce": "reduction", "models": "variants",
         **dict.fromkeys(("requests_per_minute", "tokens_per_minute"), "rates"),
-    }.get(name, name)  # fmt: skip
-    read = re.compile(rf"(?:spec|policy|_spec|rate)\.{own}\b")
+    }.get(name, inner_name(name))  # fmt: skip
+    read = re.compile(rf"(?:spec|policy|_spec|rate|budget|limits)\.{own}\b")
     assert any(read.search(source) for source in sources)
 
 
@@ -588,7 +588,7 @@ VARIABLES = {
     "batch_calls", "batch_wait_s", "batch_poll_s",
     "worker_name", "pool", "allowed_callables", "read_schemes", "max_message_kb", "max_output_kb",
     "log_format", "traces", "task_events", "flower_password", "flower_password_file", "cache_dir",
-    "state_dir", "prices",
+    "state_dir", "prices", "budget_usd_per_day", "budget_calls_per_day", "budget_tokens_per_day",
 }  # fmt: skip
 REFUSED = {
     "broker_ca_file": ({"FANOUT_BROKER_CA_FILE": "/x"}, "the broker's URL is not rediss"),

@@ -19,12 +19,12 @@ from fanout.cli.run import run
 from fanout.client.arguments import checked_count
 from fanout.client.client import Client
 from fanout.core.errors import InputError, RunError, SpecError
-from fanout.core.field_names import ALIASES, PARTS
+from fanout.core.field_names import ALIASES, PARTS, flat_name, inner_name
 from fanout.core.job_files import load_job
 from fanout.core.records import Variants
 from fanout.core.settings import load_settings
 from fanout.core.spec import RunSpec, make_spec, stored_spec
-from fanout.core.spec_fields import RateSpec, RetrySpec
+from fanout.core.spec_fields import BudgetSpec, RateSpec, RetrySpec
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -99,7 +99,9 @@ def test_a_wrong_field_names_itself_its_value_and_what_is_allowed(fields, words)
 def number_fields() -> dict[str, tuple[type, str]]:
     """Return the type of each numeric field, and a valid value of it as text."""
     fields = {}
-    parts: dict[str, type[BaseModel]] = {"": RunSpec, "retries.": RetrySpec, "rate.": RateSpec}
+    parts: dict[str, type[BaseModel]] = {
+        "": RunSpec, "retries.": RetrySpec, "rate.": RateSpec, "budget.": BudgetSpec,
+    }  # fmt: skip
     for part, model in parts.items():
         for name, schema in model.model_json_schema(by_alias=False)["properties"].items():
             kinds = {one.get("type") for one in [schema, *schema.get("anyOf", [])]}
@@ -162,7 +164,7 @@ def test_all_answers_of_a_consensus_are_one_branch():
         make_spec(model=["fake", "local"], reduce="vote", group_by="model", **fields)
 
 
-@pytest.mark.parametrize("model", [RetrySpec, RateSpec])
+@pytest.mark.parametrize("model", [RetrySpec, RateSpec, BudgetSpec])
 def test_a_part_by_itself_refuses_text_too(model):
     for name in model.model_fields:
         with pytest.raises(ValueError, match="must be a number, not text"):
@@ -340,6 +342,7 @@ VALUES = {
     "by": "sentiment", "measures": "count,mean:stars", "k": 3,
     "tokens_per_minute": 7, "aspects": {"a": "{input}"}, "models": ["fake", "fake?seed=2"],
     "labels": "gold", "lane": "auto", "prompt_order": "as_written",
+    "budget_usd": 2.5, "budget_calls": 30, "budget_tokens": 4000,
     "fallback": ["fake?seed=3"], "price": {"input_mtok": 0.25, "output_mtok": 2},
 }  # fmt: skip
 # What a field needs beside it to have an effect.
@@ -357,13 +360,13 @@ NEEDS: dict[str, dict[str, Any]] = {
     "certainty": {"samples": 2},
     "lane": {"model": "openai/m", "deadline_s": 9},
 }
-FLAT = [name for name in RunSpec.model_fields if name not in {"retries", "rate"}] + list(PARTS)
+FLAT = [name for name in RunSpec.model_fields if name not in {*PARTS.values()}] + list(PARTS)
 NAMES = [*FLAT, *ALIASES]
 
 
 def value_of(spec, name):
     field = ALIASES.get(name, name)
-    return getattr(getattr(spec, PARTS[field]) if field in PARTS else spec, field)
+    return getattr(getattr(spec, PARTS[field]) if field in PARTS else spec, inner_name(field))
 
 
 def job_with(name):
@@ -398,8 +401,11 @@ def option_words(name, value):
 
 
 def test_every_field_has_a_part_where_it_may_stand_by_itself():
-    parts: dict[str, Any] = {"retries": RetrySpec, "rate": RateSpec}
-    assert {n: part for part, model in parts.items() for n in model.model_fields} == PARTS
+    parts: dict[str, Any] = {"retries": RetrySpec, "rate": RateSpec, "budget": BudgetSpec}
+    names = [
+        (flat_name(part, n), part) for part, model in parts.items() for n in model.model_fields
+    ]
+    assert dict(names) == PARTS
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -25,6 +25,8 @@ READS = {
     "pause_of": lambda store: store.pause_of("m"),
     "token_sums": lambda store: store.token_sums("m"),
     "cut_ratio": lambda store: store.cut_ratio("m", "words"),
+    "budget": lambda store: store.budget(RUN),
+    "day_budgets": lambda store: store.day_budgets(["*"]),
     "totals": lambda store: store.totals(),
     "active_runs": lambda store: store.active_runs(),
     "wire": lambda store: store.wire(),

@@ -1,0 +1,146 @@
+"""The records of budgets: what calls may use, and what they have used.
+
+Money is counted in whole billionths of a US dollar, so that sums of millions of calls are exact.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Self
+
+import msgspec
+
+__all__ = [
+    "NO_AMOUNTS",
+    "Amounts",
+    "BudgetLimits",
+    "BudgetReply",
+    "BudgetReport",
+    "BudgetState",
+    "nano_usd_of",
+]
+
+NANO = 1_000_000_000
+# Floats have noise below this part of a billionth.
+_NOISE_DIGITS = 3
+
+
+def nano_usd_of(usd: float) -> int:
+    """Return US dollars in billionths, rounded up: what is counted is never less than what is paid."""
+    return math.ceil(round(usd * NANO, _NOISE_DIGITS))
+
+
+class Amounts(msgspec.Struct, frozen=True, kw_only=True):
+    """What calls use, or may use at most.
+
+    Attributes:
+        nano_usd: Billionths of a US dollar.
+        calls: Calls.
+        tokens: Tokens of prompts and answers.
+    """
+
+    nano_usd: int = 0
+    calls: int = 0
+    tokens: int = 0
+
+    @property
+    def usd(self) -> float:
+        """US dollars."""
+        return self.nano_usd / NANO
+
+    def __add__(self, other: Amounts) -> Amounts:
+        return Amounts(
+            nano_usd=self.nano_usd + other.nano_usd,
+            calls=self.calls + other.calls,
+            tokens=self.tokens + other.tokens,
+        )
+
+    def __sub__(self, other: Amounts) -> Amounts:
+        return Amounts(
+            nano_usd=self.nano_usd - other.nano_usd,
+            calls=self.calls - other.calls,
+            tokens=self.tokens - other.tokens,
+        )
+
+
+NO_AMOUNTS = Amounts()
+
+
+class BudgetLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What calls may use together; None is no limit. For the fields see Amounts."""
+
+    nano_usd: int | None = None
+    calls: int | None = None
+    tokens: int | None = None
+
+    @classmethod
+    def of(
+        cls, *, usd: float | None = None, calls: int | None = None, tokens: int | None = None
+    ) -> Self:
+        """Return limits that are given in US dollars."""
+        # Rounded down, as what is counted is rounded up.
+        nano_usd = None if usd is None else math.floor(round(usd * NANO, _NOISE_DIGITS))
+        return cls(nano_usd=nano_usd, calls=calls, tokens=tokens)
+
+    @property
+    def usd(self) -> float | None:
+        """US dollars."""
+        return None if self.nano_usd is None else self.nano_usd / NANO
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is any limit."""
+        return self != BudgetLimits()
+
+
+class BudgetReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a process reports of its use of a budget, and what it asks for.
+
+    Attributes:
+        session: The unique name of this use of the budget by one process.
+        number: Counts the reports of a session from 1 on: one that arrives twice counts once.
+        held: What its calls in flight may use at most.
+        spent: What its calls have used since the session began.
+        asked: For each further call, what it may use at most, and whether it is of the reduce.
+    """
+
+    session: str
+    number: int
+    held: Amounts = NO_AMOUNTS
+    spent: Amounts = NO_AMOUNTS
+    asked: tuple[tuple[Amounts, bool], ...] = ()
+
+
+class BudgetState(msgspec.Struct, frozen=True, kw_only=True):
+    """A budget as the server has it.
+
+    Attributes:
+        limits: What all calls together may use.
+        map_limits: What those of the branches may use: the rest is kept for the reduce.
+        spent: What calls have used; one whose use is unknown counts with the most that it can have used.
+        unsure: What calls in flight on processes that have died may have used.
+        held: What calls in flight may use.
+    """
+
+    limits: BudgetLimits = BudgetLimits()
+    map_limits: BudgetLimits = BudgetLimits()
+    spent: Amounts = NO_AMOUNTS
+    unsure: Amounts = NO_AMOUNTS
+    held: Amounts = NO_AMOUNTS
+
+    @property
+    def used(self) -> Amounts:
+        """What counts as used."""
+        return self.spent + self.unsure
+
+
+class BudgetReply(msgspec.Struct, frozen=True, kw_only=True):
+    """The reply to a report.
+
+    Attributes:
+        granted: For each call that was asked for, whether it may begin.
+        state: The budget after that.
+    """
+
+    granted: tuple[bool, ...]
+    state: BudgetState

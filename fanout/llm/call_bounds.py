@@ -1,0 +1,147 @@
+"""The most that a call can use: an upper bound, not an estimate, as budgets need it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fanout.core.lanes import first_lane
+from fanout.core.tokens import utf8_bytes
+from fanout.llm.callables import CallableLLM, takes_prompt_only
+from fanout.llm.prices import price_of
+from fanout.llm.registry import known_context_tokens
+from fanout.policy.budgets import most_of_call
+
+if TYPE_CHECKING:
+    from fanout.core.budgets import Amounts, BudgetLimits
+    from fanout.core.spec import RunSpec
+    from fanout.llm.base import LLM, LLMRequest
+    from fanout.policy.pricing import Price
+
+__all__ = ["CallBounds", "longest_answer", "prompt_tokens_at_most", "unkept"]
+
+# The longest answers of models in tokens, reasoning included, as the providers' model pages give
+# them; the first prefix that fits. Sources: https://developers.openai.com/api/docs/models,
+# https://ai.google.dev/gemini-api/docs/models,
+# https://platform.claude.com/docs/en/about-claude/models/overview.
+_LONGEST = {
+    "openai/gpt-5-chat": 16_384,
+    "openai/gpt-5-pro": 272_000,
+    "openai/gpt-5": 128_000,
+    "openai/gpt-4.1": 32_768,
+    "openai/gpt-4o": 16_384,
+    "openai/gpt-4-turbo": 4_096,
+    "openai/gpt-3.5": 4_096,
+    "openai/o1-mini": 65_536,
+    "openai/o1-preview": 32_768,
+    "openai/o1": 100_000,
+    "openai/o3": 100_000,
+    "openai/o4": 100_000,
+    # The adapter asks for no longer ones.
+    "anthropic/claude": 128_000,
+    "gemini/gemini-1": 8_192,
+    "gemini/gemini-2.0": 8_192,
+    "gemini/gemini": 65_536,
+    "local": 1_024,
+}
+# What a server adds to a prompt: marks of its messages, a system prompt of its own, and the frame in
+# which it shows a schema to the model.
+_ADDED_TOKENS = 256
+_ADDED_TO_SCHEMA_TOKENS = 1_024
+_ADDED_TO_MESSAGE_TOKENS = 16
+
+
+def longest_answer(model: str) -> int | None:
+    """Return the most tokens that an answer of a model can have, if the table of models has them."""
+    name = model.removeprefix("litellm/")
+    return next((tokens for prefix, tokens in _LONGEST.items() if name.startswith(prefix)), None)
+
+
+def _is_fake(model: str) -> bool:
+    return model == "fake" or model.startswith("fake?")
+
+
+def prompt_tokens_at_most(request: LLMRequest, *, has_frame: bool = True) -> int:
+    """Return the most tokens that the prompt of a request can have.
+
+    A tokenizer makes at most one token of a byte. ``has_frame``: whether a server adds something.
+    """
+    turns = request.turns
+    texts = [request.prompt, request.system or "", *(turn.answer for turn in turns)]
+    size = sum(map(utf8_bytes, [*texts, *(turn.reply for turn in turns)]))
+    if request.shape is not None:
+        size += (1 + len(turns)) * request.shape.most_bytes + _ADDED_TO_SCHEMA_TOKENS
+    return size + has_frame * (_ADDED_TOKENS + 2 * len(turns) * _ADDED_TO_MESSAGE_TOKENS)
+
+
+class CallBounds:
+    """The most that each call of a job to a model can use.
+
+    Args:
+        spec: The job.
+        model: The model.
+        llm: The model as it is called, which may know its longest answer; None if it is not at hand.
+
+    Attributes:
+        price: The price of the model; None if it is unknown.
+    """
+
+    def __init__(self, spec: RunSpec, model: str, llm: LLM | None = None) -> None:
+        self.price: Price | None = price_of(model, spec.price)
+        self._lane = first_lane(spec.lane)
+        self._model = model
+        self._llm = llm
+        self._window = known_context_tokens(model)
+        self._longest = longest_answer(model)
+
+    def answer_tokens(self, request: LLMRequest | None, max_tokens: int | None) -> int | None:
+        """Return the most tokens of an answer; None if they are unknown."""
+        own = getattr(self._llm, "longest_answer_tokens", None)
+        if own is not None and request is not None:
+            return int(own(request))
+        return max_tokens or self._longest or self._window
+
+    def most(self, request: LLMRequest) -> Amounts:
+        """Return the most that a call can use; what is unknown counts as nothing."""
+        prompt_tokens = prompt_tokens_at_most(request, has_frame=not _is_fake(self._model))
+        answer_tokens = self.answer_tokens(request, request.max_tokens)
+        return most_of_call(prompt_tokens, answer_tokens, price=self.price, lane=self._lane)
+
+    def unkept(self, limits: BudgetLimits, max_tokens: int | None) -> tuple[str, str] | None:
+        """Return the field of a budget that cannot be kept, and why; None if it can be.
+
+        Args:
+            limits: The budget.
+            max_tokens: The longest answer that the job allows; None if it sets no limit.
+        """
+        model = self._model
+        is_function = takes_prompt_only(model) or isinstance(self._llm, CallableLLM)
+        if is_function and (limits.usd is not None or limits.tokens is not None):
+            field = "usd" if limits.usd is not None else "tokens"
+            return field, f"cannot be kept: what {model} uses is unknown; give a budget in calls"
+        if limits.usd is not None and self.price is None:
+            return "usd", (
+                f"cannot be kept: the price of {model} is unknown; give it as price "
+                "(input_mtok and output_mtok, in dollars per million tokens), or in the file of "
+                "FANOUT_PRICES"
+            )
+        needs_length = limits.tokens is not None or (
+            limits.usd is not None and self.price is not None and not self.price.is_free
+        )
+        if needs_length and self.answer_tokens(None, max_tokens) is None:
+            field = "usd" if limits.tokens is None else "tokens"
+            return field, (
+                f"cannot be kept: the longest answer of {model} is unknown; give max_tokens"
+            )
+        return None
+
+
+def unkept(spec: RunSpec, limits: BudgetLimits) -> tuple[str, str] | None:
+    """Return the field of a job's budget that cannot be kept, and why; None if it can be."""
+    lengths = [(model, spec.max_tokens) for model in spec.all_models]
+    if spec.reduction == "llm":
+        lengths.append((spec.model, spec.aggregate_max_tokens))
+    for model, max_tokens in lengths:
+        problem = CallBounds(spec, model).unkept(limits, max_tokens)
+        if problem is not None:
+            return problem
+    return None

@@ -1,0 +1,158 @@
+"""The policy of budgets: what a call may use at most, and whether it fits into what is left.
+
+Before a call, the most that it can use is reserved; after it, what it did use is settled. The sum of
+what is spent and reserved never exceeds the limit, so neither does what is spent. A script on the
+server decides for all workers (fanout.stores.redis.budget_scripts); ``fits`` is its rule.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fanout.core.budgets import NANO, Amounts, BudgetLimits, nano_usd_of
+from fanout.policy.pricing import most_usd
+
+if TYPE_CHECKING:
+    from fanout.core.budgets import BudgetState
+    from fanout.core.lanes import Lane
+    from fanout.core.records import Usage
+    from fanout.policy.pricing import Price
+
+__all__ = [
+    "REDUCE_SHARE",
+    "Fit",
+    "fit",
+    "fits",
+    "map_limits",
+    "most_of_call",
+    "most_tokens",
+    "over_budget",
+    "used_by_call",
+]
+
+# The part of a budget that is kept for the reduce, where that makes calls.
+REDUCE_SHARE = 0.1
+_NAMES = ("nano_usd", "calls", "tokens")
+
+
+class Fit(Enum):
+    """Whether a call fits into a budget."""
+
+    FITS = "fits"
+    LATER = "later"  # perhaps, when calls in flight have used less than they may
+    NEVER = "never"  # what is spent leaves no room for it
+
+
+def fits(most: Amounts, *, used: Amounts, limits: BudgetLimits) -> bool:
+    """Say whether a further call that uses at most ``most`` stays within the limits."""
+    for name in _NAMES:
+        limit = getattr(limits, name)
+        if limit is not None and getattr(used, name) + getattr(most, name) > limit:
+            return False
+    return True
+
+
+def fit(most: Amounts, state: BudgetState, *, is_reduce: bool) -> Fit:
+    """Return whether a call fits now, perhaps later, or never."""
+    limits = state.limits if is_reduce else state.map_limits
+    if not fits(most, used=state.used, limits=limits):
+        return Fit.NEVER
+    is_now = fits(most, used=state.used + state.held, limits=limits)
+    return Fit.FITS if is_now else Fit.LATER
+
+
+def map_limits(limits: BudgetLimits, *, has_reduce: bool) -> BudgetLimits:
+    """Return what the branches may use of a budget whose rest is kept for the calls of the reduce.
+
+    At least one call is kept, if the budget has room for another.
+    """
+    if not has_reduce:
+        return limits
+    kept_calls = 0 if limits.calls is None else max(1, math.ceil(limits.calls * REDUCE_SHARE))
+    return BudgetLimits(
+        nano_usd=_without_share(limits.nano_usd),
+        calls=None if limits.calls is None else max(1, limits.calls - kept_calls),
+        tokens=_without_share(limits.tokens),
+    )
+
+
+def _without_share(limit: int | None) -> int | None:
+    return None if limit is None else limit - math.ceil(limit * REDUCE_SHARE)
+
+
+def most_tokens(
+    prompt_bytes: int, *, max_tokens: int | None, window_tokens: int | None
+) -> tuple[int, int | None]:
+    """Return the most tokens of the prompt and of the answer of a call; None if these are unknown.
+
+    A tokenizer makes at most one token of a byte.
+
+    Args:
+        prompt_bytes: The size of all that the provider reads, in bytes.
+        max_tokens: The longest answer; None if it is unknown.
+        window_tokens: The context window, which has room for prompt and answer; None if unknown.
+    """
+    if max_tokens is None:
+        return prompt_bytes, window_tokens
+    return prompt_bytes, max_tokens
+
+
+def most_of_call(
+    prompt_tokens: int, answer_tokens: int | None, *, price: Price | None, lane: Lane = "realtime"
+) -> Amounts:
+    """Return the most that a call can use; what is unknown counts as nothing.
+
+    A job with a limit of something unknown is refused before its run.
+    """
+    if answer_tokens is None:
+        return Amounts(calls=1)
+    usd = 0.0
+    if price is not None:
+        # The flex lane may end in the realtime one.
+        lanes: tuple[Lane, ...] = ("batch",) if lane == "batch" else ("realtime", lane)
+        usd = max(most_usd(price, prompt_tokens, answer_tokens, one) for one in lanes)
+    return Amounts(nano_usd=nano_usd_of(usd), calls=1, tokens=prompt_tokens + answer_tokens)
+
+
+def used_by_call(usage: Usage, most: Amounts) -> Amounts:
+    """Return what a call has used; of what its provider does not say, the most that it can be."""
+    tokens, cost_usd = most.tokens, usage.cost_usd
+    if usage.input_tokens is not None and usage.output_tokens is not None:
+        tokens = usage.input_tokens + usage.output_tokens
+    return Amounts(
+        nano_usd=most.nano_usd if cost_usd is None else nano_usd_of(cost_usd),
+        calls=1,
+        tokens=tokens,
+    )
+
+
+def over_budget(most: Amounts, state: BudgetState, *, is_reduce: bool) -> str:
+    """Return why a call does not fit, for the error of its branch."""
+    limits = state.limits if is_reduce else state.map_limits
+    named = next(
+        name for name in _NAMES if not fits(most, used=state.used, limits=_only(limits, name))
+    )
+    spent, limit = getattr(state.used, named), getattr(state.limits, named)
+    needed, kept = getattr(most, named), limit - getattr(limits, named)
+    text = (
+        f"the run's budget of {_shown(named, limit)} has no room for this call: "
+        f"{_shown(named, spent)} spent, and it may use {_shown(named, needed)}"
+    )
+    return f"{text} ({_shown(named, kept)} kept for the reduce)" if kept else text
+
+
+def _only(limits: BudgetLimits, name: str) -> BudgetLimits:
+    return msgspec.structs.replace(BudgetLimits(), **{name: getattr(limits, name)})
+
+
+def _shown(name: str, amount: int) -> str:
+    if name != "nano_usd":
+        one = name.removesuffix("s")
+        return f"{amount:,} {one if amount == 1 else name}"
+    # Of less than a cent, three digits.
+    usd = amount / NANO
+    return f"${usd:,.2f}" if usd >= 1 or not usd else f"${usd:,.3g}"

@@ -1,0 +1,169 @@
+"""The Lua scripts for budgets: see ``fanout.stores.redis.run_scripts``."""
+
+from __future__ import annotations
+
+__all__ = ["REPORT_BUDGET", "SET_BUDGET"]
+
+# KEYS budget, and its run if it is that of one; ARGV session, number, seconds without a report after
+# which a session is dead, ttl, limits of all calls (US dollars in billionths, calls, tokens; '' for none),
+# limits of the branches, and of the session what it holds, what it has spent, and for each call that it
+# asks for the most that this can use, and 1 if it is of the reduce.
+# Of the budget of a run, the record of the run has the limits. Returns {} if there is no such run; else
+# a text of 1 and 0, whether each call is granted, limits, limits of the branches, spent, unsure and held.
+#
+# The budget is a hash: the sums (``spent:``, ``unsure:``, ``held:``), and each session as ``p:``, with
+# ``number state reported held spent granted``. A session reports sums and not changes: so a report that
+# was lost does no harm, and one that arrives twice, or late, is known by its number. What a session
+# holds is free again only if it says so. That of a dead one counts as used (``unsure``), as its calls
+# may have been billed, until it reports again. If nobody has reported for so long, the server may have
+# been unreachable: then all sessions get as much time again.
+#
+# The budget of a day has no run. It begins anew at 00:00 UTC; calls in flight then count for the new day.
+REPORT_BUDGET = """
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
+local own, dies_after_s, ttl_s = 'p:' .. ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[4])
+local names = {'usd', 'calls', 'tokens'}
+local limits, map_limits = {}, {}
+for i = 1, 3 do limits[i], map_limits[i] = ARGV[4 + i] or '', ARGV[7 + i] or '' end
+if KEYS[2] then
+    if redis.call('EXISTS', KEYS[2]) == 0 then return {} end
+    for i, name in ipairs(names) do
+        local of = redis.call('HMGET', KEYS[2], 'budget_' .. name, 'budget_map_' .. name)
+        limits[i] = of[1] or ''
+        map_limits[i] = of[2] or limits[i]
+    end
+end
+local function text(number) return string.format('%.0f', number) end
+local function numbers_of(kind)
+    local found = {}
+    for i, name in ipairs(names) do
+        found[i] = tonumber(redis.call('HGET', KEYS[1], kind .. ':' .. name) or 0) or 0
+    end
+    return found
+end
+local spent, unsure, held = numbers_of('spent'), numbers_of('unsure'), numbers_of('held')
+local function parsed(record)
+    local number, state, reported, h1, h2, h3, s1, s2, s3, granted = record:match(
+        '^(%d+) (%l) (%d+%.?%d*) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d*)$')
+    if not number then return nil end
+    return {number = tonumber(number), state = state, reported = tonumber(reported),
+        held = {tonumber(h1), tonumber(h2), tonumber(h3)},
+        spent = {tonumber(s1), tonumber(s2), tonumber(s3)}, granted = granted}
+end
+local function written(one)
+    local parts = {text(one.number), one.state, string.format('%.3f', one.reported)}
+    for i = 1, 3 do parts[3 + i] = text(one.held[i]) end
+    for i = 1, 3 do parts[6 + i] = text(one.spent[i]) end
+    return table.concat(parts, ' ') .. ' ' .. one.granted
+end
+local function each(act)
+    local flat = redis.call('HGETALL', KEYS[1])
+    for i = 1, #flat, 2 do
+        if flat[i]:sub(1, 2) == 'p:' then
+            local one = parsed(flat[i + 1])
+            if one then act(flat[i], one) else redis.call('HDEL', KEYS[1], flat[i]) end
+        end
+    end
+end
+if not KEYS[2] then
+    local day = text(math.floor(now / 86400))
+    if redis.call('HGET', KEYS[1], 'day') ~= day then
+        redis.call('HSET', KEYS[1], 'day', day)
+        spent, unsure = {0, 0, 0}, {0, 0, 0}
+        local function forget(name, one)
+            local is_idle = one.held[1] + one.held[2] + one.held[3] == 0
+            if (one.state == 'd' or is_idle) and one.reported + 86400 < now and name ~= own then
+                redis.call('HDEL', KEYS[1], name)
+            elseif one.state == 'd' then
+                one.held = {0, 0, 0}
+                redis.call('HSET', KEYS[1], name, written(one))
+            end
+        end
+        each(forget)
+    end
+end
+local number = tonumber(ARGV[2])
+local record = redis.call('HGET', KEYS[1], own)
+local before = record and parsed(record)
+local granted = ''
+if before and before.number >= number then
+    granted = before.number == number and before.granted or ''
+else
+    local one = {number = number, state = 'a', reported = now, held = {}, spent = {}, granted = ''}
+    for i = 1, 3 do
+        one.held[i] = tonumber(ARGV[10 + i])
+        one.spent[i] = tonumber(ARGV[13 + i])
+        if before then
+            local sums = before.state == 'a' and held or unsure
+            sums[i] = math.max(0, sums[i] - before.held[i])
+        end
+        spent[i] = spent[i] + math.max(0, one.spent[i] - (before and before.spent[i] or 0))
+        held[i] = held[i] + one.held[i]
+    end
+    local times = redis.call('HMGET', KEYS[1], 'swept', 'spared')
+    local swept, spared = tonumber(times[1] or now), tonumber(times[2] or 0)
+    if not times[1] or now - swept > dies_after_s / 4 then
+        if now - swept > dies_after_s then
+            spared = now + dies_after_s
+            redis.call('HSET', KEYS[1], 'spared', string.format('%.3f', spared))
+        end
+        redis.call('HSET', KEYS[1], 'swept', string.format('%.3f', now))
+        local function sweep(name, other)
+            local is_alive = other.reported + dies_after_s >= now or name == own
+            if other.state ~= 'a' or is_alive then return end
+            other.state = 'd'
+            for i = 1, 3 do
+                held[i] = math.max(0, held[i] - other.held[i])
+                unsure[i] = unsure[i] + other.held[i]
+            end
+            redis.call('HSET', KEYS[1], name, written(other))
+        end
+        if now >= spared then each(sweep) end
+    end
+    local verdicts = {}
+    for at = 17, #ARGV - 3, 4 do
+        local of, is_granted = ARGV[at + 3] == '1' and limits or map_limits, true
+        for i = 1, 3 do
+            local most = tonumber(ARGV[at + i - 1])
+            if of[i] ~= '' and spent[i] + unsure[i] + held[i] + most > tonumber(of[i]) then
+                is_granted = false
+            end
+        end
+        if is_granted then
+            for i = 1, 3 do
+                local most = tonumber(ARGV[at + i - 1])
+                held[i], one.held[i] = held[i] + most, one.held[i] + most
+            end
+        end
+        verdicts[#verdicts + 1] = is_granted and '1' or '0'
+    end
+    granted = table.concat(verdicts)
+    one.granted = granted
+    redis.call('HSET', KEYS[1], own, written(one))
+    for i, name in ipairs(names) do
+        redis.call('HSET', KEYS[1], 'spent:' .. name, text(spent[i]),
+            'unsure:' .. name, text(unsure[i]), 'held:' .. name, text(held[i]))
+    end
+    if redis.call('TTL', KEYS[1]) < ttl_s / 2 then redis.call('EXPIRE', KEYS[1], ttl_s) end
+end
+local reply = {granted}
+for _, sums in ipairs({limits, map_limits}) do
+    for i = 1, 3 do reply[#reply + 1] = sums[i] end
+end
+for _, sums in ipairs({spent, unsure, held}) do
+    for i = 1, 3 do reply[#reply + 1] = text(sums[i]) end
+end
+return reply
+"""
+
+# KEYS run; ARGV ttl, number of fields to delete, these, and fields with their values. Returns whether
+# there is such a run.
+SET_BUDGET = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+local last = math.min(#ARGV, 2 + math.max(0, tonumber(ARGV[2])))
+for i = 3, last do redis.call('HDEL', KEYS[1], ARGV[i]) end
+for i = last + 1, #ARGV - 1, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+redis.call('EXPIRE', KEYS[1], ARGV[1])
+return 1
+"""

@@ -1,0 +1,149 @@
+"""The budgets of the Redis store: those of runs, and those of a fleet's days."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from fanout.core.budgets import Amounts, BudgetLimits, BudgetReply, BudgetState
+from fanout.core.errors import UnknownRunError
+from fanout.stores.redis import budget_scripts
+from fanout.stores.redis.base import RedisBase, seconds, translated
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fanout.core.budgets import BudgetReport
+
+__all__ = ["RedisBudgets", "budget_fields"]
+
+_NAMES = ("usd", "calls", "tokens")
+_DAY_S = 86_400
+# Longer than a day, so that those of today are there while its calls are rare.
+_KEPT_S = 2 * _DAY_S
+
+
+class RedisBudgets(RedisBase):
+    """What budgets are left with. One script decides for all workers which calls fit."""
+
+    @translated
+    def report_budget(
+        self, run_id: str, report: BudgetReport, *, dies_after_s: float
+    ) -> BudgetReply:
+        """Report what a process uses of a run's budget, and ask for further calls.
+
+        Args:
+            run_id: The run.
+            report: What it uses, and what it asks for.
+            dies_after_s: Seconds without a report after which a session counts as dead.
+
+        Raises:
+            UnknownRunError: There is no such run.
+        """
+        run = self._run(run_id)
+        args = _args(report, dies_after_s, self._ttl_s, BudgetLimits())
+        reply = self._call(budget_scripts.REPORT_BUDGET, [f"{run}:budget", run], args)
+        if not reply:
+            raise UnknownRunError(run_id)
+        return _reply(reply)
+
+    @translated
+    def report_day_budget(
+        self, name: str, report: BudgetReport, *, limits: BudgetLimits, dies_after_s: float
+    ) -> BudgetReply:
+        """Report what a process uses of a budget of the fleet for this day (UTC), and ask for more.
+
+        For the arguments see ``report_budget``; the caller passes the limits.
+        """
+        args = _args(report, dies_after_s, _KEPT_S, limits)
+        return _reply(self._call(budget_scripts.REPORT_BUDGET, [self._day_budget(name)], args))
+
+    @translated
+    def budget(self, run_id: str) -> BudgetState:
+        """Return what is left of a run's budget. Raises UnknownRunError."""
+        run = self._run(run_id)
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hmget(run, "status", *(f"budget_{name}" for name in _NAMES))
+            pipe.hmget(run, [f"budget_map_{name}" for name in _NAMES])
+            pipe.hmget(f"{run}:budget", _SUMS)
+            (status, *limits), of_map, sums = pipe.execute()
+        self._require(run_id, status)
+        of_map = [own or whole for own, whole in zip(of_map, limits, strict=True)]
+        return _state([one or b"" for one in (*limits, *of_map)] + [one or b"0" for one in sums])
+
+    @translated
+    def day_budgets(self, names: Sequence[str]) -> tuple[list[BudgetState], float]:
+        """Return what was used today (UTC) of budgets of the fleet, and the seconds to the next day.
+
+        The states are in order; their limits are not stored.
+        """
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.time()
+            for name in names:
+                pipe.hmget(self._day_budget(name), ["day", *_SUMS])
+            time, *found = pipe.execute()
+        day, used_s = divmod(seconds(time), _DAY_S)
+        states = []
+        for stored, *sums in found:
+            is_today = stored is not None and int(stored) == int(day)
+            numbers = [one or b"0" for one in sums] if is_today else [b"0"] * len(sums)
+            states.append(_state([b""] * 6 + numbers))
+        return states, _DAY_S - used_s
+
+    @translated
+    def set_budget(self, run_id: str, *, limits: BudgetLimits, map_limits: BudgetLimits) -> None:
+        """Replace the limits of a run's budget. Raises UnknownRunError."""
+        run = self._run(run_id)
+        fields = budget_fields(limits, map_limits)
+        others = [f"budget_{part}{name}" for part in ("", "map_") for name in _NAMES]
+        gone = [name for name in others if name not in fields]
+        args = [self._ttl_s, len(gone), *gone, *(part for pair in fields.items() for part in pair)]
+        self._require(run_id, self._call(budget_scripts.SET_BUDGET, [run], args))
+
+    def _day_budget(self, name: str) -> str:
+        return f"{self._prefix}:budget:{name}"
+
+
+_SUMS = [f"{kind}:{name}" for kind in ("spent", "unsure", "held") for name in _NAMES]
+
+
+def budget_fields(limits: BudgetLimits, map_limits: BudgetLimits) -> dict[str, int]:
+    """Return the fields of a run's record that have the limits of its budget."""
+    fields = {}
+    for part, of in (("", limits), ("map_", map_limits)):
+        for name, limit in zip(_NAMES, (of.nano_usd, of.calls, of.tokens), strict=True):
+            if limit is not None:
+                fields[f"budget_{part}{name}"] = limit
+    return fields
+
+
+def _args(report: BudgetReport, dies_after_s: float, ttl_s: int, limits: BudgetLimits) -> list[Any]:
+    given = ["" if one is None else one for one in (limits.nano_usd, limits.calls, limits.tokens)]
+    args: list[Any] = [report.session, report.number, dies_after_s, ttl_s, *given, *given]
+    args += [*_numbers(report.held), *_numbers(report.spent)]
+    for most, is_reduce in report.asked:
+        args += [*_numbers(most), int(is_reduce)]
+    return args
+
+
+def _numbers(amounts: Amounts) -> tuple[int, int, int]:
+    return amounts.nano_usd, amounts.calls, amounts.tokens
+
+
+def _reply(reply: list[bytes]) -> BudgetReply:
+    granted = tuple(verdict == ord("1") for verdict in reply[0])
+    return BudgetReply(granted=granted, state=_state(reply[1:]))
+
+
+def _state(parts: list[bytes]) -> BudgetState:
+    numbers = [int(part) if part else None for part in parts]
+    limits, map_limits = (
+        BudgetLimits(nano_usd=usd, calls=calls, tokens=tokens)
+        for usd, calls, tokens in (numbers[0:3], numbers[3:6])
+    )
+    spent, unsure, held = (
+        Amounts(nano_usd=usd, calls=calls, tokens=tokens)
+        for usd, calls, tokens in cast(
+            "list[list[int]]", [numbers[6:9], numbers[9:12], numbers[12:]]
+        )
+    )
+    return BudgetState(limits=limits, map_limits=map_limits, spent=spent, unsure=unsure, held=held)

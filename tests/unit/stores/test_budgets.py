@@ -1,0 +1,176 @@
+"""The budgets of runs and of days at the server: one script decides for all processes."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from fanout.core.budgets import NO_AMOUNTS, Amounts, BudgetLimits, BudgetReport
+from fanout.core.errors import UnknownRunError
+
+RUN = "budgeted"
+DIES_S = 15.0
+ONE = Amounts(nano_usd=10, calls=1, tokens=3)
+
+
+@pytest.fixture
+def run(store):
+    limits = BudgetLimits(nano_usd=100, calls=8)
+    kept = BudgetLimits(nano_usd=90, calls=7)
+    store.create_run(RUN, spec="{}", created_at=1.0, budget=(limits, kept))
+    return RUN
+
+
+def report(store, number, session="a", *, held=0, spent=0, asks=0, is_reduce=False, run=RUN):
+    return store.report_budget(
+        run,
+        BudgetReport(
+            session=session,
+            number=number,
+            held=Amounts(nano_usd=10 * held, calls=held, tokens=3 * held),
+            spent=Amounts(nano_usd=10 * spent, calls=spent, tokens=3 * spent),
+            asked=((ONE, is_reduce),) * asks,
+        ),
+        dies_after_s=DIES_S,
+    )
+
+
+def sums(state):
+    return state.spent.calls, state.unsure.calls, state.held.calls
+
+
+def test_calls_are_granted_until_the_part_of_the_branches_is_held_and_the_reduce_has_the_rest(
+    store, run
+):
+    reply = report(store, 1, asks=9)
+    assert reply.granted == (True,) * 7 + (False,) * 2
+    assert reply.state.limits == BudgetLimits(nano_usd=100, calls=8)
+    assert reply.state.map_limits == BudgetLimits(nano_usd=90, calls=7)
+    assert report(store, 1, "b", asks=2).granted == (False, False)
+    assert report(store, 2, "b", asks=2, is_reduce=True).granted == (True, False)
+    # What two calls did not use is free for others.
+    assert sums(report(store, 2, held=5, spent=0).state) == (0, 0, 6)
+    assert report(store, 3, "b", held=1, asks=3).granted == (True, False, False)
+    assert store.budget(run) == report(store, 4, "b", held=2).state
+
+
+def test_a_report_that_arrives_twice_or_late_counts_once(store, run):
+    first = report(store, 1, asks=2)
+    assert report(store, 1, asks=2) == first
+    assert sums(report(store, 2, held=1, spent=1).state) == (1, 0, 1)
+    late = report(store, 1, asks=2)
+    assert late.granted == ()
+    assert sums(late.state) == (1, 0, 1)
+    # The same number without what it asked for: what was granted stays until the next report.
+    report(store, 3, held=1, spent=1, asks=2)
+    assert sums(report(store, 3, held=1, spent=1).state) == (1, 0, 3)
+    assert sums(report(store, 4, held=1, spent=1).state) == (1, 0, 1)
+
+
+def test_what_a_dead_process_holds_counts_as_used_until_it_comes_back(store, run, server_clock):
+    report(store, 1, "dead", asks=3)
+    report(store, 1, "other", asks=1)
+    start = server_clock.now
+    for number, ahead_s in enumerate((5, 10, 14, 18, 22), 2):
+        server_clock.now = start + ahead_s
+        state = report(store, number, "other", held=1).state
+    assert sums(state) == (0, 3, 1)
+    # Only 3 of 7 are left.
+    assert report(store, 7, "other", held=1, asks=4).granted == (True, True, True, False)
+    # It was cut off: one of its calls is settled, two are in flight.
+    assert sums(report(store, 2, "dead", held=2, spent=1).state) == (1, 0, 6)
+
+
+def test_nobody_is_dead_because_the_server_was_unreachable_for_all(store, run, server_clock):
+    report(store, 1, "a", asks=2)
+    report(store, 1, "b", asks=2)
+    server_clock.now += 100
+    assert sums(report(store, 2, "b", held=2).state) == (0, 0, 4)
+    server_clock.now += 10
+    assert sums(report(store, 2, "a", held=2).state) == (0, 0, 4)
+
+
+def test_a_budget_is_replaced_and_what_was_spent_stays(store, run):
+    report(store, 1, spent=7)
+    assert report(store, 2, spent=7, asks=1).granted == (False,)
+    limits = BudgetLimits(calls=20)
+    store.set_budget(run, limits=limits, map_limits=limits)
+    reply = report(store, 3, spent=7, asks=1)
+    assert reply.granted == (True,)
+    assert reply.state.limits == reply.state.map_limits == limits
+    assert reply.state.spent.calls == 7
+
+
+def test_a_deleted_run_has_no_budget(store, run):
+    report(store, 1, asks=1)
+    store.delete_run(run)
+    assert not list(store._redis.scan_iter(f"*{run}*"))
+    for step in (
+        lambda: report(store, 2, held=1),
+        lambda: store.budget(run),
+        lambda: store.set_budget(run, limits=BudgetLimits(), map_limits=BudgetLimits()),
+    ):
+        with pytest.raises(UnknownRunError):
+            step()
+    assert not list(store._redis.scan_iter(f"*{run}*"))
+
+
+def of_day(store, number, *, held=NO_AMOUNTS, spent=NO_AMOUNTS, asks=0, session="a"):
+    made = BudgetReport(
+        session=session, number=number, held=held, spent=spent, asked=((ONE, False),) * asks
+    )
+    limits = BudgetLimits(calls=3)
+    return store.report_day_budget("openai/*", made, limits=limits, dies_after_s=DIES_S)
+
+
+def test_the_budget_of_a_day_begins_anew_at_midnight(store, server_clock):
+    three = Amounts(nano_usd=30, calls=3, tokens=9)
+    assert of_day(store, 1, asks=4).granted == (True, True, True, False)
+    assert of_day(store, 2, held=ONE, spent=three - ONE, asks=1).granted == (False,)
+    [state], left_s = store.day_budgets(["openai/*"])
+    assert (state.spent.calls, state.held.calls) == (2, 1)
+    assert 0 < left_s <= 86_400
+    assert store.day_budgets([])[0] == []
+    # The call in flight ends on the next day, and counts for that.
+    server_clock.now += 86_400
+    reply = of_day(store, 3, spent=three, asks=3)
+    assert reply.granted == (True, True, False)
+    assert reply.state.spent.calls == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_granted_to_many_processes_never_passes_the_limit(store, seed):
+    rand = random.Random(seed)
+    limits = BudgetLimits(nano_usd=rand.randint(2_000, 9_000), tokens=rand.randint(9_000, 30_000))
+    store.create_run(RUN, spec="{}", created_at=1.0, budget=(limits, limits))
+    books: dict[str, Any] = {name: [0, NO_AMOUNTS, NO_AMOUNTS, []] for name in "abcdefgh"}
+    for _ in range(250):
+        name = rand.choice(list(books))
+        number, held, spent, flying = books[name]
+        for most in [one for one in flying if rand.random() < 0.4]:
+            flying.remove(most)
+            held -= most
+            spent += Amounts(
+                nano_usd=rand.randint(0, most.nano_usd),
+                calls=1,
+                tokens=rand.randint(0, most.tokens),
+            )
+        asked = tuple(
+            (Amounts(nano_usd=rand.randint(1, 90), calls=1, tokens=rand.randint(1, 250)), False)
+            for _ in range(rand.randint(0, 6))
+        )
+        made = BudgetReport(session=name, number=number + 1, held=held, spent=spent, asked=asked)
+        for _ in range(rand.choice((1, 1, 2))):
+            reply = store.report_budget(RUN, made, dies_after_s=DIES_S)
+        for (most, _), is_granted in zip(asked, reply.granted, strict=True):
+            if is_granted:
+                flying.append(most)
+                held += most
+        books[name] = [number + 1, held, spent, flying]
+        state = reply.state
+        for part in ("nano_usd", "tokens"):
+            booked = sum(getattr(one[1], part) + getattr(one[2], part) for one in books.values())
+            assert booked == getattr(state.held, part) + getattr(state.spent, part)
+            assert booked <= getattr(limits, part)

@@ -1,0 +1,328 @@
+"""The calls of branches fit into the budget of their run, and into those of the day."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from fanout.core.budgets import NO_AMOUNTS, Amounts, BudgetLimits
+from fanout.core.errors import BrokerError, LLMError
+from fanout.core.ids import ShardId
+from fanout.core.records import ErrorKind, RunStatus, Usage
+from fanout.llm import FakeLLM
+from fanout.llm.base import LLMReply
+from tests.fakes import RUN, Calls, FakeContext, fake_store
+from workers.context.budget_account import BudgetAccount
+from workers.context.budgets import Budgets
+from workers.context.inflight import CallStoppedError
+
+TOKENS = {"input_tokens": 10, "output_tokens": 5}
+# A call uses at most 0.01 dollars for the answer, and far less for the prompt.
+PRICED = {"price": {"input_mtok": 0.0, "output_mtok": 100.0}, "max_tokens": 100}
+FAST = {"base_wait_s": 0.0, "max_attempts": 3}
+
+
+def reply(text="yes", *, reason=None, **usage):
+    return LLMReply(text=text, finish_reason=reason, usage=Usage(calls=1, **{**TOKENS, **usage}))
+
+
+def processed(script, texts=4, **fields):
+    """Process a run whose model does what the script says; return its context and outcomes."""
+    context = FakeContext(**{"retries": FAST, **fields})
+    names = {context.spec.model, *context.spec.models, *context.spec.fallback}
+    context.models.made = {name: FakeLLM(script=script) for name in names}
+    context.write([f"text {number}" for number in range(texts)])
+    context.process()
+    asyncio.run(context.budgets.aclose())
+    found = context.store.outcomes(ShardId(RUN, 0, 0))
+    return context, [found[position] for position in range(len(found))]
+
+
+def kinds(outcomes):
+    return [outcome.kind for outcome in outcomes]
+
+
+def used(context):
+    return context.store.budget(RUN).used
+
+
+def test_branches_that_do_not_fit_fail_and_the_run_succeeds_with_the_others():
+    context, outcomes = processed(lambda _: reply(), budget={"calls": 3})
+    assert kinds(outcomes) == [None, None, None, ErrorKind.BUDGET]
+    last = outcomes[-1]
+    assert last.attempts == last.usage.calls == 0
+    assert last.message == (
+        "the run's budget of 3 calls has no room for this call: 3 calls spent, and it may use 1 call"
+    )
+    run = context.store.run(RUN)
+    assert (run.status, run.halt, run.error) == (RunStatus.SUCCEEDED, None, None)
+    assert run.has_budget
+
+
+def test_an_account_without_money_stops_the_run_as_before():
+    context, outcomes = processed(
+        lambda _: LLMError(ErrorKind.BUDGET, "insufficient_quota"), budget={"calls": 3}
+    )
+    run = context.store.run(RUN)
+    assert run.halt is RunStatus.FAILED
+    assert "insufficient_quota" in (run.error or "")
+    assert set(kinds(outcomes)) == {ErrorKind.BUDGET, ErrorKind.CANCELLED}
+
+
+@pytest.mark.parametrize(
+    ("script", "spent"),
+    [
+        (lambda _: reply(cost_usd=0.001), 0.001),
+        # Without a cost its tokens have one.
+        (lambda _: reply(), 0.0005),
+        # A refusal costs nothing, and a call of which nothing is known what it can cost at most.
+        (lambda _: LLMError(ErrorKind.CONTENT_FILTER, "no"), 0.0),
+        (lambda _: LLMError(ErrorKind.TIMEOUT, "late", is_own=True), 0.03),
+        (lambda _: LLMReply(text="yes"), 0.01),
+        (lambda _: LLMError(ErrorKind.TRUNCATED, "cut", usage=reply(output_tokens=100).usage),
+         0.02),
+    ],
+)  # fmt: skip
+def test_a_call_counts_with_what_its_provider_says(script, spent):
+    given = {key: value for key, value in PRICED.items() if spent != 0.001 or key != "price"}
+    context, [outcome] = processed(script, 1, budget={"usd": 1.0}, **given)
+    assert used(context).usd == pytest.approx(spent)
+    assert used(context).calls == outcome.usage.calls
+    if outcome.usage.cost_usd is not None:
+        assert outcome.usage.cost_usd == pytest.approx(used(context).usd)
+    assert context.store.budget(RUN).held == NO_AMOUNTS
+
+
+@pytest.mark.parametrize(
+    ("fields", "script"),
+    [
+        ({"choices": "a,b", "max_reasks": 2}, lambda _: reply("c")),
+        ({"max_tokens": 50}, lambda _: reply(reason="length")),
+        ({"fallback": ["fake?seed=2"]}, lambda _: LLMError(ErrorKind.CONTENT_FILTER, "no")),
+        ({}, lambda _: LLMError(ErrorKind.INVALID_OUTPUT, "no", usage=reply().usage)),
+    ],
+)
+def test_each_further_call_of_a_branch_must_fit_too(fields, script):
+    context, [outcome] = processed(script, 1, budget={"calls": 1}, **fields)
+    assert (outcome.kind, outcome.attempts) == (ErrorKind.BUDGET, 1)
+    assert outcome.usage.output_tokens in (0, 5)
+    assert used(context).calls == 1
+    assert context.store.run(RUN).halt is None
+
+
+def test_a_second_call_with_a_longer_answer_reserves_more():
+    sizes = []
+
+    def script(request):
+        sizes.append(request.max_tokens)
+        return reply(reason="length", output_tokens=request.max_tokens)
+
+    context, [outcome] = processed(script, 1, budget={"usd": 0.025}, **PRICED)
+    assert sizes == [100]
+    assert outcome.kind is ErrorKind.BUDGET, "twice 100 tokens cost 0.02, and 0.015 is left"
+    assert used(context).usd == pytest.approx(0.01)
+
+
+def test_a_branch_that_votes_ends_with_the_majority_so_far():
+    fields = {"samples": 9, "certainty": 0.999, "choices": "a,b"}
+    context, [outcome] = processed(lambda _: reply("a"), 1, budget={"calls": 3}, **fields)
+    assert (outcome.output, outcome.kind) == ("a", None)
+    assert outcome.votes == {"a": 3}
+    assert used(context).calls == 3
+
+
+def test_the_reduce_has_a_part_of_its_own():
+    context, outcomes = processed(
+        lambda _: reply(), 6, budget={"calls": 5}, aggregate_prompt="{input}"
+    )
+    assert kinds(outcomes) == [None] * 4 + [ErrorKind.BUDGET] * 2
+    context.process(1)
+    assert context.result.aggregates[""].value == "yes"
+    assert context.store.run(RUN).status is RunStatus.SUCCEEDED
+    assert used(context).calls == 5
+
+
+def test_what_cannot_be_kept_here_stops_the_run_with_the_reason():
+    context, [outcome] = processed(lambda _: reply(), 1, model="openai/unheard-of",
+                                   budget={"usd": 1.0})  # fmt: skip
+    assert outcome.kind is ErrorKind.BAD_REQUEST
+    assert "the price of openai/unheard-of is unknown" in (outcome.message or "")
+    assert used(context) == NO_AMOUNTS
+
+
+def test_a_run_without_a_budget_asks_the_server_nothing(monkeypatch):
+    def fail(*_args, **_options):
+        raise AssertionError
+
+    monkeypatch.setattr("fanout.stores.RedisStore.report_budget", fail)
+    monkeypatch.setattr("workers.context.budgets.Budgets.calls", fail)
+    _, outcomes = processed(lambda _: reply())
+    assert kinds(outcomes) == [None] * 4
+
+
+class Fleet:
+    """Processes that share the budget of one run, on one loop."""
+
+    def __init__(self, limits, processes=8, *, dies_after_s=15.0):
+        self.store = fake_store()
+        self.store.create_run(RUN, spec="{}", created_at=1.0, budget=(limits, limits))
+        self.trips = 0
+        self.faults = []
+        self.accounts = [
+            BudgetAccount(
+                self._send, process=str(number), in_flight=Calls(), dies_after_s=dies_after_s
+            )
+            for number in range(processes)
+        ]
+
+    def _send(self, report):
+        self.trips += 1
+        if self.faults and self.faults.pop(0) == "lost":
+            raise BrokerError("it did not arrive")
+        reply = self.store.report_budget(RUN, report, dies_after_s=15)
+        if self.faults and self.faults.pop(0) == "lost":
+            raise BrokerError("the reply did not arrive")
+        return reply
+
+    async def call(self, account, most, used):
+        """Make a call; return whether it fitted."""
+        account.opens()
+        try:
+            await account.take(most, is_reduce=False)
+            await asyncio.sleep(0.001 * used.calls)
+            account.settle(most, used)
+        except LLMError:
+            return False
+        finally:
+            account.closes()
+        return True
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_fleet_uses_its_budget_up_and_never_passes_it(monkeypatch, seed):
+    monkeypatch.setattr("workers.context.budget_account._FIRST_POLL_S", 0.005)
+    monkeypatch.setattr("workers.context.budget_account._LAST_POLL_S", 0.02)
+    monkeypatch.setattr("workers.context.budget_account._AGAIN_S", 0.01)
+    rand = random.Random(seed)
+    limit = 200_000
+    fleet = Fleet(BudgetLimits(nano_usd=limit))
+    fleet.faults = [rand.choice(("lost", "", "", "")) for _ in range(60)]
+    most = Amounts(nano_usd=1_000, calls=1, tokens=100)
+
+    async def branch(number):
+        used = Amounts(nano_usd=rand.randint(1, 1_000), calls=1, tokens=rand.randint(1, 100))
+        fitted = await fleet.call(fleet.accounts[number % 8], most, used)
+        return used.nano_usd if fitted else 0
+
+    async def work():
+        gate = asyncio.Semaphore(120)
+
+        async def begin(number):
+            async with gate:
+                return await branch(number)
+
+        spent = await asyncio.gather(*map(begin, range(700)))
+        for account in fleet.accounts:
+            await account.aclose()
+        return spent
+
+    spent = asyncio.run(work())
+    state = fleet.store.budget(RUN)
+    assert state.spent.nano_usd == sum(spent) <= limit
+    assert sum(spent) >= 0.99 * limit
+    assert state.held == state.unsure == NO_AMOUNTS
+    ended = spent.count(0)
+    assert 0 < ended < 700
+    # Those that end ask together, or not at all.
+    assert fleet.trips < 700
+
+
+def test_branches_beyond_the_budget_end_without_a_question_each():
+    fleet = Fleet(BudgetLimits(calls=1), processes=1)
+    [account] = fleet.accounts
+
+    async def work():
+        account.opens()
+        fitted = [await fleet.call(account, Amounts(calls=1), Amounts(calls=1)) for _ in range(200)]
+        account.closes()
+        await account.aclose()
+        return fitted
+
+    assert asyncio.run(work()) == [True] + [False] * 199
+    assert fleet.trips <= 4
+
+
+def test_a_branch_that_stops_while_it_waits_holds_nothing():
+    fleet = Fleet(BudgetLimits(calls=2), processes=1)
+    [account] = fleet.accounts
+
+    async def work():
+        account.opens()
+        await account.take(Amounts(calls=2), is_reduce=False)
+        waiting = asyncio.create_task(account.take(Amounts(calls=1), is_reduce=False))
+        await asyncio.sleep(0.1)
+        assert not waiting.done(), "what is reserved may come back"
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        account.settle(Amounts(calls=2), Amounts(calls=1))
+        await account.take(Amounts(calls=1), is_reduce=False)
+        account.settle(Amounts(calls=1), NO_AMOUNTS)
+        account.closes()
+        await account.aclose()
+
+    asyncio.run(work())
+    state = fleet.store.budget(RUN)
+    assert (state.spent.calls, state.held.calls) == (1, 0)
+
+
+def test_what_waits_for_a_deleted_run_stops():
+    fleet = Fleet(BudgetLimits(calls=1), processes=1)
+
+    async def work():
+        [account] = fleet.accounts
+        account.opens()
+        await account.take(Amounts(calls=1), is_reduce=False)
+        fleet.store.delete_run(RUN)
+        with pytest.raises(CallStoppedError):
+            await account.take(Amounts(calls=1), is_reduce=False)
+
+    asyncio.run(work())
+
+
+def test_calls_beyond_the_budget_of_a_day_wait_for_the_next_day(monkeypatch, server_clock):
+    monkeypatch.setattr("workers.context.budget_account._DAY_POLL_S", 0.05)
+    context = FakeContext()
+    days = {"fake*": BudgetLimits(calls=2), "openai/*": BudgetLimits(calls=1)}
+    context.budgets = Budgets(context.store, Calls(), days, process="me", dies_after_s=15)
+    context.write(["a", "b", "c"])
+
+    async def pass_midnight():
+        for _ in range(1_000):
+            if any(account._waiting for account in context.budgets._of_days.values()):
+                break
+            await asyncio.sleep(0.01)
+        [state], _ = context.store.day_budgets(["fake*"])
+        assert state.used.calls == 2
+        server_clock.now += 86_400
+
+    made = asyncio.run
+
+    def run(main):
+        async def both():
+            passing = asyncio.create_task(pass_midnight())
+            try:
+                return await main
+            finally:
+                passing.cancel()
+
+        return made(both())
+
+    monkeypatch.setattr(asyncio, "run", run)
+    context.loop.wait_for = run
+    context.process()
+    outcomes = context.store.outcomes(ShardId(RUN, 0, 0))
+    assert kinds(outcomes.values()) == [None] * 3
+    [state], _ = context.store.day_budgets(["fake*"])
+    assert state.used.calls == 1

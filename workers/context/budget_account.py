@@ -1,0 +1,295 @@
+"""A budget as one worker process uses it: it asks the server for each call, for many at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import secrets
+import time
+from contextlib import suppress
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
+
+from fanout.core.budgets import NO_AMOUNTS, Amounts, BudgetReport
+from fanout.core.errors import BrokerError, LLMError, UnknownRunError
+from fanout.core.records import ErrorKind
+from fanout.policy.budgets import Fit, fit, fits, over_budget
+from fanout.system.logs import RateLimitFilter
+from workers.context.inflight import CallStoppedError, StopReason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fanout.core.budgets import BudgetReply, BudgetState
+    from workers.context.inflight import InFlight
+
+__all__ = ["BudgetAccount"]
+
+# Calls that one report asks for: a script blocks the server while it runs.
+_AT_ONCE = 100
+# Seconds that what a call has used waits for the report of another one. Other processes may wait for it.
+_LINGER_S = 0.005
+# Seconds between two reports while calls wait for others to use less than they may; of the budget of a
+# day that is used up, while calls wait for the next day.
+_FIRST_POLL_S = 0.05
+_LAST_POLL_S = 1.0
+_POLL_GROWTH = 1.5
+_DAY_POLL_S = 10.0
+# For so long a branch that does not fit ends without a further look at the server.
+_FRESH_S = 1.0
+_AGAIN_S = 1.0
+# After so long without use, a session begins anew: the server may have forgotten it.
+_SESSION_S = 3_600.0
+_LOG_S = 30.0
+
+_log = logging.getLogger(__name__)
+_log.addFilter(RateLimitFilter(_LOG_S))
+
+
+class _Ask(NamedTuple):
+    """A call that waits for its part of the budget."""
+
+    most: Amounts
+    is_reduce: bool
+    granted: asyncio.Future[None]
+
+
+class BudgetAccount:
+    """What the calls of this process use of one budget; runs on the loop of the calls.
+
+    Args:
+        send: Sends a report to the server; it blocks.
+        process: The unique name of this process.
+        in_flight: Ends what waits when a run or this worker stops.
+        dies_after_s: Seconds without a report after which the server takes this process for dead.
+        waits: Whether a call that never fits waits for the next day; else it fails.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[BudgetReport], BudgetReply],
+        *,
+        process: str,
+        in_flight: InFlight,
+        dies_after_s: float,
+        waits: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._send = send
+        self._process = process
+        self._in_flight = in_flight
+        self._beat_s = dies_after_s / 4
+        self._waits = waits
+        self._clock = clock
+        self._users = 0
+        self._idle_since = clock()
+        self._waiting: dict[_Ask, None] = {}
+        # Whether some of these have not been asked for.
+        self._has_new = False
+        self._state: BudgetState | None = None
+        self._read_at = -math.inf
+        self._poll_s, self._poll_at = _FIRST_POLL_S, math.inf
+        self._unsent_since: float | None = None
+        self._reported_at = -math.inf
+        self._failed: BudgetReport | None = None
+        self._wake = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+        self._begin_session()
+
+    def _begin_session(self) -> None:
+        self._session = f"{self._process}:{secrets.token_hex(4)}"
+        self._number = 0
+        self._held = self._spent = NO_AMOUNTS
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing here uses the budget, and the server knows what was used."""
+        return not self._users and self._keeper is None and self._unsent_since is None
+
+    def opens(self) -> None:
+        """Begin to use the budget for a branch."""
+        if not self._users:
+            # A retry may have given the run another budget since.
+            self._state = None
+            if self.is_idle and self._clock() - self._idle_since > _SESSION_S:
+                self._begin_session()
+        self._users += 1
+
+    def closes(self) -> None:
+        """End what ``opens`` has begun."""
+        self._users -= 1
+        self._idle_since = self._clock()
+
+    async def take(self, most: Amounts, *, is_reduce: bool) -> None:
+        """Wait until a call that uses at most ``most`` fits.
+
+        Raises:
+            LLMError: What is spent leaves no room for it.
+            CallStoppedError: The run is gone, or this worker stops.
+        """
+        self.require_room(most, is_reduce=is_reduce)
+        ask = _Ask(most, is_reduce, asyncio.get_running_loop().create_future())
+        self._waiting[ask] = None
+        self._has_new, self._poll_at = True, -math.inf
+        self._start()
+        try:
+            await self._in_flight.until(ask.granted)
+        except BaseException:
+            self._waiting.pop(ask, None)
+            if ask.granted.done() and not ask.granted.cancelled() and not ask.granted.exception():
+                self.settle(most, NO_AMOUNTS)
+            raise
+
+    def settle(self, most: Amounts, used: Amounts) -> None:
+        """Give back the part of a call that has ended, and note what it has used."""
+        self._held -= most
+        self._spent += used
+        if self._unsent_since is None:
+            self._unsent_since = self._clock()
+        self._start()
+
+    async def aclose(self) -> None:
+        """Report what was used: the loop is about to end."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+        if self._unsent_since is not None or self._failed is not None:
+            with suppress(BrokerError, UnknownRunError):
+                if self._failed is not None:
+                    await asyncio.to_thread(self._send, self._failed)
+                await asyncio.to_thread(self._send, self._report(()))
+
+    def require_room(self, most: Amounts, *, is_reduce: bool) -> None:
+        """Raise LLMError if it was known a moment ago that a call does not fit."""
+        state = self._state
+        if state is None or self._waits or self._clock() - self._read_at >= _FRESH_S:
+            return
+        if fit(most, state, is_reduce=is_reduce) is Fit.NEVER:
+            raise _over(most, state, is_reduce=is_reduce)
+
+    def _start(self) -> None:
+        if self._keeper is None or self._keeper.done():
+            self._wake = asyncio.Event()
+            self._keeper = asyncio.get_running_loop().create_task(self._keep())
+        self._wake.set()
+
+    async def _keep(self) -> None:
+        """Report what is used, and ask for what waits, while there is any of it."""
+        try:
+            while (due_at := self._due_at()) < math.inf:
+                if (pause_s := due_at - self._clock()) > 0:
+                    self._wake.clear()
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._wake.wait(), pause_s)
+                else:
+                    # Other branches that are ready now ask with it.
+                    await asyncio.sleep(0)
+                    await self._exchange()
+        finally:
+            self._keeper = None
+
+    def _due_at(self) -> float:
+        """Return when to report next; infinity for never."""
+        if self._failed is not None:
+            return self._reported_at + _AGAIN_S
+        due_at = self._poll_at if self._waiting else math.inf
+        if self._unsent_since is not None:
+            due_at = min(due_at, self._unsent_since + _LINGER_S)
+        if self._held != NO_AMOUNTS:
+            due_at = min(due_at, self._reported_at + self._beat_s)
+        return due_at
+
+    def _report(self, asks: tuple[_Ask, ...]) -> BudgetReport:
+        self._number += 1
+        return BudgetReport(
+            session=self._session,
+            number=self._number,
+            held=self._held,
+            spent=self._spent,
+            asked=tuple((ask.most, ask.is_reduce) for ask in asks),
+        )
+
+    async def _exchange(self) -> None:
+        """Send a report, and hand out what the reply grants."""
+        report, asks = self._failed, tuple[_Ask, ...]()
+        is_again = report is not None
+        if report is None:
+            # In order: those that wait longest come first.
+            asks = tuple(islice(self._waiting, _AT_ONCE))
+            self._has_new = len(asks) < len(self._waiting)
+            report = self._report(asks)
+            self._unsent_since = None
+        try:
+            reply = await asyncio.to_thread(self._send, report)
+        except UnknownRunError:
+            self._end()
+            return
+        except asyncio.CancelledError:
+            self._unsent_since = self._clock()
+            raise
+        except Exception as error:  # noqa: BLE001 - no other code would wake the branches that wait
+            # It may have arrived: the same report with the same number does not count twice. What it
+            # asked for is given back with the next one.
+            self._failed = BudgetReport(
+                session=report.session, number=report.number, held=report.held, spent=report.spent
+            )
+            _log.warning("cannot report what is used of a budget: %s", error)
+            self._reported_at = self._clock()
+            return
+        self._failed = None
+        self._reported_at = self._read_at = self._clock()
+        self._state = reply.state
+        if is_again:
+            self._unsent_since = self._reported_at
+        self._hand_out(asks, reply)
+
+    def _hand_out(self, asks: tuple[_Ask, ...], reply: BudgetReply) -> None:
+        granted = [ask for ask, is_granted in zip(asks, reply.granted, strict=False) if is_granted]
+        for ask in granted:
+            self._held += ask.most
+            self._waiting.pop(ask, None)
+            if ask.granted.done():
+                # Its branch was stopped meanwhile.
+                self.settle(ask.most, NO_AMOUNTS)
+            else:
+                ask.granted.set_result(None)
+        never = self._never(reply.state)
+        if not self._waits:
+            for ask in never:
+                del self._waiting[ask]
+                if not ask.granted.done():
+                    problem = _over(ask.most, reply.state, is_reduce=ask.is_reduce)
+                    ask.granted.set_exception(problem)
+        if granted:
+            self._poll_s = _FIRST_POLL_S
+        else:
+            longest_s = _DAY_POLL_S if never else _LAST_POLL_S
+            self._poll_s = min(longest_s, self._poll_s * _POLL_GROWTH)
+        self._poll_at = -math.inf if self._has_new else self._clock() + self._poll_s
+
+    def _never(self, state: BudgetState) -> list[_Ask]:
+        """Return what waits for which there is no room left."""
+        used = state.used
+        return [
+            ask
+            for ask in self._waiting
+            if not fits(
+                ask.most, used=used, limits=state.limits if ask.is_reduce else state.map_limits
+            )
+        ]
+
+    def _end(self) -> None:
+        """Let go what waits: the run was deleted."""
+        waiting, self._waiting = self._waiting, {}
+        self._held, self._unsent_since, self._failed = NO_AMOUNTS, None, None
+        for ask in waiting:
+            if not ask.granted.done():
+                ask.granted.set_exception(CallStoppedError(StopReason.HALTED))
+
+
+def _over(most: Amounts, state: BudgetState, *, is_reduce: bool) -> LLMError:
+    # The run goes on: only an account without money stops it.
+    message = over_budget(most, state, is_reduce=is_reduce)
+    return LLMError(ErrorKind.BUDGET, message, stop_after=0)

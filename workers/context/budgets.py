@@ -1,0 +1,231 @@
+"""The budgets that calls of this process must fit into: that of their run, and those of the day."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from functools import partial
+from typing import TYPE_CHECKING
+
+from fanout.core.budgets import NO_AMOUNTS, Amounts
+from fanout.core.day_budgets import matching
+from fanout.core.errors import ModelError
+from fanout.core.model_names import READER_MODEL
+from fanout.llm.call_bounds import CallBounds
+from fanout.llm.usage import billed
+from fanout.policy.budgets import used_by_call
+from fanout.policy.pricing import priced
+from workers.context.budget_account import BudgetAccount
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Self
+
+    from fanout.core.budgets import BudgetLimits
+    from fanout.core.errors import LLMError
+    from fanout.core.ids import StageId
+    from fanout.core.spec import RunSpec
+    from fanout.llm.base import LLM, LLMReply, LLMRequest
+    from fanout.llm.calls import CallAttempt, CallGate
+    from fanout.policy.outages import FailureVerdict
+    from fanout.stores import RedisStore
+    from workers.context.inflight import InFlight
+
+__all__ = ["BudgetedCalls", "Budgets"]
+
+_REMEMBERED = 64
+
+
+class Budgets:
+    """Makes the calls of branches fit into budgets; runs on the loop of the calls.
+
+    Args:
+        store: The store of what is used; it fails at once if the server is unreachable.
+        in_flight: Ends what waits when a run or this worker stops.
+        days: The limits of a day for the models whose names fit the patterns.
+        process: The unique name of this process.
+        dies_after_s: Seconds without a report after which the server takes this process for dead.
+    """
+
+    def __init__(
+        self,
+        store: RedisStore,
+        in_flight: InFlight,
+        days: Mapping[str, BudgetLimits],
+        *,
+        process: str,
+        dies_after_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._days = days
+        self._dies_after_s = dies_after_s
+        self._make = partial(
+            BudgetAccount,
+            process=process,
+            in_flight=in_flight,
+            dies_after_s=dies_after_s,
+            clock=clock,
+        )
+        self._runs: OrderedDict[str, BudgetAccount] = OrderedDict()
+        self._of_days: dict[str, BudgetAccount] = {}
+
+    def applies(self, spec: RunSpec) -> bool:
+        """Say whether calls of a run may have to fit into a budget."""
+        return bool(self._days) or spec.budget.is_limited
+
+    def calls(self, stage_id: StageId, spec: RunSpec, model: str, llm: LLM) -> BudgetedCalls | None:
+        """Return the budgets of a branch's calls to a model; None if there are none.
+
+        Raises:
+            ModelError: One cannot be kept, as something of the model is unknown.
+        """
+        is_reduce = stage_id.stage > 0
+        names = [] if model == READER_MODEL else matching(model, self._days)
+        if not names and not spec.budget.is_limited:
+            return None
+        bounds = CallBounds(spec, model, llm)
+        max_tokens = spec.aggregate_max_tokens if is_reduce else spec.max_tokens
+        limits = [(f"the workers' budget of a day for {name}", self._days[name]) for name in names]
+        for what, limit in [*limits, ("the budget", spec.budget.limits)]:
+            problem = bounds.unkept(limit, max_tokens)
+            if problem is not None:
+                raise ModelError(f"{what} in {problem[0]} {problem[1]}")
+        accounts = [self._of_day(name) for name in names]
+        if spec.budget.is_limited:
+            accounts.append(self._of_run(stage_id.run_id))
+        return BudgetedCalls(accounts, bounds, is_reduce=is_reduce)
+
+    async def aclose(self) -> None:
+        """Report what was used; the loop is about to end."""
+        for account in [*self._runs.values(), *self._of_days.values()]:
+            await account.aclose()
+
+    def _of_run(self, run_id: str) -> BudgetAccount:
+        account = self._runs.get(run_id)
+        if account is None:
+            report = partial(self._store.report_budget, run_id, dies_after_s=self._dies_after_s)
+            account = self._runs[run_id] = self._make(report)
+            idle = [known for known, one in self._runs.items() if one.is_idle and one != account]
+            for known in idle[: max(0, len(self._runs) - _REMEMBERED)]:
+                del self._runs[known]
+        return account
+
+    def _of_day(self, name: str) -> BudgetAccount:
+        account = self._of_days.get(name)
+        if account is None:
+            report = partial(
+                self._store.report_day_budget,
+                name,
+                limits=self._days[name],
+                dies_after_s=self._dies_after_s,
+            )
+            account = self._of_days[name] = self._make(report, waits=True)
+        return account
+
+
+class BudgetedCalls:
+    """The calls of one branch to one model, each of which must fit into budgets.
+
+    Args:
+        accounts: The budgets, those first whose calls wait longest.
+        bounds: The most that a call can use.
+        is_reduce: Whether the branch is of the reduce.
+    """
+
+    def __init__(
+        self, accounts: Sequence[BudgetAccount], bounds: CallBounds, *, is_reduce: bool
+    ) -> None:
+        self._accounts = accounts
+        self._bounds = bounds
+        self._is_reduce = is_reduce
+        # Of the call in flight.
+        self._most: Amounts | None = None
+
+    def __enter__(self) -> Self:
+        for account in self._accounts:
+            account.opens()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        if self._most is not None:
+            # The call was admitted, and has not begun.
+            self._settle(NO_AMOUNTS)
+        for account in self._accounts:
+            account.closes()
+
+    def gate(self, gate: CallGate) -> CallGate:
+        """Return a gate that lets a call through once it fits; ``gate`` comes first."""
+        return _BudgetGate(self, gate)
+
+    def observing(self, observe: Callable[[CallAttempt], None]) -> Callable[[CallAttempt], None]:
+        """Return an observer of calls that also notes what they have used."""
+
+        def ended(attempt: CallAttempt) -> None:
+            self._ended(attempt)
+            observe(attempt)
+
+        return ended
+
+    def _ended(self, attempt: CallAttempt) -> None:
+        """Note what a call has used; one of which nothing is known has used what it may."""
+        most = self._most
+        if most is None:
+            return
+        usage = billed(attempt.kind, attempt.usage) if attempt.kind else attempt.usage
+        if usage is None:
+            self._settle(most)
+        else:
+            self._settle(used_by_call(priced(usage, self._bounds.price), most))
+
+    def require_room(self, request: LLMRequest) -> None:
+        """Raise LLMError if it is known that a call does not fit."""
+        most = self._bounds.most(request)
+        for account in self._accounts:
+            account.require_room(most, is_reduce=self._is_reduce)
+
+    async def reserve(self, request: LLMRequest) -> None:
+        """Wait until a call fits into all budgets.
+
+        Raises:
+            LLMError: What is spent leaves no room for it.
+            CallStoppedError: The run or this worker stops.
+        """
+        most = self._bounds.most(request)
+        taken: list[BudgetAccount] = []
+        try:
+            for account in self._accounts:
+                await account.take(most, is_reduce=self._is_reduce)
+                taken.append(account)
+        except BaseException:
+            for account in taken:
+                account.settle(most, NO_AMOUNTS)
+            raise
+        self._most = most
+
+    def _settle(self, used: Amounts) -> None:
+        most, self._most = self._most, None
+        for account in self._accounts:
+            account.settle(most or NO_AMOUNTS, used)
+
+
+class _BudgetGate:
+    """See ``BudgetedCalls.gate``."""
+
+    def __init__(self, calls: BudgetedCalls, gate: CallGate) -> None:
+        self._calls = calls
+        self._gate = gate
+
+    async def enter(self, request: LLMRequest, *, left_s: float) -> float:
+        """See CallGate; a wait for the budget counts as one for a rate limit."""
+        self._calls.require_room(request)
+        for_rate_s = await self._gate.enter(request, left_s=left_s)
+        came = time.monotonic()
+        await self._calls.reserve(request)
+        return for_rate_s + time.monotonic() - came
+
+    async def leave(
+        self, request: LLMRequest, reply: LLMReply | None, error: LLMError | None
+    ) -> FailureVerdict | None:
+        """See CallGate."""
+        return await self._gate.leave(request, reply, error)
