@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
+from provider_limits import KINDS, TELLS, Quota
 from provider_outages import RESET, SILENCE, Outage
 
 if TYPE_CHECKING:
@@ -110,6 +111,10 @@ class Plan:
     refuse_rate: float = 0.0
     retry_after_s: float = 1.0
     answer_bytes: int = 100
+    rpm: float = 0.0
+    tpm: float = 0.0
+    limit_kind: str = "bucket"
+    limit_tells: str = "headers"
     connections: int = 0
     in_flight: int = 0
     by_status: Counter[int] = field(default_factory=Counter)
@@ -130,6 +135,12 @@ class Plan:
         self._latencies = latencies(self.latency, self.seed)
         # A separate generator, so that the rates do not change the latencies.
         self._fates = random.Random(self.seed + 1)  # noqa: S311 - repeatable
+        is_limited = self.rpm > 0 or self.tpm > 0
+        self.quota = (
+            Quota(rpm=self.rpm, tpm=self.tpm, kind=self.limit_kind, tells=self.limit_tells)
+            if is_limited
+            else None
+        )
         self._has_fates = self.error_rate > 0 or self.refuse_rate > 0
         self.by_status.clear()
         self.arrived = 0
@@ -144,7 +155,18 @@ class Plan:
         self.in_flight += 1
         self.max_in_flight = max(self.in_flight, self.max_in_flight)
         status = self._status() if self._has_fates else 200
+        if self.quota is not None and status == 200:  # noqa: PLR2004 - OK
+            return self._by_quota(self.quota, size)
         return next(self._latencies), status, self._response(status, size)
+
+    def _by_quota(self, quota: Quota, size: int) -> tuple[float, int, bytes]:
+        is_accepted, headers = quota.take((size + self.answer_bytes) // 4)
+        if not is_accepted:
+            # A refusal comes at once.
+            return 0.0, 429, _error(429, headers)
+        asked, answered = size // 4, self.answer_bytes // 4
+        body = _BODY % (self.arrived, self._text, asked, answered, asked + answered)
+        return next(self._latencies), 200, _head(200, len(body), headers) + body
 
     def _status(self) -> int:
         fate = self._fates.random()
@@ -181,6 +203,7 @@ class Plan:
             "max_in_flight": self.max_in_flight,
             "connections": self.connections,
             "bytes_in": self.bytes_in,
+            "by_second": self.quota.by_second if self.quota is not None else [],
         }
 
 
@@ -410,7 +433,9 @@ class Provider:
         pid: Its process id.
     """
 
-    def __init__(self, python: str = sys.executable, latency: str = "0", **options: float) -> None:
+    def __init__(
+        self, python: str = sys.executable, latency: str = "0", **options: float | str
+    ) -> None:
         latencies(latency, 0)
         words = [python, __file__, "--latency", latency]
         for name, value in options.items():
@@ -475,6 +500,10 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("--refuse-rate", type=float, default=0.0, help="share of 429s, 0 to 1")
     parser.add_argument("--retry-after-s", type=float, default=1.0, help="what a 429 asks for")
     parser.add_argument("--answer-bytes", type=int, default=100)
+    parser.add_argument("--rpm", type=float, default=0.0, help="requests a minute; 0 is no limit")
+    parser.add_argument("--tpm", type=float, default=0.0, help="tokens a minute; 0 is no limit")
+    parser.add_argument("--limit-kind", choices=KINDS, default="bucket")
+    parser.add_argument("--limit-tells", choices=TELLS, default="headers")
     options = parser.parse_args()
     try:
         latencies(options.latency, 0)

@@ -29,6 +29,7 @@ __all__ = [
     "capacity_lines",
     "capacity_rows",
     "fleet_line",
+    "learnt_limits",
     "limit_parts",
     "percent",
     "run_cells",
@@ -106,7 +107,15 @@ def capacity_rows(fleet: FleetStatus, *, left: int | None = None) -> list[Row]:
     paused = _paused_models(fleet)
     workers = _workers(fleet, left=left)
     rows = [("queues", _queues(fleet)), ("memory", [_memory(fleet)]), ("workers", workers)]
+    learnt = learnt_limits(fleet)
+    rows = [("limits", learnt), *rows] if learnt else rows
     return [("paused", paused), *rows] if paused else rows
+
+
+def learnt_limits(fleet: FleetStatus) -> list[str]:
+    """Return the limits of models that the fleet has learnt from replies and refusals."""
+    words = {model: limit.words for model, limit in sorted(fleet.limits.items())}
+    return [f"{model} takes {those}" for model, those in words.items() if those]
 
 
 def _workers(fleet: FleetStatus, *, left: int) -> list[str]:

@@ -172,6 +172,19 @@ class LimitState(msgspec.Struct, frozen=True, kw_only=True, rename=_JSON_NAMES.g
     learnt: Rates | None = None
     calls_at_once: int | None = None
 
+    @property
+    def words(self) -> str:
+        """The learnt limits for people; empty if there are none."""
+        rates = {} if self.learnt is None else msgspec.structs.asdict(self.learnt)
+        told = [
+            f"{rate:,.0f} {name.removesuffix('_per_minute').replace('_', ' ')} a minute"
+            for name, rate in rates.items()
+            if rate is not None
+        ]
+        if self.calls_at_once is not None:
+            told.append(f"{self.calls_at_once:,} calls at once")
+        return ", ".join(told)
+
 
 class Reservation(msgspec.Struct, frozen=True, kw_only=True):
     """The times at which calls may begin.

@@ -154,6 +154,7 @@ class Server:
             own_wire=broker.WIRE_VERSION,
             own_version=metadata.version("fanout-llm"),
             visibility_timeout_s=self._settings.visibility_timeout_s,
+            limits={model: limit.words for model, limit in self._store.limits().items()},
         )
 
     def _stalled(self, runs: list[RunRecord]) -> dict[str, str] | None:

@@ -61,6 +61,7 @@ class FleetFacts(msgspec.Struct, frozen=True, kw_only=True):
         other_prefixes: Key prefixes of other fleets in the same database.
         wire: The fleet's version of the wire format; None if it is not set yet.
         visibility_timeout_s: Seconds after which a dead worker's messages return to the queue.
+        limits: The rate limits that were learnt, in words, by model.
     """
 
     workers: list[WorkerRecord]
@@ -74,6 +75,7 @@ class FleetFacts(msgspec.Struct, frozen=True, kw_only=True):
     own_wire: int = WIRE_VERSION
     own_version: str = ""
     visibility_timeout_s: float = 30.0
+    limits: dict[str, str] = {}
 
 
 class MachineFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -31,6 +31,9 @@ def fleet_findings(facts: FleetFacts) -> Iterator[Finding]:
     yield _wire(facts)
     yield _queues(facts)
     yield _runs(facts)
+    limits = [f"{model} takes {words}" for model, words in sorted(facts.limits.items()) if words]
+    if limits:
+        yield ok("rate limits", f"learnt: {'; '.join(limits)}")
     yield _prefix(facts)
 
 

@@ -20,6 +20,7 @@ from prometheus_client.core import (
 
 from fanout.core.errors import BrokerError
 from fanout.core.latency import BOUNDS_S
+from fanout.core.rate_limits import Rates
 from fanout.core.records import TERMINAL, ErrorKind, RunStatus
 from fanout.observe.fleet import fleet_status
 
@@ -115,6 +116,7 @@ def _of_queues(fleet: FleetStatus) -> Iterator[Metric]:
     yield _gauge("shards_open", "Shards that are being processed.", window.open)
     yield _gauge("shards_waiting", "Shards not yet let into the queue.", window.waiting)
     yield from _of_permits(window)
+    yield from _of_learnt_limits(fleet)
     limits = fleet.limits.values()
     ahead = [max(limit.requests_ahead_s, limit.tokens_ahead_s) for limit in limits]
     text = "How far ahead calls are reserved at the most used rate limit."
@@ -129,6 +131,18 @@ def _of_queues(fleet: FleetStatus) -> Iterator[Metric]:
         yield _gauge("redis_memory_bytes", "Memory the server uses.", fleet.memory.used_bytes)
         limit = fleet.memory.limit_bytes or 0
         yield _gauge("redis_max_memory_bytes", "The server's maxmemory; 0 if not set.", limit)
+
+
+def _of_learnt_limits(fleet: FleetStatus) -> Iterator[Metric]:
+    known = {model: limit.learnt for model, limit in fleet.limits.items() if limit.learnt}
+    for name in Rates.__struct_fields__:
+        rates = {model: rate for model in known if (rate := getattr(known[model], name))}
+        words = name.removesuffix("_per_minute").replace("_", " ")
+        text = f"The limit of {words} a minute that a provider's headers tell."
+        yield _gauge(f"learnt_{name}", text, rates, "model")
+    windows = {m: limit.calls_at_once for m, limit in fleet.limits.items() if limit.calls_at_once}
+    text = "The most calls in flight at a provider that refused more, or was slow."
+    yield _gauge("model_calls_at_once", text, windows, "model")
 
 
 def _of_permits(window: StageLoad) -> Iterator[Metric]:

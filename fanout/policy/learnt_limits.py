@@ -8,6 +8,7 @@ that keeps to it uses all of the quota, with half a minute's worth of it as a ma
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -34,10 +35,13 @@ _DAY_TOLERANCE = 0.1
 _TIGHT_SHARE = 0.5
 _LOOSE_SHARE = 0.9
 _LOOSE_S = 70.0
-# The bounds of the pace, as a share of the limit: the upper one is lower for some time after a
-# refusal, as the provider then counts otherwise than it tells.
-_LOWEST, _HIGHEST = 0.02, 1.1
+# The bounds of the pace, as a share of the limit. The upper one is lower for some time after a refusal
+# although enough was left: the provider then counts otherwise than it tells. The lower one is higher
+# near the end of a window: a call that is booked at a low pace books time of the next one.
+_LOWEST, _HIGHEST = 0.1, 1.1
+_ENDS_S, _LOWEST_AT_END = 6.0, 0.5
 _REFUSED = ((60.0, 0.985), (600.0, 1.0))
+_USED_UP_SHARE = 0.05
 _NEVER = float("-inf")
 
 _RATES = {
@@ -75,8 +79,9 @@ def pace_factor(seen: SeenLimit, *, age_s: float, refused_s: float) -> float:
     Args:
         seen: The limit as a reply told it last.
         age_s: Seconds since the call of that reply began.
-        refused_s: Seconds since the provider last refused a call.
+        refused_s: Seconds since the provider last refused a call although enough was left.
     """
+    lowest = _LOWEST if (seen.reset_s or math.inf) > _ENDS_S else _LOWEST_AT_END
     highest = next((most for within_s, most in _REFUSED if refused_s < within_s), _HIGHEST)
     if seen.remaining is None or not seen.limit:
         return min(1.0, highest)
@@ -89,7 +94,7 @@ def pace_factor(seen: SeenLimit, *, age_s: float, refused_s: float) -> float:
         factor = 1.0
     else:
         factor = share * (seen.period_s or _MINUTE_S) / seen.reset_s
-    return max(_LOWEST, min(factor, highest))
+    return max(lowest, min(factor, highest))
 
 
 class _Known(msgspec.Struct):
@@ -163,7 +168,8 @@ class LimitLearner:
 
     def refused(self, now: float) -> bool:
         """Note a refusal for a rate; return whether that is news for the fleet."""
-        self._refused_at = now
+        if min(map(_share_left, self._known.values()), default=1.0) > _USED_UP_SHARE:
+            self._refused_at = now
         if self.learnt is None:
             return False
         return self._becomes(msgspec.structs.replace(self.learnt, is_tight=True))
@@ -171,6 +177,11 @@ class LimitLearner:
     def heard(self, learnt: LearntLimits) -> None:
         """Take over what another worker has learnt."""
         self.learnt = learnt
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether there are limits to keep to: a refusal is then most likely for one of them."""
+        return self.learnt is not None and self.learnt.rates.is_limited
 
     def _becomes(self, learnt: LearntLimits) -> bool:
         before, self.learnt = self.learnt, learnt

@@ -111,12 +111,14 @@ class BreakerReply(msgspec.Struct, frozen=True, kw_only=True):
         down_s: Seconds since the model began to fail for all callers; None if it does not.
         is_probe: Whether this call is a probe that checks whether the model has recovered.
         learnt: The limits that the fleet has learnt, or None.
+        has_window: Whether the fleet bounds its calls in flight: see fanout.policy.adaptive.
     """
 
     wait_s: float = 0.0
     down_s: float | None = None
     is_probe: bool = False
     learnt: LearntLimits | None = None
+    has_window: bool = False
 
 
 class TimeSlot(msgspec.Struct, kw_only=True):

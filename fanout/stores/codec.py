@@ -19,6 +19,7 @@ from fanout.core.state import (
     Totals,
     WorkerRecord,
 )
+from fanout.policy.adaptive import CallWindow
 from fanout.policy.outages import FORGET_S
 from fanout.system.resources import memory_limit_bytes
 
@@ -334,6 +335,22 @@ def decode_learnt(data: bytes | None) -> LearntLimits | None:
 _learnt = msgspec.json.Decoder(LearntLimits).decode
 
 
+def encode_window(window: CallWindow) -> bytes:
+    """Return a window of calls as JSON."""
+    return _encode(window)
+
+
+def decode_window(data: bytes | None) -> CallWindow | None:
+    """Return a window of calls; None if there is none, or it cannot be read."""
+    try:
+        return None if data is None else _window(data)
+    except msgspec.DecodeError:
+        return None
+
+
+_window = msgspec.json.Decoder(CallWindow).decode
+
+
 def decode_limits(raw: dict[bytes, bytes], now: float) -> dict[str, LimitState]:
     """Return the use of rate limits, in seconds from now, by model."""
     limits: dict[str, dict[str, Any]] = {}
@@ -344,7 +361,11 @@ def decode_limits(raw: dict[bytes, bytes], now: float) -> dict[str, LimitState]:
             field = _AHEAD_FIELDS[kind]
             found[field] = max(found.get(field, 0.0), float(value) - now)
         elif kind == _LEARNT and (learnt := decode_learnt(value)) is not None:
-            limits.setdefault(model, {})["learnt"] = learnt.rates
+            limits.setdefault(model, {})["learnt"] = (
+                learnt.rates if learnt.rates.is_limited else None
+            )
+        elif kind == _WINDOW and (window := decode_window(value)) is not None:
+            limits.setdefault(model, {})["calls_at_once"] = window.size and round(window.size)
         elif name.decode().startswith(_OPENED):
             blocked = float(raw.get((_BLOCKED + model).encode(), now))
             if now - blocked <= FORGET_S:

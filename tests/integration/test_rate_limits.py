@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from provider import Provider
 
 pytestmark = pytest.mark.integration
 
@@ -38,3 +39,28 @@ def test_a_provider_that_refuses_is_left_alone_by_all(client, start_worker):
     assert status.succeeded + status.failed == 20
     assert client.fleet().totals.pauses == status.usage.calls - status.succeeded
     assert client.fleet().totals.pauses > 0
+
+
+@pytest.mark.parametrize("tells", ["headers", "wait"])
+def test_limits_that_nobody_told_are_learnt_by_all_workers(client, start_worker, tells):
+    """A bucket of 10 requests a second: 32 calls at once are too many."""
+    with Provider(
+        latency="constant:0.1", rpm=600, limit_kind="second", limit_tells=tells
+    ) as provider:
+        for _ in range(2):
+            start_worker("--concurrency", "16", OPENAI_BASE_URL=provider.base_url)
+        job = {"model": "openai/mock", "prompt": "{input}"}
+        learning = client.submit(job, [f"t{n}" for n in range(40)]).wait(60)
+        assert (learning.succeeded, learning.failed) == (40, 0)
+        limit = client.fleet().limits["openai/mock"]
+        assert provider.stats()["by_status"]["429"] > 0
+        if tells == "wait":
+            assert limit.calls_at_once is not None
+            return
+        assert limit.learnt.requests_per_minute == 600
+        before = provider.stats()["by_status"]["429"]
+        learnt = client.submit(job, [f"u{n}" for n in range(40)]).wait(60)
+        assert (learnt.succeeded, learnt.failed) == (40, 0)
+        assert provider.stats()["by_status"]["429"] - before <= 3
+        # The workers kept to it: half of a burst, and then ten a second.
+        assert learnt.elapsed_s > 2

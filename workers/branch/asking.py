@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -218,14 +218,18 @@ class Asking:
         observe: Callable[[CallAttempt], None] = partial(self._calls.ended, model)
         gate: CallGate
         wants_json = is_branch and spec.output_format == "json"
-        with self._budgeted(model, llm) as budgeted:
+        with self._budgeted(model, llm) as budgeted, ExitStack() as gates:
             if budgeted is not None:
                 observe = budgeted.observing(observe)
             if gathered is not None:
                 # The next call waits for its batch anyway.
                 (llm, gate), wait = gathered, _at_once
             else:
-                gate = models.limiter.gate(model, spec.rate.rates, gives_up=gives_up)
+                limits = models.limiter.gate(
+                    model, spec.rate.rates, gives_up=gives_up, timeout_s=spec.timeout_s
+                )
+                # A call that is cancelled does not leave its gate.
+                gate = gates.enter_context(limits)
                 if budgeted is not None:
                     gate = budgeted.gate(gate)
                 compares = not self._calls.is_by_model

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from fanout.core.rate_limits import MAX_BLOCK_S, CallTokens
 from fanout.core.records import ErrorKind
-from fanout.policy.learnt_limits import LimitLearner
 from fanout.policy.outages import (
     SHARED,
     Failure,
@@ -21,15 +20,17 @@ from fanout.policy.outages import (
     cost_of_own,
     trip,
 )
+from workers.context.call_window import CallPlaces
 from workers.context.model_state import LOOK_S, PROBES, ModelState
 from workers.context.pacing import Pacer, ask_store
 from workers.context.token_ratios import TokenRatios
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from typing import Self
 
     from fanout.core.errors import LLMError
-    from fanout.core.rate_limits import Rates, SeenLimits
+    from fanout.core.rate_limits import Rates
     from fanout.llm.base import LLMReply, LLMRequest
     from fanout.stores import RedisStore
 
@@ -57,6 +58,10 @@ _CANNOT_PAUSE = "cannot tell the fleet to leave {} alone"
 _log = logging.getLogger(__name__)
 
 
+async def _plainly(awaited: Awaitable[None]) -> None:
+    await awaited
+
+
 class Limiter:
     """Holds back calls to models that refuse or fail; runs on the loop of the calls.
 
@@ -64,6 +69,7 @@ class Limiter:
         store: The fleet's limits and breakers; called in threads, as it blocks.
         clock: Monotonic seconds.
         sleep: Waits so many seconds.
+        until: Awaits something as a call that waits.
     """
 
     def __init__(
@@ -72,48 +78,43 @@ class Limiter:
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        until: Callable[[Awaitable[None]], Awaitable[None]] = _plainly,
     ) -> None:
         self._store = store
         self.clock = clock
         self._sleep = sleep
+        self._until = until
         self._models: dict[str, ModelState] = {}
-        self._pacers: dict[str, Pacer] = {}
         self.ratios = TokenRatios(store)
 
-    def gate(self, model: str, rates: Rates, *, gives_up: bool = False) -> ModelGate:
-        """Return the gate for the calls of a branch.
+    def gate(
+        self,
+        model: str,
+        rates: Rates,
+        *,
+        gives_up: bool = False,
+        timeout_s: float | None = None,
+    ) -> ModelGate:
+        """Return the gate for the calls of a branch; close it after the last one.
 
         Args:
             model: The model.
             rates: Its rates.
             gives_up: Whether a branch that meets server errors asks another model, and does not wait
                 for the end of an outage.
+            timeout_s: The timeout of a call in seconds; None for none.
         """
         known = self._models.get(model)
         if known is None:
-            known = self._models[model] = ModelState(model)
-        return ModelGate(self, known, rates, gives_up=gives_up)
+            places = CallPlaces(self._store, model, clock=self.clock, until=self._until)
+            pacer = Pacer(self._store, model, clock=self.clock, sleep=self._sleep)
+            known = self._models[model] = ModelState(model, places, pacer)
+        return ModelGate(self, known, rates, gives_up=gives_up, timeout_s=timeout_s)
 
-    def pacer(self, model: str) -> Pacer:
-        """Return what books the times of calls to a model."""
-        known = self._pacers.get(model)
-        if known is None:
-            known = Pacer(self._store, model, clock=self.clock, sleep=self._sleep)
-            self._pacers[model] = known
-        return known
-
-    async def saw(self, model: ModelState, seen: SeenLimits, *, began: float) -> None:
-        """Learn from the rate limits in a reply; tell the fleet what is new."""
-        if model.limits is None:
-            model.limits = LimitLearner()
-        if model.limits.saw(seen, began=began, now=self.clock()):
-            await self._tell_learnt(model)
-
-    async def _tell_learnt(self, model: ModelState) -> None:
-        learnt = None if model.limits is None else model.limits.learnt
-        if learnt is not None:
-            tell = partial(self._store.put_learnt, model.name, learnt)
-            await ask_store(tell, f"cannot tell the fleet the limits of {model.name}")
+    async def aclose(self) -> None:
+        """End what watches the models; the loop is about to end."""
+        for model in self._models.values():
+            await model.places.aclose()
 
     async def wait_until_well(
         self, model: ModelState, *, until: float, has_failed: bool, gives_up: bool = False
@@ -180,7 +181,9 @@ class Limiter:
             return
         now = self.clock()
         if standing.learnt is not None:
-            model.heard(standing.learnt)
+            model.pacer.heard(standing.learnt)
+        if standing.has_window:
+            model.places.heard()
         model.fleet_until = now + standing.wait_s
         if standing.is_probe:
             model.probes = PROBES
@@ -193,8 +196,7 @@ class Limiter:
 
     async def refused(self, model: ModelState, retry_after_s: float | None) -> None:
         """Pause the model for the whole fleet, for as long as its provider asks."""
-        if model.limits is not None and model.limits.refused(self.clock()):
-            await self._tell_learnt(model)
+        await model.pacer.refused()
         pause_s = min(MAX_BLOCK_S, _PAUSE_S if retry_after_s is None else retry_after_s)
         model.refused_until = max(model.refused_until, self.clock() + pause_s)
         pause = partial(self._store.pause_model, model.name, pause_s)
@@ -225,12 +227,24 @@ class Limiter:
 
 
 class ModelGate:
-    """What the calls of one branch go through: see ``fanout.llm.calls.CallGate``."""
+    """What the calls of one branch go through: see ``fanout.llm.calls.CallGate``.
+
+    As a context it is closed at its end, also where a call was cancelled.
+    """
 
     def __init__(
-        self, limiter: Limiter, model: ModelState, rates: Rates, *, gives_up: bool = False
+        self,
+        limiter: Limiter,
+        model: ModelState,
+        rates: Rates,
+        *,
+        gives_up: bool = False,
+        timeout_s: float | None = None,
     ) -> None:
         self._limiter = limiter
+        self._timeout_s = timeout_s
+        # Whether a call of this branch has a place among those in flight.
+        self._has_place = False
         self._gives_up = gives_up
         self._model = model
         # What the job tells; and what the last call kept to, with the tokens that were booked for it.
@@ -253,7 +267,9 @@ class ModelGate:
         """
         limiter, model, for_rate_s = self._limiter, self._model, 0.0
         now = limiter.clock()
-        rates = self._rates = model.rates(self._told, now)
+        await model.places.enter()
+        self._has_place = True
+        rates = self._rates = model.pacer.rates(self._told, now)
         if rates.is_limited:
             await self._wait_for_slot(request)
             for_rate_s = limiter.clock() - now
@@ -275,6 +291,7 @@ class ModelGate:
         error: LLMError | None,
     ) -> FailureVerdict | None:
         """Record the end of a call; return the verdict on its error, if any."""
+        self.close()
         if self._booked is not None:
             self._correct(self._booked, reply)
         if reply is not None:
@@ -283,13 +300,14 @@ class ModelGate:
             limiter.ratios.observe(self._model.name, request, reply.usage, elapsed_s=elapsed_s)
         seen = reply.limits if reply is not None else error.limits if error is not None else None
         if seen is not None:
-            await self._limiter.saw(self._model, seen, began=self._began)
+            await self._model.pacer.saw(seen, began=self._began)
         if error is not None and error.kind in SHARED:
             return await self._failed(error)
         if error is None or error.kind not in _SILENT:
             # Any answer, or a refusal of this prompt, shows that the model is up.
             model, now = self._model, self._limiter.clock()
             model.answered(self._began)
+            model.places.succeeded(now - self._began, self._timeout_s)
             model.health.succeeded(began=self._began, now=now, is_first=self._calls == 1)
             if model.down_at is not None:
                 await self._limiter.succeeded_while_down(model, self._began)
@@ -304,6 +322,11 @@ class ModelGate:
         is_odd = self._calls > _MOST_REFUSALS and model.health.has_succeeded_after(first)
         if is_refusal and not is_odd:
             await limiter.refused(model, error.retry_after_s)
+        if not (error.is_own or is_odd):
+            is_paced = self._rates.is_limited or model.pacer.has_limits
+            model.places.failed(
+                error, began=self._began, is_paced=is_paced, timeout_s=self._timeout_s
+            )
         counted = None
         if not error.is_own:
             is_first = self._calls == 1
@@ -338,8 +361,20 @@ class ModelGate:
         self._spent = health.spent(self._failures, now=self._limiter.clock())
         return self._spent - before
 
+    def close(self) -> None:
+        """Give back the place of a call that has ended."""
+        if self._has_place:
+            self._has_place = False
+            self._model.places.leave()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
     async def _wait_for_slot(self, request: LLMRequest) -> None:
-        pacer, tokens = self._limiter.pacer(self._model.name), CallTokens()
+        pacer, tokens = self._model.pacer, CallTokens()
         if self._rates.counts_tokens:
             # Where they are not limited, nobody asks how many they are.
             tokens = self._booked = self._expected_tokens(request, pacer)
@@ -360,4 +395,4 @@ class ModelGate:
         if reply is None or reply.usage.input_tokens is None or reply.usage.output_tokens is None:
             return
         actual = CallTokens(reply.usage.input_tokens, reply.usage.output_tokens)
-        self._limiter.pacer(self._model.name).used(self._rates, booked, actual)
+        self._model.pacer.used(self._rates, booked, actual)

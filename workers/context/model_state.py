@@ -6,13 +6,13 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from fanout.core.errors import LLMError
-from fanout.policy.learnt_limits import LimitLearner
 from fanout.policy.outages import CLOSED, ask, close
 from workers.context.model_health import ModelHealth
 
 if TYPE_CHECKING:
-    from fanout.core.rate_limits import LearntLimits, Rates
     from fanout.core.records import ErrorKind
+    from workers.context.call_window import CallPlaces
+    from workers.context.pacing import Pacer
 
 __all__ = ["LOOK_S", "PROBES", "ModelState"]
 
@@ -23,10 +23,12 @@ PROBES = 2
 
 
 class ModelState:
-    """What this worker knows about a model."""
+    """What this worker knows about a model, its ``places`` for calls in flight, and its ``pacer``."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, places: CallPlaces, pacer: Pacer) -> None:
         self.name = name
+        self.places = places
+        self.pacer = pacer
         self.health = ModelHealth()
         self.looked_at = float("-inf")
         # Whether the fleet's limits were read at all; no call begins before that.
@@ -46,19 +48,6 @@ class ModelState:
         self.failed_at = float("-inf")
         # When calls were last held back.
         self.heard_at = 0.0
-        # The rate limits that the provider's headers tell; None until a reply tells any.
-        self.limits: LimitLearner | None = None
-
-    def rates(self, told: Rates, now: float) -> Rates:
-        """Return the rates to keep to: those of the job, or learnt ones that are lower."""
-        learnt = None if self.limits is None else self.limits.pace(now)
-        return told if learnt is None else told.lower(learnt)
-
-    def heard(self, learnt: LearntLimits) -> None:
-        """Take over the limits that the fleet has learnt."""
-        if self.limits is None:
-            self.limits = LimitLearner()
-        self.limits.heard(learnt)
 
     def hold_s(self, now: float) -> float:
         """Return the seconds for which no call should begin."""

@@ -70,7 +70,9 @@ class Models:
         self._making = asyncio.Lock()
         self.made: dict[str, LLM] = {}
         self.in_flight = InFlight(connections.fail_fast_store)
-        self.limiter = Limiter(connections.fail_fast_store, sleep=self.in_flight.wait)
+        self.limiter = Limiter(
+            connections.fail_fast_store, sleep=self.in_flight.wait, until=self.in_flight.until
+        )
         self.common_failures = CommonFailures(connections.store)
         self.broken = BrokenModels(connections.store)
         self.late = LateRuns(connections.fail_fast_store)
@@ -101,6 +103,7 @@ class Models:
         for llm in self.made.values():
             await llm.aclose()
         self.made.clear()
+        await self.limiter.aclose()
         await self.in_flight.aclose()
 
 

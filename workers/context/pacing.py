@@ -1,4 +1,7 @@
-"""The pace of a worker process's calls to one model: it books times with the fleet, some at once."""
+"""The pace of a worker process's calls to one model, by told and learnt rate limits.
+
+It books the times of calls with the fleet, those of some calls at once.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 from fanout.core.errors import BrokerError
 from fanout.core.rate_limits import BURST_S, CallTokens
+from fanout.policy.learnt_limits import LimitLearner
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from fanout.core.rate_limits import Rates
+    from fanout.core.rate_limits import LearntLimits, Rates, SeenLimits
     from fanout.stores import RedisStore
 
 __all__ = ["Pacer", "ask_store"]
@@ -36,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 
 class Pacer:
-    """Books the times of calls to one model.
+    """Learns the rate limits of one model, and books the times of calls to it.
 
     Args:
         store: The fleet's limits; called in threads, as it blocks.
@@ -68,6 +72,41 @@ class Pacer:
         self._settling: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._answer_tokens: float | None = None
+        # The limits that the provider's headers tell; None until a reply tells any.
+        self._limits: LimitLearner | None = None
+
+    def rates(self, told: Rates, now: float) -> Rates:
+        """Return the rates to keep to: those of the job, or learnt ones that are lower."""
+        learnt = None if self._limits is None else self._limits.pace(now)
+        return told if learnt is None else told.lower(learnt)
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether the provider tells limits: a refusal is then most likely for one of them."""
+        return self._limits is not None and self._limits.has_limits
+
+    def heard(self, learnt: LearntLimits) -> None:
+        """Take over the limits that the fleet has learnt."""
+        if self._limits is None:
+            self._limits = LimitLearner()
+        self._limits.heard(learnt)
+
+    async def saw(self, seen: SeenLimits, *, began: float) -> None:
+        """Learn from the limits in a reply to a call that began then; tell the fleet what is new."""
+        if self._limits is None:
+            self._limits = LimitLearner()
+        if self._limits.saw(seen, began=began, now=self._clock()):
+            await self._tell(self._limits.learnt)
+
+    async def refused(self) -> None:
+        """Note that the provider has refused a call."""
+        if self._limits is not None and self._limits.refused(self._clock()):
+            await self._tell(self._limits.learnt)
+
+    async def _tell(self, learnt: LearntLimits | None) -> None:
+        if learnt is not None:
+            tell = partial(self._store.put_learnt, self._model, learnt)
+            await ask_store(tell, f"cannot tell the fleet the limits of {self._model}")
 
     def likely_output(self, max_tokens: int | None) -> float:
         """Return the tokens that an answer is likely to have, by those before it."""

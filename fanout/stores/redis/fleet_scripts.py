@@ -12,6 +12,7 @@ __all__ = [
     "CORRECT_SLOT",
     "LOCK",
     "PAUSE_MODEL",
+    "SWAP_WINDOW",
     "TAKE_SLOT",
     "TRIP_BREAKER",
 ]
@@ -123,6 +124,20 @@ for i, kind in ipairs({'t:', 'i:', 'u:'}) do
     if tonumber(ARGV[1 + i]) ~= 0 and redis.call('HEXISTS', KEYS[1], name) == 1 then
         redis.call('HINCRBYFLOAT', KEYS[1], name, ARGV[1 + i])
     end
+end
+return 1
+"""
+
+# KEYS limits; ARGV model, the window that the caller has read, or '', its successor, or '' for none, ttl.
+# Returns whether it was still that one.
+SWAP_WINDOW = """
+local name = 'a:' .. ARGV[1]
+if (redis.call('HGET', KEYS[1], name) or '') ~= ARGV[2] then return 0 end
+if ARGV[3] == '' then
+    redis.call('HDEL', KEYS[1], name)
+else
+    redis.call('HSET', KEYS[1], name, ARGV[3])
+    redis.call('EXPIRE', KEYS[1], ARGV[4])
 end
 return 1
 """

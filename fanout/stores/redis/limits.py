@@ -14,6 +14,7 @@ from fanout.core.rate_limits import (
     starts_s,
 )
 from fanout.core.state import PermitShare
+from fanout.policy.adaptive import reported
 from fanout.policy.outages import FIRST_PROBE_S, FORGET_S, MAX_PROBE_S, REOPEN_S, BreakerReply
 from fanout.stores import codec
 from fanout.stores.redis import branch_scripts, fleet_scripts
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from fanout.core.rate_limits import LearntLimits, Rates
     from fanout.core.state import PermitRequest
+    from fanout.policy.adaptive import CallWindow, WindowReport
 
 __all__ = ["RedisLimits"]
 
@@ -31,6 +33,8 @@ __all__ = ["RedisLimits"]
 _KEPT_S = 3_600
 # A script blocks the server while it runs: a call for this many runs takes about 3 ms.
 _RUNS_AT_ONCE = 200
+# Processes report twice a second: two that do so at the same moment try again.
+_TRIES = 8
 # In place of permits that cannot be read.
 _DAMAGED = -2
 
@@ -112,6 +116,30 @@ class RedisLimits(RedisBase):
             pipe.execute()
 
     @translated
+    def report_window(
+        self, model: str, report: WindowReport
+    ) -> tuple[CallWindow | None, float] | None:
+        """Report the calls of a process to a model: see fanout.policy.adaptive.
+
+        Returns the window then, and the time by the server's clock; None if other processes have
+        reported so often in the meantime that this report was not counted.
+        """
+        for _ in range(_TRIES):
+            with self._redis.pipeline(transaction=False) as pipe:
+                pipe.time()
+                pipe.hget(self._limits, f"a:{model}")
+                moment, before = pipe.execute()
+            now = seconds(moment)
+            window = reported(codec.decode_window(before), report, now=now)
+            after = b"" if window is None else codec.encode_window(window)
+            args = [model, before or b"", after, _KEPT_S]
+            if (before or b"") == after or self._call(
+                fleet_scripts.SWAP_WINDOW, [self._limits], args
+            ):
+                return window, now
+        return None
+
+    @translated
     def pause_model(self, model: str, pause_s: float) -> None:
         """Let no call to a model begin for ``pause_s`` seconds: its provider has refused one."""
         keys = [self._limits, self._totals]
@@ -126,12 +154,12 @@ class RedisLimits(RedisBase):
         """
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.time()
-            pipe.hmget(self._limits, [f"b:{model}", f"o:{model}", f"l:{model}"])
-            now, (until, opened_at, told) = pipe.execute()
+            pipe.hmget(self._limits, [f"{kind}:{model}" for kind in "bola"])
+            now, (until, opened_at, told, window) = pipe.execute()
         pause_s = 0.0 if until is None else max(0.0, float(until) - seconds(now))
         learnt = codec.decode_learnt(told)
         if opened_at is None:
-            return BreakerReply(wait_s=pause_s, learnt=learnt)
+            return BreakerReply(wait_s=pause_s, learnt=learnt, has_window=window is not None)
         if pause_s > 0:
             down_s = max(0.0, seconds(now) - float(opened_at))
             return BreakerReply(wait_s=pause_s, down_s=down_s, learnt=learnt)

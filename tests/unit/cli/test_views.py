@@ -24,7 +24,7 @@ from fanout.cli.views import (
 )
 from fanout.core.latency import Latency, bucket_of
 from fanout.core.queue_names import NO_CONSUMER
-from fanout.core.rate_limits import LimitState
+from fanout.core.rate_limits import LimitState, Rates
 from fanout.core.records import ErrorKind, RunStatus, Usage
 from fanout.core.state import StageLoad, Totals, WorkerRecord
 from fanout.doctor import Finding, State
@@ -279,6 +279,21 @@ def test_a_model_that_is_left_alone_shows_and_for_how_long():
     assert row in drawn(fleet_view, shown, [], SPEED, width=100)
     assert "openai/x fails since 1:05" in fleet_line(shown, SPEED)
     assert not [line for line in drawn(fleet_view, fleet(), [], SPEED) if "paused" in line]
+
+
+def test_learnt_limits_show():
+    limits = {
+        "openai/x": LimitState(learnt=Rates(requests_per_minute=1_200, tokens_per_minute=6e6)),
+        "openai/y": LimitState(calls_at_once=20, learnt=Rates()),
+        "openai/z": LimitState(requests_ahead_s=3.0),
+    }
+    row = (
+        "limits   openai/x takes 1,200 requests a minute, 6,000,000 tokens a minute · "
+        "openai/y takes 20 calls at once"
+    )
+    shown = fleet(limits=limits)
+    assert row in drawn(fleet_view, shown, [], SPEED, width=120)
+    assert row.replace("limits ", "limits  ") in capacity_lines(shown)
 
 
 def test_a_table_of_runs_is_aligned():

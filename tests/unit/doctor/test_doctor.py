@@ -317,3 +317,10 @@ def test_a_storage_is_tried(tmp_path):
     assert "none cannot be written to: the folder is not there" in lost.found
     slow = storage_finding(StorageFacts(storage="s3://bucket", took_s=9.0))
     assert slow.state is State.WARN
+
+
+def test_learnt_limits_are_found():
+    limits = {"openai/x": "60 requests a minute", "openai/y": ""}
+    learnt = found(fleet_findings(changed(FLEET, limits=limits)), "rate limits")
+    assert learnt.found == "learnt: openai/x takes 60 requests a minute"
+    assert not [one for one in fleet_findings(FLEET) if one.check == "rate limits"]

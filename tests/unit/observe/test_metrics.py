@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from fanout.broker.backlog import Queue, ServerMemory, TakenMessages
 from fanout.core.latency import BOUNDS_S, Latency, bucket_of
 from fanout.core.queue_names import BRANCHES_QUEUE
-from fanout.core.rate_limits import LimitState
+from fanout.core.rate_limits import LimitState, Rates
 from fanout.core.records import ErrorKind, RunStatus, Usage
 from fanout.core.state import StageLoad, Totals, WorkerRecord
 from fanout.observe.fleet import FleetStatus
@@ -128,6 +128,18 @@ def test_the_most_used_limit_shows():
     assert shown["fanout_limiter_paused_seconds",] == 4
     assert shown["fanout_model_down_seconds",] == 70
     assert shown["fanout_refused_total",] == 6
+
+
+def test_learnt_limits_are_metrics():
+    limits = {
+        "a": LimitState(learnt=Rates(requests_per_minute=1_200, input_tokens_per_minute=50_000)),
+        "b": LimitState(calls_at_once=20),
+    }
+    shown = scrape(Fixed(fleet(limits=limits)))
+    assert shown["fanout_learnt_requests_per_minute", "a"] == 1_200
+    assert shown["fanout_learnt_input_tokens_per_minute", "a"] == 50_000
+    assert shown["fanout_model_calls_at_once", "b"] == 20
+    assert ("fanout_learnt_tokens_per_minute", "a") not in shown
 
 
 def test_memory_that_may_not_be_seen_is_left_out():

@@ -42,7 +42,9 @@ def test_a_limit_is_one_of_a_minute(seen, rate):
         (limit(600, 500, 50), 1, 1e9, 1.0),
         (limit(600, 100, 50), 1, 1e9, 0.2),
         (limit(600, 0, 0.4), 1, 1e9, 1.0),
-        (limit(600, 0, 20), 1, 1e9, 0.02),
+        (limit(600, 0, 20), 1, 1e9, 0.1),
+        # Near its end a call at a low pace would book time of the next window.
+        (limit(600, 0, 5), 1, 1e9, 0.5),
         # A provider that refuses all the same counts otherwise than it tells.
         (limit(600, 450, 15), 1, 30, 0.985),
         (limit(600, 450, 15), 1, 90, 1.0),
@@ -98,6 +100,11 @@ def test_after_a_refusal_the_fleet_keeps_to_the_limits():
     other = LimitLearner()
     other.heard(learner.learnt)
     assert other.pace(3) == Rates(requests_per_minute=600)
+    # That the limit was used up explains a refusal: what is told is right.
+    saw(other, 4, limit(600, 3, 55))
+    assert not other.refused(4)
+    saw(other, 5, limit(600, 450, 15))
+    assert other.pace(6).requests_per_minute == pytest.approx(660)
 
 
 def test_a_limit_that_changes_is_news():

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from fanout.core.errors import LLMError
+from fanout.core.rate_limits import Rates
 from fanout.core.records import ErrorKind
-from workers.context.model_state import ModelState
+from workers.context.limiter import Limiter
 
 
 @pytest.mark.parametrize(
@@ -19,8 +20,8 @@ from workers.context.model_state import ModelState
         (11.0, True, False),
     ],
 )
-def test_an_answer_to_a_later_call_makes_a_failure_forgotten(began, is_down, is_forgotten):
-    model = ModelState("m")
+def test_an_answer_to_a_later_call_makes_a_failure_forgotten(store, began, is_down, is_forgotten):
+    model = Limiter(store).gate("m", Rates())._model
     model.failed(ErrorKind.SERVER_ERROR, 10.0)
     if is_down:
         model.fell(10.0, 10.0)

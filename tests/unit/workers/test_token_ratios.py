@@ -127,7 +127,7 @@ def test_the_limiter_books_what_was_learnt_and_corrects_by_it(store, monkeypatch
         def used(_rates, booked, actual):
             corrected.append(sum(astuple(actual)) - sum(astuple(booked)))
 
-        monkeypatch.setattr(limiter.pacer("m"), "used", used)
+        monkeypatch.setattr(limiter.gate("m", rates)._model.pacer, "used", used)
         for _ in range(70):
             gate = limiter.gate("m", rates)
             await gate.enter(request, left_s=9.0)

@@ -1,0 +1,187 @@
+"""How many calls a fleet has in flight where the provider tells no limit."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from fanout.policy.adaptive import CallWindow, Member, WindowReport, reported, shares, total_of
+
+LONG = 1_000.0
+
+
+def window(size=40.0, *, demand=100, cut_ago=10.0, **fields):
+    members = {"a": Member(demand, LONG)}
+    return CallWindow(
+        **{"size": size, "opened_at": 0.0, "cut_at": LONG - cut_ago, "members": members, **fields}
+    )
+
+
+def report(process="a", **fields):
+    return WindowReport(process=process, **{"in_flight": 40, "waiting": 60, **fields})
+
+
+def after(before, now=LONG, **fields):
+    return reported(before, report(**fields), now=now)
+
+
+def test_a_fleet_without_refusals_has_no_window():
+    assert after(None, done=1_000, busy_s=5.0) is None
+
+
+def test_the_first_refusal_opens_a_window_that_all_processes_bring_their_calls_into():
+    opened = after(None, in_flight=40, refused_age_s=0.1)
+    assert (opened.size, opened.cut_at) == (30, LONG)
+    both = reported(opened, report("b", in_flight=20), now=LONG + 1)
+    assert both.size == 45
+    late = reported(both, report("c", in_flight=20), now=LONG + 4)
+    assert late.size == 45
+
+
+FULL = {"done": 320, "busy_s": 320.0, "cut_ago": 8.0}
+
+
+@pytest.mark.parametrize(
+    ("before", "refused_age_s", "size", "ceiling"),
+    [
+        # Three quarters, once for each burst.
+        (window(**FULL), 0.2, 30, 40),
+        (window(**FULL | {"cut_ago": 0.5}), 0.2, 40, None),
+        (window(**FULL | {"cut_ago": 3.0}), 2.5, 40, None),
+        # A provider that takes no calls at all says nothing of how many it takes.
+        (window(done=0), 0.2, 40, None),
+        (window(done=45, busy_s=45.0), 0.2, 40, None),
+        # It was larger by far than what succeeded: 100 s of calls in 10 s.
+        (window(200.0, done=400, busy_s=100.0, demand=300), 0.2, 7.5, 10),
+        # Since the last refusal the provider has given what it can: 39 calls at a time.
+        (window(done=780, cut_ago=20.0, busy_s=780.0), 0.2, 30, 39),
+        (window(done=700, cut_ago=20.0, busy_s=700.0), 0.2, 30, 38),
+        # A ceiling that is refused itself was too high.
+        (window(ceiling=40.0, **FULL), 0.2, 30, 38.8),
+        (window(43.0, ceiling=40.0, **FULL), 0.2, 32.25, 43),
+        (window(1.0, done=30, busy_s=8.0, cut_ago=8.0), 0.2, 1, 1),
+    ],
+)
+def test_a_burst_of_refusals_makes_the_window_smaller(before, refused_age_s, size, ceiling):
+    cut = after(before, refused_age_s=refused_age_s)
+    assert (cut.size, cut.ceiling) == (size, ceiling)
+
+
+@pytest.mark.parametrize(
+    ("before", "done", "size"),
+    [
+        (window(), 25, 41),
+        (window(), 10, 40.4),
+        (window(ceiling=40.5), 25, 40.5),
+        # After a minute without a refusal a tenth more is tried, and no more than that.
+        (window(ceiling=40.0, cut_ago=61.0), 25, 41),
+        (window(43.9, ceiling=40.0, cut_ago=70.0, over_at=LONG - 5), 25, 44),
+        # Calls that are not there cannot fill it.
+        (window(demand=30), 25, 40),
+    ],
+)
+def test_successes_make_the_window_larger_up_to_the_ceiling(before, done, size):
+    demand = before.members["a"].demand
+    grown = after(before, done=done, in_flight=demand, waiting=0)
+    assert grown.size == pytest.approx(size)
+
+
+def test_a_probe_that_was_fine_raises_the_ceiling():
+    before = window(44.0, ceiling=40.0, cut_ago=75.0, over_at=LONG - 11)
+    grown = after(before, done=25)
+    assert (grown.size, grown.ceiling) == (45, 44)
+
+
+def test_a_window_that_nobody_needs_ends():
+    assert after(window(120.0, cut_ago=61.0), in_flight=100, waiting=0) is None
+    few_left = window(120.0, cut_ago=61.0, ceiling=110.0)
+    assert after(few_left, in_flight=5, waiting=0) is not None, "a run that ends shows nothing"
+
+
+def settle(limit, calls, seconds, latency_s=1.0):
+    """Run a fleet against a provider that has no more than ``limit`` calls in flight."""
+    found, refused, accepted, sizes = None, 0, 0, []
+    for tick in range(int(seconds * 2)):
+        now = LONG + tick / 2
+        size = (
+            calls if found is None or found.size is None else min(calls, total_of(found, now=now))
+        )
+        is_over = size > limit
+        done = int(min(size, limit) / latency_s / 2)
+        accepted, refused = accepted + done, refused + max(0, size - limit)
+        found = reported(
+            found,
+            report(
+                in_flight=min(size, limit),
+                waiting=calls - size,
+                done=done,
+                busy_s=done * latency_s,
+                refused_age_s=0.01 if is_over else None,
+            ),
+            now=now,
+        )
+        sizes.append(size)
+    return accepted, refused, sizes
+
+
+@pytest.mark.parametrize("limit", [8, 20, 50, 150])
+def test_it_settles_at_what_the_provider_takes(limit):
+    _, _, sizes = settle(limit, calls=256, seconds=200)
+    steady = sizes[200:]
+    assert 0.9 * limit <= sum(min(size, limit) for size in steady) / len(steady)
+    assert sum(max(0, size - limit) for size in steady) < 0.01 * sum(steady)
+
+
+def test_a_slow_server_gets_fewer_calls_if_that_makes_them_faster():
+    slow = after(None, in_flight=100, slow_s=20.0)
+    assert (slow.size, slow.slow_s) == (75, 20)
+    waits = after(slow, now=LONG + 30, done=60, busy_s=900.0)
+    assert waits.slow_s == 20, "the calls of before have not ended"
+    crowded = after(slow, now=LONG + 41, done=200, busy_s=3_000.0)
+    assert (crowded.size, crowded.slow_s, crowded.ceiling) == (75, None, 75)
+    again = after(crowded, now=LONG + 41.5, slow_s=15.0)
+    assert again.size == 0.75 * 75
+    # It is as slow with fewer calls: it is not crowded, and gets all of them for a while.
+    alike = after(slow, now=LONG + 41, done=60, busy_s=1_170.0)
+    assert (alike.size, shares(alike, now=LONG)) == (None, None)
+    assert after(alike, now=LONG + 50, slow_s=20.0).size is None
+    assert after(alike, now=LONG + 50, refused_age_s=0.1, in_flight=100).size == 75
+    assert after(alike, now=LONG + 700) is None
+
+
+@pytest.mark.parametrize(
+    ("size", "demands", "given"),
+    [
+        (40, {"a": 100, "b": 100}, {"a": 20, "b": 20}),
+        (40, {"a": 5, "b": 100}, {"a": 5, "b": 35}),
+        (40, {"a": 5, "b": 10}, {"a": 5, "b": 10}),
+        (10, {"a": 9, "b": 9, "c": 9}, {"a": 3, "b": 3, "c": 4}),
+        (2, {"a": 9, "b": 9, "c": 9}, {"a": 0, "b": 1, "c": 1}),
+        (40, {}, {}),
+    ],
+)
+def test_each_process_gets_what_it_wants_or_as_much_as_every_other(size, demands, given):
+    members = {name: Member(demand, LONG) for name, demand in demands.items()}
+    assert shares(window(float(size), members=members), now=0.0) == given
+
+
+def test_fewer_calls_than_processes_take_turns():
+    members = {name: Member(9, LONG) for name in "abc"}
+    few = window(1.0, members=members)
+    turns = [shares(few, now=float(second)) for second in range(300)]
+    assert all(sum(turn.values()) == total_of(few, now=n) for n, turn in enumerate(turns))
+    assert {name for turn in turns for name, calls in turn.items() if calls} == set("abc")
+
+
+def test_a_fraction_of_a_call_is_given_as_a_share_of_the_time():
+    totals = [total_of(window(19.8), now=float(second)) for second in range(1_000)]
+    assert set(totals) == {19, 20}
+    assert sum(totals) / len(totals) == pytest.approx(19.8, abs=0.01)
+
+
+def test_a_process_that_is_silent_does_not_count():
+    members = {"a": Member(9, LONG - 6), "b": Member(9, LONG - 1)}
+    joined = reported(window(members=members), report("c"), now=LONG)
+    assert set(joined.members) == {"b", "c"}
+    gone = reported(joined, replace(report("c"), in_flight=0, waiting=0), now=LONG)
+    assert set(gone.members) == {"b"}
