@@ -153,6 +153,8 @@ class LLMError(FanoutError):
         is_own: Whether the cause is certainly this prompt and not the provider. Such a failure
             does not count as an outage, and its branch does not wait for one to end.
         finish_reason: Why the generation ended, in the provider's words, or None.
+        is_shed: Whether the provider has no capacity left for the lane of the call. It says nothing
+            about calls in other lanes.
         limits: The provider's rate limits, as the reply's headers tell them, or None.
     """
 
@@ -167,12 +169,14 @@ class LLMError(FanoutError):
         stop_after: int | None = None,
         is_own: bool = False,
         finish_reason: str | None = None,
+        is_shed: bool = False,
         limits: SeenLimits | None = None,
     ) -> None:
         super().__init__(message)
         self.kind = kind
         self.limits = limits
         self.finish_reason = finish_reason
+        self.is_shed = is_shed
         self.retry_after_s = _wait_s(retry_after_s)
         self.status = status
         self.usage = usage

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["FLEX_TIMEOUT_S", "Lane", "LaneChoice", "first_lane", "takes_lane"]
+__all__ = ["FLEX_TIMEOUT_S", "Lane", "LaneChoice", "first_lane", "lane_of", "takes_lane"]
 
 # ``flex`` is cheaper and slower, and ``batch`` is answered within a day, at about half the price.
 Lane = Literal["realtime", "flex", "batch"]
@@ -27,6 +27,13 @@ def takes_lane(model: str, lane: LaneChoice) -> bool:
     """Say whether the calls of a model can be bought so."""
     provider, slash, _ = model.partition("/")
     return lane == "realtime" or (bool(slash) and lane in _LANES.get(provider, ()))
+
+
+def lane_of(tier: object) -> Lane | None:
+    """Return the lane of a provider's service tier; None if it names none."""
+    if not isinstance(tier, str) or not tier or tier == "auto":
+        return None
+    return "flex" if tier.lower() == "flex" else "realtime"
 
 
 def first_lane(lane: LaneChoice) -> Lane:

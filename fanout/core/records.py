@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fanout.core.cells import Cell  # noqa: TC001 - msgspec reads the annotation
+from fanout.core.lanes import Lane  # noqa: TC001 - msgspec reads the annotation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -292,6 +293,8 @@ class Outcome(_Record, frozen=True, kw_only=True):
             0 if unknown.
         model: The model that answered, where it is not the one that the branch asks first.
         finish_reason: Why the last answer ended, in the provider's words; None if it did not say.
+        lane: How the answer was bought; None for realtime where no other lane was asked for, or if there
+            is no answer.
         is_cut: Whether the output was cut off at a limit of tokens, and kept.
         confidence: The probability of the chosen label by the model, 0 to 1; None if unknown.
         votes: How often each answer was given, if the branch asked until one had a majority.
@@ -309,6 +312,7 @@ class Outcome(_Record, frozen=True, kw_only=True):
     ended_at: float = 0.0
     model: str | None = None
     finish_reason: str | None = None
+    lane: Lane | None = None
     is_cut: bool = False
     confidence: float | None = None
     votes: dict[str, int] = {}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from fanout.core.errors import LLMError
+from fanout.core.lanes import Lane  # noqa: TC001 - msgspec reads the annotation
 from fanout.core.records import ErrorKind, Usage, total_usage
 from fanout.core.redaction import redacted
 from fanout.llm.answers import WrongAnswerError, checked_answer, storable
@@ -59,6 +60,7 @@ class CallResult(msgspec.Struct, frozen=True, kw_only=True):
     stop_after: int = 0
     is_out_of_time: bool = False
     finish_reason: str | None = None
+    lane: Lane | None = None
     is_cut: bool = False
     confidence: float | None = None
     model: str | None = None
@@ -295,7 +297,14 @@ def _answered(
         is_cut=ending(reply.finish_reason) is ErrorKind.TRUNCATED,
         confidence=label_confidence(reply.tokens, shape, text) if reply.tokens and shape else None,
         lesson=tries.lesson(None),
+        lane=_lane(reply, tries),
     )
+
+
+def _lane(reply: LLMReply, tries: Tries) -> Lane | None:
+    """Return how an answer was bought; None if nobody asked for another lane than realtime."""
+    lane = reply.lane or tries.request.lane
+    return None if lane == tries.first_lane == "realtime" else lane
 
 
 def _failed(error: LLMError, tries: Tries, elapsed_s: float) -> CallResult:

@@ -26,6 +26,7 @@ __all__ = [
     "QUOTED",
     "ErrorVerdict",
     "judge",
+    "lacks_capacity",
 ]
 
 # How many branches of a run must fail in the same way, before any succeeds, to stop the run.
@@ -227,10 +228,16 @@ def _by_code(details: ErrorDetails, words: str) -> ErrorVerdict | None:
     return None
 
 
+# What selects flex in a request.
+_LANE_NAMES = frozenset(["service_tier", "serviceTier"])
+
+
 def _of_parameter(details: ErrorDetails) -> ErrorVerdict:
     quoted = QUOTED.search(details.message)
     name = details.param or (quoted[1] if quoted else "")
     hint = f"leave out {name}, or give another value" if name else None
+    if name in _LANE_NAMES:
+        hint = "the model cannot be called in this lane: leave out lane, or give another one"
     return ErrorVerdict(ErrorKind.BAD_REQUEST, FEW, hint)
 
 
@@ -250,6 +257,34 @@ def _by_words(status: int, details: ErrorDetails, words: str) -> ErrorVerdict | 
     if _MODEL_WORDS.search(words):
         return _MODEL
     return _of_parameter(details) if PARAMETER_WORDS.search(words) else None
+
+
+# How providers refuse a flex call when they are busy with dearer ones: OpenAI, Azure, Groq, Gemini.
+_CAPACITY_STATUSES = frozenset({429, 498, 503, 529})
+_CAPACITY_CODES = frozenset(
+    ["resource_unavailable", "capacity_exceeded", "no_capacity", "insufficient_capacity", "overloaded",
+     "overloaded_error", "engine_overloaded_error", "unavailable", "service_unavailable",
+     "server_is_overloaded", "slow_down"]
+)  # fmt: skip
+_CAPACITY_WORDS = re.compile(
+    r"\bcapacity\b|resources? (?:is |are )?(?:un|not )available|\boverloaded\b"
+)
+_RATE_CODES = frozenset(["rate_limit_exceeded", "rate_limit_error", "requests", "tokens"])
+
+
+def lacks_capacity(status: int, details: ErrorDetails) -> bool:
+    """Say whether an error reply to a flex call is a refusal for lack of capacity.
+
+    Source: OpenAI's, Azure's, Groq's and Gemini's pages on flex.
+    """
+    if status not in _CAPACITY_STATUSES:
+        return False
+    if not _CAPACITY_CODES.isdisjoint(details.codes):
+        return True
+    if status != _TOO_MANY:
+        return True
+    is_rate = not _RATE_CODES.isdisjoint(details.codes)
+    return not is_rate and bool(_CAPACITY_WORDS.search(details.message.lower()))
 
 
 _PASSING = {

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import msgspec
 
 from fanout.core.errors import LLMError, ModelError
+from fanout.core.lanes import lane_of
 from fanout.core.records import ErrorKind
 from fanout.llm.base import LLMReply, LLMRequest
 from fanout.llm.confidence import OTHERS, token_of, tokens_of
@@ -79,7 +80,7 @@ class GeminiLLM(HttpModel):
 
     async def complete(self, request: LLMRequest) -> LLMReply:
         """See LLM."""
-        return self.settled(await self._exchange(request))
+        return self.bought(await self._exchange(request), request)
 
     def batches(self) -> BatchClient:
         """See HttpModel."""
@@ -93,7 +94,11 @@ class GeminiLLM(HttpModel):
         """See HttpModel."""
         if not reply.is_success:
             raise self.error_of(reply)
-        return self._with_limits(_reply(_content(reply, self._key)), reply)
+        answer = _reply(_content(reply, self._key))
+        tier = reply.headers.get("x-gemini-service-tier")
+        if tier is not None:
+            answer = msgspec.structs.replace(answer, lane=lane_of(tier))
+        return self._with_limits(answer, reply)
 
     def _schema(self, shape: AnswerShape) -> dict[str, Any] | None:
         if shape not in self._schemas:
@@ -120,6 +125,8 @@ class GeminiLLM(HttpModel):
                 {"role": _ROLES[one["role"]], "parts": [{"text": one["content"]}]} for one in chat
             ]
         }
+        if request.lane == "flex":
+            body["serviceTier"] = "flex"
         if system is not None:
             body["systemInstruction"] = {"parts": [{"text": system}]}
         given = {name: value for name, value in config.items() if value is not None}

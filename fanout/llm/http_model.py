@@ -14,6 +14,7 @@ import msgspec
 
 from fanout.core.errors import LLMError, ModelError
 from fanout.core.records import ErrorKind
+from fanout.llm.error_kinds import lacks_capacity
 from fanout.llm.http_client import HttpClient
 from fanout.llm.http_errors import http_error
 from fanout.llm.limit_headers import LimitHeaders
@@ -175,6 +176,20 @@ class HttpModel:
             if other is None or other == form:
                 return reply
             form = other
+
+    def bought(self, reply: HttpReply, request: LLMRequest) -> LLMReply:
+        """Return the answer in the reply to a call; see ``settled``.
+
+        Raises:
+            LLMError: As ``settled``; it says whether only the lane of the call has no capacity.
+        """
+        if request.lane != "flex" or reply.is_success:
+            return self.settled(reply)
+        try:
+            return self.settled(reply)
+        except LLMError as error:
+            error.is_shed = lacks_capacity(reply.status, reply.error_details())
+            raise
 
     def settled(self, reply: HttpReply) -> LLMReply:
         """Return the answer in a reply to a call.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fanout.core.errors import LLMError, ModelError
+from fanout.core.lanes import lane_of
 from fanout.core.records import ErrorKind
 from fanout.llm.base import LLMReply, LLMRequest
 from fanout.llm.confidence import OTHERS, token_of, tokens_of
@@ -49,6 +50,7 @@ class _Request(msgspec.Struct, omit_defaults=True, kw_only=True):
     logprobs: bool = False
     top_logprobs: int | None = None
     prompt_cache_key: str | None = None
+    service_tier: str | None = None
 
 
 class _Answer(msgspec.Struct):
@@ -71,6 +73,7 @@ class _Completion(msgspec.Struct):
     id: Any = None
     model: Any = None
     error: Any = None
+    service_tier: Any = None
 
 
 _encode = msgspec.json.Encoder().encode
@@ -154,7 +157,7 @@ class OpenAILLM(HttpModel):
 
     async def complete(self, request: LLMRequest) -> LLMReply:
         """See LLM."""
-        return self.settled(await self._exchange(request))
+        return self.bought(await self._exchange(request), request)
 
     def batches(self) -> BatchClient:
         """See HttpModel."""
@@ -234,6 +237,7 @@ class OpenAILLM(HttpModel):
                 logprobs=form.has_logprobs,
                 top_logprobs=OTHERS if form.has_logprobs else None,
                 prompt_cache_key=request.cache.key if request.cache and form.has_cache else None,
+                service_tier="flex" if request.lane == "flex" else None,
             )
         )
 
@@ -334,6 +338,7 @@ def _reply(completion: _Completion) -> LLMReply:
         response_id=text_or_none(completion.id),
         finish_reason=text_or_none(choice.finish_reason),
         tokens=_tokens(choice.logprobs) if choice.logprobs else (),
+        lane=lane_of(completion.service_tier),
     )
     if message is None:
         require_complete(reply)

@@ -11,6 +11,7 @@ from fanout.core.records import ErrorKind, total_usage
 from fanout.core.redaction import redacted
 from fanout.llm.answers import storable
 from fanout.llm.base import Turn
+from fanout.policy.flex import after_shed
 from fanout.policy.progress import ENDS_ALIKE, CallsSoFar, Lesson
 from fanout.policy.retries import larger_token_limit, may_retry, retry_wait_s
 
@@ -47,6 +48,7 @@ class Tries:
             room = before.max_tokens or request.max_tokens
             request = structs.replace(request, turns=turns, max_tokens=room)
         self.request = request
+        self.first_lane = request.lane
         self.started = started - before.elapsed_s
         self.number = before.attempts
         self.used: list[Usage] = [before.usage] if before.attempts else []
@@ -64,6 +66,7 @@ class Tries:
         self._window_tokens = window_tokens
         # Counts failures by their cost: a common failure costs less than one of this branch alone.
         self._failures = before.failures
+        self._sheds = 0
 
     def so_far(self, now: float) -> CallsSoFar:
         """Return the calls so far, before a further one."""
@@ -153,8 +156,11 @@ class Tries:
             jitter: A random number from 0 to 1.
         """
         self.used.append(used)
-        self._failures += verdict.cost
+        if not error.is_shed:
+            self._failures += verdict.cost
         elapsed_s = now - self.started
+        if error.is_shed and self.request.lane == "flex":
+            return self._shed(error, elapsed_s, jitter)
         room = larger_token_limit(
             error.kind,
             spent=self._failures,
@@ -178,6 +184,21 @@ class Tries:
             retry_after_s=error.retry_after_s,
             is_held=verdict.is_held,
         )
+
+    def _shed(self, error: LLMError, elapsed_s: float, jitter: float) -> float | None:
+        """Return the seconds until the next call, which may be in another lane; None for no call."""
+        self._sheds += 1
+        following = after_shed(
+            refusals=self._sheds,
+            elapsed_s=elapsed_s,
+            policy=self._policy,
+            jitter=jitter,
+            retry_after_s=error.retry_after_s,
+        )
+        if following is None:
+            return None
+        self.request = structs.replace(self.request, lane=following.lane)
+        return following.wait_s
 
     def may_retry(self, kind: ErrorKind) -> bool:
         """Say whether only time can forbid another call after a failure."""

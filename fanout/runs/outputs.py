@@ -61,6 +61,7 @@ def output_of(
         elapsed_s=outcome.elapsed_s,
         ended_at=outcome.ended_at,
         finish_reason=outcome.finish_reason,
+        lane=outcome.lane,
         is_cut=outcome.is_cut,
         confidence=outcome.confidence,
         votes=outcome.votes,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from fanout.core.cells import Cell
+    from fanout.core.lanes import Lane
     from fanout.core.records import ErrorKind, RunStatus, Usage
     from fanout.runs.evaluation import Evaluation
     from fanout.runs.status import ReduceError
@@ -67,6 +68,7 @@ class Output(Generic[AnswerT]):
             asked several models in turn, for a vote.
         has_fallback: Whether another model may have answered.
         finish_reason: Why the last answer ended, in the provider's words; None if it did not say.
+        lane: How the answer was bought, in a job with a ``lane``; None in others, or without an answer.
         is_cut: Whether the answer was cut off at a limit of tokens, and kept.
         confidence: The probability of the chosen label by the model, 0 to 1; None if unknown.
         votes: How often each answer was given, if the branch asked until one had a majority.
@@ -101,6 +103,7 @@ class Output(Generic[AnswerT]):
     asked_model: str | None = None
     has_fallback: bool = False
     finish_reason: str | None = None
+    lane: Lane | None = None
     is_cut: bool = False
     confidence: float | None = None
     votes: dict[str, int] = field(default_factory=dict)
@@ -254,9 +257,9 @@ class Result(Generic[AnswerT]):
 
         Rows have ``index``, ``document``, ``chunk``, ``position``, ``start``, ``end``, ``aspect``,
         ``model``, ``sample``, ``output``, ``kind``, ``message``, ``attempts``, ``usage``, ``elapsed_s`` and
-        ``columns``, ``finish_reason``, and ``pages``, ``headings`` and ``confidence`` where they are
-        known, ``asked_model`` in jobs with a ``fallback``, and ``votes``, ``share`` and ``samples`` in a run
-        with ``certainty``; an unknown value is None.
+        ``columns``, ``finish_reason``, and ``pages``, ``headings``, ``lane`` and ``confidence`` where they
+        are known, ``asked_model`` in jobs with a ``fallback``, and ``votes``, ``share`` and ``samples``
+        in a run with ``certainty``; an unknown value is None.
         The result of a job with ``labels`` also has its ``evaluation``.
         """
         return {**self._record(), "branches": [full_row(branch) for branch in self.branches]}

@@ -61,6 +61,7 @@ class RowLayout(msgspec.Struct, frozen=True, kw_only=True):
         has_votes: Whether a branch asks for several answers until their majority is certain.
         has_confidence: Whether answers are labels, which may have a confidence.
         keeps_cut: Whether answers that were cut off are kept, so that tables must mark them.
+        has_lane: Whether the job says how calls are bought, so that tables say how each one was.
     """
 
     has_fields: bool = False
@@ -73,6 +74,7 @@ class RowLayout(msgspec.Struct, frozen=True, kw_only=True):
     has_votes: bool = False
     has_confidence: bool = False
     keeps_cut: bool = False
+    has_lane: bool = False
 
     @property
     def variants(self) -> int:
@@ -99,6 +101,7 @@ def layout_of(spec: RunSpec) -> RowLayout:
         has_votes=spec.certainty is not None,
         has_confidence=bool(spec.choices) and spec.certainty is None,
         keeps_cut=spec.on_truncated == "keep",
+        has_lane=spec.lane != "realtime",
     )
 
 
@@ -182,6 +185,8 @@ def _columns(branch: Output[Any]) -> dict[str, Cell]:
     taken = OWN_KEYS if branch.samples is None else OWN_KEYS | _VOTE_KEYS
     if branch.confidence is not None:
         taken |= {"confidence"}
+    if branch.lane is not None:
+        taken |= {"lane"}
     return {free_name(name, taken): cell for name, cell in source_cells(branch).items()}
 
 
@@ -200,6 +205,8 @@ def place(branch: Output[Any]) -> dict[str, Any]:
 def ending(branch: Output[Any]) -> dict[str, Any]:
     """Return why the answer of a branch ended, and how sure the model was, where that is known."""
     fields: dict[str, Any] = {"finish_reason": branch.finish_reason}
+    if branch.lane is not None:
+        fields["lane"] = branch.lane
     if branch.confidence is not None:
         fields["confidence"] = branch.confidence
     return fields

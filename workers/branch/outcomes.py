@@ -33,6 +33,7 @@ def outcome_of(index: int, result: CallResult) -> Outcome:
         elapsed_s=result.elapsed_s,
         model=result.model,
         finish_reason=result.finish_reason,
+        lane=result.lane,
         is_cut=result.is_cut,
         confidence=result.confidence,
         usage_of=result.usage_of,

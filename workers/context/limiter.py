@@ -294,6 +294,9 @@ class ModelGate:
         self.close()
         if self._booked is not None:
             self._correct(self._booked, reply)
+        if error is not None and error.is_shed:
+            # Calls in other lanes succeed.
+            return FailureVerdict(cost=0.0)
         if reply is not None:
             limiter = self._limiter
             elapsed_s = limiter.clock() - self._began

@@ -43,7 +43,7 @@ _FIGURES = {
 _VARIANT = {"aspect": _TEXT, "model": _TEXT, "asked_model": _TEXT, "sample": _INTEGER}
 _VOTES = {"share": _FLOAT, "samples": _INTEGER}
 # Of each answer, in runs that may have them.
-_CONFIDENCE, _FINISH = "confidence", "finish_reason"
+_CONFIDENCE, _FINISH, _LANE = "confidence", "finish_reason", "lane"
 OWN_COLUMNS = (_OUTPUT, *_ERROR, *_CHUNK, *_FIGURES, *_VARIANT)
 # A table of more columns is none: each row of the input, or each answer, has names of its own.
 MOST_COLUMNS = 16_384
@@ -266,9 +266,13 @@ def _labels(layout: RowLayout) -> Iterator[str]:
 
 
 def _marks(layout: RowLayout) -> dict[str, ColumnType]:
-    """Return what stands beside each answer: its confidence, and why it ended if it may be cut off."""
-    confidence = {_CONFIDENCE: _FLOAT} if layout.has_confidence else {}
-    return {**confidence, _FINISH: _TEXT} if layout.keeps_cut else confidence
+    """Return what stands beside each answer: its confidence, how it ended, and how it was bought."""
+    marks = {
+        _CONFIDENCE: (_FLOAT, layout.has_confidence),
+        _FINISH: (_TEXT, layout.keeps_cut),
+        _LANE: (_TEXT, layout.has_lane),
+    }
+    return {name: type_ for name, (type_, is_there) in marks.items() if is_there}
 
 
 def _errors_of(label: str) -> dict[str, ColumnType]:

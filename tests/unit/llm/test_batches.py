@@ -448,3 +448,81 @@ def test_the_check_says_whether_batches_can_be_made(
     with pytest.raises(ModelError, match=words) as caught:
         with_lane(api, tmp_path, check)
     assert "sk-test" not in str(caught.value)
+
+
+SHAPE = {"type": "object", "properties": {"a": {"type": "string"}}}
+# What refuses a part of a request, and whether the line that is made anew has it.
+REFUSED: dict[str, dict[str, Any]] = {
+    "openai": {
+        "message": "response_format is not supported by this model",
+        "param": "response_format",
+    },
+    "anthropic": {"type": "invalid_request_error", "message": "output_config: not supported"},
+    "gemini": {"message": "response_schema is not supported by this model"},
+}
+
+
+def test_what_a_provider_refuses_of_an_item_is_left_out_of_the_next_line(
+    batch_provider, api, tmp_path
+):
+    batch_provider.item = lambda _prompt: (400, {"error": REFUSED[api]})
+
+    async def step(lane):
+        shape = AnswerShape(SHAPE)
+        request = LLMRequest(prompt="x", shape=shape)
+        before = await lane.client.line("r0", request)
+        _, _, results = await lane.whole(["x"], shape=shape)
+        stored = msgspec.json.decode(msgspec.json.encode(results["r0"]), type=BatchResult)
+        # The lane of a fleet lands each of many such items.
+        for _ in range(3):
+            with pytest.raises(LLMError, match="it is sent again without that") as caught:
+                lane.client.taken(request, stored)
+            assert caught.value.kind is ErrorKind.SERVER_ERROR
+            assert caught.value.is_own
+        return before, await lane.client.line("r0", request)
+
+    before, after = with_lane(api, tmp_path, step)
+    word = {
+        "openai": b"response_format",
+        "anthropic": b"output_config",
+        "gemini": b"responseSchema",
+    }
+    assert word[api] in before
+    assert word[api] not in after
+
+
+@pytest.mark.parametrize("times", [1, 50])
+def test_a_limit_that_anthropic_tells_is_kept_to(batch_provider, tmp_path, times):
+    """Also if many items of a batch are refused with it."""
+    refused = {
+        "type": "invalid_request_error",
+        "message": "max_tokens: 128000 > 4096, which is the most",
+    }
+    batch_provider.item = lambda _prompt: (400, {"error": refused})
+
+    async def step(lane):
+        _, _, results = await lane.whole(["x"])
+        for _ in range(times):
+            with pytest.raises(LLMError, match="sent again"):
+                lane.client.taken(LLMRequest(prompt="x"), results["r0"])
+        return json.loads(await lane.client.line("r0", LLMRequest(prompt="x")))
+
+    assert with_lane("anthropic", tmp_path, step)["params"]["max_tokens"] == 4_096
+
+
+def test_an_old_name_of_the_token_limit_is_left_for_the_new_one(batch_provider, tmp_path):
+    refused = {"message": "Unsupported parameter: 'max_tokens'", "param": "max_tokens",
+               "code": "unsupported_parameter"}  # fmt: skip
+    batch_provider.item = lambda _prompt: (400, {"error": refused})
+
+    async def step(lane):
+        _, _, results = await lane.whole(["x"], max_tokens=9)
+        request = LLMRequest(prompt="x", max_tokens=9)
+        for _ in range(2):
+            with pytest.raises(LLMError, match="sent again"):
+                lane.client.taken(request, results["r0"])
+        return json.loads(await lane.client.line("r0", request))
+
+    body = with_lane("openai", tmp_path, step)["body"]
+    assert body["max_completion_tokens"] == 9
+    assert "max_tokens" not in body
