@@ -225,6 +225,7 @@ class HttpModel:
         return Form(
             schema=None if shape is None else self._schema(shape),
             has_logprobs=self._has_logprobs and shape is not None and bool(shape.choices),
+            has_cache=request.cache is not None,
             max_tokens=request.max_tokens,
         )
 
