@@ -118,7 +118,7 @@ class BudgetState(msgspec.Struct, frozen=True, kw_only=True):
         limits: What all calls together may use.
         map_limits: What those of the branches may use: the rest is kept for the reduce.
         spent: What calls have used; one whose use is unknown counts with the most that it can have used.
-        unsure: What calls in flight on processes that have died may have used.
+        unsure: What calls in batches, and those in flight on processes that have died, may have used.
         held: What calls in flight may use.
     """
 

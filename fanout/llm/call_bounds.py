@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fanout.core.lanes import first_lane
 from fanout.core.tokens import utf8_bytes
 from fanout.llm.callables import CallableLLM, takes_prompt_only
 from fanout.llm.prices import price_of
@@ -87,7 +86,6 @@ class CallBounds:
 
     def __init__(self, spec: RunSpec, model: str, llm: LLM | None = None) -> None:
         self.price: Price | None = price_of(model, spec.price)
-        self._lane = first_lane(spec.lane)
         self._model = model
         self._llm = llm
         self._window = known_context_tokens(model)
@@ -104,7 +102,7 @@ class CallBounds:
         """Return the most that a call can use; what is unknown counts as nothing."""
         prompt_tokens = prompt_tokens_at_most(request, has_frame=not _is_fake(self._model))
         answer_tokens = self.answer_tokens(request, request.max_tokens)
-        return most_of_call(prompt_tokens, answer_tokens, price=self.price, lane=self._lane)
+        return most_of_call(prompt_tokens, answer_tokens, price=self.price, lane=request.lane)
 
     def unkept(self, limits: BudgetLimits, max_tokens: int | None) -> tuple[str, str] | None:
         """Return the field of a budget that cannot be kept, and why; None if it can be.

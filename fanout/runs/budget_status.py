@@ -23,7 +23,8 @@ class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
         limit: What all calls together may use; None is no limit.
         spent: What counts as spent: what calls have used, and the most that those can have used of
             which nothing is known.
-        unsure: The part of it that calls in flight on workers that died may have used.
+        unsure: The part of it that calls may have used of which nothing is known yet: those in
+            batches, and those that were in flight on workers that died.
         reserved: What calls in flight may use.
     """
 
@@ -71,7 +72,9 @@ class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
                 if getattr(self.unsure, name)
             ]
             text += (
-                f" (up to {', '.join(some)} of it by calls of workers that died)" if some else ""
+                f" (up to {', '.join(some)} of it by calls of which nothing is known)"
+                if some
+                else ""
             )
         return text
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,6 @@ from workers.context.broken_models import unusable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
-    from contextlib import AbstractContextManager
 
     from fanout.core.ids import StageId
     from fanout.core.spec import RetrySpec, RunSpec
@@ -208,9 +207,10 @@ class Asking:
     ) -> CallResult:
         spec, models, is_branch = self._spec, self._context.models, self._stage_id.stage == 0
         llm = models.made.get(model) or await self._made(model)
+        budgeted = self._budgeted(model, llm)
         gathered = None
         if request.lane == "batch":
-            gathered = await self._gathered(model, llm)
+            gathered = await self._gathered(model, llm, budgeted)
             if gathered is None:
                 request = structs.replace(request, lane="realtime")
         self._calls.asks(model, request)
@@ -218,9 +218,9 @@ class Asking:
         observe: Callable[[CallAttempt], None] = partial(self._calls.ended, model)
         gate: CallGate
         wants_json = is_branch and spec.output_format == "json"
-        with self._budgeted(model, llm) as budgeted, ExitStack() as gates:
+        with ExitStack() as gates:
             if budgeted is not None:
-                observe = budgeted.observing(observe)
+                observe = gates.enter_context(budgeted).observing(observe)
             if gathered is not None:
                 # The next call waits for its batch anyway.
                 (llm, gate), wait = gathered, _at_once
@@ -259,14 +259,16 @@ class Asking:
                 has_deadline=is_branch,
             )
 
-    def _budgeted(self, model: str, llm: LLM) -> AbstractContextManager[BudgetedCalls | None]:
+    def _budgeted(self, model: str, llm: LLM) -> BudgetedCalls | None:
         """Return the budgets that the calls to a model must fit into; None if there are none."""
         budgets = self._context.budgets
         if not budgets.applies(self._spec):
-            return nullcontext()
-        return budgets.calls(self._stage_id, self._spec, model, llm) or nullcontext()
+            return None
+        return budgets.calls(self._stage_id, self._spec, model, llm)
 
-    async def _gathered(self, model: str, llm: LLM) -> tuple[LLM, CallGate] | None:
+    async def _gathered(
+        self, model: str, llm: LLM, budgeted: BudgetedCalls | None
+    ) -> tuple[LLM, CallGate] | None:
         """Return what takes the place of a model in the batch lane; None for calls that are made now."""
         client = batches_of(llm)
         if client is None:
@@ -279,7 +281,9 @@ class Asking:
             return None
         lane = LaneRecord(model=model, account=getattr(llm, "account", ""))
         earlier = self._calls.earlier.attempts + len(self._calls.attempts)
-        gate = GatheredCalls(self._claim, client, lane, earlier=earlier, prepared=prepared)
+        gate = GatheredCalls(
+            self._claim, client, lane, earlier=earlier, prepared=prepared, budgeted=budgeted
+        )
         return PreparedModel(client, gate), gate
 
     def _window(self, model: str) -> int | None:

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fanout.core.errors import LLMError, StoredDataError
-from fanout.core.records import ErrorKind
+from fanout.core.records import ErrorKind, Usage
 from fanout.llm.batches.base import BatchResult
-from fanout.llm.usage import NO_USAGE
+from fanout.llm.usage import NO_USAGE, billed
 from fanout.policy.pricing import priced
 
 if TYPE_CHECKING:
     from fanout.core.gathered import LaneRecord, Prepared
-    from fanout.core.records import Usage
     from fanout.llm.base import LLMReply, LLMRequest
     from fanout.llm.batches.base import BatchClient
     from fanout.policy.outages import FailureVerdict
     from fanout.policy.pricing import Price
     from workers.branch.claims import Claim
+    from workers.context.budgets import BudgetedCalls
 
 __all__ = ["GatheredCalls", "PreparedModel", "known_usage", "result_of"]
 
@@ -43,6 +43,7 @@ class GatheredCalls:
         lane: What the calls of one batch have in common.
         earlier: How many calls the branch has made before those of this gate.
         prepared: What batches have for the branch.
+        budgeted: The budgets that the calls must fit into; None for none.
     """
 
     def __init__(
@@ -53,7 +54,9 @@ class GatheredCalls:
         *,
         earlier: int,
         prepared: Prepared,
+        budgeted: BudgetedCalls | None = None,
     ) -> None:
+        self._budgeted = budgeted
         self._claim = claim
         self._client = client
         self._lane = lane
@@ -71,9 +74,13 @@ class GatheredCalls:
         item = f"{digest}-{self._number}"
         if self._prepared.item == item:
             self.result = result_of(self._prepared.result)
+            if self._budgeted is not None:
+                await self._budgeted.landed(item, request, _billed(self.result))
             self._claim.waits()
             return 0.0
         line = await self._client.line(item, request)
+        if self._budgeted is not None:
+            await self._budgeted.hold(item, request)
         await self._claim.gather(item, line, self._lane)
         return 0.0
 
@@ -113,6 +120,16 @@ def result_of(held: bytes) -> BatchResult:
         return msgspec.json.decode(held, type=BatchResult)
     except msgspec.MsgspecError as error:
         raise StoredDataError(f"the result of a batch in the store is damaged ({error})") from None
+
+
+def _billed(result: BatchResult) -> Usage:
+    """Return what a call of a batch has consumed, as far as it is known."""
+    if result.reply is not None:
+        return result.reply.usage
+    error = result.error
+    if error is None:
+        return Usage(calls=1)
+    return NO_USAGE if error.kind in _AGAIN else billed(error.kind, error.usage)
 
 
 def known_usage(result: BatchResult, price: Price | None) -> Usage | None:

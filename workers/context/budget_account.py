@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fanout.core.budgets import BudgetReply, BudgetState
     from workers.context.inflight import InFlight
 
-__all__ = ["BudgetAccount"]
+__all__ = ["BudgetAccount", "over"]
 
 # Calls that one report asks for: a script blocks the server while it runs.
 _AT_ONCE = 100
@@ -167,7 +167,7 @@ class BudgetAccount:
         if state is None or self._waits or self._clock() - self._read_at >= _FRESH_S:
             return
         if fit(most, state, is_reduce=is_reduce) is Fit.NEVER:
-            raise _over(most, state, is_reduce=is_reduce)
+            raise over(most, state, is_reduce=is_reduce)
 
     def _start(self) -> None:
         if self._keeper is None or self._keeper.done():
@@ -260,7 +260,7 @@ class BudgetAccount:
             for ask in never:
                 del self._waiting[ask]
                 if not ask.granted.done():
-                    problem = _over(ask.most, reply.state, is_reduce=ask.is_reduce)
+                    problem = over(ask.most, reply.state, is_reduce=ask.is_reduce)
                     ask.granted.set_exception(problem)
         if granted:
             self._poll_s = _FIRST_POLL_S
@@ -289,7 +289,8 @@ class BudgetAccount:
                 ask.granted.set_exception(CallStoppedError(StopReason.HALTED))
 
 
-def _over(most: Amounts, state: BudgetState, *, is_reduce: bool) -> LLMError:
+def over(most: Amounts, state: BudgetState, *, is_reduce: bool) -> LLMError:
+    """Return the error of a call for which what is spent leaves no room."""
     # The run goes on: only an account without money stops it.
     message = over_budget(most, state, is_reduce=is_reduce)
     return LLMError(ErrorKind.BUDGET, message, stop_after=0)

@@ -16,6 +16,7 @@ from fanout.llm.usage import billed
 from fanout.policy.budgets import used_by_call
 from fanout.policy.pricing import priced
 from workers.context.budget_account import BudgetAccount
+from workers.context.budget_holds import BudgetHold
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from fanout.core.budgets import BudgetLimits
     from fanout.core.errors import LLMError
     from fanout.core.ids import StageId
+    from fanout.core.records import Usage
     from fanout.core.spec import RunSpec
     from fanout.llm.base import LLM, LLMReply, LLMRequest
     from fanout.llm.calls import CallAttempt, CallGate
@@ -58,6 +60,7 @@ class Budgets:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
+        self._in_flight = in_flight
         self._days = days
         self._dies_after_s = dies_after_s
         self._make = partial(
@@ -92,9 +95,18 @@ class Budgets:
             if problem is not None:
                 raise ModelError(f"{what} in {problem[0]} {problem[1]}")
         accounts = [self._of_day(name) for name in names]
+        holds = [
+            BudgetHold(
+                partial(self._store.hold_day_budget, name, limits=self._days[name]), waits=True
+            )
+            for name in names
+        ]
         if spec.budget.is_limited:
             accounts.append(self._of_run(stage_id.run_id))
-        return BudgetedCalls(accounts, bounds, is_reduce=is_reduce)
+            holds.append(BudgetHold(partial(self._store.hold_budget, stage_id.run_id)))
+        return BudgetedCalls(
+            accounts, bounds, is_reduce=is_reduce, holds=holds, in_flight=self._in_flight
+        )
 
     async def aclose(self) -> None:
         """Report what was used; the loop is about to end."""
@@ -131,11 +143,21 @@ class BudgetedCalls:
         accounts: The budgets, those first whose calls wait longest.
         bounds: The most that a call can use.
         is_reduce: Whether the branch is of the reduce.
+        holds: The same budgets for calls that no process waits for.
+        in_flight: Ends what waits when the run or this worker stops.
     """
 
     def __init__(
-        self, accounts: Sequence[BudgetAccount], bounds: CallBounds, *, is_reduce: bool
+        self,
+        accounts: Sequence[BudgetAccount],
+        bounds: CallBounds,
+        *,
+        is_reduce: bool,
+        holds: Sequence[BudgetHold],
+        in_flight: InFlight,
     ) -> None:
+        self._holds = holds
+        self._in_flight = in_flight
         self._accounts = accounts
         self._bounds = bounds
         self._is_reduce = is_reduce
@@ -202,6 +224,30 @@ class BudgetedCalls:
                 account.settle(most, NO_AMOUNTS)
             raise
         self._most = most
+
+    async def hold(self, item: str, request: LLMRequest) -> None:
+        """Reserve the most that a call can use that goes into a batch.
+
+        Raises:
+            LLMError: What is spent or reserved leaves no room for it.
+            CallStoppedError: The run is gone, or this worker stops.
+        """
+        most = self._bounds.most(request)
+        held: list[BudgetHold] = []
+        try:
+            for hold in self._holds:
+                await hold.take(item, most, is_reduce=self._is_reduce, in_flight=self._in_flight)
+                held.append(hold)
+        except BaseException:
+            for hold in held:
+                await hold.end(item, NO_AMOUNTS)
+            raise
+
+    async def landed(self, item: str, request: LLMRequest, usage: Usage) -> None:
+        """Note what a call has used whose result a batch has brought."""
+        used = used_by_call(priced(usage, self._bounds.price, "batch"), self._bounds.most(request))
+        for hold in self._holds:
+            await hold.end(item, used)
 
     def _settle(self, used: Amounts) -> None:
         most, self._most = self._most, None

@@ -11,6 +11,7 @@ Keys under ``{prefix}:run:{id}``, besides the run's own hash:
 * ``:gathered``, ``:batches``: see fanout.stores.redis.gathered;
 * ``:permits``: the permits of each worker process, if the run has ``max_workers``;
 * ``:budget``: what is spent of the run's budget and held by each worker process, if it has one;
+  ``:budget:held``: what its calls in batches may use;
 * ``:deleted``: the mark of a run that is being deleted.
 
 ``:in``, ``:out`` and ``:result`` hold the blob itself or a reference to a file: see
@@ -24,7 +25,7 @@ fanout.stores.blobs. Keys under ``{prefix}``:
 * ``:stored``: the runs with files, with their roots; ``:inputs``: the same for inputs, by clients;
 * ``:prefix:KEY``: a prefix of prompts with which a call is under way, or has been answered;
 * ``:storages``: the ids of storages by root; ``:noted-storages``: those that clients have noted;
-* ``:budget:NAME``: the same for a budget of the fleet for a day;
+* ``:budget:NAME``, ``:budget-held:NAME``: the same for a budget of the fleet for a day;
 * ``:wire``: the fleet's wire version; ``:wire:holders``: the processes that use it.
 """
 

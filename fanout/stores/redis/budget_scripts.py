@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-__all__ = ["REPORT_BUDGET", "SET_BUDGET"]
+__all__ = ["HOLD_BUDGET", "REPORT_BUDGET", "SET_BUDGET"]
 
-# KEYS budget, and its run if it is that of one; ARGV session, number, seconds without a report after
-# which a session is dead, ttl, limits of all calls (US dollars in billionths, calls, tokens; '' for none),
-# limits of the branches, and of the session what it holds, what it has spent, and for each call that it
-# asks for the most that this can use, and 1 if it is of the reduce.
-# Of the budget of a run, the record of the run has the limits. Returns {} if there is no such run; else
-# a text of 1 and 0, whether each call is granted, limits, limits of the branches, spent, unsure and held.
-#
-# The budget is a hash: the sums (``spent:``, ``unsure:``, ``held:``), and each session as ``p:``, with
-# ``number state reported held spent granted``. A session reports sums and not changes: so a report that
-# was lost does no harm, and one that arrives twice, or late, is known by its number. What a session
-# holds is free again only if it says so. That of a dead one counts as used (``unsure``), as its calls
-# may have been billed, until it reports again. If nobody has reported for so long, the server may have
-# been unreachable: then all sessions get as much time again.
-#
-# The budget of a day has no run. It begins anew at 00:00 UTC; calls in flight then count for the new day.
-REPORT_BUDGET = """
+# The sums of a budget, as locals, and a day's new begin.
+_BUDGET = """
+local own, ttl_s = 'p:' .. ARGV[1], tonumber(ARGV[4])
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
-local own, dies_after_s, ttl_s = 'p:' .. ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[4])
 local names = {'usd', 'calls', 'tokens'}
 local limits, map_limits = {}, {}
 for i = 1, 3 do limits[i], map_limits[i] = ARGV[4 + i] or '', ARGV[7 + i] or '' end
-if KEYS[2] then
-    if redis.call('EXISTS', KEYS[2]) == 0 then return {} end
+if run then
+    if redis.call('EXISTS', run) == 0 then return {} end
     for i, name in ipairs(names) do
-        local of = redis.call('HMGET', KEYS[2], 'budget_' .. name, 'budget_map_' .. name)
+        local of = redis.call('HMGET', run, 'budget_' .. name, 'budget_map_' .. name)
         limits[i] = of[1] or ''
         map_limits[i] = of[2] or limits[i]
     end
@@ -66,7 +52,7 @@ local function each(act)
         end
     end
 end
-if not KEYS[2] then
+if not run then
     local day = text(math.floor(now / 86400))
     if redis.call('HGET', KEYS[1], 'day') ~= day then
         redis.call('HSET', KEYS[1], 'day', day)
@@ -83,6 +69,53 @@ if not KEYS[2] then
         each(forget)
     end
 end
+local function write_sums()
+    for i, name in ipairs(names) do
+        redis.call('HSET', KEYS[1], 'spent:' .. name, text(spent[i]),
+            'unsure:' .. name, text(unsure[i]), 'held:' .. name, text(held[i]))
+    end
+    if redis.call('TTL', KEYS[1]) < ttl_s / 2 then redis.call('EXPIRE', KEYS[1], ttl_s) end
+end
+local function fits(of, at)
+    for i = 1, 3 do
+        local most = tonumber(ARGV[at + i])
+        if of[i] ~= '' and spent[i] + unsure[i] + held[i] + most > tonumber(of[i]) then
+            return false
+        end
+    end
+    return true
+end
+"""
+_REPLY = """
+local reply = {granted}
+for _, sums in ipairs({limits, map_limits}) do
+    for i = 1, 3 do reply[#reply + 1] = sums[i] end
+end
+for _, sums in ipairs({spent, unsure, held}) do
+    for i = 1, 3 do reply[#reply + 1] = text(sums[i]) end
+end
+return reply
+"""
+
+# KEYS budget, and its run if it is that of one; ARGV session, number, seconds without a report after
+# which a session is dead, ttl, limits of all calls (US dollars in billionths, calls, tokens; '' for none),
+# limits of the branches, and of the session what it holds, what it has spent, and for each call that it
+# asks for the most that this can use, and 1 if it is of the reduce.
+# Of the budget of a run, the record of the run has the limits. Returns {} if there is no such run; else
+# a text of 1 and 0, whether each call is granted, limits, limits of the branches, spent, unsure and held.
+#
+# The budget is a hash: the sums (``spent:``, ``unsure:``, ``held:``), and each session as ``p:``, with
+# ``number state reported held spent granted``. A session reports sums and not changes: so a report that
+# was lost does no harm, and one that arrives twice, or late, is known by its number. What a session
+# holds is free again only if it says so. That of a dead one counts as used (``unsure``), as its calls
+# may have been billed, until it reports again. If nobody has reported for so long, the server may have
+# been unreachable: then all sessions get as much time again.
+#
+# The budget of a day has no run. It begins anew at 00:00 UTC; calls in flight then count for the new day.
+REPORT_BUDGET = f"""
+local run = KEYS[2]
+{_BUDGET}
+local dies_after_s = tonumber(ARGV[3])
 local number = tonumber(ARGV[2])
 local record = redis.call('HGET', KEYS[1], own)
 local before = record and parsed(record)
@@ -90,7 +123,7 @@ local granted = ''
 if before and before.number >= number then
     granted = before.number == number and before.granted or ''
 else
-    local one = {number = number, state = 'a', reported = now, held = {}, spent = {}, granted = ''}
+    local one = {{number = number, state = 'a', reported = now, held = {{}}, spent = {{}}, granted = ''}}
     for i = 1, 3 do
         one.held[i] = tonumber(ARGV[10 + i])
         one.spent[i] = tonumber(ARGV[13 + i])
@@ -121,15 +154,9 @@ else
         end
         if now >= spared then each(sweep) end
     end
-    local verdicts = {}
+    local verdicts = {{}}
     for at = 17, #ARGV - 3, 4 do
-        local of, is_granted = ARGV[at + 3] == '1' and limits or map_limits, true
-        for i = 1, 3 do
-            local most = tonumber(ARGV[at + i - 1])
-            if of[i] ~= '' and spent[i] + unsure[i] + held[i] + most > tonumber(of[i]) then
-                is_granted = false
-            end
-        end
+        local is_granted = fits(ARGV[at + 3] == '1' and limits or map_limits, at - 1)
         if is_granted then
             for i = 1, 3 do
                 local most = tonumber(ARGV[at + i - 1])
@@ -141,20 +168,41 @@ else
     granted = table.concat(verdicts)
     one.granted = granted
     redis.call('HSET', KEYS[1], own, written(one))
-    for i, name in ipairs(names) do
-        redis.call('HSET', KEYS[1], 'spent:' .. name, text(spent[i]),
-            'unsure:' .. name, text(unsure[i]), 'held:' .. name, text(held[i]))
+    write_sums()
+end
+{_REPLY}
+"""
+
+# KEYS budget, calls that are held, and its run if it is that of one; ARGV id of the call, 1 to hold the
+# most that it can use and 0 to settle it, 0, and as of REPORT_BUDGET from the ttl to the limits of the
+# branches; then the most that it can use, or what it has used, and 1 if it is of the reduce. Returns as
+# REPORT_BUDGET does, of this one call. It is for calls that no process waits for: what they can use counts
+# as used (``unsure``) until they are settled. Each step counts once.
+HOLD_BUDGET = f"""
+local run = KEYS[3]
+{_BUDGET}
+local known, granted = redis.call('HGET', KEYS[2], ARGV[1]), '1'
+if ARGV[2] == '1' and not known then
+    if fits(ARGV[14] == '1' and limits or map_limits, 10) then
+        for i = 1, 3 do unsure[i] = unsure[i] + tonumber(ARGV[10 + i]) end
+        redis.call('HSET', KEYS[2], ARGV[1], table.concat({{ARGV[11], ARGV[12], ARGV[13]}}, ' '))
+        redis.call('EXPIRE', KEYS[2], ttl_s)
+        write_sums()
+    else
+        granted = '0'
     end
-    if redis.call('TTL', KEYS[1]) < ttl_s / 2 then redis.call('EXPIRE', KEYS[1], ttl_s) end
+elseif ARGV[2] ~= '1' and known then
+    local i = 0
+    for most in known:gmatch('%d+') do
+        i = i + 1
+        if i > 3 then break end
+        unsure[i] = math.max(0, unsure[i] - tonumber(most))
+        spent[i] = spent[i] + tonumber(ARGV[10 + i])
+    end
+    redis.call('HDEL', KEYS[2], ARGV[1])
+    write_sums()
 end
-local reply = {granted}
-for _, sums in ipairs({limits, map_limits}) do
-    for i = 1, 3 do reply[#reply + 1] = sums[i] end
-end
-for _, sums in ipairs({spent, unsure, held}) do
-    for i = 1, 3 do reply[#reply + 1] = text(sums[i]) end
-end
-return reply
+{_REPLY}
 """
 
 # KEYS run; ARGV ttl, number of fields to delete, these, and fields with their values. Returns whether

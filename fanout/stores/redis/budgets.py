@@ -58,6 +58,58 @@ class RedisBudgets(RedisBase):
         return _reply(self._call(budget_scripts.REPORT_BUDGET, [self._day_budget(name)], args))
 
     @translated
+    def hold_budget(
+        self,
+        run_id: str,
+        call: str,
+        amounts: Amounts,
+        *,
+        is_reduce: bool = False,
+        ends: bool = False,
+    ) -> BudgetReply:
+        """Reserve what a call can use that no process waits for, such as one of a batch.
+
+        What is reserved counts as used until the call ends. Each step counts once.
+
+        Args:
+            run_id: The run.
+            call: A unique id of the call.
+            amounts: The most that it can use, or what it has used.
+            is_reduce: Whether it is of the reduce.
+            ends: Whether the call has ended.
+
+        Raises:
+            UnknownRunError: There is no such run.
+        """
+        run = self._run(run_id)
+        keys = [f"{run}:budget", f"{run}:budget:held", run]
+        args = _hold_args(call, amounts, self._ttl_s, BudgetLimits())
+        args += [int(is_reduce)]
+        args[1] = int(not ends)
+        reply = self._call(budget_scripts.HOLD_BUDGET, keys, args)
+        if not reply:
+            raise UnknownRunError(run_id)
+        return _reply(reply)
+
+    @translated
+    def hold_day_budget(
+        self,
+        name: str,
+        call: str,
+        amounts: Amounts,
+        *,
+        limits: BudgetLimits,
+        is_reduce: bool = False,
+        ends: bool = False,
+    ) -> BudgetReply:
+        """Reserve from a budget of the fleet for this day: see ``hold_budget``."""
+        keys = [self._day_budget(name), f"{self._prefix}:budget-held:{name}"]
+        args = _hold_args(call, amounts, _KEPT_S, limits)
+        args += [int(is_reduce)]
+        args[1] = int(not ends)
+        return _reply(self._call(budget_scripts.HOLD_BUDGET, keys, args))
+
+    @translated
     def budget(self, run_id: str) -> BudgetState:
         """Return what is left of a run's budget. Raises UnknownRunError."""
         run = self._run(run_id)
@@ -114,6 +166,11 @@ def budget_fields(limits: BudgetLimits, map_limits: BudgetLimits) -> dict[str, i
             if limit is not None:
                 fields[f"budget_{part}{name}"] = limit
     return fields
+
+
+def _hold_args(call: str, amounts: Amounts, ttl_s: int, limits: BudgetLimits) -> list[Any]:
+    given = ["" if one is None else one for one in (limits.nano_usd, limits.calls, limits.tokens)]
+    return [call, 1, 0, ttl_s, *given, *given, *_numbers(amounts)]
 
 
 def _args(report: BudgetReport, dies_after_s: float, ttl_s: int, limits: BudgetLimits) -> list[Any]:

@@ -258,7 +258,7 @@ class RedisRuns(RedisStages):
                 # If the storage is unreachable, or another one, the sweep deletes them later.
                 self._drop_files(run_id)
         run = self._run(run_id)
-        rest = ("result", "parked", "permits", "gathered", "batches", "budget")
+        rest = ("result", "parked", "permits", "gathered", "batches", "budget", "budget:held")
         self._redis.delete(*(f"{run}:{part}" for part in rest))
         self._unlist(run_id)
         self._redis.srem(self._active, run_id)

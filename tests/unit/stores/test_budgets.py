@@ -174,3 +174,35 @@ def test_what_is_granted_to_many_processes_never_passes_the_limit(store, seed):
             booked = sum(getattr(one[1], part) + getattr(one[2], part) for one in books.values())
             assert booked == getattr(state.held, part) + getattr(state.spent, part)
             assert booked <= getattr(limits, part)
+
+
+def test_a_call_of_a_batch_counts_as_used_until_it_is_settled_and_each_step_counts_once(store, run):
+    most, used = Amounts(nano_usd=40, calls=1), Amounts(nano_usd=7, calls=1)
+    for _ in range(2):
+        assert store.hold_budget(run, "b1", most).granted == (True,)
+    reply = store.hold_budget(run, "b2", most)
+    assert reply.state.unsure == most + most
+    assert store.hold_budget(run, "b3", most).granted == (False,)
+    assert report(store, 1, asks=2).granted == (True, False), "10 of 90 are left"
+    for _ in range(2):
+        state = store.hold_budget(run, "b1", used, ends=True).state
+    assert (state.spent, state.unsure, state.held) == (used, most, ONE)
+    assert store.hold_budget(run, "b3", Amounts(nano_usd=33, calls=1)).granted == (True,)
+    # The reduce has a part of its own.
+    assert store.hold_budget(run, "r", Amounts(nano_usd=10), is_reduce=True).granted == (True,)
+    assert store.hold_budget(run, "r2", Amounts(nano_usd=1), is_reduce=True).granted == (False,)
+    store.delete_run(run)
+    with pytest.raises(UnknownRunError):
+        store.hold_budget(run, "b4", most)
+    assert not list(store._redis.scan_iter(f"*{run}*"))
+
+
+def test_a_call_of_a_batch_counts_for_the_day_on_which_it_lands(store, server_clock):
+    limits = BudgetLimits(calls=2)
+    for name in "ab":
+        reply = store.hold_day_budget("*", name, Amounts(calls=1), limits=limits)
+        assert reply.granted == (True,)
+    assert store.hold_day_budget("*", "c", Amounts(calls=1), limits=limits).granted == (False,)
+    server_clock.now += 86_400
+    reply = store.hold_day_budget("*", "a", Amounts(calls=1), limits=limits, ends=True)
+    assert (reply.state.spent.calls, reply.state.unsure.calls) == (1, 0)

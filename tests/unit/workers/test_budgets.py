@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import random
+from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from fanout.core.budgets import NO_AMOUNTS, Amounts, BudgetLimits
 from fanout.core.errors import BrokerError, LLMError
-from fanout.core.ids import ShardId
+from fanout.core.gathered import LaneRecord, Prepared
+from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.records import ErrorKind, RunStatus, Usage
 from fanout.llm import FakeLLM
-from fanout.llm.base import LLMReply
+from fanout.llm.base import LLMReply, LLMRequest
+from fanout.llm.batches.base import BatchError, BatchResult
 from tests.fakes import RUN, Calls, FakeContext, fake_store
+from workers.branch.batch_lane import GatheredCalls
 from workers.context.budget_account import BudgetAccount
 from workers.context.budgets import Budgets
 from workers.context.inflight import CallStoppedError
@@ -326,3 +331,62 @@ def test_calls_beyond_the_budget_of_a_day_wait_for_the_next_day(monkeypatch, ser
     assert kinds(outcomes.values()) == [None] * 3
     [state], _ = context.store.day_budgets(["fake*"])
     assert state.used.calls == 1
+
+
+@pytest.mark.parametrize(
+    ("result", "spent"),
+    [
+        ({"reply": reply(cost_usd=0.001)}, 0.0005),
+        ({"reply": LLMReply(text="x")}, 0.02),
+        ({"error": BatchError(kind=ErrorKind.EXPIRED, message="late")}, 0.0),
+        ({"error": BatchError(kind=ErrorKind.CONTENT_FILTER, message="no")}, 0.0),
+        ({"error": BatchError(kind=ErrorKind.TIMEOUT, message="?")}, 0.02),
+    ],
+)
+def test_a_call_of_a_batch_is_reserved_when_it_is_gathered_and_settled_when_it_lands(result, spent):
+    # An answer of 200 tokens costs 0.02 dollars at most, and two of three fit.
+    fields = {"budget": {"usd": 0.045}, "price": {"input_mtok": 0.0, "output_mtok": 100.0}}
+    context = FakeContext(**fields)
+    request = LLMRequest(prompt="p", max_tokens=200)
+    gathered: list[str] = []
+
+    class Client:
+        async def line(self, item, _request):
+            return item.encode()
+
+    def calls(branch, landed=None):
+        async def gather(item, _line, _lane):
+            gathered.append(item)
+
+        claim = SimpleNamespace(
+            branch_id=BranchId(RUN, 0, 0, branch), gather=gather, waits=lambda: None
+        )
+        prepared = Prepared()
+        if landed is not None:
+            held = msgspec.json.encode(BatchResult(custom_id=landed, **result))
+            prepared = Prepared(item=landed, result=held)
+        llm = FakeLLM(script=lambda _: reply())
+        budgeted = context.budgets.calls(StageId(RUN, 0), context.spec, "fake", llm)
+        return GatheredCalls(
+            claim,
+            Client(),
+            LaneRecord(model="fake", account=""),
+            earlier=0,
+            prepared=prepared,
+            budgeted=budgeted,
+        )
+
+    async def work():
+        for branch in (0, 0, 1):
+            await calls(branch).enter(request, left_s=1)
+        with pytest.raises(LLMError, match="no room") as caught:
+            await calls(2).enter(request, left_s=1)
+        assert (caught.value.kind, caught.value.stop_after) == (ErrorKind.BUDGET, 0)
+        for _ in range(2):
+            await calls(0, landed=gathered[0]).enter(request, left_s=1)
+
+    asyncio.run(work())
+    assert len(gathered) == 3
+    state = context.store.budget(RUN)
+    assert state.spent.usd == pytest.approx(spent)
+    assert state.unsure.usd == pytest.approx(0.02)
