@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "RUN_COLUMNS",
     "Row",
+    "batch_parts",
     "busiest",
     "busy_places",
     "cap_parts",
@@ -48,6 +49,7 @@ Row = tuple[str, list[str]]
 _LABEL = 10
 _LOAD_BAR = 10
 _SHOWN_KINDS = 6
+_MOST_BATCHES = 4
 _MB = 1_000_000
 _SILENT_S = 7.0
 # The columns of a table of runs, and whether each is a number; the model is last, as it may be long.
@@ -67,6 +69,8 @@ def run_rows(status: Status, speed: Speed | None) -> list[Row]:
         rows.append(("speed", [*speed_parts(speed), *_eta(status, speed)]))
     if limits := limit_parts(status):
         rows.append(("limits", limits))
+    if status.gathered or status.batches:
+        rows.append(("batches", batch_parts(status)))
     rows.append(("latency", _latency(status.latency)))
     rows.append(("usage", _usage(status.usage)))
     if status.usage_by_model:
@@ -94,6 +98,20 @@ def cap_parts(status: Status) -> list[str]:
         parts.append(cap if status.status.has_ended else f"{cap} ({status.permits_used:,} in use)")
     if status.priority != 1:
         parts.append(f"priority {status.priority:g}")
+    return parts
+
+
+def batch_parts(status: Status) -> list[str]:
+    """Return how many branches wait for batches, and how far the batches are."""
+    waiting = plural(status.gathered, "branch waits", "branches wait")
+    parts = [f"{waiting} for a batch of the provider"]
+    for batch in status.batches[:_MOST_BATCHES]:
+        part = f"{batch.batch_id or batch.number}: {batch.state}, {batch.answered:,} of {batch.calls:,}"
+        if batch.age_s is not None:
+            part += f" after {clock(batch.age_s)}"
+        parts.append(f"{part} ({batch.problem})" if batch.problem else part)
+    if more := len(status.batches) - _MOST_BATCHES:
+        parts += [f"{more:,} more"] if more > 0 else []
     return parts
 
 

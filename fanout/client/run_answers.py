@@ -62,6 +62,7 @@ class RunAnswers:
         if run.retry and not run.has_ended and run.halt is None:
             stages[0] = stages[0].without_retried(run.retry)
         branches = stages[0]
+        gathered, batches = (0, []) if run.has_ended else self._store.in_batches(self.run_id)
         return Status(
             run_id=self.run_id,
             status=run.status,
@@ -93,6 +94,8 @@ class RunAnswers:
             max_workers=run.max_workers,
             permits_used=None if run.max_workers is None else run.permits_in_use,
             priority=run.priority,
+            gathered=gathered,
+            batches=tuple(batches),
             kept_truncated=branches.kept_truncated,
             usage_by_model=usage_by_model([stage.usage_of for stage in stages]),
             budget=self._budget(has_ended=run.has_ended) if run.has_budget else None,

@@ -327,6 +327,7 @@ class StageLoad(
         permits_limit: ``max_workers`` of the run; 0 without it.
         waiting_for_permits: Its branches that workers could take, or have taken, above that number;
             in JSON ``permits_wanted``.
+        gathered: Branches of the run that wait for a call of a provider's batch.
     """
 
     open: int = 0
@@ -334,6 +335,7 @@ class StageLoad(
     permits_used: int = 0
     permits_limit: int = 0
     waiting_for_permits: int = 0
+    gathered: int = 0
 
 
 class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):

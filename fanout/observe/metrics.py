@@ -115,6 +115,8 @@ def _of_queues(fleet: FleetStatus) -> Iterator[Metric]:
     window = fleet.window
     yield _gauge("shards_open", "Shards that are being processed.", window.open)
     yield _gauge("shards_waiting", "Shards not yet let into the queue.", window.waiting)
+    text = "Branches that wait for a call of a provider's batch."
+    yield _gauge("branches_gathered", text, window.gathered)
     yield from _of_permits(window)
     yield from _of_learnt_limits(fleet)
     limits = fleet.limits.values()

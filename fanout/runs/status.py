@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from msgspec import structs
 
 from fanout.aggregators import Aggregate  # noqa: TC001 - msgspec reads the annotation
+from fanout.core.gathered import RunBatch  # noqa: TC001 - part of the public record
 from fanout.core.latency import Latency
 from fanout.core.records import ErrorKind, RunStatus, Usage
 from fanout.core.units import plural
@@ -99,6 +101,8 @@ class Status:
         permits_used: How many of these the workers have now: about its branches in flight. None
             without ``max_workers``.
         priority: The run's share of busy workers.
+        gathered: Branches that wait for a call of a provider's batch.
+        batches: The batches with calls of the run, as they were a few seconds ago.
         budget: What is left of the run's budget; None without one.
     """
 
@@ -120,6 +124,8 @@ class Status:
     max_workers: int | None = None
     permits_used: int | None = None
     priority: float = 1.0
+    gathered: int = 0
+    batches: tuple[RunBatch, ...] = ()
     kept_truncated: int = 0
     usage_by_model: dict[str, Usage] = field(default_factory=dict)
     budget: BudgetStatus | None = None
@@ -136,6 +142,7 @@ class Status:
             "usage_by_model": {name: one.to_dict() for name, one in self.usage_by_model.items()},
             "latency": latency_row(self.latency),
             "stages": msgspec.to_builtins(self.stages),
+            "batches": [structs.asdict(batch) for batch in self.batches],
             "budget": None if self.budget is None else self.budget.to_dict(),
         }
 

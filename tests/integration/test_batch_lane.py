@@ -41,10 +41,6 @@ def texts(count):
     return [f"text {number};" for number in range(count)]
 
 
-def results_of(run):
-    return sorted(run.results(), key=lambda result: result.index)
-
-
 @pytest.mark.parametrize("model", ["openai/gpt-5-mini", "anthropic/claude-haiku-4-5"])
 def test_a_run_goes_through_batches_with_reasks_failures_and_expiry(
     client, batches, start_worker, model
@@ -69,3 +65,78 @@ def test_a_run_goes_through_batches_with_reasks_failures_and_expiry(
     assert batches.doubled == []
     assert not [prompt for prompt in batches.calls if prompt.startswith("text")], "no single call"
     assert status.usage.calls == sum(len(batch.ids) for batch in batches.batches)
+
+
+def test_runs_with_gathered_branches_can_be_steered(client, batches, start_worker):
+    """Paused, cancelled, overdue and deleted while their calls are at the provider."""
+    batches.is_held = True
+    start_worker("--concurrency", "8", **FAST, **batches.environment)
+
+    def submitted(count=30, **fields):
+        before = len(batches.batches)
+        run = client.submit(job(**fields), texts(count))
+        wait_for(lambda: len(batches.batches) > before, "its batch is at the provider")
+        wait_for(lambda: len(run.status().batches) > 0, "it is shown")
+        wait_for(lambda: run.status().batches[0].state == "submitted", "its id is known")
+        return run, batches.batches[-1]
+
+    paused, batch = submitted()
+    status = paused.status()
+    assert (status.gathered, status.done) == (30, 0)
+    [shown] = status.batches
+    assert (shown.batch_id, shown.state, shown.calls) == (batch.id, "submitted", 30)
+    assert paused.pause()
+
+    cancelled, batch = submitted()
+    cancelled.cancel()
+    wait_for(lambda: batch.is_cancelling or batch.state == "cancelled", "it is cancelled")
+    batches.is_held = False
+    status = cancelled.wait(30)
+    assert status.errors == {ErrorKind.CANCELLED: 30}
+    # Nothing of it was answered, and the provider has said so.
+    assert status.usage.cost_usd == 0
+    assert paused.status().done == 0
+    batches.is_held = True
+
+    late, _ = submitted(deadline_s=4.0)
+    # The provider is asked to cancel what nobody waits for any more.
+    batches.is_held = False
+    gone, batch = submitted(count=20)
+    gone.delete()
+    assert late.wait(30).status in {RunStatus.FAILED, RunStatus.SUCCEEDED}
+    assert paused.unpause()
+    status = paused.wait(30)
+    assert (status.succeeded, status.failed, status.gathered) == (30, 0, 0)
+    assert batches.doubled == []
+    server = client._connections.store._redis
+    wait_for(lambda: not list(server.keys("fanout:batches:batch:*")), "all batches have ended")
+    assert not [key for key in server.keys("*") if gone.run_id.encode() in key]
+
+
+def test_what_is_late_for_the_deadline_is_called_at_once(client, batches, start_worker):
+    batches.is_held = True
+    start_worker("--concurrency", "8", **FAST, **batches.environment)
+    spec = make_spec(model="openai/gpt-5-mini", prompt="{input}", lane="auto", deadline_s=400.0)
+    run = client.submit(spec, texts(10))
+    wait_for(lambda: run.status().gathered == 10, "its branches wait")
+    wait_for(lambda: run.status().batches != (), "they are in a batch")
+    # Ten seconds and two calls' time before the deadline.
+    server = client._connections.store._redis
+    server.hset(f"fanout:run:{run.run_id}", "deadline_at", client._connections.store.now() + 60)
+    status = run.wait(40)
+    assert (status.succeeded, status.failed) == (10, 0)
+    assert sorted(prompt for prompt in batches.calls if prompt in texts(10)) == sorted(texts(10))
+    wait_for(lambda: batches.batches[0].is_cancelling, "its batch is cancelled")
+
+
+def test_the_stages_of_a_reduce_use_the_lane(client, batches, start_worker):
+    start_worker("--concurrency", "8", **FAST, **batches.environment)
+    run = client.submit(
+        job(reduce="llm", aggregate_prompt="Sum up {count}: {input}", context_tokens=2_000),
+        texts(60),
+    )
+    status = run.wait(60)
+    assert status.status is RunStatus.SUCCEEDED
+    assert len(status.stages) > 1
+    assert not [prompt for prompt in batches.calls if prompt.startswith(("text", "Sum"))]
+    assert any(prompt.startswith("Sum up") for prompt in batches.answered)

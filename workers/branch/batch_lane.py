@@ -67,10 +67,10 @@ class GatheredCalls:
     async def enter(self, request: LLMRequest, *, left_s: float) -> float:  # noqa: ARG002 - a gate
         """Let a call go on that has its result, else gather it. See Claim.gather."""
         self._number += 1
-        # The same id for the same call in each delivery, and another one for each call.
-        body = await self._client.line("-", request)
-        seen = f"{self._claim.branch_id.task_id} {self._lane.lane_id} ".encode() + body
-        digest = hashlib.blake2b(seen, digest_size=_ITEM_BYTES).hexdigest()
+        # The same for this call in each delivery, however its request is written down by then: workers
+        # learn what a provider takes.
+        call = f"{self._claim.branch_id.task_id} {self._lane.lane_id}"
+        digest = hashlib.blake2b(call.encode(), digest_size=_ITEM_BYTES).hexdigest()
         item = f"{digest}-{self._number}"
         if self._prepared.item == item:
             self.result = result_of(self._prepared.result)

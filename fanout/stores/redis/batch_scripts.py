@@ -37,10 +37,10 @@ _FENCE = """
 if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return false end
 """
 
-# KEYS run, live, out, state, gathered, lanes, lane, queue, lines, branches, runs with gathered branches;
-# ARGV ttl, whether the run's deadline applies, run id, lane id, record of the lane, and for each branch
-# its position, token, its field of ``gathered``, its task id, item and line. Returns for each branch a
-# verdict, and how many branches of the shard have ended or were gathered. One begin of the branch counts,
+# KEYS run, live, out, state, checkpoints, gathered, lanes, lane, queue, lines, branches, runs with gathered
+# branches; ARGV ttl, whether the run's deadline applies, run id, lane id, record of the lane, and for each
+# branch its position, token, its field of ``gathered``, its task id, item and line. Returns for each branch
+# a verdict, and how many branches of the shard have ended or were gathered. One begin of the branch counts,
 # so that the next delivery looks for a result. A call that is gathered again is written once.
 GATHER = f"""
 {_CLOCK}
@@ -58,13 +58,17 @@ local function verdict(position, token, field, task, item, line)
     redis.call('HSET', KEYS[4], 'a:' .. position, 1)
     redis.call('HDEL', KEYS[4], 't:' .. position)
     writes = true
-    if redis.call('HGET', KEYS[5], field) == item then return 'gathered' end
-    redis.call('HSET', KEYS[5], field, item)
-    if redis.call('HSETNX', KEYS[9], item, line) == 1 then
-        redis.call('HINCRBY', KEYS[7], 'bytes', string.match(line, '^%d+'))
+    local mark = redis.call('HGET', KEYS[6], field)
+    local result = redis.call('HGET', KEYS[5], 'p:' .. position)
+    -- It waits already, or its result has just come: there is another message of it, or will be.
+    if mark == item or mark == 'ready:' .. item then return 'gathered' end
+    if result and result:match('^%S+') == item then return 'gathered' end
+    redis.call('HSET', KEYS[6], field, item)
+    if redis.call('HSETNX', KEYS[10], item, line) == 1 then
+        redis.call('HINCRBY', KEYS[8], 'bytes', string.match(line, '^%d+'))
     end
-    redis.call('HSET', KEYS[10], item, task)
-    redis.call('ZADD', KEYS[8], string.format('%.6f', now), item)
+    redis.call('HSET', KEYS[11], item, task)
+    redis.call('ZADD', KEYS[9], string.format('%.6f', now), item)
     redis.call('HINCRBY', KEYS[4], 'gathered', 1)
     return 'gathered'
 end
@@ -79,10 +83,10 @@ for i = 6, #ARGV, 6 do
     verdicts[#verdicts + 1] = settled
 end
 if writes then
-    redis.call('HSET', KEYS[6], ARGV[4], ARGV[5])
-    redis.call('HSET', KEYS[7], 'newest', string.format('%.6f', now))
-    redis.call('SADD', KEYS[11], ARGV[3])
-    for _, key in ipairs({{KEYS[4], KEYS[5], KEYS[7], KEYS[8], KEYS[9], KEYS[10]}}) do
+    redis.call('HSET', KEYS[7], ARGV[4], ARGV[5])
+    redis.call('HSET', KEYS[8], 'newest', string.format('%.6f', now))
+    redis.call('SADD', KEYS[12], ARGV[3])
+    for _, key in ipairs({{KEYS[4], KEYS[6], KEYS[8], KEYS[9], KEYS[10], KEYS[11]}}) do
         redis.call('EXPIRE', key, ARGV[1])
     end
 end

@@ -89,7 +89,8 @@ class RedisGathered(RedisBlobReferences):
         first = requests[0]
         of = first.branch_id
         run = self._run(of.run_id)
-        keys = [run, *self._shard_keys(of), f"{run}:gathered", self._batches("lanes")]
+        keys = [run, *self._shard_keys(of), self._shard(of, "checkpoints")]
+        keys += [f"{run}:gathered", self._batches("lanes")]
         keys += [*self._lane_keys(first.lane_id), self._batches("runs")]
         args: list[Any] = [self._ttl_s, int(of.stage == 0), of.run_id, first.lane_id, first.lane]
         for request in requests:
@@ -244,10 +245,18 @@ class RedisGathered(RedisBlobReferences):
         self._call(batch_scripts.SHOW, [run, key], [msgspec.json.encode(batches), self._ttl_s])
 
     @translated
-    def run_batches(self, run_id: str) -> list[RunBatch]:
-        """Return the batches with calls of a run, as they were a few seconds ago."""
-        held = cast("bytes | None", self._redis.get(f"{self._run(run_id)}:batches"))
-        return [] if held is None else decoded(held, list[RunBatch], "the batches of a run")
+    def in_batches(self, run_id: str) -> tuple[int, list[RunBatch]]:
+        """Return how many branches of a run wait for batches, and the batches with calls of it.
+
+        The batches are as they were a few seconds ago.
+        """
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hlen(f"{self._run(run_id)}:gathered")
+            pipe.get(f"{self._run(run_id)}:batches")
+            gathered, held = pipe.execute()
+        if held is None:
+            return gathered, []
+        return gathered, decoded(held, list[RunBatch], "the batches of a run")
 
 
 def decoded(held: bytes, kind: Any, what: str) -> Any:

@@ -227,8 +227,9 @@ class RedisStages(RedisBlobReferences):
             pipe.hlen(f"{key}:open")
             pipe.hget(TURNS, stage_id.run_id)
             pipe.hget(TAKEN, stage_id.run_id)
+            pipe.hlen(f"{self._run(stage_id.run_id)}:gathered")
             pipe.llen(backlog_of(stage_id.run_id))
-            counts, permits, open_, *held, behind = pipe.execute()
+            counts, permits, open_, *held, gathered, behind = pipe.execute()
         written, opened, used, cap, limit = (int(count or 0) for count in [*counts, *permits])
         in_play = sum(int(count or 0) for count in held)
         # Of its backlog, as many messages count as waiting as its limit has room for.
@@ -239,6 +240,7 @@ class RedisStages(RedisBlobReferences):
             permits_used=used,
             permits_limit=cap,
             waiting_for_permits=max(0, in_play - cap) if cap else 0,
+            gathered=gathered,
         )
 
     @translated

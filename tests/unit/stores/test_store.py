@@ -1158,7 +1158,7 @@ READS = {
     ),
     *("progress", "stage_load", "shard_state", "incomplete", "outcomes"),
     *("ended_positions", "some_outcomes", "checkpoints"),
-    *("prepared", "gathered", "gathered_marks", "gathered_runs", "run_batches", "messages_behind"),
+    *("prepared", "gathered", "gathered_marks", "gathered_runs", "in_batches", "messages_behind"),
     *(
         "lane_queues",
         "lane",
