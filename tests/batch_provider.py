@@ -96,6 +96,7 @@ class BatchProvider:
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.files: dict[str, Path] = {}
         self._uploads: dict[str, str] = {}
+        self._numbers = 0
         self._folder = tempfile.TemporaryDirectory(prefix="batch-provider-")
         self._lock = threading.RLock()
         self._server = _Server((address, 0), self._handler())
@@ -148,7 +149,9 @@ class BatchProvider:
 
     def new_file(self) -> tuple[str, Path]:
         with self._lock:
-            file_id = f"file-{len(self.files) + 1}"
+            # Never one of a file that was deleted.
+            self._numbers += 1
+            file_id = f"file-{self._numbers}"
             self.files[file_id] = Path(self._folder.name) / file_id
             return file_id, self.files[file_id]
 

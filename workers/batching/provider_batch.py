@@ -48,6 +48,8 @@ _FIND_AGAIN_S = 5.0
 # The batch as a whole is known to have failed for these for a moment only.
 _NO_ROOM = frozenset({ErrorKind.RATE_LIMITED, ErrorKind.SERVER_ERROR, ErrorKind.CONNECTION})
 _MAX_PROBLEM = 200
+# After so many, an error that does not pass by itself ends the calls: an hour, with the default settings.
+_MOST_TRIES = 60
 
 _log = logging.getLogger(__name__)
 
@@ -141,6 +143,10 @@ class ProviderBatch:
 
     async def _try_later(self, error: LLMError) -> None:
         batch = self.batch
+        if batch.batch_id and error.kind not in RETRYABLE and batch.tries >= _MOST_TRIES:
+            _log.error("batch %d is given up: %s", batch.number, error.kind)
+            await self._fail(BatchError.of(error))
+            return
         wait_s = retry_wait_s(batch.tries, retry_after_s=error.retry_after_s)
         wait_s = min(wait_s, self._settings.batch_poll_s)
         _log.warning("batch %d is tried again in %.0f s: %s", batch.number, wait_s, error.kind)
