@@ -217,16 +217,11 @@ def check(report: Report, run: object, provider: BatchProvider, branches: int) -
         if custom_id in set(batch.answered)
     )
     report.doubled = sum(times - 1 for times in paid.values())
-    if report.doubled:
-        print(
-            [
-                (b.id, b.state, len(b.ids), len(b.answered), sorted(b.ids)[:3])
-                for b in provider.batches
-            ]
-        )
     report.doubled += max(0, status.done - branches)
     if status.usage.calls != sum(items.values()):
         report.problem = f"{status.usage.calls} calls are counted of {sum(items.values())}"
+    if status.errors:
+        report.problem = f"failed: {status.errors}"
     if any(prompt_of(body) == "" for batch in provider.batches for _, body in batch.items):
         report.problem = "an empty prompt"
 

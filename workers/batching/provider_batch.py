@@ -173,7 +173,7 @@ class ProviderBatch:
                 batch_id = await self._client.submit(path, self._intent())
             except BatchUnknownError:
                 self._may_exist = True
-                await self._write(due_at=await self._now() + _FIND_AGAIN_S)
+                await self._write(due_at=await self._now() + self._find_wait_s)
                 return
             except LLMError as error:
                 if error.kind in RETRYABLE:
@@ -206,18 +206,22 @@ class ProviderBatch:
         try:
             batch_id = await self._client.find(self._intent(), known)
         except BatchUnknownError:
-            await self._write(due_at=now + _FIND_AGAIN_S)
+            await self._write(due_at=now + self._find_wait_s)
             return True
         if batch_id is not None:
             _log.warning("batch %d was made before: it is %s", self.batch.number, batch_id)
             await self._submitted(batch_id)
             return True
         if now < self.batch.intent_at + base.SETTLE_S:
-            wait_s = min(_FIND_AGAIN_S, self.batch.intent_at + base.SETTLE_S - now)
+            wait_s = min(self._find_wait_s, self.batch.intent_at + base.SETTLE_S - now)
             await self._write(due_at=now + wait_s)
             return True
         self._may_exist = False
         return False
+
+    @property
+    def _find_wait_s(self) -> float:
+        return min(_FIND_AGAIN_S, self._settings.batch_poll_s)
 
     async def _submitted(self, batch_id: str) -> None:
         now = await self._now()

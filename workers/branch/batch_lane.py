@@ -134,7 +134,9 @@ def _billed(result: BatchResult) -> Usage:
 
 def known_usage(result: BatchResult, price: Price | None) -> Usage | None:
     """Return what a call of a batch has consumed, with its cost; None if it is unknown."""
-    usage = None if result.error is None else result.error.usage
+    usage = None
     if result.reply is not None:
         usage = result.reply.usage
+    elif result.error is not None:
+        usage = NO_USAGE if result.error.kind in _AGAIN else result.error.usage
     return None if usage is None else priced(usage, price, "batch")

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from fanout.core.errors import LLMError
 from fanout.core.ids import BranchId, ShardId, StageId
-from fanout.core.records import ErrorKind, Usage
+from fanout.core.records import ErrorKind, RunStatus, Usage
 from fanout.core.settings import load_settings
 from fanout.llm.base import LLMReply
 from fanout.llm.batches import base
@@ -21,6 +22,7 @@ from fanout.llm.batches.base import (
     BatchResult,
     BatchState,
     BatchStatus,
+    BatchUnknownError,
 )
 from tests.fakes import RUN, FakeContext, Publisher, run_branch
 from workers.batching import batcher as batching
@@ -63,7 +65,7 @@ class Provider:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         assert len(lines) == intent.requests
         assert lines[0]["custom_id"] == intent.first_id
-        batch_id = f"batch_{len(self.made)}"
+        batch_id = f"batch_{len(self.results_of)}"
         self.made[batch_id] = lines
         self.nonces[intent.nonce] += 1
         self.results_of[batch_id] = [self._result(line) for line in lines]
@@ -323,10 +325,151 @@ def test_a_death_at_any_step_loses_and_doubles_nothing(monkeypatch, is_done):
     steps = whole.life.steps
     whole.batcher.close()
     assert steps > 40
-    # Each takes a tenth of a second: both tests together come to every step.
-    for dies_at in range(1 + is_done, steps, 2):
+    # Each takes a tenth of a second.
+    for dies_at in range(1 + is_done, steps, 4):
         fleet = with_reasks(monkeypatch)
         fleet.start(Life(dies_at, is_done=is_done))
         fleet.finish()
         fleet.check(calls=7)
         fleet.batcher.close()
+
+
+def error(kind, **fields):
+    return LLMError(ErrorKind(kind), "no", **fields)
+
+
+def test_a_batch_whose_creation_has_no_reply_is_found_or_made_later(monkeypatch):
+    fleet = Fleet(monkeypatch, Provider())
+    fleet.provider.refuses = [
+        BatchUnknownError(ErrorKind.CONNECTION, "lost"),
+        error("rate_limited"),
+    ]
+    fleet.finish()
+    fleet.check(calls=5)
+    fleet.batcher.close()
+
+
+def test_a_batch_that_the_provider_refuses_ends_its_calls(monkeypatch):
+    fleet = Fleet(monkeypatch, Provider(), count=3, retries={"max_attempts": 1})
+    fleet.provider.refuses = [error("bad_request")]
+    fleet.finish()
+    assert {outcome.kind for outcome in fleet.outcomes.values()} == {ErrorKind.BAD_REQUEST}
+    assert fleet.provider.made == {}
+    fleet.batcher.close()
+
+
+@pytest.mark.parametrize("kind", ["rate_limited", "bad_request"])
+def test_a_batch_that_fails_as_a_whole_is_gathered_anew_if_that_helps(monkeypatch, kind):
+    fleet = Fleet(monkeypatch, Provider(), count=4)
+    failed: list[str] = []
+    status = Client.status
+
+    async def fails_once(self, batch_id):
+        if failed and batch_id != failed[0]:
+            return await status(self, batch_id)
+        failed.append(batch_id)
+        # The provider has answered nothing.
+        fleet.provider.made.pop(batch_id, None)
+        found = BatchError(kind=ErrorKind(kind), message="no")
+        return BatchStatus(state=BatchState.FAILED, error=found)
+
+    monkeypatch.setattr(Client, "status", fails_once)
+    fleet.finish()
+    if kind == "bad_request":
+        assert {outcome.kind for outcome in fleet.outcomes.values()} == {ErrorKind.BAD_REQUEST}
+    else:
+        assert all(outcome.ok for outcome in fleet.outcomes.values())
+        # Half as many calls in a batch, as there was no room for more.
+        assert [len(lines) for lines in fleet.provider.made.values()] == [2, 2]
+        assert {outcome.attempts for outcome in fleet.outcomes.values()} == {1}
+    fleet.batcher.close()
+
+
+def wait_at_provider(fleet):
+    fleet.provider.is_running = True
+    fleet.process()
+    while not fleet.provider.made:
+        fleet.beat()
+
+
+def test_the_answers_of_a_cancelled_run_are_counted(monkeypatch):
+    answers = {"t0": {"text": "answer"}}
+    fleet = Fleet(monkeypatch, Provider(lambda line: answers.get(line["prompt"])), count=3)
+    wait_at_provider(fleet)
+    assert fleet.store.halt(RUN, RunStatus.CANCELLED)
+    fleet.finish()
+    assert {outcome.kind for outcome in fleet.outcomes.values()} == {ErrorKind.CANCELLED}
+    assert fleet.provider.cancelled == ["batch_0"]
+    known = [fleet.outcomes[position].usage for position in range(3)]
+    assert [usage.input_tokens for usage in known] == [5, 0, 0]
+    fleet.batcher.close()
+
+
+def test_branches_of_a_stopped_run_do_not_wait_for_a_batch_of_others(monkeypatch):
+    fleet = Fleet(monkeypatch, Provider(), count=2)
+    wait_at_provider(fleet)
+    # A call of another run is in the same batch.
+    fleet.store.create_run("r2", spec="{}", created_at=1.0)
+    fleet.store._redis.hset("fanout:batches:batch:1:runs", "r2", 1)
+    assert fleet.store.halt(RUN, RunStatus.CANCELLED)
+    for _ in range(3):
+        fleet.beat()
+        fleet.process()
+    assert {outcome.kind for outcome in fleet.outcomes.values()} == {ErrorKind.CANCELLED}
+    assert fleet.provider.cancelled == []
+    # The provider may answer them yet.
+    assert fleet.outcomes[0].usage.input_tokens is None
+    fleet.batcher.close()
+
+
+def test_late_branches_of_an_automatic_lane_are_called_at_once(monkeypatch):
+    fleet = Fleet(monkeypatch, Provider(), count=2, lane="auto", deadline_s=1000)
+    called = []
+
+    async def complete(request):
+        called.append((request.prompt, request.lane))
+        return LLMReply(text="now", usage=Usage(calls=1))
+
+    fleet.context.models.made[MODEL].complete = complete
+    fleet.store._redis.hset("fanout:run:r1", "deadline_at", fleet.store.now() + 900)
+    fleet.store._redis.hset("fanout:run:r1", "created_at", fleet.store.now() - 100)
+    wait_at_provider(fleet)
+    fleet.beat()
+    assert (called, fleet.store.gathered(RUN)) == ([], 2)
+    fleet.store._redis.hset("fanout:run:r1", "deadline_at", fleet.store.now() + 50)
+    fleet.finish()
+    assert sorted(called) == [("t0", "realtime"), ("t1", "realtime")]
+    assert {outcome.output for outcome in fleet.outcomes.values()} == {"now"}
+    assert fleet.provider.cancelled == ["batch_0"]
+    assert fleet.store.stage(StageId(RUN, 0)).usage.calls == 2
+    fleet.batcher.close()
+
+
+def test_a_paused_run_takes_its_results_when_it_goes_on(monkeypatch):
+    fleet = Fleet(monkeypatch, Provider(), count=3)
+    fleet.process()
+    assert fleet.store.pause(RUN)
+    for _ in range(4):
+        fleet.beat()
+        fleet.process()
+    # What was in no batch is parked, so that no batch is made of it.
+    assert (fleet.provider.made, fleet.outcomes, fleet.store.gathered(RUN)) == ({}, {}, 0)
+    assert fleet.store.unpause(RUN)
+    fleet.messages = fleet.store.take_parked(RUN)
+    assert len(fleet.messages) == 3
+    fleet.finish()
+    fleet.check(calls=3)
+    fleet.batcher.close()
+
+
+def test_two_runs_share_a_batch_and_one_may_be_deleted(monkeypatch):
+    fleet = Fleet(monkeypatch, Provider(), count=2)
+    wait_at_provider(fleet)
+    fleet.store.delete_run(RUN)
+    fleet.provider.is_running = False
+    for _ in range(5):
+        fleet.beat()
+    assert fleet.store.batches() == []
+    assert fleet.store.gathered_runs() == []
+    assert not [key for key in fleet.store._redis.keys("*") if b":r1" in key]
+    fleet.batcher.close()
