@@ -11,6 +11,7 @@ import pytest
 
 from fanout.cli.main import _COMMANDS, _GROUPS
 from fanout.cli.speed import Speed
+from fanout.core.gathered import RunBatch
 from fanout.core.records import ErrorKind, RunStatus, Usage
 from fanout.core.state import StageLoad, Totals, WorkerRecord
 from fanout.observe.fleet import FleetStatus
@@ -67,7 +68,8 @@ def row(name, page=REFERENCE):
 
 def test_every_field_that_json_prints_is_described():
     record = status().to_dict()
-    nested = {*record["usage"], *record["latency"], *StageStatus.__struct_fields__}
+    structs = (*StageStatus.__struct_fields__, *RunBatch.__struct_fields__)
+    nested = {*record["usage"], *record["latency"], *structs}
     assert row("`status`, `submit`, `resume`") - {"null"} == record.keys() | nested
     live = {"speed", "eta_s", "queues", "concurrency", "in_flight", "null"}
     assert row("`watch RUN`") == live | Speed().to_dict().keys()
