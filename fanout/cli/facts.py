@@ -125,9 +125,17 @@ def capacity_rows(fleet: FleetStatus, *, left: int | None = None) -> list[Row]:
     paused = _paused_models(fleet)
     workers = _workers(fleet, left=left)
     rows = [("queues", _queues(fleet)), ("memory", [_memory(fleet)]), ("workers", workers)]
+    if fleet.day_budgets:
+        rows.insert(0, ("budgets", _day_budgets(fleet)))
     learnt = learnt_limits(fleet)
     rows = [("limits", learnt), *rows] if learnt else rows
     return [("paused", paused), *rows] if paused else rows
+
+
+def _day_budgets(fleet: FleetStatus) -> list[str]:
+    """Return what is spent of the budgets of this day, by model."""
+    parts = [f"{name} {status.words}" for name, status in sorted(fleet.day_budgets.items())]
+    return [*parts, f"the next day begins in {clock(fleet.day_left_s or 0.0)}"]
 
 
 def learnt_limits(fleet: FleetStatus) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from fanout.core.budgets import BudgetLimits  # noqa: TC001 - msgspec reads the annotation
 from fanout.core.ids import BranchId  # noqa: TC001 - msgspec reads the annotation
 from fanout.core.latency import Latency
 from fanout.core.records import ErrorKind, Outcome, RunStatus, Usage
@@ -359,6 +360,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
         stuck: Branches in flight that make no progress; other workers may take them.
         problem: Why it takes no messages, in one line; empty if it does.
         seen_at: When it sent the record, by the store's clock.
+        day_budgets: What the fleet may use on a day, by the models that it holds for.
     """
 
     name: str
@@ -377,6 +379,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     stuck: int = 0
     problem: str = ""
     seen_at: float = 0.0
+    day_budgets: dict[str, BudgetLimits] = {}
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,6 +16,7 @@ from fanout.core.queue_names import BRANCHES_QUEUE
 from fanout.core.settings import Settings
 from fanout.core.state import StageLoad
 from fanout.policy.admission import workers_wanted
+from fanout.runs.budget_status import BudgetStatus
 from fanout.runs.status import latency_row
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class FleetStatus:
         limits: How far the rate limits of models are used, in seconds from now.
         active: The runs that have not ended, the newest first.
         read_at: When the status was read, in seconds since the epoch, by the store's clock.
+        day_budgets: What is left of the budgets of this day (UTC), by the models that they hold for.
+        day_left_s: Seconds until they begin anew; None without any.
     """
 
     workers: list[WorkerRecord]
@@ -66,6 +69,8 @@ class FleetStatus:
     limits: dict[str, LimitState]
     active: tuple[str, ...] = ()
     read_at: float = 0.0
+    day_budgets: dict[str, BudgetStatus] = field(default_factory=dict)
+    day_left_s: float | None = None
 
     @property
     def concurrency(self) -> int:
@@ -96,7 +101,12 @@ class FleetStatus:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON-able values; latency as percentiles."""
-        fields = {name: msgspec.to_builtins(getattr(self, name)) for name in self.__slots__}
+        budgets = {name: status.to_dict() for name, status in self.day_budgets.items()}
+        names = [name for name in self.__slots__ if name != "day_budgets"]
+        fields = {name: msgspec.to_builtins(getattr(self, name)) for name in names}
+        fields["day_budgets"] = budgets
+        for worker in fields["workers"]:
+            del worker["day_budgets"]
         fields["totals"]["latency"] = latency_row(self.totals.latency)
         window = fields["window"]
         window |= {old: window[new] for old, new in _DEPRECATED.items()}
@@ -108,8 +118,10 @@ def fleet_status(store: RedisStore, client: redis.Redis) -> FleetStatus:
     queues, leases = read_backlog(client)
     runs = sorted(active_runs(store), key=lambda run: run.created_at, reverse=True)
     loads = [store.stage_load(StageId(run.run_id, run.stage)) for run in runs]
+    workers = store.workers()
+    budgets, day_left_s = _day_budgets(store, workers)
     return FleetStatus(
-        workers=store.workers(),
+        workers=workers,
         queues=queues,
         leases=leases,
         memory=read_memory(client),
@@ -119,7 +131,24 @@ def fleet_status(store: RedisStore, client: redis.Redis) -> FleetStatus:
         limits=store.limits(),
         active=tuple(run.run_id for run in runs),
         read_at=store.now(),
+        day_budgets=budgets,
+        day_left_s=day_left_s,
     )
+
+
+def _day_budgets(
+    store: RedisStore, workers: list[WorkerRecord]
+) -> tuple[dict[str, BudgetStatus], float | None]:
+    """Return what is left of the budgets of the day that live workers keep, and until when."""
+    limits = {name: limit for worker in workers for name, limit in worker.day_budgets.items()}
+    if not limits:
+        return {}, None
+    states, left_s = store.day_budgets(list(limits))
+    found = zip(limits.items(), states, strict=True)
+    return {
+        name: BudgetStatus.of(msgspec.structs.replace(state, limits=limit))
+        for (name, limit), state in found
+    }, left_s
 
 
 def active_runs(store: RedisStore) -> Iterator[RunRecord]:

@@ -129,6 +129,7 @@ def _of_queues(fleet: FleetStatus) -> Iterator[Metric]:
     down = [limit.down_s or 0.0 for limit in limits]
     text = "Longest time for which a model has failed for all callers; 0 if none does."
     yield _gauge("model_down_seconds", text, max(down, default=0.0))
+    yield from _of_budgets(fleet)
     if fleet.memory is not None:
         yield _gauge("redis_memory_bytes", "Memory the server uses.", fleet.memory.used_bytes)
         limit = fleet.memory.limit_bytes or 0
@@ -145,6 +146,17 @@ def _of_learnt_limits(fleet: FleetStatus) -> Iterator[Metric]:
     windows = {m: limit.calls_at_once for m, limit in fleet.limits.items() if limit.calls_at_once}
     text = "The most calls in flight at a provider that refused more, or was slow."
     yield _gauge("model_calls_at_once", text, windows, "model")
+
+
+def _of_budgets(fleet: FleetStatus) -> Iterator[Metric]:
+    """Yield the budgets of this day."""
+    texts = {"usd": "US dollars", "calls": "Calls", "tokens": "Tokens"}
+    for name, text in texts.items():
+        budgets = {key: one for key, one in fleet.day_budgets.items() if name in one.limited}
+        limits = {key: getattr(one.limit, name) for key, one in budgets.items()}
+        yield _gauge(f"budget_{name}_limit", f"{text} of a day, by model.", limits, "models")
+        spent = {key: getattr(one.spent, name) for key, one in budgets.items()}
+        yield _gauge(f"budget_{name}_spent", f"{text} spent today, by model.", spent, "models")
 
 
 def _of_permits(window: StageLoad) -> Iterator[Metric]:

@@ -104,6 +104,7 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
             problem=context_of(worker).storage.problem,
             stuck=len(branches.progress.stuck()),
             queues=tuple(sorted(worker.app.amqp.queues.consume_from)),
+            day_budgets=context_of(worker).settings.day_budgets,
         )
 
     def stop(self, worker: WorkController) -> None:

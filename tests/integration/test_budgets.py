@@ -1,0 +1,106 @@
+"""Budgets with real workers on a real server, of which one is killed with calls in flight."""
+
+from __future__ import annotations
+
+import pytest
+
+from fanout.cli.facts import capacity_lines
+from fanout.core.records import ErrorKind, RunStatus
+from fanout.observe.metrics import families
+
+from .conftest import wait_for
+
+pytestmark = pytest.mark.integration
+
+# Its answers have 1 to 60 tokens, and a call costs a tenth of a cent at most.
+MODEL = """
+import asyncio, random
+from fanout.core.records import Usage
+from fanout.llm.base import LLMReply
+
+class Model:
+    async def check(self):
+        pass
+
+    async def complete(self, request):
+        rand = random.Random(request.prompt)
+        await asyncio.sleep(rand.random() * 0.2)
+        usage = Usage(calls=1, input_tokens=10, output_tokens=rand.randint(1, 60))
+        return LLMReply(text="yes", usage=usage)
+
+    async def aclose(self):
+        pass
+
+model = Model()
+"""
+PRICE = {"input_mtok": 0.0, "output_mtok": 10.0}
+MOST_USD = 0.001
+CALLS = 600
+
+
+def test_a_budget_is_kept_although_a_worker_dies_and_a_retry_goes_on(
+    client, start_worker, functions
+):
+    env = {
+        "FANOUT_VISIBILITY_TIMEOUT_S": "5",
+        "FANOUT_ALLOWED_CALLABLES": "functions_under_test:model",
+        "PYTHONPATH": functions(MODEL),
+    }
+    killed, _ = (start_worker("--concurrency", "24", **env) for _ in range(2))
+    job = {
+        "model": "functions_under_test:model",
+        "prompt": "{input}",
+        "max_tokens": 100,
+        "price": PRICE,
+        "budget": {"usd": 0.15},
+    }
+    run = client.submit(job, [f"t{number}" for number in range(CALLS)])
+    wait_for(lambda: run.status().succeeded >= 60, "some branches have ended")
+    killed.kill()
+    status = run.wait(120)
+    assert status.status is RunStatus.SUCCEEDED
+    assert set(status.errors) == {ErrorKind.BUDGET}
+    budget = status.budget
+    assert budget.spent.usd <= 0.15
+    # Of the calls in flight on the dead worker nothing is known.
+    assert budget.unsure.usd <= 24 * MOST_USD + 1e-9
+    assert budget.spent.usd > 0.15 - MOST_USD, "less than one call is left"
+    known = status.usage.cost_usd
+    assert known <= budget.spent.usd - budget.unsure.usd + 1e-9
+    assert known == pytest.approx(budget.spent.usd - budget.unsure.usd, abs=24 * MOST_USD)
+    failed = [branch for branch in run.outcomes() if branch.kind is not None]
+    assert all("budget of $0.15 has no room" in branch.message for branch in failed)
+
+    assert run.retry_failed(budget={"usd": 5}) == status.failed
+    status = run.wait(120)
+    assert (status.succeeded, status.failed) == (CALLS, 0)
+    assert status.budget.limit.usd == 5
+    assert status.budget.reserved.usd == 0
+
+
+def test_the_budget_of_a_day_holds_for_all_runs_and_is_shown(client, start_worker):
+    start_worker("--concurrency", "8", FANOUT_BUDGET_CALLS_PER_DAY="fake*=7, openai/*=1")
+    job = {"model": "fake", "prompt": "{input}"}
+    runs = [client.submit(job, [f"t{number}" for number in range(5)]) for _ in range(2)]
+    wait_for(lambda: sum(run.status().done for run in runs) == 7, "seven calls are made")
+
+    def spent():
+        return client.fleet().day_budgets["fake*"].spent.calls
+
+    wait_for(lambda: spent() == 7, "they are settled")
+    now = client.fleet()
+    assert set(now.day_budgets) == {"fake*", "openai/*"}
+    assert now.to_dict()["day_budgets"]["fake*"]["left"] == {"calls": 0}
+    lines = [line for line in capacity_lines(now) if line.startswith("budgets")]
+    assert "fake* budget: 7 of 7 calls spent" in lines[0]
+    shown = {
+        (sample.name, sample.labels.get("models")): sample.value
+        for family in families(now)
+        for sample in family.samples
+    }
+    assert shown["fanout_budget_calls_spent", "fake*"] == 7
+    assert shown["fanout_budget_calls_limit", "openai/*"] == 1
+    assert [run.status().failed for run in runs] == [0, 0]
+    for run in runs:
+        run.cancel()
+        assert run.wait(30).done == 5
