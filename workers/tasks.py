@@ -142,6 +142,6 @@ def register(app: WorkerApp) -> None:
             aggregate(app.context, StageId(run_id, stage))
 
     @task(name=broker.PREFLIGHT, throws=(TaskFault,), Request=MonitoredRequest)  # type: ignore[untyped-decorator]
-    def preflight(model: str, note: str) -> None:
+    def preflight(model: str, note: str, *, batches: bool = False) -> None:
         with _not_done():
-            check_model(app.context, model, note)
+            check_model(app.context, model, note, batches=batches)

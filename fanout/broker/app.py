@@ -71,10 +71,13 @@ class Preflight(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         message: One line that says what to set, or None if the model can be used.
         kind: The kind of error that a call would end with, if it is known.
+        batches: Why no batches of it can be made: empty if they can, None if that was not asked, or if
+            it has no batch API.
     """
 
     message: str | None = None
     kind: ErrorKind | None = None
+    batches: str | None = None
 
 
 def make_app(

@@ -68,9 +68,12 @@ class Publisher:
         """Close the backend's connections: Celery leaves them open until the process exits."""
         self._backend.client.connection_pool.disconnect()
 
-    def preflight(self, model: str, note: str) -> None:
-        """Ask a worker to check ``model`` and to write its answer as ``note``."""
-        check = {"model": model, "note": note}
+    def preflight(self, model: str, note: str, *, batches: bool = False) -> None:
+        """Ask a worker to check ``model``, perhaps its batches, and to write its answer as ``note``."""
+        check: dict[str, Any] = {"model": model, "note": note}
+        if batches:
+            # Workers of an earlier version know no such argument.
+            check["batches"] = True
         self._publish([self._signature(broker.PREFLIGHT, check, root_id=note, task_id=note)])
 
     def expand(self, stage_id: StageId, shards: Iterable[int]) -> None:

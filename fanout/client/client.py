@@ -14,6 +14,7 @@ from fanout.client.past_runs import run_opener, with_full_ids
 from fanout.client.run_ids import new_run_id
 from fanout.core.errors import AmbiguousRunError, BrokerError, RunError, SpecError, UnknownRunError
 from fanout.core.ids import StageId
+from fanout.core.lanes import first_lane, takes_lane
 from fanout.core.settings import load_settings
 from fanout.inputs.documents import Notice, log_notice
 from fanout.inputs.intake import checked_documents
@@ -192,7 +193,7 @@ class Client:
         connections.claim()
         connections.require_storage()
 
-        self._preflight(connections, spec.all_models, should_stop)
+        self._preflight(connections, spec, should_stop)
         run_id = self._create_run(connections, spec)
         if on_created is not None:
             on_created(run_id)
@@ -210,7 +211,7 @@ class Client:
     def _preflight(
         self,
         connections: Connections,
-        models: Iterable[str],
+        spec: RunSpec,
         should_stop: Callable[[], bool] | None = None,
     ) -> None:
         """Check that a worker can use the models; stop to wait for it when the caller says so."""
@@ -220,8 +221,9 @@ class Client:
             if should_stop is not None and should_stop():
                 raise RunError("the run was stopped before it began")
 
-        for model in models:
-            connections.preflight(model, check=check, wait=self.is_embedded)
+        for model in spec.all_models:
+            batches = first_lane(spec.lane) == "batch" and takes_lane(model, "batch")
+            connections.preflight(model, check=check, wait=self.is_embedded, batches=batches)
 
     def _read_by_workers(
         self,
@@ -246,7 +248,7 @@ class Client:
         # It has the functions of the job's own model, too.
         connections = self._connected(spec.all_models)
         connections.claim()
-        self._preflight(connections, spec.all_models)
+        self._preflight(connections, spec)
         return worker_reading.read_first(
             self, spec, files, began_at=began_at, notify=notify, should_stop=should_stop
         )
@@ -402,7 +404,12 @@ class Client:
         """
         connections = self._connected((model,))
         connections.claim()
-        return connections.ask(model, timeout_s=timeout_s, check=self._check_fleet)
+        return connections.ask(
+            model,
+            timeout_s=timeout_s,
+            check=self._check_fleet,
+            batches=takes_lane(model, "batch"),
+        )
 
     def _check_storage(self) -> None:
         if self._settings.storage is not None:

@@ -115,8 +115,12 @@ class Connections:
                 "`fanout run` or `fanout submit` begins another run"
             ) from error
 
-    def preflight(self, model: str, *, check: Callable[[], None], wait: bool) -> None:
-        """Ask a worker whether it can use the model. Raises ModelError if it cannot.
+    def preflight(
+        self, model: str, *, check: Callable[[], None], wait: bool, batches: bool = False
+    ) -> None:
+        """Ask a worker whether it can use the model, and with ``batches`` make batches of it.
+
+        Raises ModelError if it cannot.
 
         Without a live worker there is no check, unless ``wait`` says that one is starting. If all
         workers are busy with long calls, and their pool cannot answer meanwhile, there is none either.
@@ -132,7 +136,13 @@ class Connections:
             is_late = time.monotonic() - asked_at > _BUSY_S
             return is_late and all(_is_full(worker) for worker in workers)
 
-        verdict = self.ask(model, timeout_s=_PREFLIGHT_S, check=check, is_in_vain=is_no_worker_free)
+        verdict = self.ask(
+            model,
+            timeout_s=_PREFLIGHT_S,
+            check=check,
+            is_in_vain=is_no_worker_free,
+            batches=batches,
+        )
         if verdict is None:
             if is_no_worker_free():
                 _log.warning("all workers are busy: model %s is not checked beforehand", model)
@@ -141,6 +151,8 @@ class Connections:
         if verdict.message is not None:
             named = "" if model in verdict.message else f"{model}: "
             raise ModelError(f"{named}{verdict.message}", kind=verdict.kind)
+        if verdict.batches:
+            raise ModelError(f"{model}: {verdict.batches}")
 
     def ask(
         self,
@@ -149,13 +161,14 @@ class Connections:
         timeout_s: float,
         check: Callable[[], None],
         is_in_vain: Callable[[], bool] = lambda: False,
+        batches: bool = False,
     ) -> Preflight | None:
         """Return a worker's answer about a model; None if none comes in time, or the wait is in vain.
 
         ``check`` and ``is_in_vain`` are called at each poll.
         """
         note = f"preflight-{secrets.token_hex(8)}"
-        self.publisher.preflight(model, note)
+        self.publisher.preflight(model, note, batches=batches)
         for _ in polls(time.monotonic() + timeout_s):
             answer = self.store.take_note(note)
             if answer is not None:

@@ -33,6 +33,7 @@ from fanout.doctor.facts import (
 )
 from fanout.llm import make_llm
 from fanout.llm.assets import has_runtime, has_weights
+from fanout.llm.batches.base import check_batches
 from fanout.observe.fleet import active_runs
 from fanout.observe.probe import write_refusal
 from fanout.stores import RedisStore, connect
@@ -262,23 +263,27 @@ def model_facts(client: Client, model: str, *, workers: int) -> ModelFacts:
     answer = client.check_model(model, timeout_s=_MODEL_S)
     if answer is None:
         return ModelFacts(model=model, asked=workers, is_answered=False)
-    return ModelFacts(model=model, asked=workers, problem=answer.message)
+    return ModelFacts(model=model, asked=workers, problem=answer.message, batches=answer.batches)
 
 
 def local_model_facts(settings: Settings, model: str) -> ModelFacts:
     """Check a model in this process: there is no worker, or this machine makes the calls."""
 
-    async def check() -> None:
+    async def check() -> str | None:
         async with aclosing(make_llm(model, settings=settings, concurrency=1)) as llm:
             await llm.check()
+            return await check_batches(llm)
 
-    problem = None
+    problem = batches = None
     try:
-        asyncio.run(check())
+        batches = asyncio.run(check())
     except ModelError as error:
         problem = str(error)
     except Exception as error:  # noqa: BLE001 - a model may be a user's function
         problem = f"{type(error).__name__}: {error}"
     return ModelFacts(
-        model=model, asked=None if settings.broker_url is None else 0, problem=problem
+        model=model,
+        asked=None if settings.broker_url is None else 0,
+        problem=problem,
+        batches=batches,
     )

@@ -15,7 +15,7 @@ from fanout.doctor.collect import (
     storage_facts,
 )
 from fanout.doctor.findings import fail
-from fanout.doctor.fleet import fleet_findings, model_finding
+from fanout.doctor.fleet import fleet_findings, model_findings
 from fanout.doctor.machine import embedded_findings, machine_findings, storage_finding
 from fanout.doctor.server import connection_findings, server_findings
 
@@ -35,7 +35,8 @@ def examine(settings: Settings, models: tuple[str, ...]) -> Iterator[Finding]:
         yield storage_finding(storage_facts(settings.storage))
     if settings.broker_url is None:
         yield from embedded_findings(embedded_facts(settings), is_local_wanted="local" in models)
-        yield from (model_finding(local_model_facts(settings, model)) for model in models)
+        for model in models:
+            yield from model_findings(local_model_facts(settings, model))
         return
     try:
         server = Server(settings)
@@ -61,8 +62,9 @@ def _examine_server(
     if not models:
         return
     if not fleet.workers or fleet.wire not in {None, fleet.own_wire}:
-        yield from (model_finding(local_model_facts(settings, model)) for model in models)
+        for model in models:
+            yield from model_findings(local_model_facts(settings, model))
         return
     with Client(settings.broker_url) as client:
         for model in models:
-            yield model_finding(model_facts(client, model, workers=len(fleet.workers)))
+            yield from model_findings(model_facts(client, model, workers=len(fleet.workers)))

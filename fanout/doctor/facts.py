@@ -131,9 +131,11 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
             there is no worker. None: this machine checked it, as it would make the calls.
         is_answered: Whether a worker answered.
         problem: Why it cannot be used, or None.
+        batches: Why no batches of it can be made: empty if they can, None if it has no batch API.
     """
 
     model: str
     asked: int | None
     is_answered: bool = True
     problem: str | None = None
+    batches: str | None = None

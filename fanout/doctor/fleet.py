@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fanout.core.state import WorkerRecord
     from fanout.doctor.facts import FleetFacts, ModelFacts
 
-__all__ = ["fleet_findings", "model_finding"]
+__all__ = ["fleet_findings", "model_findings"]
 
 _SHOWN = 5
 # The default of `fanout probe`.
@@ -145,8 +145,18 @@ def _prefix(facts: FleetFacts) -> Finding:
     return ok("key prefix", found)
 
 
-def model_finding(facts: ModelFacts) -> Finding:
-    """Judge whether a model can be used."""
+def model_findings(facts: ModelFacts) -> Iterator[Finding]:
+    """Judge whether a model can be used, and whether batches of it can be made."""
+    yield _model_finding(facts)
+    if facts.problem is None and facts.batches is not None:
+        check, problem = f"batches of {facts.model}", " ".join(facts.batches.split())
+        if problem:
+            yield warn(check, "cannot be made: the lanes batch and auto are not for it", problem)
+        else:
+            yield ok(check, "can be made")
+
+
+def _model_finding(facts: ModelFacts) -> Finding:
     check = f"model {facts.model}"
     problem = None if facts.problem is None else " ".join(facts.problem.split())
     if facts.asked is None:

@@ -135,6 +135,7 @@ class _BranchArguments(_ShardArguments, forbid_unknown_fields=True):
 class _PreflightArguments(msgspec.Struct, forbid_unknown_fields=True):
     model: _Model
     note: _RunId
+    batches: bool = False
 
 
 # Positional arguments, and keyword arguments. A callback gets the results of its chord's members.

@@ -14,6 +14,7 @@ from fanout.core.errors import ModelError
 from fanout.core.ids import StageId
 from fanout.core.redaction import redacted
 from fanout.llm import make_llm
+from fanout.llm.batches.base import check_batches
 from fanout.llm.error_kinds import FEW
 from fanout.policy.retries import is_common
 from fanout.runs.common_errors import error_sort
@@ -93,9 +94,15 @@ class Models:
                     quiet_clients()
             return self.made[name]
 
-    async def check(self, name: str) -> None:
-        """Check that a model can be used. Raises ModelError."""
-        await (await self.get(name)).check()
+    async def check(self, name: str, *, batches: bool = False) -> str | None:
+        """Check that a model can be used. Raises ModelError.
+
+        Returns:
+            Why no batches of it can be made: see ``check_batches``; None if that was not asked.
+        """
+        llm = await self.get(name)
+        await llm.check()
+        return await check_batches(llm) if batches else None
 
     async def aclose(self) -> None:
         """Close the models' connections, and stop watching the runs of calls."""
@@ -107,17 +114,17 @@ class Models:
         await self.in_flight.aclose()
 
 
-def check_model(context: WorkerContext, model: str, note: str) -> None:
-    """Check ``model`` and store the result, a Preflight as JSON, as ``note``."""
+def check_model(context: WorkerContext, model: str, note: str, *, batches: bool = False) -> None:
+    """Check ``model``, perhaps its batches, and store the result, a Preflight as JSON, as ``note``."""
     try:
-        context.loop.wait_for(context.models.check(model))
+        found = context.loop.wait_for(context.models.check(model, batches=batches))
     except ModelError as error:
         answer = Preflight(message=redacted(str(error)), kind=error.kind)
     except Exception as error:  # noqa: BLE001 - the waiting client must get a result
         fault = redacted(f"{type(error).__name__}: {error}")[:_MAX_MESSAGE]
         answer = Preflight(message=f"the model {model} could not be checked: {fault}")
     else:
-        answer = Preflight()
+        answer = Preflight(batches=found and redacted(found))
     context.connections.store.put_note(note, msgspec.json.encode(answer), ttl_s=_NOTE_TTL_S)
 
 

@@ -100,8 +100,8 @@ class AnthropicBatches(HttpBatches[AnthropicLLM]):
 
         return await self._made_once(once, "id")
 
-    async def find(self, intent: BatchIntent, known_ids: Collection[str]) -> str | None:
-        """See BatchClient.
+    async def _find(self, intent: BatchIntent, known_ids: Collection[str]) -> str | None:
+        """Return the id of the batch of an intent, or None. Raises LLMError.
 
         The API stores no words of ours with a batch before it has ended. A batch of the same size
         and age may be another program's: only its results tell.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from fanout.core.errors import LLMError
+from fanout.core.errors import LLMError, ModelError
 from fanout.core.records import (
     ErrorKind,  # noqa: TC001 - msgspec reads the annotation
     Usage,  # noqa: TC001
@@ -33,6 +33,7 @@ __all__ = [
     "BatchStatus",
     "BatchUnknownError",
     "batches_of",
+    "check_batches",
     "require_custom_id",
 ]
 
@@ -252,6 +253,18 @@ def batches_of(llm: LLM) -> BatchClient | None:
     """Return the batch API of a model, or None if it has none."""
     made = getattr(llm, "batches", None)
     return None if made is None else made()
+
+
+async def check_batches(llm: LLM) -> str | None:
+    """Return why no batches of a model can be made: empty if they can, None if it has no batch API."""
+    client = batches_of(llm)
+    if client is None:
+        return None
+    try:
+        await client.check()
+    except ModelError as error:
+        return str(error)
+    return ""
 
 
 def require_custom_id(custom_id: str) -> str:

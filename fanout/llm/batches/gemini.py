@@ -133,8 +133,7 @@ class GeminiBatches(HttpBatches[GeminiLLM]):
             f"{self._http.shown_url} names no place on the same server for an upload",
         )
 
-    async def find(self, intent: BatchIntent, known_ids: Collection[str]) -> str | None:
-        """See BatchClient."""
+    async def _find(self, intent: BatchIntent, known_ids: Collection[str]) -> str | None:
         first = self._http.url("batches").update_query(pageSize=str(_PAGE))
         since = intent.created_at - CLOCK_SKEW_S
         async for page in self._pages(first, _next_page):

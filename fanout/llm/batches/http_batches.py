@@ -91,8 +91,7 @@ class HttpBatches(Generic[_Model]):
 
     # What the providers differ in.
 
-    async def find(self, intent: BatchIntent, known_ids: Collection[str]) -> str | None:
-        """See BatchClient."""
+    async def _find(self, intent: BatchIntent, known_ids: Collection[str]) -> str | None:
         raise NotImplementedError
 
     async def status(self, batch_id: str) -> BatchStatus:
@@ -133,6 +132,16 @@ class HttpBatches(Generic[_Model]):
                 if found is not None:
                     return found
             raise lost from None
+
+    async def find(self, intent: BatchIntent, known_ids: Collection[str]) -> str | None:
+        """See BatchClient."""
+        try:
+            return await self._find(intent, known_ids)
+        except LLMError as error:
+            # A server without a list, such as a small local one.
+            if error.status not in _NO_API:
+                raise
+        return None
 
     async def results(self, batch_id: str) -> AsyncIterator[BatchResult]:
         """See BatchClient."""

@@ -58,7 +58,6 @@ _STATES = {
 # The codes of what the account has too much of in its queue.
 _FULL = frozenset({"token_limit_exceeded", "request_limit_exceeded", "batch_limit_exceeded"})
 _UNDONE = {"batch_expired": ErrorKind.EXPIRED, "batch_cancelled": ErrorKind.CANCELLED}
-_NO_LIST = frozenset({404, 405, 501})
 
 _encode = msgspec.json.Encoder().encode
 
@@ -119,24 +118,18 @@ class OpenAIBatches(HttpBatches[OpenAILLM]):
             raise LLMError(ErrorKind.SERVER_ERROR, "the server gives an uploaded file no id")
         return made
 
-    async def find(self, intent: BatchIntent, known_ids: Collection[str]) -> str | None:
-        """See BatchClient."""
+    async def _find(self, intent: BatchIntent, known_ids: Collection[str]) -> str | None:
         first = self._http.url("batches").update_query(limit=str(_PAGE))
         since = intent.created_at - CLOCK_SKEW_S
-        try:
-            async for page in self._pages(first, _next_page):
-                for batch in _batches_in(page):
-                    metadata = batch.get("metadata")
-                    is_ours = isinstance(metadata, dict) and metadata.get(_NONCE) == intent.nonce
-                    if is_ours and batch["id"] not in known_ids:
-                        return str(batch["id"])
-                ages = [seconds_of(batch.get("created_at")) for batch in _batches_in(page)]
-                if ages and all(made_at is not None and made_at < since for made_at in ages):
-                    return None
-        except LLMError as error:
-            # A server without a list, such as a small local one.
-            if error.status not in _NO_LIST:
-                raise
+        async for page in self._pages(first, _next_page):
+            for batch in _batches_in(page):
+                metadata = batch.get("metadata")
+                is_ours = isinstance(metadata, dict) and metadata.get(_NONCE) == intent.nonce
+                if is_ours and batch["id"] not in known_ids:
+                    return str(batch["id"])
+            ages = [seconds_of(batch.get("created_at")) for batch in _batches_in(page)]
+            if ages and all(made_at is not None and made_at < since for made_at in ages):
+                return None
         return None
 
     async def status(self, batch_id: str) -> BatchStatus:

@@ -18,7 +18,7 @@ from fanout.doctor.facts import (
     ServerFacts,
     StorageFacts,
 )
-from fanout.doctor.fleet import fleet_findings, model_finding
+from fanout.doctor.fleet import fleet_findings, model_findings
 from fanout.doctor.machine import (
     embedded_findings,
     machine_findings,
@@ -240,11 +240,29 @@ def test_a_run_whose_client_died_is_to_be_resumed_and_another_to_be_healed():
     ],
 )
 def test_whether_a_model_can_be_used(facts, state, words):
-    finding = model_finding(ModelFacts(model="m", **facts))
+    [finding] = model_findings(ModelFacts(model="m", **facts))
     assert (finding.check, finding.state) == ("model m", state)
     assert words in finding.found
     if facts.get("problem"):
         assert " ".join(facts["problem"].split()) in finding.advice
+
+
+@pytest.mark.parametrize(
+    ("facts", "state"),
+    [
+        ({"batches": ""}, "ok"),
+        ({"batches": "the key\nmay not"}, "warn"),
+        ({"batches": None}, None),
+        # What cannot be called at all is one finding.
+        ({"batches": "", "problem": "no key"}, None),
+    ],
+)
+def test_whether_batches_of_a_model_can_be_made(facts, state):
+    _, *findings = model_findings(ModelFacts(model="m", asked=2, **facts))
+    assert [one.state for one in findings] == ([state] if state else [])
+    assert all(one.check == "batches of m" for one in findings)
+    if state == "warn":
+        assert findings[0].advice == "the key may not"
 
 
 @pytest.mark.parametrize(

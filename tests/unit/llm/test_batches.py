@@ -15,6 +15,7 @@ from fanout.core.answer_shape import AnswerShape
 from fanout.core.errors import LLMError, ModelError
 from fanout.core.records import ErrorKind
 from fanout.core.settings import load_settings
+from fanout.doctor.collect import local_model_facts
 from fanout.llm import LLMRequest
 from fanout.llm.batches import http_batches
 from fanout.llm.batches.base import (
@@ -526,3 +527,30 @@ def test_an_old_name_of_the_token_limit_is_left_for_the_new_one(batch_provider, 
     body = with_lane("openai", tmp_path, step)["body"]
     assert body["max_completion_tokens"] == 9
     assert "max_tokens" not in body
+
+
+@pytest.mark.parametrize("status", [404, 405, 501])
+def test_a_server_without_a_list_has_no_batch_of_a_lost_reply(
+    provider, monkeypatch, api, tmp_path, status
+):
+    monkeypatch.setenv(f"{api.upper()}_BASE_URL", provider.url)
+    monkeypatch.setenv(f"{api.upper()}_API_KEY", "sk-test-0123456789abcdef")
+    provider.status = status
+    intent = BatchIntent(nonce="n", created_at=time.time(), requests=1, first_id="r0")
+    assert with_lane(api, tmp_path, lambda lane: lane.client.find(intent, ())) is None
+
+
+def test_a_model_without_batches_has_no_client(batch_provider):
+    assert batches_of(make_llm("fake", settings=load_settings())) is None
+
+
+@pytest.mark.parametrize("model", ["openai/m", "anthropic/m", "gemini/m"])
+def test_the_doctor_says_whether_batches_can_be_made(batch_provider, monkeypatch, provider, model):
+    # The mock has no list of models, which servers need not have.
+    assert local_model_facts(load_settings(), model).batches == ""
+    name = model.partition("/")[0].upper()
+    monkeypatch.setenv(f"{name}_BASE_URL", provider.url)
+    provider.status, provider.body = 403, {"error": {"message": "missing scope: batches"}}
+    facts = local_model_facts(load_settings(), model)
+    assert facts.problem is None
+    assert "may not use the batch API" in facts.batches
