@@ -59,3 +59,38 @@ def test_cut_answers_and_confidences_stand_in_what_a_user_gets(fanout, here, pro
         ("good", 0.75), ("bad", 0.25),
     ]  # fmt: skip
     assert "finish_reason" not in table[0]
+
+
+def test_the_lane_of_a_run_decides_what_its_answers_cost(fanout, here, provider):
+    """Flex that is full is asked again; what it was bought as is said and priced; batch is refused."""
+    left = [1]
+
+    def tiered(_headers, body):
+        if body is None:
+            # Neither a list of models, nor batches.
+            return 404, {"error": {"message": "nothing here"}}
+        assert body["service_tier"] == "flex"
+        if left.pop() if left else 0:
+            return 429, {"error": {"message": "full", "code": "resource_unavailable"}}
+        text = body["messages"][-1]["content"]
+        return 200, {**openai_reply(text), "service_tier": "flex" if text == "b" else "default"}
+
+    provider.respond = tiered
+    env = {"OPENAI_BASE_URL": f"{provider.url}/v1", "OPENAI_API_KEY": "k"}
+    (here / "in.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    job = ("run", "in.jsonl", "-m", "openai/gpt-5-mini", "-p", "{input}", "--base-wait-s", "0")
+    done = fanout(*job, "--lane", "flex", "--out", "flex", **env)
+    assert done.status == 0, done.stderr
+    dear, cheap = rows(here / "flex" / "outputs.jsonl")
+    assert (dear["lane"], cheap["lane"]) == ("realtime", "flex")
+    assert sorted([dear["attempts"], cheap["attempts"]]) == [1, 2]
+    assert dear["usage"]["cost_usd"] == 2 * cheap["usage"]["cost_usd"] > 0
+
+    asked = len(provider.requests)
+    done = fanout(*job, "--lane", "batch", "--out", "batch", **env)
+    assert done.status != 0
+    assert "has no batch API" in done.stderr
+    assert not [body for _, _, body in provider.requests[asked:] if body]
+    done = fanout("doctor", "-m", "openai/gpt-5-mini", **env)
+    assert "batches of openai/gpt-5-mini" in done.stdout
+    assert "cannot be made" in done.stdout
