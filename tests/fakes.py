@@ -29,6 +29,7 @@ from fanout.stores import RedisStore
 from workers.branch import execution as branches
 from workers.branch.execution import BranchFailed
 from workers.context.admission import Admission
+from workers.context.answers import Answers
 from workers.context.broken_models import BrokenModels
 from workers.context.budgets import Budgets
 from workers.context.fleet_checks import StorageWatch, VersionGate
@@ -237,6 +238,7 @@ class Calls:
     stop: StopReason | None = None
     is_stopping = False
     wait = staticmethod(asyncio.sleep)
+    wait_for = staticmethod(asyncio.shield)
 
     def require_room(self) -> None:
         if self.is_stopping:
@@ -293,6 +295,7 @@ class FakeContext(WorkerContext):
         connections = Connections(
             store=self.store,
             fail_fast_store=self.store,
+            answers=self.store,
             publisher=self.publisher,
             messages=self.messages,
             backend=None,
@@ -321,6 +324,13 @@ class FakeContext(WorkerContext):
             runs=RunCaches(self.store, InlineExecutor()),
             admission=Admission(ask, sure_s=10),
             leads=Leads(self.store, InlineExecutor()),
+            answers=Answers(
+                self.store,
+                settings,
+                InlineExecutor(),
+                linger_s=lambda: 0.0,
+                wait_for=Calls.wait_for,
+            ),
             version_gate=VersionGate(self.store, "me"),
             storage=StorageWatch(self.store, settings),
             reports=Reports(self.store, Telemetry()),

@@ -9,6 +9,7 @@ import redis
 from fanout.core.errors import BrokerError
 from fanout.stores.functions import load, missing
 from fanout.stores.redis import (
+    answer_scripts,
     batch_scripts,
     branch_scripts,
     chord_scripts,
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 _OURS = (
-    batch_scripts, branch_scripts, chord_scripts, fleet_scripts, run_scripts, stage_scripts,
-    turn_scripts,
+    answer_scripts, batch_scripts, branch_scripts, chord_scripts, fleet_scripts, run_scripts,
+    stage_scripts, turn_scripts,
 )  # fmt: skip
 
 __all__ = ["all_scripts", "count_missing", "load_functions"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fanout.cli.speed import eta_s
 from fanout.core.records import RunStatus
 from fanout.core.units import clock, cost_of, count_of, known, plural
-from fanout.runs.status import truncation_notes
+from fanout.runs.status import saved_parts, truncation_notes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,9 +73,12 @@ def run_rows(status: Status, speed: Speed | None) -> list[Row]:
         rows.append(("batches", batch_parts(status)))
     rows.append(("latency", _latency(status.latency)))
     rows.append(("usage", _usage(status.usage)))
+    if saved := saved_parts(status.saved):
+        rows.append(("cache", saved))
     if status.usage_by_model:
         rows.append(("by model", model_lines(status)))
-    again = status.usage.calls - sum(stage.done for stage in status.stages)
+    answered = sum(stage.done for stage in status.stages) - status.saved.calls
+    again = status.usage.calls - max(0, answered)
     if again > 0:
         rows.append(("retries", [plural(again, "call was made again", "calls were made again")]))
     if status.errors:

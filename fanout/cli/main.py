@@ -63,6 +63,7 @@ _GROUPS = {
         "flower": ("worker:flower", "Serve a page that shows a fleet at work."),
         "metrics": ("metrics:command", "Serve the fleet's figures to Prometheus."),
         "setup-server": ("operate:setup_server", "Load what a server with ACL users needs."),
+        "cache": ("cache:command", "Say what kept answers take and save, or delete them."),
         "doctor": ("operate:doctor", "Say what is wrong with server and fleet."),
         "probe": ("operate:probe", "Say whether this machine's workers take messages."),
         "heal": ("operate:heal", "Look for what got lost, and do it again."),

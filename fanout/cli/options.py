@@ -138,6 +138,8 @@ _OPTIONS = [
             "The most tokens that it may use, of prompts and answers. [default: no limit]"),
     _option("--timeout --timeout-s timeout_s", "SECONDS",
             "The longest a call may take. [default: 120, with --lane flex 900]"),
+    click.option("--no-cache", "cache", flag_value=False, default=None,
+                 help="Make every call, and keep no answer. [default: the same question is asked once]"),
     _option("--deadline --deadline-s deadline_s", "SECONDS",
             "Begin no call after that, and aggregate what there is. [default: never]"),
     _option("--max-attempts", "N", "Calls a branch may make, the first included. [default: 5]"),

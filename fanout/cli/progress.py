@@ -12,7 +12,7 @@ from fanout.cli.speed import Meter, Speed, eta_s
 from fanout.core.queue_names import NO_CONSUMER
 from fanout.core.records import RunStatus
 from fanout.core.units import clock, cost_of, duration, plain, plural
-from fanout.runs.status import truncation_notes
+from fanout.runs.status import saved_parts, truncation_notes
 from fanout.system.terminal import can_draw, notebook_shell, write_line
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ class Progress(Follower):
         seconds = eta_s(status, self._speed)
         if seconds is not None:
             parts.append(f"ETA {clock(seconds)}")
-        return [*parts, *_spent(status.usage)]
+        return [*parts, *_spent(status.usage), *saved_parts(status.saved)]
 
     def hint(self, status: Status) -> str:
         """Return what to do about a run that is paused or has no worker; empty if there is nothing."""
@@ -256,6 +256,7 @@ def summary(status: Status) -> str:
     if median_s is not None and slow_s is not None:
         parts.append(f"half took {duration(median_s)} at most, 99 % {duration(slow_s)}")
     parts.extend(_spent(status.usage))
+    parts.extend(saved_parts(status.saved))
     if status.budget is not None:
         parts.append(status.budget.words)
     return plain(f"run {status.run_id} {status.status.value}: {' · '.join(parts)}")

@@ -8,7 +8,7 @@ import msgspec
 
 from fanout.core.answer_types import UNTYPED
 from fanout.core.ids import StageId
-from fanout.core.records import RunStatus, total_usage, usage_by_model
+from fanout.core.records import RunStatus, total_saved, total_usage, usage_by_model
 from fanout.core.spec import RunSpec, stored_spec
 from fanout.runs.answer_text import EMPTY_GROUP
 from fanout.runs.budget_status import BudgetStatus
@@ -98,6 +98,7 @@ class RunAnswers:
             batches=tuple(batches),
             kept_truncated=branches.kept_truncated,
             usage_by_model=usage_by_model([stage.usage_of for stage in stages]),
+            saved=total_saved([stage.saved for stage in stages]),
             budget=self._budget(has_ended=run.has_ended) if run.has_budget else None,
         )
 
@@ -128,6 +129,7 @@ class RunAnswers:
             reduce_errors=self.stored_result().errors,
             usage=status.usage,
             usage_by_model=status.usage_by_model or {spec.model: status.usage},
+            saved=status.saved,
             error=self.problem(status),
             elapsed_s=status.elapsed_s,
             layout=layout_of(spec),

@@ -88,6 +88,11 @@ class AnswerShape:
         return self._natives[dialect]
 
     @cached_property
+    def text(self) -> str:
+        """The shape as JSON, with its properties in their order: equal for equal shapes."""
+        return msgspec.json.encode([self.schema, self.choices]).decode()
+
+    @cached_property
     def in_words(self) -> str:
         """The instruction for a model whose server enforces no schema."""
         if self.choices:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = [
+    "NOTHING_SAVED",
     "QUANTITIES",
     "TERMINAL",
     "BranchRef",
@@ -29,6 +30,7 @@ __all__ = [
     "Usage",
     "Variants",
     "share_of",
+    "total_saved",
     "total_usage",
     "usage_by_model",
 ]
@@ -248,6 +250,17 @@ QUANTITIES = (
 )
 
 
+# Where no answer came from the cache.
+NOTHING_SAVED = Usage(
+    input_tokens=0,
+    cached_input_tokens=0,
+    cache_write_tokens=0,
+    output_tokens=0,
+    reasoning_tokens=0,
+    cost_usd=0.0,
+)
+
+
 def share_of(votes: Mapping[str, int]) -> float | None:
     """Return the share of the first answer among the votes of a branch; None if it has none."""
     return next(iter(votes.values())) / sum(votes.values()) if votes else None
@@ -267,6 +280,12 @@ def total_usage(usages: Sequence[Usage]) -> Usage:
         elif known:
             at_least[name] = known
     return Usage(calls=sum(usage.calls for usage in usages), at_least=at_least, **sums)
+
+
+def total_saved(parts: Iterable[Usage]) -> Usage:
+    """Add up what kept answers had cost; nothing is saved where there are none."""
+    saved = [part for part in parts if part.calls]
+    return total_usage(saved) if saved else Usage()
 
 
 def usage_by_model(usages: Iterable[Mapping[str, Usage]]) -> dict[str, Usage]:
@@ -300,6 +319,8 @@ class Outcome(_Record, frozen=True, kw_only=True):
         votes: How often each answer was given, if the branch asked until one had a majority.
         samples: How many answers it asked for until then; 0 if it does not vote.
         usage_of: The usage by model, if the branch called several.
+        saved: What the answers had cost that were kept from earlier calls, and were taken without
+            a call: ``calls`` is the number of these answers.
     """
 
     index: int
@@ -318,6 +339,12 @@ class Outcome(_Record, frozen=True, kw_only=True):
     votes: dict[str, int] = {}
     samples: int = 0
     usage_of: dict[str, Usage] = {}
+    saved: Usage = Usage()
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether an answer was taken from the cache."""
+        return self.saved.calls > 0
 
     @property
     def ok(self) -> bool:

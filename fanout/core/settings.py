@@ -122,6 +122,8 @@ class Settings(BaseSettings):
         flower_password_file: A file with that password.
         prices: A YAML file with the prices of models, which win over the known ones.
         cache_dir: The folder of model weights, kept between runs.
+        cache_ttl_s: Seconds for which an answer is kept for runs that ask the same.
+        cache_mb: The most megabytes that kept answers may take; 0 keeps none.
         state_dir: The folder of embedded runs, which only this user can read.
     """
 
@@ -163,6 +165,8 @@ class Settings(BaseSettings):
     flower_password_file: Path | None = None
     prices: Path | None = None
     cache_dir: Path = Field(default_factory=lambda: Path.home() / ".cache" / "fanout")
+    cache_ttl_s: Annotated[int, Field(ge=1, le=10 * 365 * 24 * 3600)] = 30 * 24 * 3600
+    cache_mb: Annotated[int, Field(ge=0, le=1_000_000)] = 256
     state_dir: Path = Field(default_factory=lambda: state_home() / "fanout")
 
     @field_validator("allowed_callables", "read_schemes", mode="before")

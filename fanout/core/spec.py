@@ -140,6 +140,8 @@ class RunSpec(SchemaField, AggregateFields):
         max_workers: The most branches of this run in flight in the whole fleet; None is no cap.
         priority: The run's share of busy workers: a run of priority 4 gets four times as many of
             their places as one of priority 1. From 0.25 to 16.
+        cache: Whether answers are kept, and those of earlier calls are taken, of this or of other
+            runs; identical branches in flight then make one call.
         lane: How calls are bought: ``realtime``, ``flex`` (cheaper and slower), ``batch`` (answered
             within a day, at about half the price), or ``auto``: batch, and realtime for what would be
             late for the deadline. A model of ``fallback`` without the lane is asked in realtime.
@@ -213,6 +215,7 @@ class RunSpec(SchemaField, AggregateFields):
     priority: Annotated[float, Field(ge=0.25, le=16), NUMBER] = 1.0
     lane: LaneChoice = "realtime"
     timeout_s: Annotated[float, Field(gt=0), NUMBER] = 120.0
+    cache: Annotated[bool, Field(strict=True)] = True
     rate: RateSpec = RateSpec()
     price: Prices = Field(default_factory=dict)
     budget: BudgetSpec = BudgetSpec()

@@ -283,6 +283,7 @@ class StageRecord(msgspec.Struct, frozen=True, kw_only=True):
         usage: The usage of the calls.
         usage_of: The usage by model, if the run calls several.
         latency: The durations of the branches; a retry adds to them.
+        saved: What the answers had cost that came from the cache; ``calls`` is their number.
     """
 
     shards: int = 0
@@ -296,6 +297,7 @@ class StageRecord(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage = Usage()
     usage_of: dict[str, Usage] = {}
     latency: Latency = Latency()
+    saved: Usage = Usage()
 
     @property
     def done(self) -> int:
@@ -395,6 +397,7 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
         healed: Steps that the reaper did again.
         pauses: How often a provider's refusal made the fleet pause.
         dropped: Messages that workers have refused and dropped.
+        saved: What the answers had cost that came from the cache, as far as it is known.
     """
 
     submitted: int = 0
@@ -406,3 +409,4 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     healed: int = 0
     pauses: int = 0
     dropped: int = 0
+    saved: Usage = Usage()

@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     from fanout.core.answer_shape import AnswerShape
     from fanout.llm.base import LLMReply
 
-__all__ = ["WrongAnswerError", "checked_answer", "storable", "validate_json", "validated"]
+__all__ = [
+    "WrongAnswerError",
+    "checked_answer",
+    "rechecked_answer",
+    "storable",
+    "validate_json",
+    "validated",
+]
 
 _T = TypeVar("_T")
 
@@ -115,6 +122,26 @@ def _is_whole(answer: str, stored: str, shape: AnswerShape | None, *, is_json: b
     if shape is not None or is_json:
         return not stored.startswith(_NUMBERS)
     return stored.lstrip()[: len(_REASONING)].lower() != _REASONING
+
+
+async def rechecked_answer(
+    text: str,
+    *,
+    shape: AnswerShape | None,
+    validate: Callable[[str], str] | None,
+    max_output_kb: int | None,
+) -> str | None:
+    """Return a stored answer that is still one; None if it is not.
+
+    Users of the server could have changed it. See ``checked_answer`` for the arguments.
+    """
+    try:
+        _require_size(text, max_output_kb)
+        if shape is None and validate is None:
+            return storable(text) if text.strip() else None
+        return storable(await _checked(text, shape, validate))
+    except LLMError:
+        return None
 
 
 class WrongAnswerError(LLMError):

@@ -17,7 +17,7 @@ from fanout.policy.prefixes import PromptCache  # noqa: TC001 - msgspec reads th
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["LLM", "LLMReply", "LLMRequest", "Token", "Turn", "unexpected"]
+__all__ = ["LLM", "LLMReply", "LLMRequest", "Token", "Turn", "identity_of", "unexpected"]
 
 
 class Turn(msgspec.Struct, frozen=True):
@@ -163,3 +163,13 @@ def _words(error: BaseException) -> str:
         return str(error)
     except Exception:  # noqa: BLE001 - a user's exception may raise any other one
         return "its message cannot be read"
+
+
+def identity_of(llm: LLM) -> str | None:
+    """Return what names a model for the answer cache; None if its answers are not kept.
+
+    Two models with the same identity may answer for each other. A function of the user has none: its
+    code may change.
+    """
+    identity = getattr(llm, "identity", None)
+    return identity if isinstance(identity, str) else None

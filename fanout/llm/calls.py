@@ -66,6 +66,7 @@ class CallResult(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
     usage_of: dict[str, Usage] = {}
     lesson: Lesson | None = None
+    saved: Usage = Usage()
 
 
 class CallGate(Protocol):

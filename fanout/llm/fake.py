@@ -41,6 +41,7 @@ class FakeLLM:
         answer: The answer to everything; without it, a short one that depends on the prompt.
         seed: Another seed gives other outcomes.
         context_tokens: The context window that it claims to have.
+        cache: 1 to have its answers kept, as those of a model that costs money.
         script: Full control for tests: takes the request, returns the answer or an error to raise.
 
     Attributes:
@@ -60,6 +61,7 @@ class FakeLLM:
         answer: str | None = None,
         seed: int = 0,
         context_tokens: int = 8192,
+        cache: int = 0,
         script: Callable[[LLMRequest], str | LLMReply | Exception] | None = None,
     ) -> None:
         self._options = {name: value for name, value in locals().items() if name in _OPTIONS}
@@ -76,6 +78,7 @@ class FakeLLM:
         self.answer = answer
         self.seed = seed
         self.context_tokens = context_tokens
+        self.identity: str | None = self._named() if cache else None
         self.calls = 0
 
     def _require_used(self, *, has_script: bool) -> None:
@@ -113,6 +116,9 @@ class FakeLLM:
         """Return the model string of this fake. Raises ModelError if it has a script."""
         if self._script is not None:
             raise ModelError("a fake with a script has no model string: pass it as it is")
+        return self._named()
+
+    def _named(self) -> str:
         given = {name: value for name, value in self._options.items() if value != _DEFAULTS[name]}
         return f"fake?{urlencode(given)}" if given else "fake"
 
@@ -175,6 +181,7 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {
     "answer": str,
     "seed": int,
     "context_tokens": int,
+    "cache": int,
 }
 # Options that a script replaces.
 _SCRIPTED = frozenset(_OPTIONS) - {"latency_s", "jitter_s", "seed", "context_tokens"}

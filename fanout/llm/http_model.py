@@ -133,6 +133,11 @@ class HttpModel:
         return headers
 
     @property
+    def identity(self) -> str:
+        """See ``fanout.llm.base.identity_of``."""
+        return f"{self._provider} {self._name} {self._url}"
+
+    @property
     def http(self) -> HttpClient:
         """The client of the server."""
         return self._http

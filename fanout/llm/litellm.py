@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["LiteLLM"]
 
 _UNPROCESSED = 400
+# The ends of the names of variables that say where a provider is.
+_ADDRESSES = ("_API_BASE", "_BASE_URL", "_API_VERSION")
 # The kinds of litellm's exceptions that have no status.
 _KINDS = {"Timeout": ErrorKind.TIMEOUT, "APIConnectionError": ErrorKind.CONNECTION}
 
@@ -57,6 +59,14 @@ class LiteLLM:
         self._refusals = Refusals(name)
         self._limit_headers = LimitHeaders()
         litellm.suppress_debug_info = True
+
+    @property
+    def identity(self) -> str:
+        """See ``fanout.llm.base.identity_of``."""
+        addresses = sorted(
+            (name, value) for name, value in os.environ.items() if name.endswith(_ADDRESSES)
+        )
+        return f"litellm {self._name} {addresses}"
 
     async def check(self) -> None:
         """See LLM. Checks only the provider's variables: every litellm call costs tokens."""

@@ -87,6 +87,11 @@ class LocalLLM:
         self._client: _LlamaCpp | None = None
         self._lock = asyncio.Lock()
 
+    @property
+    def identity(self) -> str:
+        """See ``fanout.llm.base.identity_of``."""
+        return f"local {WEIGHTS.sha256}"
+
     async def check(self) -> None:
         """See LLM. Downloads missing weights, and starts the server."""
         await self._connected()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from msgspec import structs
+
 from fanout.core.records import QUANTITIES, ErrorKind, Usage
 
-__all__ = ["NO_USAGE", "believable", "billed", "cost_usd", "token_count"]
+__all__ = ["NO_CALL", "NO_USAGE", "believable", "billed", "cost_usd", "token_count"]
 
 # Values above these are nonsense.
 _MAX_TOKENS = 1_000_000_000
@@ -36,6 +38,8 @@ NO_USAGE = Usage(
     reasoning_tokens=0,
     cost_usd=0.0,
 )
+# No call at all.
+NO_CALL = structs.replace(NO_USAGE, calls=0)
 _UNKNOWN = Usage(calls=1)
 _TOKENS = QUANTITIES[:-1]
 _PARTS = {

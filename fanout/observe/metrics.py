@@ -93,6 +93,10 @@ def _of_totals(totals: Totals) -> Iterator[Metric]:
     text = "Tokens of answers that were reasoning, where known."
     yield _counter("reasoning_tokens", text, usage.known("reasoning_tokens"))
     yield _counter("cost_usd", "US dollars, where known.", usage.known("cost_usd"))
+    saved = totals.saved
+    yield _counter("answers_cached", "Answers taken from the cache.", saved.calls)
+    text = "US dollars that answers from the cache had cost, where known."
+    yield _counter("saved_usd", text, saved.known("cost_usd"))
     yield _counter("refused", "Calls that a provider refused for their rate.", totals.pauses)
     yield _counter("healed", "Steps that the reaper did again.", totals.healed)
     text = "Messages that workers have refused and dropped."

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 
 from fanout.core.errors import StoredDataError
-from fanout.core.records import ErrorKind, Outcome, Usage, total_usage
+from fanout.core.records import ErrorKind, Outcome, Usage, total_saved, total_usage
 from fanout.policy.progress import Lesson, Progress  # noqa: TC001 - msgspec reads the annotations
 
 if TYPE_CHECKING:
@@ -244,6 +244,7 @@ class AnswersSoFar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     message: str | None = None
     question: Progress | None = None
     lessons: dict[str, Lesson] = {}
+    saved: Usage = Usage()
 
     @classmethod
     def of(cls, checkpoint: bytes | None) -> Self:
@@ -283,20 +284,21 @@ class AnswersSoFar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         Equal answers have the same ``key``; a question without an answer has no vote.
         """
         usage_of = dict(self.usage_of)
-        called = {model: outcome.usage} if outcome.attempts else {}
+        called = {model: outcome.usage} if outcome.attempts or outcome.is_cached else {}
         for name, usage in (outcome.usage_of or called).items():
             usage_of[name] = total_usage([usage_of[name], usage]) if name in usage_of else usage
         is_answer = outcome.output is not None
         return msgspec.structs.replace(
             self,
             poll=self.poll.with_vote(key, outcome),
-            samples=self.samples + (outcome.attempts > 0),
+            samples=self.samples + (outcome.attempts > 0 or outcome.is_cached),
             attempts=self.attempts + outcome.attempts,
             usage_of=usage_of,
             elapsed_s=self.elapsed_s + outcome.elapsed_s,
             kind=self.kind if is_answer else outcome.kind,
             message=self.message if is_answer else outcome.message,
             question=None,
+            saved=total_saved([self.saved, outcome.saved]),
         )
 
     def without_next(self) -> Self:
@@ -309,12 +311,14 @@ class AnswersSoFar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
         At the deadline of its run, it has the answer of the majority so far, if there is any.
         """
-        ended = msgspec.structs.replace(outcome, votes=self.poll.votes(), samples=self.samples)
+        ended = msgspec.structs.replace(
+            outcome, votes=self.poll.votes(), samples=self.samples, saved=self.saved
+        )
         return self.poll.won(ended) if outcome.kind is ErrorKind.EXPIRED else ended
 
     def lost(self, outcome: Outcome) -> Outcome:
         """Return the same for a branch of which this is all that is left: with its usage, too."""
-        if not self.attempts:
+        if not self.attempts and not self.saved.calls:
             return outcome
         return self.given_up(
             msgspec.structs.replace(
@@ -339,6 +343,7 @@ class AnswersSoFar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
             elapsed_s=self.elapsed_s,
             votes=self.poll.votes(),
             samples=self.samples,
+            saved=self.saved,
         )
         if self.poll.winner is None or is_stopped:
             return msgspec.structs.replace(outcome, kind=self.kind, message=self.message)

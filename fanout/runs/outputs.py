@@ -58,6 +58,7 @@ def output_of(
         **answer,
         attempts=outcome.attempts,
         usage=outcome.usage,
+        saved=outcome.saved,
         elapsed_s=outcome.elapsed_s,
         ended_at=outcome.ended_at,
         finish_reason=outcome.finish_reason,

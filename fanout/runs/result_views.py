@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fanout.core.units import cost_of, count_of, duration, plain, plural
 from fanout.runs.answer_text import cell_words
+from fanout.runs.status import saved_parts
 from fanout.runs.tables.spool import MemorySpool
 from fanout.runs.tables.table import OWN_COLUMNS, gather
 
@@ -49,6 +50,7 @@ def result_line(result: Result[Any]) -> str:
         **({"errors": kinds} if kinds else {}),
         "calls": result.usage.calls,
         "cost_usd": result.usage.cost_usd,
+        **({"cached": result.saved.calls} if result.saved.calls else {}),
         "aggregated": result.aggregated,
         "error": result.error,
     }
@@ -79,7 +81,8 @@ def _facts(result: Result[Any]) -> list[str]:
         facts.append(f"{failed:,} failed ({counts})")
     if cut := _cut_off(result):
         facts.append(f"{cut:,} cut off and kept")
-    return [*facts, *_usage(result.usage), plain(duration(result.elapsed_s))]
+    usage = [*_usage(result.usage), *saved_parts(result.saved)]
+    return [*facts, *usage, plain(duration(result.elapsed_s))]
 
 
 def _usage(usage: Usage) -> Iterator[str]:

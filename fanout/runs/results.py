@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Generic
 import msgspec
 from typing_extensions import TypeVar
 
-from fanout.core.records import share_of
+from fanout.core.records import NOTHING_SAVED, share_of
 from fanout.runs.output_files import OutputFolder, require_no_wide, write_json
 from fanout.runs.rows import RowLayout, full_row
+from fanout.runs.status import saved_row
 from fanout.runs.tables.formats import format_of
 from fanout.runs.tables.output_file import OutputFile
 
@@ -61,6 +62,7 @@ class Output(Generic[AnswerT]):
         message: One line about the failure, or None.
         attempts: Calls made for it.
         usage: Their usage.
+        saved: What the answers had cost that came from the cache, without a call.
         elapsed_s: Seconds from the first call to the end, waits included.
         ended_at: When it ended, in seconds since the epoch; 0 if unknown.
         model: The model that answered; the one that was asked first, if none did.
@@ -116,6 +118,17 @@ class Output(Generic[AnswerT]):
     headings: str = ""
     text: str | None = None
     json: Any = None
+    saved: Usage = NOTHING_SAVED
+
+    @property
+    def cached(self) -> bool:
+        """Whether an answer came from the cache."""
+        return self.saved.calls > 0
+
+    @property
+    def saved_usd(self) -> float | None:
+        """What that saved, in US dollars; 0 without such an answer, None if it is unknown."""
+        return self.saved.cost_usd if self.cached else 0.0
 
     @property
     def value(self) -> Any:
@@ -180,6 +193,7 @@ class Result(Generic[AnswerT]):
         reduce_errors: The calls of an LLM aggregate that failed.
         usage: The usage of all calls; an unknown quantity is None.
         usage_by_model: The same by model.
+        saved: What the answers had cost that came from the cache; ``calls`` is their number.
         error: Why the run failed, or None.
         elapsed_s: Seconds from submission to the end.
         layout: What the rows of its branches have.
@@ -200,6 +214,7 @@ class Result(Generic[AnswerT]):
     aggregated_json: Any = None
     evaluation: Evaluation | None = None
     usage_by_model: dict[str, Usage] = field(default_factory=dict)
+    saved: Usage = NOTHING_SAVED
 
     @property
     def aggregated_value(self) -> Any:
@@ -276,6 +291,7 @@ class Result(Generic[AnswerT]):
             "errors": dict(sorted(kinds.items())),
             "coverage": self.coverage,
             "usage": self.usage.to_dict(),
+            **saved_row(self.saved),
             "usage_by_model": {name: one.to_dict() for name, one in self.usage_by_model.items()},
             "elapsed_s": round(self.elapsed_s, 3),
             "error": self.error,

@@ -41,7 +41,7 @@ _PLACE = (
 # What fanout calls its own in rows of JSON.
 OWN_KEYS = frozenset(
     {*_PLACE, "asked_model", "pages", "headings", "output", "attempts", "elapsed_s", "usage", "kind",
-     "message", "error_kind", "error", "finish_reason"}
+     "message", "error_kind", "error", "finish_reason", "cached", "saved_usd"}
 )  # fmt: skip
 # The same in runs whose branches ask for several answers.
 _VOTE_KEYS = frozenset({"votes", "share", "samples"})
@@ -217,6 +217,8 @@ def _figures(branch: Output[Any]) -> dict[str, Any]:
         "attempts": branch.attempts,
         "elapsed_s": round(branch.elapsed_s, 4),
         "usage": branch.usage.to_dict(),
+        "cached": branch.cached,
+        "saved_usd": branch.saved_usd,
         **_votes(branch),
     }
 

@@ -11,8 +11,8 @@ from msgspec import structs
 from fanout.aggregators import Aggregate  # noqa: TC001 - msgspec reads the annotation
 from fanout.core.gathered import RunBatch  # noqa: TC001 - part of the public record
 from fanout.core.latency import Latency
-from fanout.core.records import ErrorKind, RunStatus, Usage
-from fanout.core.units import plural
+from fanout.core.records import NOTHING_SAVED, ErrorKind, RunStatus, Usage
+from fanout.core.units import cost_of, plural
 from fanout.runs.budget_status import BudgetStatus  # noqa: TC001 - part of a public record
 
 __all__ = [
@@ -22,6 +22,8 @@ __all__ = [
     "StoredResult",
     "latency_row",
     "retry_help",
+    "saved_parts",
+    "saved_row",
     "truncation_notes",
 ]
 
@@ -89,6 +91,7 @@ class Status:
         errors: Failed branches by kind.
         usage: The usage of all calls; an unknown quantity is None.
         usage_by_model: The usage by model, if the run calls several; else empty.
+        saved: What the answers had cost that came from the cache; ``calls`` is their number.
         created_at: Seconds since the epoch.
         elapsed_s: Seconds from submission to now, or to the end, without those before a retry in which
             it had ended.
@@ -129,6 +132,7 @@ class Status:
     kept_truncated: int = 0
     usage_by_model: dict[str, Usage] = field(default_factory=dict)
     budget: BudgetStatus | None = None
+    saved: Usage = NOTHING_SAVED
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-able values, as ``fanout status --json`` prints them."""
@@ -140,11 +144,35 @@ class Status:
             "errors": {kind.value: count for kind, count in sorted(self.errors.items())},
             "usage": self.usage.to_dict(),
             "usage_by_model": {name: one.to_dict() for name, one in self.usage_by_model.items()},
+            **saved_row(self.saved),
             "latency": latency_row(self.latency),
             "stages": msgspec.to_builtins(self.stages),
             "batches": [structs.asdict(batch) for batch in self.batches],
             "budget": None if self.budget is None else self.budget.to_dict(),
         }
+
+
+def saved_row(saved: Usage) -> dict[str, Any]:
+    """Return what answers from the cache have saved, as JSON-able values.
+
+    ``cached`` is their number, ``saved_usd`` what they had cost (None if unknown), ``saved`` all of it.
+    """
+    is_any = saved.calls > 0
+    return {
+        "cached": saved.calls,
+        "saved_usd": saved.cost_usd if is_any else 0.0,
+        "saved": (saved if is_any else NOTHING_SAVED).to_dict(),
+    }
+
+
+def saved_parts(saved: Usage) -> list[str]:
+    """Return what to say of answers that came from the cache; nothing if none did."""
+    if not saved.calls:
+        return []
+    parts = [f"{saved.calls:,} cached"]
+    if saved.known("cost_usd"):
+        parts.append(f"{cost_of(saved)} saved")
+    return parts
 
 
 def truncation_notes(status: Status) -> list[str]:

@@ -217,6 +217,7 @@ def decode_stage(raw: dict[bytes, bytes]) -> StageRecord:
         usage=counts.usage(),
         usage_of=counts.usage_of(),
         latency=counts.latency(),
+        saved=counts.usage("saved:"),
     )
 
 
@@ -235,6 +236,7 @@ def decode_totals(raw: dict[bytes, bytes], of_runs: dict[bytes, bytes]) -> Total
         healed=counts.number("heals"),
         pauses=counts.number("pauses"),
         dropped=counts.number("dropped"),
+        saved=counts.usage("saved:", whole=False),
     )
 
 

@@ -15,6 +15,7 @@ from fanout.core.lanes import takes_lane
 from fanout.core.model_names import READER_MODEL, takes_seed
 from fanout.core.records import ErrorKind, Usage, total_usage
 from fanout.llm.answers import validate_json
+from fanout.llm.base import identity_of
 from fanout.llm.batches.base import batches_of
 from fanout.llm.calls import CallResult, complete_with_retries
 from fanout.llm.error_kinds import ALWAYS
@@ -23,11 +24,13 @@ from fanout.llm.registry import known_context_tokens
 from fanout.policy.fallback import asked_in_turn, falls_back, without_answer
 from fanout.policy.progress import EndedModel, Lesson, Progress
 from fanout.policy.retries import RETRYABLE
+from workers.branch.answer_cache import CachedAnswer
 from workers.branch.batch_lane import GatheredCalls, PreparedModel
 from workers.context.broken_models import unusable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+    from typing import Any
 
     from fanout.core.ids import StageId
     from fanout.core.spec import RetrySpec, RunSpec
@@ -63,18 +66,26 @@ class Asking:
         self._stage_id = stage_id
         self._spec = spec
         self._calls = calls
+        self._sample = 0
         # Without the open question: its calls bring their time.
         self._elapsed_s = calls.so_far.elapsed_s
         calls.is_by_model = bool(spec.models or spec.fallback)
 
-    async def answer(self, model: str, request: LLMRequest) -> CallResult:
+    async def answer(self, model: str, request: LLMRequest, sample: int = 0) -> CallResult:
         """Return the answer of a model, or of one of the run's fallback, or why there is none.
 
+        Args:
+            model: The model to ask first.
+            request: The request.
+            sample: The number of the sample: kept answers are those of the same one.
+
         Raises:
+            BranchHandedBack: This worker stops.
             CallStoppedError: The calls were ended early.
             ModelError: This worker cannot use the model.
         """
         spec, retries = self._spec, self._retries()
+        self._sample = sample
         begun = self._calls.so_far.question or Progress()
         if not spec.fallback and (not spec.models or self._stage_id.stage):
             result = await self._taught(model, request, retries, Progress(), begun.calls)
@@ -208,16 +219,15 @@ class Asking:
         spec, models, is_branch = self._spec, self._context.models, self._stage_id.stage == 0
         llm = models.made.get(model) or await self._made(model)
         budgeted = self._budgeted(model, llm)
-        gathered = None
+        gathered, identity = None, identity_of(llm) if spec.cache else None
         if request.lane == "batch":
             gathered = await self._gathered(model, llm, budgeted)
             if gathered is None:
                 request = structs.replace(request, lane="realtime")
         self._calls.asks(model, request)
+        gate: CallGate
         wait: Callable[[float], Awaitable[None]] = models.in_flight.wait
         observe: Callable[[CallAttempt], None] = partial(self._calls.ended, model)
-        gate: CallGate
-        wants_json = is_branch and spec.output_format == "json"
         with ExitStack() as gates:
             if budgeted is not None:
                 observe = gates.enter_context(budgeted).observing(observe)
@@ -234,29 +244,35 @@ class Asking:
                     gate = budgeted.gate(gate)
                 compares = not self._calls.is_by_model
                 gate = self._claim.gate(gate, spec.timeout_s, compares=compares)
-            return await models.in_flight.call(
-                self._stage_id.run_id,
-                complete_with_retries(
-                    llm,
-                    request,
-                    policy=retries,
-                    timeout_s=spec.timeout_s,
-                    max_reasks=spec.max_reasks,
-                    keeps_cut=spec.on_truncated == "keep",
-                    window_tokens=self._window(model),
-                    validate=validate_json if wants_json else None,
-                    gate=gate,
-                    # A document may be larger than an answer.
-                    max_output_kb=(
-                        None if model == READER_MODEL else self._context.settings.max_output_kb
-                    ),
-                    observe=observe,
-                    so_far=so_far,
-                    keep=keep,
-                    price=price_of(model, spec.price),
-                    sleep=wait,
+            call = partial(
+                complete_with_retries,
+                llm,
+                request,
+                policy=retries,
+                timeout_s=spec.timeout_s,
+                max_reasks=spec.max_reasks,
+                keeps_cut=spec.on_truncated == "keep",
+                window_tokens=self._window(model),
+                validate=validate_json if self._wants_json else None,
+                gate=gate,
+                # A document may be larger than an answer.
+                max_output_kb=(
+                    None if model == READER_MODEL else self._context.settings.max_output_kb
                 ),
-                has_deadline=is_branch,
+                observe=observe,
+                so_far=so_far,
+                keep=keep,
+                price=price_of(model, spec.price),
+                sleep=wait,
+            )
+            if identity is None or not self._context.answers.is_on:
+                result = call()
+            else:
+                # What a batch has brought is paid for: it is not to be left for a kept answer.
+                is_paid = gathered is not None and gathered[1].has_result
+                result = self._cached(identity, request, so_far, call, is_paid=is_paid)
+            return await models.in_flight.call(
+                self._stage_id.run_id, result, has_deadline=is_branch
             )
 
     def _budgeted(self, model: str, llm: LLM) -> BudgetedCalls | None:
@@ -266,9 +282,46 @@ class Asking:
             return None
         return budgets.calls(self._stage_id, self._spec, model, llm)
 
+    async def _cached(
+        self,
+        identity: str,
+        request: LLMRequest,
+        so_far: CallsSoFar | None,
+        call: Callable[[], Coroutine[Any, Any, CallResult]],
+        *,
+        is_paid: bool,
+    ) -> CallResult:
+        """Return a kept answer, or the result of calls, whose answer is kept."""
+        cached = CachedAnswer(
+            self._context.answers,
+            identity,
+            request,
+            self._spec,
+            sample=self._sample,
+            wants_json=self._wants_json,
+            max_output_kb=self._context.settings.max_output_kb,
+            so_far=so_far,
+        )
+
+        async def called() -> CallResult:
+            await self._claim.takes_place()
+            return await call()
+
+        if is_paid:
+            result = await cached.keep(call)
+        else:
+            result = await cached.get(called, self._claim.waits_for_answer)
+        if cached.settling is not None:
+            self._calls.settling.append(cached.settling)
+        return result
+
+    @property
+    def _wants_json(self) -> bool:
+        return self._stage_id.stage == 0 and self._spec.output_format == "json"
+
     async def _gathered(
         self, model: str, llm: LLM, budgeted: BudgetedCalls | None
-    ) -> tuple[LLM, CallGate] | None:
+    ) -> tuple[LLM, GatheredCalls] | None:
         """Return what takes the place of a model in the batch lane; None for calls that are made now."""
         client = batches_of(llm)
         if client is None:

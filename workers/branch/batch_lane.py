@@ -64,6 +64,11 @@ class GatheredCalls:
         self._prepared = prepared
         self.result: BatchResult | None = None
 
+    @property
+    def has_result(self) -> bool:
+        """Whether a batch has brought the result of a call."""
+        return bool(self._prepared.item)
+
     async def enter(self, request: LLMRequest, *, left_s: float) -> float:  # noqa: ARG002 - a gate
         """Let a call go on that has its result, else gather it. See Claim.gather."""
         self._number += 1

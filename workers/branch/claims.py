@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fanout.llm.base import LLMReply, LLMRequest
     from fanout.llm.calls import CallGate
     from fanout.policy.outages import FailureVerdict
+    from workers.branch.places import Place
     from workers.context.leads import Lead
     from workers.context.progress import TrackedBranch
     from workers.context.worker_context import WorkerContext
@@ -133,6 +134,7 @@ class Claim:
         self.lead: Lead | None = None
         # Whether the branch may have a checkpoint.
         self.has_checkpoint = False
+        self.place: Place | None = None
 
     @property
     def branch_id(self) -> BranchId:
@@ -178,6 +180,8 @@ class Claim:
         longest_s = 2 * (spec.retries.max_elapsed_s + spec.timeout_s)
         # Each model that is asked in turn may make one more call.
         longest_s += len(spec.fallback) * spec.timeout_s
+        # It may first wait for the calls of an identical branch.
+        longest_s += spec.retries.max_elapsed_s if spec.cache else 0.0
         return ceil(longest_s + waits_s) + _HOLD_MARGIN_S
 
     @property
@@ -307,6 +311,21 @@ class Claim:
     def waits(self) -> None:
         """Record that the branch waits on purpose, for an unlimited time."""
         self._branch.moves("waits for its next call")
+
+    def waits_for_answer(self) -> None:
+        """Record that the branch waits for the calls of another one, and leave its place meanwhile."""
+        self._branch.moves("waits for the answer to an identical branch")
+        if self.place is not None:
+            self.place.leave()
+
+    async def takes_place(self) -> None:
+        """Wait for the place again that the branch has left.
+
+        Raises:
+            BranchHandedBack: This worker stops.
+        """
+        if self.place is not None:
+            await self.place.enter()
 
     def calls(self, timeout_s: float) -> None:
         """Record that the branch calls the model, for ``timeout_s`` seconds at most."""

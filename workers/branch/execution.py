@@ -127,7 +127,8 @@ async def process_branch(
         # A thread or process is not to wait for another one.
         sibling = nullcontext() if patience_s else await wait_for_sibling(context, branch)
         with sibling as delivery.lead:
-            async with Place(context, branch.branch_id.run_id, on_admitted, patience_s):
+            async with Place(context, branch.branch_id.run_id, on_admitted, patience_s) as place:
+                delivery.has_place(place)
                 begun = await delivery.begin()
                 if begun.verdict == "suspect":
                     branch.moves("waits to be alone")
@@ -170,6 +171,10 @@ class _Delivery:
     @lead.setter
     def lead(self, lead: Lead | None) -> None:
         self._claim.lead = lead
+
+    def has_place(self, place: Place) -> None:
+        """Note the place, which the branch leaves while it waits for another one."""
+        self._claim.place = place
 
     async def call(self, begun: BeginReply) -> tuple[Outcome, Calls] | None:
         """Make the call; return the outcome and calls, or None if there is nothing to write."""
@@ -223,6 +228,8 @@ class _Delivery:
                 usage_of=usage_of,
             )
         )
+        if calls.settling:
+            await asyncio.wait(calls.settling)
         if not recorded.first:
             # It had an outcome, or its run was deleted during the call: then this raises
             # UnknownRunError, and no chord counts the branch.
@@ -382,7 +389,7 @@ async def _call(
             lane, chunks = first_lane(spec.lane), len(shard.chunks)
             prompt, cache = plan.prompt(chunk, ref, values, model=model, chunks=chunks, lane=lane)
         request = _request(spec, prompt, limit, sample, shape, cache)
-        return outcome_of(index, await asking.answer(model, request))
+        return outcome_of(index, await asking.answer(model, request, sample))
 
     if stage > 0 or spec.certainty is None:
         return await ask(ref.model or spec.model, ref.sample)

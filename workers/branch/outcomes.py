@@ -37,6 +37,7 @@ def outcome_of(index: int, result: CallResult) -> Outcome:
         is_cut=result.is_cut,
         confidence=result.confidence,
         usage_of=result.usage_of,
+        saved=result.saved,
     )
 
 

@@ -12,6 +12,7 @@ from workers.context.admission import AdmissionClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Self
 
     from workers.context.worker_context import WorkerContext
 
@@ -43,8 +44,32 @@ class Place:
         self._run_id = run_id
         self._on_admitted = on_admitted
         self._patience_s = patience_s
+        self._is_held = False
 
-    async def __aenter__(self) -> None:
+    async def __aenter__(self) -> Self:
+        await self._enter()
+        try:
+            self._on_admitted()
+        except BaseException:
+            self.leave()
+            raise
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Leave the place to another branch, as long as this one waits. Safe to call twice."""
+        if self._is_held:
+            self._is_held = False
+            self._admission.leave(self._run_id)
+
+    async def enter(self) -> None:
+        """Take a place again, unless the branch has one. Raises BranchHandedBack."""
+        if not self._is_held:
+            await self._enter()
+
+    async def _enter(self) -> None:
         max_workers, priority = None, 1.0
         # The begin finds out that the run is gone, and the call that its spec cannot be read.
         with suppress(UnknownRunError, StoredDataError):
@@ -58,11 +83,4 @@ class Place:
                 await asyncio.wait_for(entering, self._patience_s)
         except (AdmissionClosedError, TimeoutError):
             raise BranchHandedBack from None
-        try:
-            self._on_admitted()
-        except BaseException:
-            self._admission.leave(self._run_id)
-            raise
-
-    async def __aexit__(self, *_exc: object) -> None:
-        self._admission.leave(self._run_id)
+        self._is_held = True

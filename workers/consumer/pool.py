@@ -243,11 +243,12 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
         return [None] * len(ends)
 
     def count_waiting(self) -> int:
-        """Return how many branches wait for permits or siblings, and leave their places to others."""
+        """Return how many branches wait, for permits or others, and leave their places to others."""
         context: WorkerContext = self._context
         most: int = _WAITING_EACH * self.limit + _WAITING
         # Not too many, so that they do not pile up.
-        return min(context.admission.waiting_for_permits + context.leads.waiting, most)
+        waiting: int = context.leads.waiting + context.answers.waiting
+        return min(context.admission.waiting_for_permits + waiting, most)
 
     def _get_info(self) -> dict[str, Any]:
         return {**super()._get_info(), "branches": len(self._branches)}

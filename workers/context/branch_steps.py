@@ -35,8 +35,9 @@ __all__ = ["BranchSteps", "ClaimReleases"]
 # With more calls in flight than this, ended branches wait this long, and are written together.
 _MANY_IN_FLIGHT = 64
 _LINGER_S = 0.01
-# One for each kind of step that branches share: begin, record, settle, gather, and both of checkpoints.
-_THREADS = 6
+# One for each kind of step that branches share: begin, record, settle, gather, both of checkpoints, and the
+# finding and the keeping of answers.
+_THREADS = 8
 # Seconds by which a begin of a dead process may reach the server after the release of its claim.
 _LATE_S = 1.0
 # The most claims to release at a time: the same thread sends the worker's heartbeats.

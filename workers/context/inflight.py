@@ -135,6 +135,22 @@ class InFlight:
         finally:
             self._waiting.discard(task)
 
+    async def wait_for(self, future: asyncio.Future[_T]) -> _T:
+        """Await what another branch does, as ``wait`` waits; the future goes on if this one ends.
+
+        Raises:
+            CallStoppedError: This worker stops.
+        """
+        self.require_room()
+        task = asyncio.current_task()
+        if task is None:
+            return await asyncio.shield(future)
+        self._waiting.add(task)
+        try:
+            return await asyncio.shield(future)
+        finally:
+            self._waiting.discard(task)
+
     def require_room(self) -> None:
         """Raise CallStoppedError if this worker stops: it begins no further call of a branch."""
         if self._is_stopping or self._is_handing_back:

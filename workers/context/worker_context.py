@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from fanout.broker.app import PATIENT_S, connect_broker, make_store
 from fanout.broker.inspection import MessageReader
 from fanout.broker.publisher import Publisher
+from fanout.client.embedded.answers import answers_settings
 from fanout.system.threads import ReadyThreads
 from workers.context.admission import Admission
+from workers.context.answers import Answers
 from workers.context.branch_steps import BranchSteps
 from workers.context.budgets import Budgets
 from workers.context.event_loop import LoopThread
@@ -54,6 +56,7 @@ class Connections:
     Attributes:
         store: The store for branches and stages: it waits for an unreachable server.
         fail_fast_store: The store for beats and watchers: it fails if the server is unreachable.
+        answers: The store of kept answers, which fails at once, too.
         publisher: Sends tasks to the broker.
         backend: Celery's result backend.
         broker: The client that acknowledges messages of ended branches: it waits for the server.
@@ -62,6 +65,7 @@ class Connections:
 
     store: RedisStore
     fail_fast_store: RedisStore
+    answers: RedisStore
     publisher: Publisher
     backend: Any
     broker: Redis
@@ -71,6 +75,7 @@ class Connections:
         """Close the connections."""
         self.store.close()
         self.fail_fast_store.close()
+        self.answers.close()
         self.publisher.close()
         self.broker.close()
         self.messages.close()
@@ -94,6 +99,7 @@ class WorkerContext:
         storage: Pauses a worker that does not see its fleet's storage.
         admission: Decides which waiting branches may make their calls next.
         leads: Decides which calls fill the prompt caches of providers for others.
+        answers: The kept answers, and the calls in flight that others wait for.
         hand_back: Gives branches back when the worker stops.
         reports: Reports what has ended to telemetry.
     """
@@ -110,6 +116,7 @@ class WorkerContext:
     storage: StorageWatch
     admission: Admission
     leads: Leads
+    answers: Answers
     hand_back: HandBack
     reports: Reports
     _closers: list[Callable[[], None]] = field(default_factory=list)
@@ -132,6 +139,7 @@ class WorkerContext:
         self.wind_up()
         for closer in self._closers:
             closer()
+        self.loop.wait_for(self.answers.aclose())
         self.loop.wait_for(self.models.aclose())
         self.loop.close()
         self.branches.close()
@@ -146,6 +154,7 @@ def _connect(app: WorkerApp, settings: Settings) -> Connections:
         # less for the storage: another worker may reach it, and has the branch by then.
         store=make_store(settings, is_patient=True, storage_away_s=settings.visibility_timeout_s),
         fail_fast_store=make_store(settings),
+        answers=make_store(answers_settings(settings)),
         publisher=Publisher(app, patience_s=PATIENT_S),
         backend=app.backend,
         broker=connect_broker(settings, is_patient=True),
@@ -163,6 +172,12 @@ def make_context(app: WorkerApp, *, concurrency: int) -> WorkerContext:
     # A prefork child's permits are its own, not its parent's.
     process = f"{app.holder}:{os.getpid()}"
     dies_after_s = ALIVE * settings.visibility_timeout_s
+    branches = BranchSteps(
+        connections,
+        loop,
+        models.in_flight,
+        step_s=_STEP_LEASES * settings.visibility_timeout_s,
+    )
     return WorkerContext(
         settings=settings,
         holder=app.holder,
@@ -170,12 +185,7 @@ def make_context(app: WorkerApp, *, concurrency: int) -> WorkerContext:
         loop=loop,
         models=models,
         runs=RunCaches(connections.store, ReadyThreads(_LOADERS, "fanout-load")),
-        branches=BranchSteps(
-            connections,
-            loop,
-            models.in_flight,
-            step_s=_STEP_LEASES * settings.visibility_timeout_s,
-        ),
+        branches=branches,
         budgets=Budgets(
             watching,
             models.in_flight,
@@ -190,6 +200,13 @@ def make_context(app: WorkerApp, *, concurrency: int) -> WorkerContext:
             sure_s=SURE * settings.visibility_timeout_s,
         ),
         leads=Leads(watching, ReadyThreads(_ASKERS, "fanout-lead")),
+        answers=Answers(
+            connections.answers,
+            settings,
+            branches.threads,
+            linger_s=branches.linger_s,
+            wait_for=models.in_flight.wait_for,
+        ),
         hand_back=HandBack(models.in_flight, loop),
         reports=Reports(watching, make_telemetry(settings, watching.run)),
     )

@@ -22,6 +22,7 @@ from fanout.policy.consensus import AnswersSoFar
 from fanout.system.logs import RateLimitFilter, about
 
 if TYPE_CHECKING:
+    from asyncio import Future
     from collections.abc import Callable, Collection, Mapping
 
     from fanout.core.ids import BranchId, ShardId
@@ -60,6 +61,7 @@ class Calls:
         is_out_of_time: Whether the last question failed for want of time alone.
         earlier: The answers that earlier deliveries have asked for, with all their calls.
         so_far: These, and the answers of this delivery to questions that are done.
+        settling: Each ends when an answer of this delivery is kept for others.
     """
 
     def __init__(self, started_at: float) -> None:
@@ -74,6 +76,7 @@ class Calls:
         self.stop_after = 0
         self.is_out_of_time = False
         self.earlier = self.so_far = AnswersSoFar()
+        self.settling: list[Future[None]] = []
 
     def asks(self, model: str, request: LLMRequest) -> None:
         """Record a request, without its prompt."""

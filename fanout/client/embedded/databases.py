@@ -159,6 +159,8 @@ class Databases(RedisBase):
         runs: dict[int, dict[str, RunLocation]] = {number: {} for number in self._used()}
         for run_id, location in self.locations().items():
             runs.setdefault(location.database, {})[run_id] = location
+        # The first database has the kept answers, which may be files.
+        self._sweep_files(self._redis)
         for number, locations in runs.items():
             with self._one_at_a_time():
                 lock = self._lock_of(number)
@@ -175,15 +177,18 @@ class Databases(RedisBase):
     def _sweep_one(self, number: int, locations: dict[str, RunLocation]) -> None:
         with self._connected(number) as client:
             gone = list(_gone(client, locations))
-            if self._settings.storage is not None:
-                blobs = make_blobs(self._settings.storage)
-                with suppress(StorageError):
-                    # The next sweep deletes the rest.
-                    RedisStore(client, prefix=self._prefix, blobs=blobs).sweep_files()
+            self._sweep_files(client)
             if len(gone) == len(locations):
                 client.flushdb()
         if gone:
             self._redis.hdel(_RUNS, *gone)
+
+    def _sweep_files(self, client: redis.Redis) -> None:
+        if self._settings.storage is not None:
+            blobs = make_blobs(self._settings.storage)
+            with suppress(StorageError):
+                # The next sweep deletes the rest.
+                RedisStore(client, prefix=self._prefix, blobs=blobs).sweep_files()
 
     @translated
     def _is_sweep_due(self) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fanout.core.errors import RunError
 from fanout.core.json_text import parse_json
-from fanout.core.records import total_usage
+from fanout.core.records import total_saved, total_usage
 from fanout.core.units import plural
 from fanout.runs.rows import RowLayout, free_name, source_cells
 from fanout.runs.tables.columns import (
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from fanout.core.cells import Cell
-    from fanout.core.records import Usage
     from fanout.runs.results import Output
     from fanout.runs.tables.columns import Sorts
     from fanout.runs.tables.spool import Spool
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["OWN_COLUMNS", "Table", "gather"]
 
 _TEXT, _INTEGER, _FLOAT = ColumnType.TEXT, ColumnType.INTEGER, ColumnType.FLOAT
+_BOOLEAN = ColumnType.BOOLEAN
 _OUTPUT = "output"
 # What is before the field of an answer that has the name of another column of fanout's.
 _FIELD = "output."
@@ -39,6 +39,7 @@ _ERROR = {"error_kind": _TEXT, "error": _TEXT}
 _CHUNK = {"document": _TEXT, "pages": _TEXT, "headings": _TEXT, "chunk": _INTEGER}
 _FIGURES = {
     "attempts": _INTEGER, "input_tokens": _INTEGER, "output_tokens": _INTEGER, "cost_usd": _FLOAT,
+    "cached": _BOOLEAN, "saved_usd": _FLOAT,
 }  # fmt: skip
 _VARIANT = {"aspect": _TEXT, "model": _TEXT, "asked_model": _TEXT, "sample": _INTEGER}
 _VOTES = {"share": _FLOAT, "samples": _INTEGER}
@@ -197,7 +198,7 @@ class _Long:
                 "error_kind": None if branch.kind is None else branch.kind.value,
                 "error": branch.message,
                 **_chunk(branch),
-                **_figures(branch.attempts, branch.usage),
+                **_figures([branch]),
             }
             for name in self._variant:
                 own[name] = getattr(branch, name)
@@ -242,10 +243,9 @@ class _Wide:
                 marks = {f"{label}.{name}": getattr(branch, name) for name in self._marks}
                 answers[label] = {**answer, **marks, **errors}
             first = branches[0]
-            attempts = sum(branch.attempts for branch in branches)
             own = {
                 **_chunk(first),
-                **_figures(attempts, total_usage([one.usage for one in branches])),
+                **_figures(branches),
             }
             yield [source_cells(first), *answers.values(), own]
 
@@ -322,10 +322,15 @@ def _chunk(branch: Output[Any]) -> dict[str, Cell]:
     }
 
 
-def _figures(attempts: int, usage: Usage) -> dict[str, Cell]:
+def _figures(branches: Sequence[Output[Any]]) -> dict[str, Cell]:
+    """Return the figures of the branches of a row; it is cached if all its answers are."""
+    usage = total_usage([branch.usage for branch in branches])
+    saved = total_saved([branch.saved for branch in branches])
     return {
-        "attempts": attempts,
+        "attempts": sum(branch.attempts for branch in branches),
         "input_tokens": usage.input_tokens,
         "output_tokens": usage.output_tokens,
         "cost_usd": usage.cost_usd,
+        "cached": all(branch.cached for branch in branches),
+        "saved_usd": saved.cost_usd if saved.calls else 0.0,
     }

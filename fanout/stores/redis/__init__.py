@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fanout.stores.redis.answer_cache import RedisAnswers
 from fanout.stores.redis.batch_lanes import RedisBatchLanes
 from fanout.stores.redis.branches import RedisBranches
 from fanout.stores.redis.budgets import RedisBudgets
@@ -23,6 +24,7 @@ class RedisStore(
     RedisLimits,
     RedisTokens,
     RedisBudgets,
+    RedisAnswers,
 ):
     """What a run needs remembered, on a Redis-protocol server.
 

@@ -106,7 +106,8 @@ return verdicts
 # KEYS run, stage, live, out, totals of the fleet, and checkpoints if there may be some, which are then
 # deleted; ARGV ttl, number of branches, for each branch its position, outcome, kind, bucket of the
 # latency (-1: no call), seconds, calls and the quantities of its usage; then, of runs that call several
-# models, for each branch and model the number of the branch, the model, calls and the quantities. An
+# models, for each branch and model the number of the branch, the model, calls and the quantities; with an
+# empty name of the model, these are what kept answers had cost. An
 # unknown quantity is ``>`` and the known part of it; the kind ``cut`` is an answer that was cut off, and
 # kept. Returns for each branch: first, and the number of ended branches of the shard, this one included.
 # Only this script counts outcomes, so the sums always match them.
@@ -151,8 +152,19 @@ for i = 3, last, width do
     recorded[#recorded + 1] = first
     recorded[#recorded + 1] = ended
 end
+local function save(i)
+    add(counts, 'saved:calls', ARGV[i])
+    for j, name in ipairs(quantities) do
+        local value, is_unknown = known_part(ARGV[i + j])
+        add(sums, 'saved:' .. name, value)
+        if is_unknown then unknown['saved:unknown:' .. name] = true end
+    end
+end
 for i = last + 1, #ARGV, 3 + #quantities do
-    if recorded[2 * tonumber(ARGV[i]) - 1] == 1 then
+    local is_first = recorded[2 * tonumber(ARGV[i]) - 1] == 1
+    if is_first and ARGV[i + 1] == '' then
+        save(i + 2)
+    elseif is_first then
         local of = ':' .. ARGV[i + 1]
         redis.call('HINCRBY', KEYS[2], 'by:calls' .. of, ARGV[i + 2])
         for j, name in ipairs(quantities) do

@@ -28,6 +28,8 @@ __all__ = ["RedisBranches"]
 # After so many begins without an end, a branch begins again only alone: if the worker dies, this
 # branch is known to be the cause.
 _ALONE_AFTER = 2
+# In place of a model's name: what kept answers had cost.
+_SAVED = ""
 _Request = TypeVar("_Request")
 _Reply = TypeVar("_Reply")
 # A script blocks the server while it runs: a call for this many branches takes about 1 ms.
@@ -191,6 +193,9 @@ class RedisBranches(RedisBlobReferences):
         for number, request in enumerate(requests, 1):
             for model, usage in request.usage_of.items():
                 args += [number, model, usage.calls, *_quantities(usage)]
+            saved = request.outcome.saved
+            if saved.calls:
+                args += [number, _SAVED, saved.calls, *_quantities(saved)]
         flat = self._call(branch_scripts.RECORD, keys, args)
         return [
             RecordReply(first=bool(first), ended=ended)

@@ -44,7 +44,7 @@ ALWAYS = {
     "inputs", "max_document_mb", "read_on", "strict", "model", "models", "fallback", "prompt", "aspects",
     "samples", "system", "temperature", "max_tokens", "on_truncated", "stop", "schema", "choices",
     "split", "reduce", "aggregate_prompt",
-    "group_by", "min_success", "max_workers", "priority", "timeout_s", "deadline_s", "max_attempts",
+    "group_by", "min_success", "max_workers", "priority", "cache", "timeout_s", "deadline_s", "max_attempts",
     "max_elapsed_s", "requests_per_minute", "tokens_per_minute", "sample", "limit", "labels",
     "lane", "prompt_order",
     "price", "budget_usd", "budget_calls", "budget_tokens",
@@ -584,8 +584,8 @@ def test_the_window_of_a_fake_counts_that_is_passed_as_it_is():
 
 VARIABLES = {
     "broker_url", "broker_url_file", "model", "key_prefix", "storage", "run_ttl_s",
-    "visibility_timeout_s", "reaper_interval_s", "grace_s", "max_deliveries", "queues",
-    "batch_calls", "batch_wait_s", "batch_poll_s",
+    "cache_mb", "cache_ttl_s", "visibility_timeout_s", "reaper_interval_s", "grace_s",
+    "max_deliveries", "queues", "batch_calls", "batch_wait_s", "batch_poll_s",
     "worker_name", "pool", "allowed_callables", "read_schemes", "max_message_kb", "max_output_kb",
     "log_format", "traces", "task_events", "flower_password", "flower_password_file", "cache_dir",
     "state_dir", "prices", "budget_usd_per_day", "budget_calls_per_day", "budget_tokens_per_day",

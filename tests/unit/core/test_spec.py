@@ -337,7 +337,8 @@ VALUES = {
     "choices": "a,b", "aggregate_schema": '{"type": "string"}', "max_reasks": 1, "split": "lines",
     "chunk_tokens": 50, "chunk_overlap_tokens": 0, "reduce": "vote", "aggregate_prompt": "{input}",
     "aggregate_max_tokens": 9, "group_by": "document", "context_tokens": 999, "min_success": 0.5,
-    "max_workers": 3, "priority": 2, "timeout_s": 7, "deadline_s": 9, "strict": True, "max_attempts": 2,
+    "max_workers": 3, "priority": 2, "timeout_s": 7, "deadline_s": 9, "strict": True, "cache": False,
+    "max_attempts": 2,
     "max_elapsed_s": 8, "base_wait_s": 1, "max_wait_s": 5, "requests_per_minute": 6,
     "by": "sentiment", "measures": "count,mean:stars", "k": 3,
     "tokens_per_minute": 7, "aspects": {"a": "{input}"}, "models": ["fake", "fake?seed=2"],
@@ -392,8 +393,8 @@ def from_command_line(monkeypatch, arguments):
 
 def option_words(name, value):
     option = f"--{name.replace('_', '-')}"
-    if value is True:
-        return [option]
+    if isinstance(value, bool):
+        return [option if value else f"--no-{name.replace('_', '-')}"]
     if isinstance(value, dict):
         return [word for key, one in value.items() for word in (option, f"{key}={one}")]
     values = value if isinstance(value, list) else [value]

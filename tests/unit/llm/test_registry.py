@@ -64,7 +64,7 @@ NOT_CALLABLE = 3
         ("fake?seed=1.5", "seed must be a whole number (got '1.5')"),
         ("fake?fail_rate=2", "fail_rate must be from 0 to 1 (got 2.0)"),
         ("fake?fail_kind=bad", "fail_kind 'bad' is none of rate_limited, timeout"),
-        ("fake?speed=1", "no option 'speed' (known: answer, context_tokens"),
+        ("fake?speed=1", "no option 'speed' (known: answer, cache, context_tokens"),
     ],
 )
 def test_a_model_that_there_is_not_says_what_there_is(model, words):

@@ -129,7 +129,8 @@ def rows():
 
 COLUMNS = [
     "id", "text", "score", "ok", "column.output", "output", "error_kind", "error", "document", "pages",
-    "headings", "chunk", "attempts", "input_tokens", "output_tokens", "cost_usd",
+    "headings", "chunk", "attempts", "input_tokens", "output_tokens", "cost_usd", "cached",
+    "saved_usd",
 ]  # fmt: skip
 
 

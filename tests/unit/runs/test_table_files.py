@@ -309,7 +309,7 @@ def test_too_many_columns_are_refused_with_the_way_out(suffix, tmp_path, monkeyp
     monkeypatch.setitem(FORMATS, suffix, FORMATS[suffix]._replace(most_columns=12))
     path = tmp_path / f"out{suffix}"
     with pytest.raises(
-        RunError, match=r"have 14 columns, and .* holds 12; give a \.csv, \.parquet"
+        RunError, match=r"have 16 columns, and .* holds 12; give a \.csv, \.parquet"
     ):
         write(path, [branch(0, columns={"a": 1, "b": 2, "c": 3})])
     assert list(tmp_path.iterdir()) == []

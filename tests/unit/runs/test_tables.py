@@ -14,7 +14,7 @@ from fanout.runs.tables.spool import FileSpool, MemorySpool
 from fanout.runs.tables.table import gather
 
 OWN = ["output", "error_kind", "error", "document", "pages", "headings", "chunk", "attempts",
-       "input_tokens", "output_tokens", "cost_usd"]  # fmt: skip
+       "input_tokens", "output_tokens", "cost_usd", "cached", "saved_usd"]  # fmt: skip
 
 
 def branch(index, output="yes", columns=None, **fields):
@@ -47,7 +47,7 @@ def test_a_row_has_the_columns_of_the_input_with_the_text_at_its_place_and_then_
     types, [good, bad] = read(outputs)
     assert list(types) == ["id", "review", "stars", *OWN]
     assert list(good.values()) == ["007", "good", 4, "yes", None, None, "a.csv:2", "3-4", "A > B",
-                                   0, 1, 7, 3, None]  # fmt: skip
+                                   0, 1, 7, 3, None, False, 0.0]  # fmt: skip
     assert (bad["review"], bad["stars"], bad["output"], bad["pages"]) == (None, None, None, "3")
     assert bad["headings"] is None
     assert (bad["error_kind"], bad["error"]) == ("timeout", "too slow")
@@ -220,10 +220,11 @@ def test_lines_of_json_have_the_columns_of_the_input_too():
     source = ["column.kind", "id", "column.usage", "n"]
     place = ["index", "document", "chunk", "position", "start", "end", "aspect", "model", "sample"]
     assert list(good) == [*source, *place, "pages", "headings", "output", "finish_reason",
-                          "attempts", "elapsed_s", "usage"]  # fmt: skip
+                          "attempts", "elapsed_s", "usage", "cached", "saved_usd"]  # fmt: skip
     assert list(good.values())[:4] == ["good", "007", "theirs", [1]]
     assert list(error_row(bad)) == [*source, *place, "kind", "message", "attempts",
                                     "finish_reason"]  # fmt: skip
     assert list(stream_row(bad)) == [*source, *place, "output", "error_kind", "error",
-                                     "finish_reason", "attempts", "elapsed_s", "usage"]  # fmt: skip
+                                     "finish_reason", "attempts", "elapsed_s", "usage", "cached",
+                                     "saved_usd"]  # fmt: skip
     assert stream_row(bad)["error_kind"] == "timeout"

@@ -1,0 +1,267 @@
+"""Kept answers in the Redis store, and the leases of the calls for them.
+
+``{prefix}:answers`` has the counters, ``{prefix}:answers:N`` the generations (see
+``fanout.stores.redis.answer_scripts``), and ``{prefix}:asking:KEY`` the lease of a call: the token of the
+process that asks, or ``free``. Large answers are files where blobs are: those of a generation are in a
+folder as that of a run, and ``{prefix}:run:answers-NAME`` says that it is in use, so the sweep of files
+deletes the folder once the generation is gone.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+import zlib
+from functools import cached_property
+from math import isfinite
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+from redis.exceptions import RedisError
+
+from fanout.core.errors import LostDataError, StorageError
+from fanout.core.kept_answers import AnswerFound, CacheStats, KeptAnswer
+from fanout.policy.answer_room import is_crowded, room_bytes
+from fanout.stores.blobs.base import Reference
+from fanout.stores.redis import answer_scripts
+from fanout.stores.redis.base import translated
+from fanout.stores.redis.blob_references import RedisBlobReferences
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fanout.core.kept_answers import AnswerRequest, AnswerSettled
+
+__all__ = ["FREE_S", "RedisAnswers"]
+
+# Seconds for which nobody waits for an answer after a call for it has failed.
+FREE_S = 30.0
+_GENERATIONS = 4
+# A script blocks the server while it runs: a call for this many answers takes about 1 ms.
+_AT_ONCE = 200
+# Shorter ones are not worth the time of the compression.
+_COMPRESSED_BYTES = 512
+# The most that an answer expands to: a few bytes can expand until they fill a reader's memory.
+_MOST_BYTES = 32_000_000
+# Larger ones are files, where there are files.
+_FILE_BYTES = 16_000
+# No answer may take more of the room than this share.
+_LARGEST_SHARE = 1 / 16
+_MEMORY_S = 10.0
+_MEGABYTE = 1_000_000
+# The name of a generation, and how the value of a file begins.
+_NAME_CHARS = 8
+_FILE = re.compile(rb"@([0-9a-f]{8}):\d+(?=@)")
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(KeptAnswer).decode
+
+
+def _packed(answer: KeptAnswer) -> bytes:
+    data = _encode(answer)
+    return data if len(data) < _COMPRESSED_BYTES else zlib.compress(data, 1)
+
+
+def _unpacked(blob: bytes) -> KeptAnswer | None:
+    """Return a kept answer; None if it is damaged."""
+    try:
+        if not blob.startswith(b"{"):
+            inflater = zlib.decompressobj()
+            blob = inflater.decompress(blob, _MOST_BYTES)
+            if not inflater.eof:
+                return None
+        return _decode(blob)
+    except (zlib.error, msgspec.MsgspecError, RecursionError):
+        return None
+
+
+class RedisAnswers(RedisBlobReferences):
+    """Kept answers. Where one cannot be read, a call is made instead."""
+
+    _memory_at = float("-inf")
+    _memory: tuple[int, int] = (0, 0)
+    # The youngest generation, as it was last seen.
+    _name = ""
+
+    @cached_property
+    def _next_name(self) -> str:
+        return secrets.token_hex(_NAME_CHARS // 2)
+
+    @property
+    def _answers(self) -> list[str]:
+        name = f"{self._prefix}:answers"
+        return [name, *(f"{name}:{number}" for number in range(_GENERATIONS))]
+
+    def _lease(self, key: bytes) -> str:
+        return f"{self._prefix}:asking:{key.hex()}"
+
+    @property
+    def _answer_files(self) -> str:
+        return self._run("answers-")
+
+    @translated
+    def find_answers(
+        self, requests: Sequence[AnswerRequest], *, token: str, ttl_s: int, lease_s: float
+    ) -> list[AnswerFound]:
+        """Return kept answers, or who asks for them; reply in order.
+
+        Args:
+            requests: The answers.
+            token: The process, for the leases of what it is to ask.
+            ttl_s: Seconds for which an answer is kept.
+            lease_s: Seconds for which others wait without a sign of life: see ``renew_leases``.
+        """
+        replies: list[AnswerFound] = []
+        for start in range(0, len(requests), _AT_ONCE):
+            some = requests[start : start + _AT_ONCE]
+            keys = [*self._answers, *(self._lease(one.key) for one in some)]
+            args: list[Any] = [ttl_s, round(1_000 * lease_s), token]
+            for one in some:
+                args += [one.key, one.how]
+            found = self._call(answer_scripts.FIND_ANSWERS, keys, args)
+            replies += [self._found(one, held) for one, held in zip(some, found, strict=True)]
+        again = [at for at, one in enumerate(replies) if one.verdict == "hit" and not one.answer]
+        if again:
+            # What cannot be read is asked for anew.
+            anew = [msgspec.structs.replace(requests[number], how="anew") for number in again]
+            asked = self.find_answers(anew, token=token, ttl_s=ttl_s, lease_s=lease_s)
+            for number, reply in zip(again, asked, strict=True):
+                replies[number] = reply
+        return replies
+
+    def _found(self, request: AnswerRequest, held: bytes) -> AnswerFound:
+        if not held.startswith(b"="):
+            return AnswerFound(held.decode())  # type: ignore[arg-type]
+        # After the time and the cost.
+        blob = held.split(b" ", 2)[-1]
+        if blob.startswith(b"@"):
+            loaded = self._loaded(request.key, blob)
+            return AnswerFound("hit", None if loaded is None else _unpacked(loaded))
+        return AnswerFound("hit", _unpacked(blob))
+
+    def _loaded(self, key: bytes, blob: bytes) -> bytes | None:
+        """Return the file of an answer; None if it is not there, or not for this process."""
+        found = _FILE.match(blob)
+        reference = found and Reference.decode(blob[found.end() :])
+        if found is None or reference is None or reference.root != self._blobs.root:
+            # The server's data must not make a process read elsewhere.
+            return None
+        try:
+            return self._blobs.load(_file(found[1].decode(), key), reference.encode())
+        except (LostDataError, StorageError):
+            return None
+
+    @translated
+    def settle_answers(
+        self, settled: Sequence[AnswerSettled], *, token: str, ttl_s: int, limit_mb: int
+    ) -> list[bool]:
+        """Keep answers, and end the leases for them; return which answers are kept.
+
+        None is while the server has little memory left; then older answers make room, too.
+
+        Args:
+            settled: What came of the calls.
+            token: The process that has the leases.
+            ttl_s: Seconds for which an answer is kept.
+            limit_mb: The most megabytes that all answers may take.
+        """
+        used, most = self._server_memory()
+        is_full = is_crowded(used_bytes=used, most_bytes=most)
+        room = 0 if is_full else room_bytes(limit_mb * _MEGABYTE, most_bytes=most)
+        if is_full:
+            self.shrink_answers()
+        are_kept: list[bool] = []
+        for start in range(0, len(settled), _AT_ONCE):
+            some = settled[start : start + _AT_ONCE]
+            values = [self._value(one, room) for one in some]
+            keys = [*self._answers, *(self._lease(one.key) for one in some)]
+            args: list[Any] = [ttl_s, room, token, round(1_000 * FREE_S), self._next_name]
+            args += [self._answer_files, int(self._blobs.root is not None)]
+            for one, value in zip(some, values, strict=True):
+                end = "left" if one.end == "kept" and value is None else one.end
+                args += [one.key, end, value or b""]
+            name = self._call(answer_scripts.SETTLE_ANSWERS, keys, args)
+            self._name = cast("bytes", name).decode()
+            are_kept += [value is not None for value in values]
+        return are_kept
+
+    def _value(self, settled: AnswerSettled, room: int) -> bytes | None:
+        """Return the value of an answer, without the time; None if it is not to be kept."""
+        answer = settled.answer
+        if answer is None or settled.end != "kept":
+            return None
+        blob = _packed(answer)
+        if len(blob) > room * _LARGEST_SHARE or len(blob) > _MOST_BYTES:
+            return None
+        if self._blobs.root is not None and len(blob) > _FILE_BYTES:
+            name = self._name or self._next_name
+            try:
+                held = self._keep(f"answers-{name}", _file(name, settled.key), blob)
+            except StorageError:
+                return None
+            blob = f"@{name}:{len(blob)}".encode() + held
+        cost = answer.usage.cost_usd
+        return f" {'?' if cost is None else cost!r} ".encode() + blob
+
+    def _server_memory(self) -> tuple[int, int]:
+        """Return what the server uses and its limit, in bytes, as of some seconds ago; 0 if unknown."""
+        now = time.monotonic()
+        if now - self._memory_at > _MEMORY_S:
+            self._memory_at = now
+            try:
+                info: dict[str, Any] = self._redis.info("memory")
+                self._memory = (int(info["used_memory"]), int(info["maxmemory"]))
+            except (RedisError, KeyError, ValueError, TypeError):
+                # It may not be asked.
+                self._memory = (0, 0)
+        return self._memory
+
+    @translated
+    def renew_leases(self, keys: Sequence[bytes], *, token: str, lease_s: float) -> int:
+        """Show that the calls for these answers go on; return how many leases this process has."""
+        leases = [self._lease(key) for key in keys]
+        return int(self._call(answer_scripts.RENEW_LEASES, leases, [token, round(1_000 * lease_s)]))
+
+    @translated
+    def shrink_answers(self) -> int:
+        """Delete the oldest generation of answers; return how many it had."""
+        return int(self._call(answer_scripts.SHRINK_ANSWERS, self._answers, [self._answer_files]))
+
+    @translated
+    def clear_answers(self) -> int:
+        """Delete all kept answers and their figures; return how many there were."""
+        return int(self._call(answer_scripts.CLEAR_ANSWERS, self._answers, [self._answer_files]))
+
+    @translated
+    def cache_stats(self) -> CacheStats:
+        """Return the figures of the cache."""
+        raw = cast("dict[bytes, bytes]", self._redis.hgetall(self._answers[0]))
+        fields = {name.decode(): _number(value) for name, value in raw.items()}
+
+        def total(of: str) -> int:
+            return int(sum(value for name, value in fields.items() if name.startswith(f"{of}:")))
+
+        begun = [value for name, value in fields.items() if name.startswith("begun:") and value]
+        return CacheStats(
+            answers=max(0, total("count")),
+            bytes=max(0, total("bytes")),
+            hits=int(fields.get("hits", 0)),
+            misses=int(fields.get("misses", 0)),
+            kept=int(fields.get("kept", 0)),
+            evicted=int(fields.get("evicted", 0)),
+            saved_usd=fields.get("saved", 0.0),
+            since=min(begun, default=None),
+        )
+
+
+def _number(value: bytes) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        return 0.0
+    return number if isfinite(number) else 0.0
+
+
+def _file(generation: str, key: bytes) -> str:
+    return f"answers-{generation}/s0/{key.hex()}"
