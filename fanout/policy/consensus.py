@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 
 from fanout.core.errors import StoredDataError
+from fanout.core.lanes import Lane  # noqa: TC001 - msgspec reads the annotation
 from fanout.core.records import ErrorKind, Outcome, Usage, total_saved, total_usage
 from fanout.policy.progress import Lesson, Progress  # noqa: TC001 - msgspec reads the annotations
 
@@ -104,6 +105,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
         votes: How often it was given.
         since: How many answers had been asked for when it got the last of these votes.
         finish_reason: Why this first one ended, in the provider's words.
+        lane: How this first one was bought; see Outcome.
         is_cut: Whether it was cut at its limit of tokens.
         model: The model that gave it, where that is not the one that was asked first.
     """
@@ -113,6 +115,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     votes: int
     since: int
     finish_reason: str | None = None
+    lane: Lane | None = None
     is_cut: bool = False
     model: str | None = None
 
@@ -162,6 +165,7 @@ class Poll(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
                 votes=votes,
                 since=asked,
                 finish_reason=outcome.finish_reason,
+                lane=outcome.lane,
                 is_cut=outcome.is_cut,
                 model=outcome.model,
             )
@@ -206,6 +210,7 @@ class Poll(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             kind=None,
             message=None,
             finish_reason=winner.finish_reason,
+            lane=winner.lane,
             is_cut=winner.is_cut,
             model=winner.model,
         )

@@ -15,6 +15,7 @@ from fanout.runs.results import Output
 
 if TYPE_CHECKING:
     from fanout.core.answer_types import AnswerType
+    from fanout.core.lanes import Lane
     from fanout.core.records import Chunk, Outcome, Shard
     from fanout.core.spec import RunSpec
 
@@ -62,7 +63,7 @@ def output_of(
         elapsed_s=outcome.elapsed_s,
         ended_at=outcome.ended_at,
         finish_reason=outcome.finish_reason,
-        lane=outcome.lane,
+        lane=_lane(spec, outcome),
         is_cut=outcome.is_cut,
         confidence=outcome.confidence,
         votes=outcome.votes,
@@ -75,6 +76,12 @@ def output_of(
         headings=chunk.headings,
         text=_text(chunk, with_text=with_text),
     )
+
+
+def _lane(spec: RunSpec, outcome: Outcome) -> Lane | None:
+    """Return how the answer of an outcome was bought, in a job that says how calls are bought."""
+    is_bought = spec.lane != "realtime" and outcome.output is not None and outcome.attempts > 0
+    return outcome.lane or ("realtime" if is_bought else None)
 
 
 def _answer(spec: RunSpec, outcome: Outcome, answer_type: AnswerType | None) -> dict[str, Any]:

@@ -93,6 +93,25 @@ def test_a_fallback_without_the_lane_is_asked_in_realtime():
     assert [branch.output for branch in result_of(context).branches] == ["x", "x"]
 
 
+def test_an_answer_of_a_lane_that_was_bought_otherwise_says_so():
+    """A model without batches is asked in realtime, as is what batches would bring too late."""
+    context, _ = processed(lambda *_: LLMReply(text="x", usage=USAGE), lane="batch")
+    assert [branch.lane for branch in result_of(context).branches] == ["realtime"] * 2
+
+
+def test_a_majority_says_how_its_answer_was_bought():
+    # Two of three answers make a majority.
+    lanes = iter(["flex", "realtime", "realtime", "flex"])
+
+    def told(_name, request):
+        return LLMReply(text=f"{request.prompt}!", usage=USAGE, lane=next(lanes))
+
+    context, _ = processed(told, samples=3, certainty=0.9)
+    result = result_of(context)
+    assert [branch.output for branch in result.branches] == ["a!", "b!"]
+    assert [branch.lane for branch in result.branches] == ["flex", "realtime"]
+
+
 def test_flex_that_is_full_holds_up_no_other_calls():
     """The model is not paused, its breaker stays closed, and no attempt is spent."""
     store = fake_store()
