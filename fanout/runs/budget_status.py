@@ -59,12 +59,23 @@ class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def words(self) -> str:
         """What is spent of what, as one text."""
+        return f"budget: {self.spent_words}"
+
+    @property
+    def left_words(self) -> str:
+        """What is left, as one text."""
+        left = self.to_dict()["left"]
+        return ", ".join(amount_words(name, amount) for name, amount in left.items())
+
+    @property
+    def spent_words(self) -> str:
+        """What is spent of what, without the word budget."""
         parts = [
             f"{amount_words(name, getattr(self.spent, name), is_bare=name != 'usd')} of "
             f"{amount_words(name, getattr(self.limit, name))}"
             for name in self.limited
         ]
-        text = f"budget: {', '.join(parts)} spent"
+        text = f"{', '.join(parts)} spent"
         if self.unsure != NO_AMOUNTS:
             some = [
                 amount_words(name, getattr(self.unsure, name))
