@@ -3,8 +3,8 @@
     python benchmarks/tables.py [--check]
 
 Each stands between ``<!-- NAME -->`` and ``<!-- end -->`` in docs/performance.md, docs/scaling.md,
-docs/reliability.md, docs/documents.md or docs/quality.md. ``--check`` changes nothing, and fails if a
-table differs from its file; tests/unit/benchmarks/test_benchmark_tables.py does that.
+docs/reliability.md, docs/documents.md, docs/quality.md or docs/cost.md. ``--check`` changes nothing,
+and fails if a table differs from its file; tests/unit/benchmarks/test_benchmark_tables.py does that.
 """
 
 from __future__ import annotations
@@ -29,7 +29,14 @@ _ROOT = Path(__file__).resolve().parents[1]
 _RESULTS = _ROOT / "benchmarks/results"
 _PAGES = [
     _ROOT / "docs" / name
-    for name in ("performance.md", "scaling.md", "reliability.md", "documents.md", "quality.md")
+    for name in (
+        "performance.md",
+        "scaling.md",
+        "reliability.md",
+        "documents.md",
+        "quality.md",
+        "cost.md",
+    )
 ]
 _BLOCK = re.compile(r"(<!-- (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -368,6 +375,50 @@ def _quality_confidence() -> str:
     return _table(["asked for", "mean confidence", "right", "error"], rows)
 
 
+_WAYS = {
+    "loop": "a plain loop",
+    "as_written": "prompts as written",
+    "auto": "the text first, one call ahead",
+}
+_MODELS = {"openai": "gpt-5-mini", "anthropic": "claude-sonnet-4-5"}
+
+
+def _cost_job() -> str:
+    rows = []
+    loops: dict[str, list[float]] = {}
+    for each in _read("cost-job")["rows"]:
+        first, again = (one["usd"] for one in each["passes"])
+        sums = [first, first + again]
+        base = loops.setdefault(each["provider"], sums)
+        shares = [f"{100 * own / whole:.0f} %" for own, whole in zip(sums, base, strict=True)]
+        way = _WAYS.get(each["way"], f"fanout, `{each['way']}`")
+        dollars = [f"{one:.2f}" for one in sums]
+        rows.append(
+            [f"`{_MODELS[each['provider']]}`", way, dollars[0], shares[0], dollars[1], shares[1]]
+        )
+    head = ["model", "run by", "once, $", "of the loop", "and again, $", "of the loop"]
+    return _table(head, rows)
+
+
+def _cost_aspects() -> str:
+    rows = []
+    whole: dict[str, float] = {}
+    for each in _read("cost-aspects")["rows"]:
+        (cost,) = each["passes"]
+        base, tokens = whole.setdefault(each["provider"], cost["usd"]), cost["tokens"]
+        rows.append(
+            [
+                f"`{_MODELS[each['provider']]}`",
+                _WAYS[each["way"]],
+                f"{cost['usd']:.4f}",
+                f"{100 * cost['usd'] / base:.0f} %",
+                *(f"{tokens[name]:,}" for name in ("fresh", "written", "cached")),
+            ]
+        )
+    head = ["model", "prompts", "$", "share", "plain tokens", "written", "cached"]
+    return _table(head, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     **{f"compare-{suite}": partial(_compared, suite)
        for suite in ("zero", "second", "thousand", "tail")},
@@ -397,6 +448,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "documents-scale": _documents_scale,
     "documents-memory": _documents_memory,
     "documents-rows": _documents_rows,
+    "cost-job": _cost_job,
+    "cost-aspects": _cost_aspects,
     "quality": _quality,
     "quality-confidence": _quality_confidence,
     "model-checks": _model_checks,

@@ -80,6 +80,7 @@ class Leads:
         self._sleep = sleep
         self._families: OrderedDict[str, _Family] = OrderedDict()
         self._store = store
+        self._threads = threads
         self._claim = Batches(self._claim_all, threads)
         self._tell = Batches(self._tell_all, threads)
         self._telling: set[asyncio.Task[None]] = set()
@@ -111,6 +112,10 @@ class Leads:
             for future in family.waiting:
                 if not future.done():
                     future.set_exception(AdmissionClosedError())
+
+    def end(self) -> None:
+        """End the threads that ask the server."""
+        self._threads.shutdown(cancel_futures=True)
 
     async def _turn(self, name: str) -> bool:
         """Wait for a prefix; return whether the branch leads the others of this prefix."""

@@ -143,6 +143,7 @@ class WorkerContext:
         self.loop.wait_for(self.models.aclose())
         self.loop.close()
         self.branches.close()
+        self.leads.end()
         self.runs.close()
         self.connections.close()
 
