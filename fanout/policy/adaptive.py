@@ -36,8 +36,13 @@ _MORE = 1.5
 _OPENING_S = 2.0
 # Seconds until a process that does not report no longer counts.
 _SILENT_S = 5.0
-# The shortest time whose average of calls in flight is believed.
+# The average of calls in flight is that of the last minute, in parts of so many seconds; it is believed
+# when the window is some seconds old. Many providers count by the minute.
+_MEMORY_S = 60.0
+_SLICE_S = 5.0
 _AVERAGE_S = 10.0
+# The longest time between two reports of a fleet that has calls or wants some.
+_REPORTS_S = 2.0
 # It is no lower than this share of what was refused, as a limit of calls in flight is that itself.
 _CLOSE = 0.95
 # What becomes of a ceiling that is refused itself.
@@ -70,6 +75,9 @@ class CallWindow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         over_at: Since when there are more than the ceiling; None while there are not.
         done: Calls that succeeded since it was last made smaller.
         busy_s: Seconds that these took together.
+        slices: The last minute in parts: when each began, for how many seconds the fleet had or wanted
+            calls in it, and the seconds that the calls took that succeeded in it.
+        told_at: When a process last reported.
         slow_s: Seconds that a call took before it was made smaller for being slow.
         calm_until: When it may be made smaller for being slow again.
         members: The processes, by name.
@@ -82,6 +90,8 @@ class CallWindow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     over_at: float | None = None
     done: int = 0
     busy_s: float = 0.0
+    slices: tuple[tuple[float, float, float], ...] = ()
+    told_at: float = 0.0
     slow_s: float | None = None
     calm_until: float = 0.0
     members: dict[str, Member] = {}
@@ -145,6 +155,7 @@ def _joined(window: CallWindow, report: WindowReport, now: float) -> CallWindow:
     if is_new and now - window.opened_at <= _OPENING_S:
         size += _DECREASE * report.in_flight
     demand = report.in_flight + report.waiting
+    passed_s = min(now - window.told_at, _REPORTS_S) if window.told_at else 0.0
     if demand:
         members[report.process] = Member(demand, now)
     return msgspec.structs.replace(
@@ -152,8 +163,28 @@ def _joined(window: CallWindow, report: WindowReport, now: float) -> CallWindow:
         size=max(1.0, size),
         done=window.done + report.done,
         busy_s=window.busy_s + report.busy_s,
+        slices=_sliced(window.slices, now, passed_s, report.busy_s),
+        told_at=now,
         members=members,
     )
+
+
+def _sliced(
+    slices: tuple[tuple[float, float, float], ...], now: float, active_s: float, busy_s: float
+) -> tuple[tuple[float, float, float], ...]:
+    """Return the slices of the last minute with what has come since the last report."""
+    kept = [one for one in slices if now - one[0] <= _MEMORY_S]
+    if not kept or now - kept[-1][0] >= _SLICE_S:
+        kept.append((now, 0.0, 0.0))
+    began, active, busy = kept[-1]
+    kept[-1] = (began, active + active_s, busy + busy_s)
+    return tuple(kept)
+
+
+def _average(window: CallWindow) -> float | None:
+    """Return the calls that were in flight and succeeded, by Little's law; None if it is too early."""
+    active_s = sum(one[1] for one in window.slices)
+    return sum(one[2] for one in window.slices) / active_s if active_s >= 1 else None
 
 
 def _cut(window: CallWindow, *, began: float, now: float) -> CallWindow:
@@ -161,13 +192,13 @@ def _cut(window: CallWindow, *, began: float, now: float) -> CallWindow:
     size = window.size or 1.0
     if began <= window.cut_at + _BURST_S or window.done < max(_SUCCESSES, _MORE * size):
         return window
-    elapsed_s = now - window.cut_at
-    # Little's law: the calls in flight that succeeded. A window of which much is refused is too large
-    # by far.
-    average = window.busy_s / elapsed_s
-    base = average if average < _DECREASE * size else size
-    # Between two refusals a bucket of calls has given what it can: the average is its limit.
-    ceiling = max(average, _CLOSE * base) if elapsed_s >= _AVERAGE_S else base
+    average = _average(window)
+    # A window of which much is refused is too large by far.
+    is_far = average is not None and average < _DECREASE * size
+    base = average if average is not None and is_far else size
+    # Over a minute with refusals a provider has given what it can: the average is its limit.
+    is_long = average is not None and now - window.opened_at >= _AVERAGE_S
+    ceiling = max(average or 0.0, _CLOSE * base) if is_long else base
     if window.ceiling is not None and window.ceiling - 1 <= size <= window.ceiling + 1:
         # The ceiling itself was too much.
         ceiling = min(ceiling, _BELOW * base)

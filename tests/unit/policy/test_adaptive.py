@@ -38,7 +38,12 @@ def test_the_first_refusal_opens_a_window_that_all_processes_bring_their_calls_i
     assert late.size == 45
 
 
-FULL = {"done": 320, "busy_s": 320.0, "cut_ago": 8.0}
+def lately(seconds, busy_s):
+    """Return the last seconds of a fleet as a slice."""
+    return ((LONG - seconds, seconds, busy_s),)
+
+
+FULL = {"done": 320, "slices": lately(8.0, 320.0), "cut_ago": 8.0}
 
 
 @pytest.mark.parametrize(
@@ -50,16 +55,18 @@ FULL = {"done": 320, "busy_s": 320.0, "cut_ago": 8.0}
         (window(**FULL | {"cut_ago": 3.0}), 2.5, 40, None),
         # A provider that takes no calls at all says nothing of how many it takes.
         (window(done=0), 0.2, 40, None),
-        (window(done=45, busy_s=45.0), 0.2, 40, None),
+        (window(done=45, slices=lately(8.0, 45.0)), 0.2, 40, None),
         # It was larger by far than what succeeded: 100 s of calls in 10 s.
-        (window(200.0, done=400, busy_s=100.0, demand=300), 0.2, 7.5, 10),
-        # Since the last refusal the provider has given what it can: 39 calls at a time.
-        (window(done=780, cut_ago=20.0, busy_s=780.0), 0.2, 30, 39),
-        (window(done=700, cut_ago=20.0, busy_s=700.0), 0.2, 30, 38),
+        (window(200.0, done=400, slices=lately(10.0, 100.0), demand=300), 0.2, 7.5, 10),
+        # Over a minute with refusals the provider has given what it can: 39 calls at a time.
+        (window(done=780, slices=lately(20.0, 780.0)), 0.2, 30, 39),
+        (window(done=700, slices=lately(20.0, 700.0)), 0.2, 30, 38),
+        # When the window has just been opened, it has not been a minute yet.
+        (window(done=700, slices=lately(20.0, 700.0), opened_at=LONG - 5), 0.2, 30, 40),
         # A ceiling that is refused itself was too high.
         (window(ceiling=40.0, **FULL), 0.2, 30, 38.8),
-        (window(43.0, ceiling=40.0, **FULL), 0.2, 32.25, 43),
-        (window(1.0, done=30, busy_s=8.0, cut_ago=8.0), 0.2, 1, 1),
+        (window(43.0, ceiling=40.0, **FULL), 0.2, 32.25, 40.85),
+        (window(1.0, done=30, slices=lately(8.0, 8.0), cut_ago=8.0), 0.2, 1, 1),
     ],
 )
 def test_a_burst_of_refusals_makes_the_window_smaller(before, refused_age_s, size, ceiling):
@@ -177,6 +184,19 @@ def test_a_fraction_of_a_call_is_given_as_a_share_of_the_time():
     totals = [total_of(window(19.8), now=float(second)) for second in range(1_000)]
     assert set(totals) == {19, 20}
     assert sum(totals) / len(totals) == pytest.approx(19.8, abs=0.01)
+
+
+def test_a_limit_of_a_minute_that_is_used_up_early_is_found_by_the_average():
+    """1,200 calls in the first seconds of each minute, and then refusals until its end."""
+    found = CallWindow(size=192.0, opened_at=LONG, cut_at=LONG)
+    for tick in range(1, 120):
+        now = LONG + tick / 2
+        done = 96 if 100 < tick <= 112 else 0
+        told = report(in_flight=10, waiting=200, done=done, busy_s=float(done))
+        found = reported(found, told, now=now)
+    found = reported(found, report(refused_age_s=0.1), now=LONG + 60)
+    assert found.size == pytest.approx(0.75 * 19.2, rel=0.1)
+    assert found.slices[0][0] < LONG + 5, "the whole minute is remembered"
 
 
 def test_a_process_that_is_silent_does_not_count():
