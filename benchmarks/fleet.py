@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Fleet", "IncompleteRunError", "documents"]
 
-_START_S = 60.0
+_START_S = 240.0
 _BOUND_S = 3600.0
 _RELAY = Path(__file__).resolve().parents[1] / "tests/relay.py"
 _PINGS = 50

@@ -56,7 +56,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--in-flight", type=int, default=256, help="places of all workers")
     parser.add_argument("--learns", type=float, default=60.0, help="seconds that do not count")
     parser.add_argument("--lasts", type=float, default=120.0, help="seconds that count")
-    parser.add_argument("--at-once", type=int, default=4, help="cases that run side by side")
+    parser.add_argument("--at-once", type=int, default=2, help="cases that run side by side")
     return parser.parse_args()
 
 

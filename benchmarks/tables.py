@@ -113,6 +113,21 @@ def _max_workers() -> str:
     return _table(["workers", "`max_workers`", "% of the ideal", "in flight at most"], rows)
 
 
+def _rate_limits() -> str:
+    known = {"told": "told", "headers": "learnt from headers", "wait": "found out, with retry-after",
+             "nothing": "found out"}  # fmt: skip
+    return _table(
+        ["a minute", "counted as a", "limit", "workers", "% of it used", "% refused",
+         "refused while learning", "failed"],
+        (
+            [f"{case['per_minute']:,.0f} {case['unit']}", case["kind"], known[case["known"]],
+             case["workers"], _shown(case["steady_used"] * 100),
+             _shown(case["steady_refused"] * 100), case["learning_refused"], case["failed"]]
+            for case in _read("rate_limits")["cases"]
+        ),
+    )  # fmt: skip
+
+
 def _permit_chain() -> str:
     result = _read("permit_chain")
     loads = result["options"]["loads"]
@@ -425,6 +440,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "engine": _engine,
     "fairness": _fairness,
     "max-workers": _max_workers,
+    "rate-limits": _rate_limits,
     "permit-chain": _permit_chain,
     "publishing": _publishing,
     "traffic": _traffic,

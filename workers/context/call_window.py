@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fanout.policy.adaptive import CallWindow
     from fanout.stores import RedisStore
 
-__all__ = ["CallPlaces"]
+__all__ = ["CallPlaces", "plainly"]
 
 # Seconds between two reports to the server while the fleet has a window.
 _REPORT_S = 0.5
@@ -35,6 +35,11 @@ _MANY = 0.05
 _MARGIN = 1e-9
 
 _log = logging.getLogger(__name__)
+
+
+async def plainly(awaited: Awaitable[None]) -> None:
+    """Await something."""
+    await awaited
 
 
 class CallPlaces:
@@ -77,6 +82,11 @@ class CallPlaces:
         self._refused_share = 0.0
         self._timed_out_share = 0.0
         self._timeout_s: float | None = None
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether the fleet has a window, so that calls may have to wait."""
+        return self._share is not None
 
     async def enter(self) -> None:
         """Wait until a call may begin."""

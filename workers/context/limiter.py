@@ -20,13 +20,13 @@ from fanout.policy.outages import (
     cost_of_own,
     trip,
 )
-from workers.context.call_window import CallPlaces
+from workers.context.call_window import CallPlaces, plainly
 from workers.context.model_state import LOOK_S, PROBES, ModelState
 from workers.context.pacing import Pacer, ask_store
 from workers.context.token_ratios import TokenRatios
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
     from typing import Self
 
     from fanout.core.errors import LLMError
@@ -58,10 +58,6 @@ _CANNOT_PAUSE = "cannot tell the fleet to leave {} alone"
 _log = logging.getLogger(__name__)
 
 
-async def _plainly(awaited: Awaitable[None]) -> None:
-    await awaited
-
-
 class Limiter:
     """Holds back calls to models that refuse or fail; runs on the loop of the calls.
 
@@ -78,7 +74,7 @@ class Limiter:
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        until: Callable[[Awaitable[None]], Awaitable[None]] = _plainly,
+        until: Callable[[Awaitable[None]], Awaitable[None]] = plainly,
     ) -> None:
         self._store = store
         self.clock = clock
@@ -110,6 +106,11 @@ class Limiter:
             pacer = Pacer(self._store, model, clock=self.clock, sleep=self._sleep)
             known = self._models[model] = ModelState(model, places, pacer)
         return ModelGate(self, known, rates, gives_up=gives_up, timeout_s=timeout_s)
+
+    def holds_back(self, models: Iterable[str]) -> bool:
+        """Return whether calls to one of some models may wait long, for limits that were learnt."""
+        known = [self._models[name] for name in models if name in self._models]
+        return any(one.pacer.has_limits or one.places.is_bounded for one in known)
 
     async def aclose(self) -> None:
         """End what watches the models; the loop is about to end."""
@@ -266,14 +267,15 @@ class ModelGate:
             LLMError: The model fails for all branches, and this one gives up.
         """
         limiter, model, for_rate_s = self._limiter, self._model, 0.0
-        now = limiter.clock()
+        now = came = limiter.clock()
         await model.places.enter()
         self._has_place = True
         rates = self._rates = model.pacer.rates(self._told, now)
         if rates.is_limited:
             await self._wait_for_slot(request)
-            for_rate_s = limiter.clock() - now
-            now += for_rate_s
+        if rates.is_limited or model.places.is_bounded:
+            now = limiter.clock()
+            for_rate_s = now - came
         if not model.is_well(now):
             has_failed = self._failed_at is not None
             await limiter.wait_until_well(
@@ -285,10 +287,7 @@ class ModelGate:
         return for_rate_s
 
     async def leave(
-        self,
-        request: LLMRequest,
-        reply: LLMReply | None,
-        error: LLMError | None,
+        self, request: LLMRequest, reply: LLMReply | None, error: LLMError | None
     ) -> FailureVerdict | None:
         """Record the end of a call; return the verdict on its error, if any."""
         self.close()

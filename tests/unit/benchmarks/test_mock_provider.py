@@ -6,6 +6,7 @@ from itertools import islice
 
 import pytest
 from provider import Connection, LatencyError, Plan, latencies
+from provider_limits import Quota
 from provider_outages import SORTS, Outage
 
 BODY = json.dumps({"model": "mock", "messages": [{"role": "user", "content": "hi"}]}).encode()
@@ -253,3 +254,33 @@ def test_an_outage_strikes_each_request_and_ends(sort):
         after.plan.outage = caller.plan.outage
         after.send(post())
         assert after.replies()[0][0] == 200
+
+
+@pytest.mark.parametrize(
+    ("kind", "accepted"),
+    [
+        # At the beginning, after half a minute, and after a minute.
+        ("bucket", [60, 30, 30]),
+        ("second", [1, 1, 1]),
+        ("window", [60, 0, 60]),
+    ],
+)
+def test_a_quota_refills_as_its_kind_says(kind, accepted):
+    now = 0.0
+    quota = Quota(rpm=60, tpm=0, kind=kind, tells="headers", clock=lambda: now)
+    found = []
+    for moment in (0.0, 30.0, 60.0):
+        now = moment
+        found.append(sum(quota.take(10)[0] for _ in range(100)))
+    assert found == accepted
+    is_accepted, headers = quota.take(10)
+    assert not is_accepted
+    assert "x-ratelimit-limit-requests: 60\r\n" in headers
+    assert "retry-after-ms: " in headers
+    assert sum(second[1] for second in quota.by_second) == 301 - sum(accepted)
+
+
+def test_a_quota_of_tokens_counts_those():
+    quota = Quota(rpm=0, tpm=100, kind="window", tells="nothing", clock=lambda: 0.0)
+    assert [quota.take(40) for _ in range(3)] == [(True, ""), (True, ""), (False, "")]
+    assert quota.by_second == [[2, 1, 80]]
