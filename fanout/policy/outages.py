@@ -54,7 +54,7 @@ __all__ = [
 ]
 
 FIRST_PROBE_S = 1.0
-MAX_PROBE_S = 30.0
+MAX_PROBE_S = 4.0
 # An open breaker that no caller has asked for this long counts as closed.
 FORGET_S = 120.0
 # After another worker's success has closed the breaker, it cannot open again for this long: the

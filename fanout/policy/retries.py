@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from fanout.core.rate_limits import MAX_BLOCK_S
 from fanout.core.records import ErrorKind
-from fanout.policy.outages import MAX_PROBE_S
 
 if TYPE_CHECKING:
     from fanout.core.spec_fields import RetrySpec
@@ -33,6 +32,9 @@ RETRYABLE = frozenset(
 
 # These fail every branch: one error message instead of a hundred thousand failures.
 STOPS_RUN = frozenset({ErrorKind.AUTH, ErrorKind.BUDGET})
+
+# The longest wait of a branch after failures that were not its own.
+_SHARED_WAIT_S = 30.0
 
 # The tolerance for sums of fractional attempts.
 _ROUNDING = 1e-6
@@ -83,7 +85,7 @@ def retry_wait_s(
         asked_s = min(retry_after_s or 0.0, MAX_BLOCK_S)
         if spent < failures - _ROUNDING:
             # The provider is at fault: check soon whether it has recovered.
-            full = min(full, MAX_PROBE_S)
+            full = min(full, _SHARED_WAIT_S)
     wait_s = max(full * (0.5 + jitter / 2), asked_s)
     return None if elapsed_s + wait_s > policy.max_elapsed_s else wait_s
 

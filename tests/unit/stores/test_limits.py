@@ -74,7 +74,7 @@ def test_the_probes_of_the_fleet_are_those_of_a_worker_alone(store, clock):
         of_worker += [quarter // 4] * alone.is_probe
         assert standing.down_s == pytest.approx(alone.down_s, abs=1e-5)
         assert standing.wait_s <= MAX_PROBE_S
-    assert probes == of_worker == [1, 3, 7, 15, 31, 61, 91]
+    assert probes == of_worker == [1, 3, *range(7, 120, 4)]
 
 
 def test_a_breaker_that_was_closed_stays_so_for_a_while_and_an_old_one_is_forgotten(store, clock):
