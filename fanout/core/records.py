@@ -267,9 +267,13 @@ def share_of(votes: Mapping[str, int]) -> float | None:
 
 
 def total_usage(usages: Sequence[Usage]) -> Usage:
-    """Add up usages; a sum with an unknown value, or of no usages, is unknown."""
+    """Add up usages; a sum with an unknown value, or of no calls, is unknown.
+
+    What made no call has consumed nothing: it makes no sum unknown.
+    """
     if len(usages) == 1:
         return usages[0]
+    usages = [usage for usage in usages if usage.calls or usage.cost_usd is not None]
 
     sums: dict[str, Any] = {}
     at_least: dict[str, float] = {}

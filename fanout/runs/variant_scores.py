@@ -47,6 +47,9 @@ class _Cost:
         self.is_known: bool | None = None
 
     def add(self, usage: Usage) -> None:
+        if not usage.calls and usage.cost_usd is None:
+            # A branch that made no call cost nothing.
+            return
         self.known_usd += usage.known("cost_usd")
         self.is_known = self.is_known is not False and usage.cost_usd is not None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 
 import msgspec
@@ -23,7 +24,15 @@ from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.latency import Latency, bucket_of
 from fanout.core.queue_names import TAKEN, TURNS, backlog_of
 from fanout.core.rate_limits import CallTokens, LimitState, Rates
-from fanout.core.records import ErrorKind, Outcome, RunStatus, Shard, Usage
+from fanout.core.records import (
+    QUANTITIES,
+    ErrorKind,
+    Outcome,
+    RunStatus,
+    Shard,
+    Usage,
+    total_usage,
+)
 from fanout.core.state import (
     BeginReply,
     BeginRequest,
@@ -36,6 +45,7 @@ from fanout.core.state import (
 )
 from fanout.policy.admission import in_play_limit
 from fanout.policy.outages import FIRST_PROBE_S, BreakerReply
+from fanout.policy.pricing import Price, priced
 from fanout.stores import RedisStore
 from fanout.stores.blobs import FileBlobs
 from fanout.stores.redis.batch_lanes import RedisBatchLanes
@@ -700,6 +710,42 @@ def test_usage_adds_up(store, run):
     )
     usage = Usage(calls=2, input_tokens=15, output_tokens=3, cost_usd=0.75)
     assert store.stage(StageId(run, 0)).usage == usage
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_store_adds_up_as_outcomes_do(store, run, seed):
+    """Random usages, some of them unknown, and branches that made no call."""
+    rng = random.Random(seed)
+    store.put_shard(ShardId(run, 0, 0), make_shard())
+
+    def usage():
+        if rng.random() < 0.3:
+            return Usage()
+        return priced(
+            Usage(
+                calls=rng.randint(1, 3),
+                input_tokens=rng.choice([None, *[rng.randint(0, 10**6)] * (3 * (seed % 2) + 1)]),
+                output_tokens=rng.randint(0, 10**5),
+            ),
+            Price(input_mtok=0.25, output_mtok=rng.choice([2.0, 1.0 / 3])),
+        )
+
+    used = [usage() for _ in range(3)]
+    for number, one in enumerate(used):
+        kind = None if one.calls else ErrorKind.CANCELLED
+        outcome = Outcome(index=number, kind=kind, attempts=one.calls, usage=one)
+        by_model = {"m": one} if one.calls else {}
+        branch = BranchId(run, 0, 0, number)
+        record_one(store, RecordRequest(branch, outcome=outcome, usage_of=by_model))
+    expected = total_usage(used)
+    stage = store.stage(StageId(run, 0))
+    totals = store.totals().usage
+    for name in QUANTITIES:
+        sums = [stage.usage, *stage.usage_of.values()]
+        for found in sums:
+            assert getattr(found, name) == pytest.approx(getattr(expected, name)), name
+            assert found.known(name) == pytest.approx(expected.known(name)), name
+        assert totals.known(name) == pytest.approx(expected.known(name)), name
 
 
 def test_an_unknown_quantity_makes_the_sum_unknown_not_smaller(store, run):

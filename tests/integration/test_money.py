@@ -1,0 +1,150 @@
+"""What calls cost, failed ones included: the same everywhere, to the cent, as the provider bills it."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from fractions import Fraction
+
+import pytest
+
+from fanout.cli.progress import summary
+from fanout.core.records import ErrorKind, RunStatus, total_usage
+from fanout.core.spec import make_spec
+from fanout.core.units import dollars
+from fanout.observe.metrics import families
+from tests.scripted_provider import openai_reply
+
+# By model: dollars of a million tokens of the prompt, from the cache, and of the answer.
+FIRST, SECOND = "gpt-5-mini", "gpt-4.1-mini"
+PRICES = {FIRST: ("0.25", "0.025", "2"), SECOND: ("0.40", "0.10", "1.60")}
+# What becomes of the calls for a document, and how many there are.
+CALLS = {"plain": 1, "down": 2, "broken": 2, "cut": 2, "wrong": 2, "refused": 2, "hopeless": 2}
+TIMES = 4
+
+
+class Biller:
+    """A provider that fails in several ways, and bills what it says that it bills."""
+
+    def __init__(self):
+        self.usd = {"branches": Fraction(0), "aggregate": Fraction(0)}
+        self.calls = Counter()
+        self._rng = random.Random(7)
+        self._lock = threading.Lock()
+
+    def respond(self, _headers, body):
+        if body is None:
+            return 404, {"detail": "Not Found"}
+        model = body["model"]
+        text = next(one["content"] for one in body["messages"] if one["role"] == "user")
+        with self._lock:
+            self.calls[model, text] += 1
+            status, reply = self._answer(text.split()[0], model, self.calls[model, text])
+            if "usage" in reply:
+                reply["usage"] = self._charged(model, text)
+        if text.startswith("late") and self.calls[model, text] == 1:
+            time.sleep(2)
+        return status, reply
+
+    def _answer(self, kind, model, number):
+        if kind == "hopeless" or (kind == "refused" and model == FIRST):
+            return 200, openai_reply(None, "content_filter", refusal="no")
+        if number == 1 and kind == "down":
+            return 503, {"error": {"message": "overloaded"}}
+        if number == 1 and kind == "broken":
+            return 500, {"error": {"message": "broken"}, "usage": {}}
+        if number == 1 and kind == "cut":
+            return 200, openai_reply("ye", "length")
+        return 200, openai_reply("maybe" if number == 1 and kind == "wrong" else "yes")
+
+    def _charged(self, model, text):
+        prompt, answer = self._rng.randint(1_000, 90_000), self._rng.randint(1, 5_000)
+        cached = self._rng.choice([0, prompt // 2])
+        fresh, served, out = map(Fraction, PRICES[model])
+        usd = ((prompt - cached) * fresh + cached * served + answer * out) / 1_000_000
+        self.usd["aggregate" if text.startswith("Sum") else "branches"] += usd
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": answer,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
+
+
+@pytest.fixture
+def ask(client, provider, start_worker):
+    """Run a job on a provider that bills; the worker is one for all of a test."""
+    base = {"OPENAI_BASE_URL": f"{provider.url}/v1", "OPENAI_API_KEY": "k"}
+    start_worker("--concurrency", "8", **base)
+
+    def run(kinds, **fields):
+        biller = Biller()
+        provider.respond = biller.respond
+        spec = make_spec(
+            model=f"openai/{FIRST}", fallback=[f"openai/{SECOND}"], choices="yes,no", prompt="{input}",
+            aggregate_prompt="Sum {input}", labels="gold", max_tokens=50,
+            retries={"base_wait_s": 0.01}, **fields,
+        )  # fmt: skip
+        rows = [
+            {"text": f"{kind} {number}", "gold": "yes"} for kind in kinds for number in range(TIMES)
+        ]
+        before = client.fleet().totals.usage.known("cost_usd")
+        run = client.submit(spec, rows)
+        status = run.wait(60)
+        assert status.status is RunStatus.SUCCEEDED
+        return biller, run, status, before
+
+    return run
+
+
+def counter(fleet, name):
+    (found,) = (sample for family in families(fleet) for sample in family.samples
+                if sample.name == f"{name}_total")  # fmt: skip
+    return found.value
+
+
+def test_every_sum_of_a_run_is_what_the_provider_bills(ask, client):
+    biller, run, status, before = ask(CALLS)
+    result = run.result()
+    branches, billed = float(biller.usd["branches"]), float(sum(biller.usd.values()))
+    assert [one.kind for one in result.errors] == [ErrorKind.CONTENT_FILTER] * TIMES
+    assert biller.calls.total() == status.usage.calls == TIMES * sum(CALLS.values()) + 1
+    # Outcomes, the run, its models, its table, its evaluation.
+    of_outcomes = total_usage([one.usage for one in result.branches])
+    assert of_outcomes.cost_usd == pytest.approx(branches, abs=1e-9)
+    assert result.usage.cost_usd == status.usage.cost_usd == pytest.approx(billed, abs=1e-9)
+    assert result.usage.at_least == status.usage.at_least == {}
+    by_model = total_usage(list(status.usage_by_model.values()))
+    assert by_model.cost_usd == pytest.approx(billed, abs=1e-9)
+    assert sum(result.to_arrow()["cost_usd"].to_pylist()) == pytest.approx(branches, abs=1e-9)
+    (evaluated,) = result.evaluation.variants
+    assert evaluated.cost_usd == pytest.approx(branches, abs=1e-9)
+    # The fleet, its metrics, the page, and the line on the terminal.
+    fleet = client.fleet()
+    assert fleet.totals.usage.cost_usd - before == pytest.approx(billed, abs=1e-9)
+    assert counter(fleet, "fanout_cost_usd") - before == pytest.approx(billed, abs=1e-9)
+    assert dollars(billed) in run.report()
+    assert dollars(billed) in summary(status)
+
+    # Of a call that timed out nothing is known: the sum is unknown, and the rest is its least.
+    biller, run, status, before = ask(["plain", "late"], timeout_s=1)
+    result = run.result()
+    # The provider goes on, and bills what nobody reads.
+    assert biller.calls.total() == status.usage.calls == 3 * TIMES + 1
+    read = [one.usage for one in result.branches]
+    known = sum(usage.known("cost_usd") for usage in read)
+    assert 0 < known < float(biller.usd["branches"])
+    total = known + float(biller.usd["aggregate"])
+    for usage in (result.usage, status.usage, total_usage(list(status.usage_by_model.values()))):
+        assert usage.cost_usd is None
+        least = usage.at_least["cost_usd"]
+        assert least == pytest.approx(total, abs=1e-9)
+    (evaluated,) = result.evaluation.variants
+    assert evaluated.cost_usd is None
+    assert evaluated.cost_at_least_usd == pytest.approx(known, abs=1e-9)
+    shown = f"at least {dollars(least)}"
+    assert shown in run.report()
+    assert summary(status).endswith(shown)
+    fleet = client.fleet()
+    assert counter(fleet, "fanout_cost_usd") - before == pytest.approx(least, abs=1e-9)
