@@ -20,6 +20,7 @@ from fanout.inputs.documents import Notice, log_notice
 from fanout.inputs.intake import checked_documents
 from fanout.llm.callables import is_callable_model
 from fanout.llm.enforcement import unenforced
+from fanout.llm.prices import unpriced
 from fanout.runs.enqueue import close_input
 
 # Broker modules are imported on use, so that an embedded fleet starts meanwhile.
@@ -185,7 +186,7 @@ class Client:
             if should_stop is not None and should_stop():
                 return reading
         source = checked_documents(spec, documents, notify=on_notice, open_run=run_opener(self))
-        self._tell_unenforced(spec, on_notice)
+        self._tell(unenforced(spec), on_notice)
         self._check_storage()
         if self.is_embedded and self._fleet is None:
             require_open_files(self._concurrency, self._given_concurrency, spec.max_workers)
@@ -194,6 +195,7 @@ class Client:
         connections.require_storage()
 
         self._preflight(connections, spec, should_stop)
+        self._tell(unpriced(spec), on_notice)
         run_id = self._create_run(connections, spec)
         if on_created is not None:
             on_created(run_id)
@@ -201,9 +203,9 @@ class Client:
             enqueuer.enqueue(run_id, spec, source)
         return self.run(run_id).typed(spec.types)
 
-    def _tell_unenforced(self, spec: RunSpec, notify: Notify) -> None:
-        """Say what providers do not enforce of the job's schemas; once for all runs of this client."""
-        for line in unenforced(spec):
+    def _tell(self, lines: Iterable[str], notify: Notify) -> None:
+        """Say each line once for all runs of this client."""
+        for line in lines:
             if line not in self._told:
                 self._told.add(line)
                 notify(Notice(text=line))

@@ -18,11 +18,12 @@ from fanout.core.model_names import ANY_MODEL
 from fanout.policy.pricing import FREE, Price
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from fanout.core.prices import PriceSpec
+    from fanout.core.spec import RunSpec
 
-__all__ = ["is_own", "price_of", "window_of"]
+__all__ = ["is_own", "price_of", "unpriced", "window_of"]
 
 # The provider of a prefix as genai-prices names it, and where its address is set.
 _PROVIDERS = {
@@ -104,6 +105,19 @@ def price_of(model: str, given: Mapping[str, PriceSpec] | None = None) -> Price 
     known = _known(model, _address(model), _slot())
     provider, _ = _PROVIDERS.get(model.partition("/")[0], ("", ""))
     return known if own is None else _of_user(own, provider, known)
+
+
+def unpriced(spec: RunSpec) -> Iterator[str]:
+    """Yield a line for the models of a job whose price is unknown; functions may report their costs."""
+    named = [
+        model for model in spec.all_models if model.partition("/")[0] in (*_PROVIDERS, "litellm")
+    ]
+    unknown = [model for model in named if price_of(model, spec.price) is None]
+    if unknown:
+        yield (
+            f"the price of {', '.join(unknown)} is not known, and so the cost will not be: give it as "
+            "price in the job, or in the file of FANOUT_PRICES"
+        )
 
 
 def window_of(model: str) -> int | None:

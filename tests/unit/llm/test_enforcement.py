@@ -50,5 +50,5 @@ def test_it_is_said_once_for_all_runs_of_a_client():
     with Client() as client:
         told: list[str] = []
         for _ in range(3):
-            client._tell_unenforced(spec, lambda notice: told.append(notice.text))
+            client._tell(unenforced(spec), lambda notice: told.append(notice.text))
     assert len(told) == 1

@@ -8,7 +8,7 @@ from fanout.core.errors import SettingsError, SpecError
 from fanout.core.prices import PriceSpec
 from fanout.core.settings import load_settings
 from fanout.core.spec import make_spec, stored_spec
-from fanout.llm.prices import price_of, window_of
+from fanout.llm.prices import price_of, unpriced, window_of
 from fanout.llm.registry import known_context_tokens
 from fanout.policy.pricing import FREE
 
@@ -151,6 +151,15 @@ def test_a_wrong_price_of_a_job_names_its_part(price, words):
         make_spec(model="fake", prompt="p", price=price)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_models_without_a_price_are_named_before_the_run():
+    spec = make_spec(model=["openai/a", MINI], fallback=["fake", "m:f", "openai/b"], prompt="p")
+    (line,) = unpriced(spec)
+    assert line.startswith("the price of openai/a, openai/b is not known")
+    priced = spec.model_copy(update={"price": {"*": GIVEN}})
+    assert list(unpriced(priced)) == []
+    assert list(unpriced(make_spec(model="m:f", prompt="p"))) == []
 
 
 def test_a_price_is_stored_with_its_run():
