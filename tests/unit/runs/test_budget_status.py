@@ -82,7 +82,7 @@ def test_a_budget_that_cannot_be_kept_is_refused_with_what_to_give(fields, messa
 )
 def test_a_budget_that_can_be_kept_is_taken(fields):
     spec = make_spec(prompt="{input}", **fields)
-    require_kept(spec, spec.budget.limits)
+    assert require_kept(spec, spec.budget.limits) is None
 
 
 def created(store, **fields):
