@@ -34,6 +34,7 @@ BELONGS = {
     # With what the provider quoted.
     "out": {DOCUMENT, PROMPT, ANSWER},
     "result": {ANSWER},
+    "kept answers": {ANSWER},
 }
 
 
@@ -152,7 +153,7 @@ def kind_of(place, run_ids):
         if place.startswith(key):
             name, _, field = place.removeprefix(key).partition(" ")
             return name.rpartition(":")[2] or field
-    return place
+    return "kept answers" if place.startswith("fanout:answers:") else place
 
 
 @pytest.fixture

@@ -118,7 +118,7 @@ class RedisAnswers(RedisBlobReferences):
             keys = [*self._answers, *(self._lease(one.key) for one in some)]
             args: list[Any] = [ttl_s, round(1_000 * lease_s), token]
             for one in some:
-                args += [one.key, one.how]
+                args += [one.key.hex(), one.how]
             found = self._call(answer_scripts.FIND_ANSWERS, keys, args)
             replies += [self._found(one, held) for one, held in zip(some, found, strict=True)]
         again = [at for at, one in enumerate(replies) if one.verdict == "hit" and not one.answer]
@@ -180,7 +180,7 @@ class RedisAnswers(RedisBlobReferences):
             args += [self._answer_files, int(self._blobs.root is not None)]
             for one, value in zip(some, values, strict=True):
                 end = "left" if one.end == "kept" and value is None else one.end
-                args += [one.key, end, value or b""]
+                args += [one.key.hex(), end, value or b""]
             name = self._call(answer_scripts.SETTLE_ANSWERS, keys, args)
             self._name = cast("bytes", name).decode()
             are_kept += [value is not None for value in values]

@@ -151,7 +151,7 @@ def test_clearing_and_shrinking(store):
 )  # fmt: skip
 def test_a_damaged_answer_is_asked_for_anew(store, held):
     keep(store, (key(1), answer()))
-    store._redis.hset(store._answers[1], key(1), held)
+    store._redis.hset(store._answers[1], key(1).hex(), held)
     assert verdicts(store, key(1)) == ["ask"]
     assert keep(store, (key(1), answer("new"))) == [True]
     assert find(store, key(1))[0].answer == answer("new")
@@ -174,7 +174,7 @@ def test_large_answers_are_files_that_go_with_their_generation(tmp_path):
 
     keep(store, (key(1), answer(text)))
     assert len([path for path in files() if path.parent.name == "s0"]) == 1
-    assert len(store._redis.hget(store._answers[1], key(1))) < 200
+    assert len(store._redis.hget(store._answers[1], key(1).hex())) < 200
     assert store.sweep_files() == 0, "it is in use"
     assert find(store, key(1))[0].answer == answer(text)
     for path in files():

@@ -282,7 +282,7 @@ def test_a_kept_answer_without_its_shape_is_asked_for_anew(store, text, calls):
     async def run():
         await ask(process(store), model, choices=["yes", "no"])
         [held] = [key for name in store._answers[1:] for key in store._redis.hkeys(name)]
-        poisoned = AnswerSettled(held, "kept", KeptAnswer(text=text))
+        poisoned = AnswerSettled(bytes.fromhex(held.decode()), "kept", KeptAnswer(text=text))
         store.settle_answers([poisoned], token="x", ttl_s=99, limit_mb=9)
         model.calls = 0
         answers = [await ask(process(store), model, choices=["yes", "no"]) for _ in range(2)]
