@@ -255,6 +255,11 @@ def test_what_was_planted_is_only_where_it_belongs(seen):
 
     # Nor did they pass through anything else: queues, chords, events.
     others = [c for c in seen["commands"] if not any(f"fanout:run:{r}" in c for r in run_ids)]
+    # The steps that keep answers have these, and no prompt or document.
+    keeping = [command for command in others if "fanout:answers" in command]
+    assert not any(canary in c for c in keeping for canary in CONTENTS if canary != ANSWER)
+    assert any(ANSWER in command for command in keeping)
+    others = [command for command in others if command not in keeping]
     for name in ("fanout.branches", "unacked", "celery-taskset", "celeryev", "note:preflight"):
         assert any(name in command for command in others), name
     quiet = {
