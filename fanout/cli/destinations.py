@@ -15,7 +15,7 @@ from click.core import ParameterSource
 from fanout.core.errors import InputError
 from fanout.inputs.documents.files import STDIN, find_files
 from fanout.inputs.intake import checked_documents, has_only_rows
-from fanout.inputs.splitters import make_splitter, split_documents
+from fanout.inputs.splitters import split_documents, splitter_of
 from fanout.runs.output_files import RESULTS, OutputFolder
 from fanout.runs.rows import layout_of
 from fanout.runs.tables.formats import FORMATS, format_of
@@ -195,12 +195,7 @@ def require_room_for_rows(out: Destination | None, spec: RunSpec) -> None:
     if most is None or not has_only_rows(spec):
         return
     documents = checked_documents(spec, None, notify=lambda _notice: None)
-    splitter = make_splitter(
-        spec.split,
-        chunk_tokens=spec.chunk_tokens,
-        chunk_overlap_tokens=spec.chunk_overlap_tokens,
-    )
-    chunks = split_documents(documents, splitter)
+    chunks = split_documents(documents, splitter_of(spec))
     counted = sum(1 for _ in islice(chunks, most // spec.branches_per_chunk + 1))
     require_room(out, counted * spec.branches_per_chunk)
 

@@ -39,6 +39,8 @@ _GROUPS = {
     "Jobs": {
         "run": ("run:run", "Run a job and print its answer."),
         "eval": ("evaluate:command", "Run a job with labels, and print how good the answers are."),
+        "estimate": ("estimate:command", "Say what a job would use and cost, without a call."),
+        "trial": ("trial:command", "Run a random sample of a job, and project the rest."),
         "submit": ("run:submit", "Submit a job to a fleet and return."),
         "results": ("inspect_runs:results", "Print or write what a run has given."),
     },

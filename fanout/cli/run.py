@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fanout.cli import estimate
 from fanout.cli.delivery import Delivery, deliver, json_option, quiet_option
 from fanout.cli.destinations import (
     out_options,
@@ -17,7 +18,7 @@ from fanout.cli.destinations import (
     require_room_for_rows,
     warn_of_room,
 )
-from fanout.cli.exits import INTERRUPTED
+from fanout.cli.exits import FAILURE, INTERRUPTED
 from fanout.cli.following import enqueue_monitor, follow
 from fanout.cli.options import in_words, job_options, job_spec
 from fanout.cli.progress import Progress
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
 __all__ = ["JOB_EPILOG", "carry_out", "report_option", "run", "submit"]
 
 JOB_EPILOG = "A JOB.yaml has the same fields; options win over it."
+# The options that say what becomes of an answer.
+_OF_A_RUN = ("--out", "--wide", "--force", "--out-mode", "--report", "--stream", "--yes")
 report_option = click.option(
     "--report",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -72,6 +75,16 @@ report_option = click.option(
 )
 @json_option
 @quiet_option
+@click.option(
+    "--dry-run", is_flag=True, help="Only say what it would cost, as `fanout estimate` does."
+)
+@click.option(
+    "--yes",
+    "-y",
+    "is_sure",
+    is_flag=True,
+    help="Do not ask, however much it costs ($FANOUT_CONFIRM_USD).",
+)
 def run(
     inputs: tuple[str, ...],
     broker_url: str | None,
@@ -80,6 +93,8 @@ def run(
     is_streamed: bool,  # noqa: FBT001 - a click flag
     as_json: bool,  # noqa: FBT001 - a click flag
     quiet: bool,  # noqa: FBT001 - a click flag
+    dry_run: bool,  # noqa: FBT001 - a click flag
+    is_sure: bool,  # noqa: FBT001 - a click flag
     **options: Any,
 ) -> int:
     """Run a job: put a prompt to every chunk of every INPUT, and print the answer.
@@ -95,9 +110,13 @@ def run(
         raise click.UsageError(
             "--stream prints lines, and --json one object: leave one of them out"
         )
+    if dry_run:
+        _require_dry()
+        return estimate.dry_run(inputs, options, broker_url=broker_url, as_json=as_json)
     return carry_out(
         inputs,
         options,
+        is_sure=is_sure,
         broker_url=broker_url,
         open_out=open_out,
         report=report,
@@ -117,6 +136,7 @@ def carry_out(
     as_json: bool,
     quiet: bool,
     is_streamed: bool = False,
+    is_sure: bool = False,
     scoring: Scoring | None = None,
 ) -> int:
     """Run a job to its end, deliver its answer, or how good it is, and return the exit status.
@@ -130,6 +150,7 @@ def carry_out(
         as_json: Whether to print one JSON object.
         quiet: Whether to show no progress.
         is_streamed: Whether to print each branch as soon as it has ended.
+        is_sure: Whether not to ask, however much it costs.
         scoring: How to evaluate the answers; None delivers them.
     """
     settings = load_settings(broker_url=broker_url)
@@ -155,6 +176,9 @@ def carry_out(
             require_room_for_rows(out, spec)
         concurrency = spec.max_workers if settings.broker_url is None else None
         client = stack.enter_context(Client(broker_url, concurrency=concurrency))
+        with in_words(inputs, options):
+            if not estimate.is_agreed(client, spec, settings, progress, is_sure=is_sure):
+                return FAILURE
         if "local" in spec.all_models and settings.broker_url is None and has_runtime():
             progress.note(_local_note(settings.cache_dir))
         stream = stack.enter_context(StreamPrinter()) if is_streamed else None
@@ -178,6 +202,15 @@ def carry_out(
         )
         exit_status = deliver(run, status, progress, delivery)
     return INTERRUPTED if stop.is_set() else exit_status
+
+
+def _require_dry() -> None:
+    """Raise UsageError if an option has no effect, as nothing is run."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        name = option.opts[0]
+        if name in _OF_A_RUN and context.params.get(option.name or "") not in (None, False):
+            raise click.UsageError(f"{name} has no effect with --dry-run: leave one of them out")
 
 
 def _require_writable(report: Path) -> None:

@@ -22,6 +22,7 @@ from fanout.llm.callables import is_callable_model
 from fanout.llm.enforcement import unenforced
 from fanout.llm.prices import unpriced
 from fanout.runs.enqueue import close_input
+from fanout.runs.token_counts import with_tokenizer
 
 # Broker modules are imported on use, so that an embedded fleet starts meanwhile.
 if TYPE_CHECKING:
@@ -32,11 +33,14 @@ if TYPE_CHECKING:
     from fanout.client.connections import Connections
     from fanout.client.embedded_runs import EmbeddedRuns
     from fanout.client.run import Run
-    from fanout.core.records import RunStatus
+    from fanout.client.trials import Trial
+    from fanout.core.records import Document, RunStatus
     from fanout.core.spec import RunSpec
     from fanout.core.state import RunRecord
     from fanout.inputs.documents import Chunks, Notify
     from fanout.observe.fleet import FleetStatus
+    from fanout.runs.estimate import Estimate
+    from fanout.stores import RedisStore
 
 __all__ = ["Client"]
 
@@ -186,6 +190,26 @@ class Client:
             if should_stop is not None and should_stop():
                 return reading
         source = checked_documents(spec, documents, notify=on_notice, open_run=run_opener(self))
+        return self.begin(
+            spec,
+            source,
+            on_bad_document=on_bad_document,
+            on_notice=on_notice,
+            on_created=on_created,
+            should_stop=should_stop,
+        )
+
+    def begin(
+        self,
+        spec: RunSpec,
+        source: Iterator[Document],
+        *,
+        on_bad_document: Callable[[str, str], None] | None = None,
+        on_notice: Notify = log_notice,
+        on_created: Callable[[str], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Run:
+        """Begin a run of a checked job with the documents that were read; see ``submit``."""
         self._tell(unenforced(spec), on_notice)
         self._check_storage()
         if self.is_embedded and self._fleet is None:
@@ -196,12 +220,69 @@ class Client:
 
         self._preflight(connections, spec, should_stop)
         self._tell(unpriced(spec), on_notice)
+        spec, source = with_tokenizer(spec, source, connections.store)
         run_id = self._create_run(connections, spec)
         if on_created is not None:
             on_created(run_id)
         with connections.enqueuer(run_id, on_bad_document, should_stop) as enqueuer:
             enqueuer.enqueue(run_id, spec, source)
         return self.run(run_id).typed(spec.types)
+
+    def estimate(
+        self,
+        spec: RunSpec | Mapping[str, Any],
+        documents: Chunks | None = None,
+        *,
+        on_notice: Notify = log_notice,
+    ) -> Estimate:
+        """Return what a job would use and cost, without a call: its input is read as a stream.
+
+        Raises:
+            SpecError, InputError, BrokerError: As ``submit``.
+        """
+        from fanout.client.estimates import estimate_job
+
+        return estimate_job(self, spec, documents, notify=on_notice)
+
+    def trial(
+        self,
+        spec: RunSpec | Mapping[str, Any],
+        documents: Chunks | None = None,
+        *,
+        size: int = 20,
+        on_notice: Notify = log_notice,
+    ) -> Trial:
+        """Run a random sample of a job's chunks, and project the rest.
+
+        The same seed of the job chooses the same sample. Its calls are those that the job makes, so
+        the response cache has their answers when the job runs. There is no aggregate.
+
+        Args:
+            spec: The job.
+            documents: Its input, if it is not in files.
+            size: How many chunks to run.
+            on_notice: As for ``submit``.
+
+        Raises:
+            SpecError, InputError, ModelError, BrokerError: As ``submit``.
+        """
+        from fanout.client.trials import begin_trial, trial_of
+
+        count = checked_count("size", size) or 1
+        begun = begin_trial(self, spec, documents, size=count, notify=on_notice)
+        begun.run.wait()
+        return trial_of(begun)
+
+    @property
+    def concurrency(self) -> int:
+        """Branches in flight of the embedded worker."""
+        return self._concurrency
+
+    def known_store(self) -> RedisStore | None:
+        """Return a store with what runs have shown of models, without starting a fleet."""
+        if self._connections is not None or not self.is_embedded:
+            return self._connected().store
+        return self._embedded().known_store()
 
     def _tell(self, lines: Iterable[str], notify: Notify) -> None:
         """Say each line once for all runs of this client."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from fanout.client.run import Run
     from fanout.core.state import RunRecord
+    from fanout.stores import RedisStore
 
 __all__ = ["EmbeddedRuns"]
 
@@ -91,6 +92,10 @@ class EmbeddedRuns:
                 # It may have expired, be deleted, or have another key prefix.
                 with suppress(UnknownRunError):
                     yield self._connections_to(location.database).store.run(run_id)
+
+    def known_store(self) -> RedisStore:
+        """Return a store with what the newest run has shown of models."""
+        return self._databases.gather()
 
     def work_on(self, run_id: str) -> None:
         """Make sure that a run has a worker: its client's, or one that is started here.

@@ -34,9 +34,11 @@ if TYPE_CHECKING:
     from typing import Self
 
     from fanout.client.run import Run
+    from fanout.client.trials import Trial
     from fanout.core.spec import ReduceName, RunSpec
     from fanout.inputs.documents import AsyncChunks, Chunks, Notice, Notify
     from fanout.llm import LLM
+    from fanout.runs.estimate import Estimate
     from fanout.runs.results import AnswerT, Output, Result
     from fanout.runs.status import Status
 
@@ -285,6 +287,37 @@ class ParallelCalls:
         async with aclosing(own.outputs()) as outputs:
             async for output in outputs:
                 yield output
+
+    def estimate(
+        self,
+        chunks: Chunks | None = None,
+        branch_prompt: str | None = None,
+        aggregate_prompt: str | None = None,
+        **options: Any,
+    ) -> Estimate:
+        """Return what ``run`` would use and cost with the same arguments, without a call.
+
+        Raises:
+            SpecError, InputError, BrokerError: As ``run``.
+        """
+        return self._client.estimate(self._spec(branch_prompt, aggregate_prompt, options), chunks)
+
+    def trial(
+        self,
+        chunks: Chunks | None = None,
+        branch_prompt: str | None = None,
+        aggregate_prompt: str | None = None,
+        *,
+        size: int = 20,
+        **options: Any,
+    ) -> Trial:
+        """Run a random sample of ``size`` chunks, and project the rest: see ``Client.trial``.
+
+        Raises:
+            SpecError, InputError, ModelError, BrokerError: As ``run``.
+        """
+        spec = self._spec(branch_prompt, aggregate_prompt, options)
+        return self._client.trial(spec, chunks, size=size)
 
     def _shown(
         self, on_progress: Callable[[Status], None] | None, *, is_shown: bool

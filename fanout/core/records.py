@@ -99,6 +99,7 @@ class Document(_Record, frozen=True, kw_only=True):
         headings: Offsets in the text, each with the path of headings that holds from there on, such
             as ``Terms > Payment``.
         error: Why the document cannot be used, or None.
+        number: Where it is one chunk of a larger input: the 0-based number of the chunk there.
     """
 
     name: str
@@ -111,6 +112,7 @@ class Document(_Record, frozen=True, kw_only=True):
     page_numbers: list[int] = []
     headings: list[tuple[int, str]] = []
     error: str | None = None
+    number: int | None = None
 
 
 class Chunk(_Record, frozen=True, kw_only=True):
@@ -129,6 +131,7 @@ class Chunk(_Record, frozen=True, kw_only=True):
         pages: The numbers of the pages that the chunk is on, from 1 on; empty if unknown.
         headings: The path of headings at the chunk's beginning, such as ``Terms > Payment``.
         error: Why the document cannot be used; its branches then fail without a call.
+        number: What ``{index}`` is, where it is not the stage-wide index of the chunk.
     """
 
     text: str
@@ -143,6 +146,7 @@ class Chunk(_Record, frozen=True, kw_only=True):
     pages: list[int] = []
     headings: str = ""
     error: str | None = None
+    number: int | None = None
 
 
 class Shard(_Record, frozen=True, kw_only=True):

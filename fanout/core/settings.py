@@ -120,6 +120,7 @@ class Settings(BaseSettings):
         flower_user: The user name for the login to Flower.
         flower_password: The password for the login to Flower.
         flower_password_file: A file with that password.
+        confirm_usd: US dollars of an estimated cost from which `fanout run` says it and asks first.
         prices: A YAML file with the prices of models, which win over the known ones.
         cache_dir: The folder of model weights, kept between runs.
         cache_ttl_s: Seconds for which an answer is kept for runs that ask the same.
@@ -163,6 +164,7 @@ class Settings(BaseSettings):
     flower_user: Annotated[str, Field(pattern="^[^:]+$")] = "fanout"
     flower_password: SecretStr | None = None
     flower_password_file: Path | None = None
+    confirm_usd: Annotated[float, Field(ge=0)] = 1.0
     prices: Path | None = None
     cache_dir: Path = Field(default_factory=lambda: Path.home() / ".cache" / "fanout")
     cache_ttl_s: Annotated[int, Field(ge=1, le=10 * 365 * 24 * 3600)] = 30 * 24 * 3600

@@ -123,8 +123,11 @@ class RunSpec(SchemaField, AggregateFields):
         labels: The column with the right answer, or a mapping of fields of the answer to columns. The
             result then has an evaluation. No prompt has them unless it names their columns.
         split: How a document becomes chunks.
-        chunk_tokens: The largest chunk, in estimated tokens.
-        chunk_overlap_tokens: The overlap of neighbouring chunks, in estimated tokens.
+        chunk_tokens: The largest chunk, in tokens.
+        chunk_overlap_tokens: The overlap of neighbouring chunks, in tokens.
+        tokenizer: What counts tokens: ``bytes/N``, ``tiktoken``, ``tiktoken:ENCODING``, the path of a
+            ``tokenizer.json``, or a name at Hugging Face. None is ``bytes/4``, or what the fleet has
+            learnt from the calls of the model; a run stores what that was.
         reduce: How outputs become the aggregate. None is ``llm`` if ``aggregate_prompt`` is given,
             else ``none``.
         aggregate_prompt: The template of the LLM aggregate; ``{input}`` is the joined outputs.
@@ -201,6 +204,7 @@ class RunSpec(SchemaField, AggregateFields):
     split: SplitName = "none"
     chunk_tokens: Annotated[int, Field(ge=1), NUMBER] = 1000
     chunk_overlap_tokens: Annotated[int, Field(ge=0), NUMBER] = 0
+    tokenizer: Annotated[str | None, Field(min_length=1)] = None
 
     reduce: ReduceName | None = None
     aggregate_prompt: Annotated[

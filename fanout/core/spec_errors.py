@@ -62,6 +62,7 @@ def _is_braces(value: object) -> bool:
 # They say what becomes of the answers of one call of the command.
 _OPTIONS_OF_RUN = (
     "broker_url",
+    "dry_run",
     "force",
     "json",
     "out",
@@ -70,6 +71,7 @@ _OPTIONS_OF_RUN = (
     "report",
     "stream",
     "wide",
+    "yes",
 )
 
 

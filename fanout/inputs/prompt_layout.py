@@ -42,7 +42,7 @@ def branch_values(chunk: Chunk, ref: BranchRef, sample: int) -> dict[str, str]:
     return {
         "input": chunk.text,
         "document": chunk.document,
-        "index": str(ref.chunk),
+        "index": str(ref.chunk if chunk.number is None else chunk.number),
         "aspect": ref.aspect or "",
         "sample": str(sample),
         "pages": page_range(chunk.pages),

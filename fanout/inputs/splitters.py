@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fanout.core.errors import SpecError
 from fanout.core.records import Chunk
-from fanout.core.tokens import BYTES_PER_TOKEN, estimate_tokens, tokens_of_bytes, utf8_bytes
 from fanout.inputs.documents.rows import EMPTY
+from fanout.inputs.token_counters import TokenCounter, make_counter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from fanout.core.records import Document
+    from fanout.core.spec import RunSpec
 
-__all__ = ["Splitter", "make_splitter", "split_documents"]
+__all__ = ["Splitter", "make_splitter", "split_documents", "splitter_of"]
 
 # Yields start and end (in characters, end excluded) of each chunk of a text, in order.
 Splitter = Callable[[str], Iterator[tuple[int, int]]]
@@ -35,7 +36,23 @@ _SENTENCE_END = re.compile(
 )
 
 
-def make_splitter(name: str, *, chunk_tokens: int, chunk_overlap_tokens: int = 0) -> Splitter:
+def splitter_of(spec: RunSpec) -> Splitter:
+    """Return the splitter of a job. Raises SpecError as ``make_counter`` does."""
+    return make_splitter(
+        spec.split,
+        chunk_tokens=spec.chunk_tokens,
+        chunk_overlap_tokens=spec.chunk_overlap_tokens,
+        count=make_counter(spec.tokenizer, model=spec.model),
+    )
+
+
+def make_splitter(
+    name: str,
+    *,
+    chunk_tokens: int,
+    chunk_overlap_tokens: int = 0,
+    count: TokenCounter | None = None,
+) -> Splitter:
     """Return the splitter with a name.
 
     Args:
@@ -43,18 +60,20 @@ def make_splitter(name: str, *, chunk_tokens: int, chunk_overlap_tokens: int = 0
             many whole sentences as fit, and a longer sentence as ``tokens``; ``tokens``: cut at the
             largest boundary that fits (paragraph, line, sentence, word, character); ``markdown``:
             as ``tokens``, and headings, lists, tables and code blocks are boundaries, too.
-        chunk_tokens: The largest chunk, in estimated tokens; not for ``none`` and ``lines``.
-        chunk_overlap_tokens: The overlap of neighbouring chunks, in estimated tokens.
+        chunk_tokens: The largest chunk, in tokens; not for ``none`` and ``lines``.
+        chunk_overlap_tokens: The overlap of neighbouring chunks, in tokens.
+        count: Counts tokens; None takes a quarter of the bytes.
 
     Raises:
         SpecError: The splitter cannot overlap.
     """
+    sizes = _Sizes(count or TokenCounter(), chunk_tokens, chunk_overlap_tokens)
     if name == "tokens":
-        return partial(_token_spans, chunk_tokens, chunk_overlap_tokens)
+        return partial(_token_spans, sizes)
     if name == "markdown":
-        return partial(_token_spans, chunk_tokens, chunk_overlap_tokens, kind="MarkdownSplitter")
+        return partial(_token_spans, sizes, kind="MarkdownSplitter")
     if name == "sentences":
-        return partial(_sentence_spans, chunk_tokens, chunk_overlap_tokens)
+        return partial(_sentence_spans, sizes)
     if chunk_overlap_tokens:
         raise SpecError(f"split {name!r} has no overlap", field="chunk_overlap_tokens")
     return _line_spans if name == "lines" else _whole_span
@@ -83,6 +102,7 @@ def split_documents(documents: Iterable[Document], splitter: Splitter) -> Iterat
                 if document.pages
                 else document.page_numbers,
                 headings=_heading(document.headings, start) if document.headings else "",
+                number=document.number,
             )
             yield chunk
         if chunk is not None:
@@ -125,33 +145,45 @@ def _line_spans(text: str) -> Iterator[tuple[int, int]]:
         start += len(line)
 
 
+class _Sizes(NamedTuple):
+    """The largest chunk and the overlap in tokens, and what counts these."""
+
+    count: TokenCounter
+    chunk_tokens: int
+    overlap_tokens: int
+
+
 def _token_spans(
-    chunk_tokens: int, overlap_tokens: int, text: str, *, kind: str = "TextSplitter"
+    sizes: _Sizes, text: str, *, kind: str = "TextSplitter"
 ) -> Iterator[tuple[int, int]]:
     try:
-        chunks = _library_splitter(kind, chunk_tokens, overlap_tokens, text).chunk_indices(text)
+        chunks = _library_splitter(kind, sizes, text).chunk_indices(text)
     except BaseException as error:
         # The library panics on some documents (0.33: Markdown with an overlap, after a letter of
         # two bytes), which would end the program: split these as plain text.
         if type(error).__name__ != _PANIC:
             raise
-        chunks = _library_splitter("TextSplitter", chunk_tokens, 0, text).chunk_indices(text)
+        plain = sizes._replace(overlap_tokens=0)
+        chunks = _library_splitter("TextSplitter", plain, text).chunk_indices(text)
     for start, chunk in chunks:
         yield start, start + len(chunk)
 
 
-def _library_splitter(kind: str, chunk_tokens: int, overlap_tokens: int, text: str) -> Any:
+def _library_splitter(kind: str, sizes: _Sizes, text: str) -> Any:
     import semantic_text_splitter
 
     made: Any = getattr(semantic_text_splitter, kind)
-    if text.isascii():
-        # For ASCII, four characters are a token, and the library can count them itself.
-        return made(chunk_tokens * BYTES_PER_TOKEN, overlap=overlap_tokens * BYTES_PER_TOKEN)
-    return made.from_callback(estimate_tokens, chunk_tokens, overlap=overlap_tokens)
+    per_token = sizes.count.bytes_per_token
+    if text.isascii() and per_token is not None:
+        # For ASCII, bytes are characters, and the library can count them itself.
+        most = max(1, int(sizes.chunk_tokens * per_token))
+        overlap = min(most - 1, int(sizes.overlap_tokens * per_token))
+        return made(most, overlap=overlap)
+    return made.from_callback(sizes.count, sizes.chunk_tokens, overlap=sizes.overlap_tokens)
 
 
 class _Sentence(NamedTuple):
-    """The position of a sentence, in characters and in UTF-8 bytes.
+    """The position of a sentence, in characters and in units of what counts tokens.
 
     With both, the size of a series of sentences follows without reading its text again, and the
     time for a document is linear in its length.
@@ -159,23 +191,20 @@ class _Sentence(NamedTuple):
 
     start: int
     end: int
-    first_byte: int
-    last_byte: int
-
-    def tokens_to(self, last: _Sentence) -> int:
-        """Return the estimated tokens from here to the end of ``last``."""
-        return tokens_of_bytes(last.last_byte - self.first_byte)
+    first_unit: int
+    last_unit: int
 
 
-def _sentence_spans(chunk_tokens: int, overlap_tokens: int, text: str) -> Iterator[tuple[int, int]]:
+def _sentence_spans(sizes: _Sizes, text: str) -> Iterator[tuple[int, int]]:
+    count = sizes.count
     pending: list[_Sentence] = []
-    for sentence in _sentences(text):
-        if pending and pending[0].tokens_to(sentence) > chunk_tokens:
+    for sentence in _sentences(text, count):
+        if pending and _tokens(count, pending[0], sentence) > sizes.chunk_tokens:
             yield pending[0].start, pending[-1].end
-            pending = _overlap(pending, sentence, chunk_tokens, overlap_tokens)
-        if sentence.tokens_to(sentence) > chunk_tokens:
+            pending = _overlap(pending, sentence, sizes)
+        if _tokens(count, sentence, sentence) > sizes.chunk_tokens:
             long = text[sentence.start : sentence.end]
-            for first, last in _token_spans(chunk_tokens, overlap_tokens, long):
+            for first, last in _token_spans(sizes, long):
                 yield sentence.start + first, sentence.start + last
         else:
             pending.append(sentence)
@@ -183,27 +212,30 @@ def _sentence_spans(chunk_tokens: int, overlap_tokens: int, text: str) -> Iterat
         yield pending[0].start, pending[-1].end
 
 
-def _overlap(
-    before: list[_Sentence], following: _Sentence, chunk_tokens: int, overlap_tokens: int
-) -> list[_Sentence]:
+def _tokens(count: TokenCounter, first: _Sentence, last: _Sentence) -> int:
+    """Return the tokens from the beginning of a sentence to the end of another one."""
+    return count.tokens_of(last.last_unit - first.first_unit)
+
+
+def _overlap(before: list[_Sentence], following: _Sentence, sizes: _Sizes) -> list[_Sentence]:
     """Return the last sentences of ``before`` that the next chunk repeats."""
-    first = len(before)
+    count, first = sizes.count, len(before)
     while first > 1:
         earlier = before[first - 1]
-        is_shared = earlier.tokens_to(before[-1]) <= overlap_tokens
-        if not is_shared or earlier.tokens_to(following) > chunk_tokens:
+        is_shared = _tokens(count, earlier, before[-1]) <= sizes.overlap_tokens
+        if not is_shared or _tokens(count, earlier, following) > sizes.chunk_tokens:
             break
         first -= 1
     return before[first:]
 
 
-def _sentences(text: str) -> Iterator[_Sentence]:
+def _sentences(text: str, count: TokenCounter) -> Iterator[_Sentence]:
     """Yield the sentences, without the white space around them."""
-    at = at_byte = 0
+    at = at_unit = 0
     for start, end in _pieces(text):
-        first_byte = at_byte + utf8_bytes(text[at:start])
-        at, at_byte = end, first_byte + utf8_bytes(text[start:end])
-        yield _Sentence(start, end, first_byte, at_byte)
+        first_unit = at_unit + count.units(text[at:start])
+        at, at_unit = end, first_unit + count.units(text[start:end])
+        yield _Sentence(start, end, first_unit, at_unit)
 
 
 def _pieces(text: str) -> Iterator[tuple[int, int]]:

@@ -18,7 +18,7 @@ from fanout.core.model_names import READER_MODEL
 from fanout.core.queue_names import BRANCHES_QUEUE
 from fanout.core.records import Document, ErrorKind, RunStatus
 from fanout.core.spec import stored_spec
-from fanout.inputs.splitters import make_splitter, split_documents
+from fanout.inputs.splitters import split_documents, splitter_of
 from fanout.policy.admission import shard_window
 from fanout.policy.packing import MAX_SHARD_BRANCHES, pack, shard_chunk
 from fanout.runs.budgets import new_limits
@@ -122,12 +122,7 @@ class Enqueuer:
             raise RunError(f"the input is not the same as before: it is {how}")
 
     def _shards(self, run_id: str, spec: RunSpec, documents: Iterator[Document]) -> Iterator[Shard]:
-        splitter = make_splitter(
-            spec.split,
-            chunk_tokens=spec.chunk_tokens,
-            chunk_overlap_tokens=spec.chunk_overlap_tokens,
-        )
-        chunks = self._reported(split_documents(documents, splitter))
+        chunks = self._reported(split_documents(documents, splitter_of(spec)))
         shards = pack(
             chunks, branches_per_chunk=spec.branches_per_chunk, max_branches=_max_branches(spec)
         )

@@ -18,16 +18,14 @@ from fanout.aggregators import (
     leaf_parts,
     plan,
     render_input,
-    room_tokens,
 )
 from fanout.core.errors import SpecError
 from fanout.core.ids import StageId
 from fanout.core.records import Chunk, ErrorKind, RunStatus
-from fanout.core.tokens import estimate_tokens
-from fanout.llm import context_tokens
 from fanout.policy.packing import pack, shard_chunk
 from fanout.runs.enqueue import open_stage
 from fanout.runs.status import ReduceError, StoredResult
+from fanout.runs.token_counts import packing_ratio, reduce_room
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -39,8 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = ["end_run", "reduce"]
 
-# Tokens reserved for an answer without a length limit.
-_ANSWER_TOKENS = 512
 # Redis accepts values of up to 512 MB.
 _MAX_RESULT_BYTES = 256_000_000
 
@@ -156,7 +152,9 @@ def _reduce_by_calls(
         _end_with_answers(context, run_id, stages, is_json=is_json)
         return
     try:
-        chunks = list(_plan_chunks(parts, level, spec))
+        texts = (part.text for some in parts.values() for part in some)
+        per_token = packing_ratio(context.connections.store, run_id, spec, texts)
+        chunks = list(_plan_chunks(parts, level, spec, per_token))
     except SpecError as error:
         _end(context, run_id, StoredResult(), problem=str(error))
         return
@@ -186,12 +184,10 @@ def _partials(context: WorkerContext, stage_id: StageId) -> dict[str, list[Part]
     return {group: parts for group, parts in groups.items() if len(parts) > 1}
 
 
-def _plan_chunks(groups: dict[str, list[Part]], level: int, spec: RunSpec) -> Iterator[Chunk]:
-    room = room_tokens(
-        context_tokens=spec.context_tokens or context_tokens(spec.model),
-        template_tokens=estimate_tokens((spec.aggregate_prompt or "") + (spec.system or "")),
-        answer_tokens=spec.aggregate_max_tokens or _ANSWER_TOKENS,
-    )
+def _plan_chunks(
+    groups: dict[str, list[Part]], level: int, spec: RunSpec, bytes_per_token: float
+) -> Iterator[Chunk]:
+    room = reduce_room(spec, bytes_per_token)
     for group, parts in groups.items():
         prompts = plan(parts, room_tokens=room, level=level)
         for position, some in enumerate(prompts):

@@ -11,6 +11,7 @@ from fanout.core.records import TERMINAL
 __all__ = [
     "DELETE_RUN",
     "END_RUN",
+    "FIX_RATIO",
     "HALT",
     "PAUSE",
     "PUT_BLOB",
@@ -124,4 +125,11 @@ local before = tonumber(redis.call('HGET', KEYS[1], 'stage') or 0)
 local stage = tonumber(ARGV[2])
 if stage and stage > before then redis.call('HSET', KEYS[1], 'stage', stage) end
 return 1
+"""
+
+# KEYS run; ARGV bytes per token. Returns the first that was fixed for the run.
+FIX_RATIO = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return false end
+redis.call('HSETNX', KEYS[1], 'bytes_per_token', ARGV[1])
+return redis.call('HGET', KEYS[1], 'bytes_per_token')
 """

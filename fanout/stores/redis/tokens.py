@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import cast
 
 from fanout.policy.token_ratio import MOST_CALLS, TokenSums
-from fanout.stores.redis import fleet_scripts
+from fanout.stores.redis import fleet_scripts, run_scripts
 from fanout.stores.redis.base import RedisBase, translated
 
 __all__ = ["RedisTokens"]
@@ -40,6 +40,19 @@ class RedisTokens(RedisBase):
     def keep_cut_ratio(self, model: str, script: str, ratio: float) -> None:
         """Keep the bytes per token that texts of a script are cut by."""
         self._redis.hset(self._cut_ratios, f"{script} {model}", str(ratio))
+
+    @translated
+    def fix_packing_ratio(self, run_id: str, ratio: float) -> float:
+        """Fix the bytes per token by which the answers of a run are packed; return what was fixed first.
+
+        Raises:
+            UnknownRunError: There is no such run.
+        """
+        fixed = self._call(run_scripts.FIX_RATIO, [self._run(run_id)], [ratio])
+        self._require(run_id, fixed)
+        with suppress(ValueError):
+            return float(fixed)
+        return ratio
 
 
 def _sums(data: bytes | None) -> TokenSums:

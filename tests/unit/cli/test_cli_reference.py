@@ -47,7 +47,10 @@ def test_each_command_has_its_place():
 @pytest.mark.parametrize("name", sorted(_COMMANDS))
 def test_each_option_is_described_as_it_describes_itself(name):
     # A job's options are described once.
-    section = text(SECTIONS[name] + (SECTIONS["run"] if name in {"submit", "eval"} else ""))
+    section = text(
+        SECTIONS[name]
+        + (SECTIONS["run"] if name in {"submit", "eval", "estimate", "trial"} else "")
+    )
     for paragraph in (command(name).help or "").split("\n\n"):
         assert text(paragraph) in section
     options = [option for option in command(name).params if isinstance(option, click.Option)]

@@ -43,7 +43,7 @@ STRING = '{"type": "string"}'
 ALWAYS = {
     "inputs", "max_document_mb", "read_on", "strict", "model", "models", "fallback", "prompt", "aspects",
     "samples", "system", "temperature", "max_tokens", "on_truncated", "stop", "schema", "choices",
-    "split", "reduce", "aggregate_prompt",
+    "split", "tokenizer", "reduce", "aggregate_prompt",
     "group_by", "min_success", "max_workers", "priority", "cache", "timeout_s", "deadline_s", "max_attempts",
     "max_elapsed_s", "requests_per_minute", "tokens_per_minute", "sample", "limit", "labels",
     "lane", "prompt_order",
@@ -588,7 +588,8 @@ VARIABLES = {
     "max_deliveries", "queues", "batch_calls", "batch_wait_s", "batch_poll_s",
     "worker_name", "pool", "allowed_callables", "read_schemes", "max_message_kb", "max_output_kb",
     "log_format", "traces", "task_events", "flower_password", "flower_password_file", "cache_dir",
-    "state_dir", "prices", "budget_usd_per_day", "budget_calls_per_day", "budget_tokens_per_day",
+    "state_dir", "prices", "confirm_usd",
+    "budget_usd_per_day", "budget_calls_per_day", "budget_tokens_per_day",
 }  # fmt: skip
 REFUSED = {
     "broker_ca_file": ({"FANOUT_BROKER_CA_FILE": "/x"}, "the broker's URL is not rediss"),
@@ -616,8 +617,9 @@ def test_a_variable_without_effect_is_refused(monkeypatch, name):
 # Options of the commands.
 
 EFFECTIVE = {
-    "--address", "--broker-url", "--control", "--fail-under", "--help", "--interval", "--json", "--kind",
-    "--limit", "--loglevel", "--model", "--name", "--out", "--pool", "--port", "--queues",
+    "--address", "--broker-url", "--control", "--dry-run", "--fail-under", "--help",
+    "--interval", "--json", "--kind", "--limit", "--loglevel", "--model", "--name", "--out", "--pool",
+    "--port", "--queues",
     "--quiet", "--report", "--status", "--storage", "--stream", "--summary", "--token-file", "--wait",
     "--within",
 }  # fmt: skip
@@ -632,6 +634,10 @@ WITHOUT_EFFECT = [
     (["run", TEXT, "-m", "fake", "-p", "x", "--wide", "--out", "o.csv"], {},
      "--wide has no effect: the run has one answer for each chunk"),
     (["run", TEXT, "-m", "fake", "-p", "x", "--stream", "--json"], {}, "leave one of them out"),
+    *[
+        (["run", TEXT, "-m", "fake", "-p", "x", "--dry-run", *words], {}, "has no effect with --dry-run")
+        for words in (["--out", "d/"], ["--report", "r.html"], ["--stream"], ["--yes"])
+    ],
     (["eval", "latest", "--metric", "macro_f1"], {}, "--metric has no effect without --fail-under"),
     (["results", "latest", "--wide"], {}, "--wide has no effect without --out"),
     (["results", "latest", "--force"], {}, "--force has no effect without --out"),

@@ -22,6 +22,8 @@ LOADERS = {"import_module", "__import__"}
 OF_EXTRAS = {
     "xllamacpp": {"fanout.llm.local_server"},
     "litellm": {"fanout.llm.litellm"},
+    "tiktoken": {"fanout.inputs.token_counters"},
+    "tokenizers": {"fanout.inputs.token_counters"},
     "opentelemetry": {"workers.telemetry.spans"},
 }
 # Several modules import these, each where it needs them.
@@ -113,7 +115,7 @@ def test_what_a_dependency_needs_for_redis_is_asked_of_it():
 
 
 LOCKS = {
-    "requirements.lock": ["documents", "tables", "local", "s3", "otel", "dev"],
+    "requirements.lock": ["documents", "tables", "local", "s3", "otel", "tokens", "dev"],
     "requirements-demo.lock": ["documents", "tables", "local"],
     "ops/docker/requirements-runtime.lock": [],
     "ops/docker/requirements-s3.lock": ["s3"],
@@ -154,7 +156,7 @@ def test_what_ships_has_no_tools_of_developers(lock):
     wanted = [line for extra in LOCKS[lock] for line in PROJECT["optional-dependencies"][extra]]
     asked = declared(PROJECT["dependencies"] + wanted)
     if "litellm" in LOCKS[lock]:
-        tools -= {"httpx", "openai"}  # which litellm itself needs
+        tools -= {"httpx", "openai", "tiktoken", "tokenizers"}  # which litellm itself needs
     assert locked(lock).keys() & (tools - asked) == set()
 
 

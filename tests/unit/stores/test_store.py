@@ -1128,6 +1128,7 @@ GATHER = GatherRequest(
 )
 LATE = {
     "put_result": (lambda s: s.put_result(RUN, b"x"), UnknownRunError),
+    "fix_packing_ratio": (lambda s: s.fix_packing_ratio(RUN, 3.0), UnknownRunError),
     "set_status": (lambda s: s.set_status(RUN, RunStatus.REDUCING, stage=1), False),
     "end_run": (lambda s: s.end_run(RUN, RunStatus.FAILED, ended_at=2.0, error="x"), False),
     "halt": (lambda s: s.halt(RUN, RunStatus.CANCELLED, error="x"), False),

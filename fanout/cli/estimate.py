@@ -1,0 +1,94 @@
+"""``fanout estimate``, and what ``fanout run`` says of a cost before it is spent."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fanout.cli.estimate_view import estimate_lines, short_estimate
+from fanout.cli.options import in_words, job_options, job_spec
+from fanout.cli.progress import Progress
+from fanout.cli.session import EMBEDDED, Faults, any_client, broker_option, one_object, print_json
+from fanout.core.settings import load_settings
+from fanout.inputs.documents.files import STDIN
+from fanout.llm.prices import price_of
+from fanout.system.terminal import print_text
+
+if TYPE_CHECKING:
+    from fanout.client.client import Client
+    from fanout.core.settings import Settings
+    from fanout.core.spec import RunSpec
+
+__all__ = ["command", "dry_run", "is_agreed"]
+
+
+@click.command("estimate", epilog="A JOB.yaml has the same fields; options win over it.")
+@job_options
+@broker_option(EMBEDDED)
+@one_object
+def command(
+    inputs: tuple[str, ...],
+    broker_url: str | None,
+    as_json: bool,  # noqa: FBT001 - a click flag
+    **options: Any,
+) -> int:
+    """Say what a job would use, cost and take, without a call.
+
+    The whole input is read, as a stream. Costs are ranges, as answers may be long or short; calls that
+    are made again are not in it. The first prompt is shown as it would be sent.
+    """
+    return dry_run(inputs, options, broker_url=broker_url, as_json=as_json)
+
+
+def dry_run(
+    inputs: tuple[str, ...], options: dict[str, Any], *, broker_url: str | None, as_json: bool
+) -> int:
+    """Print the estimate of a job."""
+    spec = job_spec(inputs, options, load_settings(broker_url=broker_url))
+    faults = Faults(Progress(is_quiet=as_json))
+    with any_client(broker_url) as client, in_words(inputs, options):
+        estimate = client.estimate(spec, on_notice=faults.notice)
+    if as_json:
+        print_json(estimate.to_dict())
+    else:
+        print_text("\n".join(estimate_lines(estimate)))
+    return 0
+
+
+def is_agreed(
+    client: Client, spec: RunSpec, settings: Settings, progress: Progress, *, is_sure: bool
+) -> bool:
+    """Say what a job costs if that is much, and return whether it is to be run.
+
+    Args:
+        client: Has what runs have shown of models.
+        spec: The job.
+        settings: The cost from which a user is asked.
+        progress: Shows the estimate.
+        is_sure: Whether the user has agreed beforehand.
+    """
+    if not _is_paid(spec):
+        return True
+    if STDIN in spec.inputs:
+        progress.note("not estimated: standard input can be read only once")
+        return True
+    estimate = client.estimate(spec, on_notice=lambda _notice: None)
+    lane = estimate.chosen
+    cost = lane.cost_usd_low if lane.cost_usd_high is None else lane.cost_usd_high
+    if cost is not None and cost < settings.confirm_usd:
+        return True
+    progress.warn(short_estimate(estimate))
+    can_ask = sys.stdin.isatty() and sys.stderr.isatty()
+    if is_sure or cost is None or not can_ask:
+        return True
+    return click.confirm("run it?", err=True)
+
+
+def _is_paid(spec: RunSpec) -> bool:
+    """Return whether a run may cost anything that is not the user's own."""
+    prices = {model: price_of(model, spec.price) for model in spec.models or (spec.model,)}
+    return any(
+        "/" in model if price is None else not price.is_free for model, price in prices.items()
+    )

@@ -1,0 +1,137 @@
+"""Estimates and trials as text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fanout.core.units import dollars, duration, plural
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fanout.client.trials import Trial
+    from fanout.policy.estimates import Calls, LaneEstimate, Projection
+    from fanout.runs.estimate import Estimate
+
+__all__ = ["estimate_lines", "short_estimate", "trial_lines"]
+
+_SHOWN_CHARS = 2_000
+
+
+def estimate_lines(estimate: Estimate) -> Iterator[str]:
+    """Yield an estimate, line by line."""
+    yield from _counts(estimate)
+    for lane in estimate.lanes:
+        yield f"{lane.lane}: {cost_text(lane)}{_time(lane)}"
+    yield from _unpriced(estimate)
+    if estimate.learnt_calls == 0:
+        yield "tokens: a quarter of the bytes, as no call of this model was seen yet"
+    elif estimate.learnt_calls:
+        yield f"tokens: as {estimate.learnt_calls:,.0f} calls of this model have shown"
+    if estimate.system:
+        yield f"system prompt:\n{_shown(estimate.system)}"
+    if estimate.prompt is not None:
+        yield f"first prompt:\n{_shown(estimate.prompt)}"
+
+
+def _counts(estimate: Estimate) -> Iterator[str]:
+    bad = f" ({estimate.bad_documents:,} cannot be used)" if estimate.bad_documents else ""
+    yield (
+        f"{plural(estimate.documents, 'document', 'documents')}{bad}, "
+        f"{plural(estimate.chunks, 'chunk', 'chunks')}, "
+        f"{plural(estimate.branches, 'branch', 'branches')}"
+    )
+    yield f"calls: {_calls(estimate.calls)}"
+    if estimate.reduce.calls_high:
+        yield f"reduce: {_calls(estimate.reduce)}"
+    if len(estimate.by_model) > 1:
+        for model, calls in estimate.by_model.items():
+            yield f"  {model}: {_calls(calls)}"
+
+
+def _calls(calls: Calls) -> str:
+    return (
+        f"{_range(calls.calls_low, calls.calls_high)}, "
+        f"{_range(calls.input_low, calls.input_high)} tokens in, "
+        f"{_range(calls.output_low, calls.output_high)} out"
+    )
+
+
+def _range(low: float, high: float | None) -> str:
+    if high is None:
+        return f"at least {low:,.0f}"
+    return f"{low:,.0f}" if round(low) == round(high) else f"{low:,.0f} to {high:,.0f}"
+
+
+def cost_text(lane: LaneEstimate) -> str:
+    """Return the cost of a lane."""
+    low, high = lane.cost_usd_low, lane.cost_usd_high
+    if low is None:
+        return "cost unknown"
+    if high is None:
+        return f"at least {dollars(low)}"
+    return dollars(low) if low == high else f"{dollars(low)} to {dollars(high)}"
+
+
+def _time(lane: LaneEstimate) -> str:
+    if lane.lane == "batch":
+        return ", within a day"
+    if lane.time_s_low is None:
+        return ""
+    low = duration(lane.time_s_low)
+    if lane.time_s_high is None:
+        return f", {low} or more"
+    high = duration(lane.time_s_high)
+    return f", {low}" if low == high else f", {low} to {high}"
+
+
+def _unpriced(estimate: Estimate) -> Iterator[str]:
+    for model in estimate.unpriced:
+        yield f"the price of {model} is unknown: give it with --price, or in FANOUT_PRICES"
+
+
+def short_estimate(estimate: Estimate) -> str:
+    """Return an estimate as one line."""
+    unpriced = "".join(f"; {line}" for line in _unpriced(estimate))
+    return (
+        f"estimate: {plural(estimate.branches, 'branch', 'branches')}, "
+        f"{_range(estimate.calls.input_low, estimate.calls.input_high)} tokens in, "
+        f"{cost_text(estimate.chosen)}{_time(estimate.chosen)}{unpriced}"
+    )
+
+
+def trial_lines(trial: Trial) -> Iterator[str]:
+    """Yield what a trial has shown, line by line."""
+    estimate = trial.estimate
+    yield (
+        f"trial: {trial.chunks:,} of {plural(estimate.chunks, 'chunk', 'chunks')}, "
+        f"{trial.succeeded:,} of {plural(trial.branches, 'branch', 'branches')} succeeded"
+    )
+    if trial.errors:
+        yield "failed: " + ", ".join(f"{kind} {n:,}" for kind, n in sorted(trial.errors.items()))
+    if trial.answers:
+        low, middle, high = trial.answers
+        yield f"answers: {low:,} to {high:,} tokens, median {middle:,}"
+    yield f"all {plural(estimate.branches, 'branch', 'branches')}, by the sample:"
+    yield f"  cost: {_projection(trial.cost_usd, dollars)}"
+    yield f"  tokens in: {_projection(trial.input_tokens, '{:,.0f}'.format)}"
+    yield f"  tokens out: {_projection(trial.output_tokens, '{:,.0f}'.format)}"
+    yield f"  failures: {_projection(trial.failures, '{:,.0f}'.format)}"
+    if trial.time_s is not None:
+        yield f"  time: {duration(trial.time_s)}"
+    if estimate.reduce.calls_high:
+        yield f"  and the reduce, which a trial leaves out: {_calls(estimate.reduce)}"
+
+
+def _projection(found: Projection | None, shown: object) -> str:
+    if found is None or not callable(shown):
+        return "unknown"
+    if found.low == found.high:
+        return str(shown(found.value))
+    return f"{shown(found.value)} (95 %: {shown(found.low)} to {shown(found.high)})"
+
+
+def _shown(text: str) -> str:
+    if len(text) <= _SHOWN_CHARS:
+        return text
+    return f"{text[:_SHOWN_CHARS]}\n[... {len(text) - _SHOWN_CHARS:,} more characters]"

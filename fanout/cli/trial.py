@@ -1,0 +1,95 @@
+"""``fanout trial``: runs a random sample of a job, and projects the rest."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fanout.cli.delivery import quiet_option
+from fanout.cli.estimate_view import trial_lines
+from fanout.cli.exits import INTERRUPTED
+from fanout.cli.following import follow
+from fanout.cli.options import in_words, job_options, job_spec
+from fanout.cli.progress import Progress
+from fanout.cli.session import EMBEDDED, Faults, Stop, broker_option, one_object, print_json
+from fanout.client.client import Client
+from fanout.client.trials import begin_trial, trial_of
+from fanout.core.queue_names import NO_CONSUMER
+from fanout.core.settings import load_settings
+from fanout.runs.rows import stream_row
+from fanout.system.terminal import one_line, print_text
+
+if TYPE_CHECKING:
+    from fanout.client.run import Run
+
+__all__ = ["command"]
+
+_SAMPLE = 20
+_SHOWN_CHARS = 200
+
+
+@click.command("trial", epilog="A JOB.yaml has the same fields; options win over it.")
+@job_options
+@broker_option(EMBEDDED)
+@one_object
+@quiet_option
+def command(
+    inputs: tuple[str, ...],
+    broker_url: str | None,
+    as_json: bool,  # noqa: FBT001 - a click flag
+    quiet: bool,  # noqa: FBT001 - a click flag
+    **options: Any,
+) -> int:
+    """Run a random sample of a job, show the answers, and project the rest.
+
+    Cost, time, failures and lengths are projected with 95 % intervals. --sample is the size of the
+    sample in chunks (20 without it); --seed chooses another one. The calls are those of the job, so that
+    the response cache has them when it runs. There is no aggregate.
+    """
+    size = options.pop("sample") or _SAMPLE
+    settings = load_settings(broker_url=broker_url)
+    spec = job_spec(inputs, options, settings)
+    progress = Progress(is_quiet=quiet, idle="" if settings.broker_url is None else NO_CONSUMER)
+    stop = Stop(progress)
+    with ExitStack() as stack:
+        stack.enter_context(stop)
+        concurrency = spec.max_workers if settings.broker_url is None else None
+        client = stack.enter_context(Client(broker_url, concurrency=concurrency))
+        faults = Faults(progress)
+        with in_words(inputs, options):
+            begun = begin_trial(
+                client,
+                spec,
+                None,
+                size=size,
+                notify=faults.notice,
+                on_created=stop.arm,
+                should_stop=stop.is_set,
+            )
+        run: Run = begun.run
+        follow(run, progress, should_stop=stop.is_set, has_own_worker=client.is_embedded)
+        trial = trial_of(begun)
+        if as_json:
+            print_json({**trial.to_dict(), "outputs": [stream_row(one) for one in run.outcomes()]})
+        else:
+            print_text("\n".join([*_answers(run), "", *trial_lines(trial)]))
+    if stop.is_set():
+        return INTERRUPTED
+    return 0 if trial.succeeded else 1
+
+
+def _answers(run: Run) -> list[str]:
+    lines = []
+    for one in run.outcomes():
+        aspect = "" if one.aspect is None else f" · {one.aspect}"
+        answer = one.output if isinstance(one.output, str) else json.dumps(one.output, default=str)
+        text = answer if one.kind is None else f"{one.kind.value}: {one.message}"
+        lines.append(f"[{one.document}{aspect}] {_short(one_line(text))}")
+    return lines
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."

@@ -1,0 +1,71 @@
+"""Estimates of jobs: what they would use and cost, without a call."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fanout.client.arguments import checked_spec
+from fanout.client.past_runs import run_opener, with_full_ids
+from fanout.core.queue_names import BRANCHES_QUEUE
+from fanout.inputs.documents import log_notice
+from fanout.inputs.intake import checked_documents
+from fanout.policy.token_ratio import TokenSums
+from fanout.runs.estimate import Estimator
+from fanout.runs.token_counts import with_tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any
+
+    from fanout.client.client import Client
+    from fanout.core.records import Document
+    from fanout.core.spec import RunSpec
+    from fanout.inputs.documents import Chunks, Notify
+    from fanout.runs.estimate import Estimate
+    from fanout.stores import RedisStore
+
+__all__ = ["estimate_job", "estimator_of"]
+
+
+def estimate_job(
+    client: Client,
+    given: RunSpec | Mapping[str, Any],
+    documents: Chunks | None,
+    *,
+    notify: Notify = log_notice,
+) -> Estimate:
+    """Return the estimate of a job; see ``Client.estimate``."""
+    _, source, estimator = estimator_of(client, given, documents, notify=notify)
+    for _ in estimator.documents(source):
+        pass
+    return estimator.result()
+
+
+def estimator_of(
+    client: Client,
+    given: RunSpec | Mapping[str, Any],
+    documents: Chunks | None,
+    *,
+    notify: Notify = log_notice,
+) -> tuple[RunSpec, Iterator[Document], Estimator]:
+    """Return a job as it would be run, its documents, and what counts them."""
+    spec = with_full_ids(client, checked_spec(given, has_documents=documents is not None))
+    source = checked_documents(spec, documents, notify=notify, open_run=run_opener(client))
+    store = client.known_store()
+    spec, source = with_tokenizer(spec, source, store)
+
+    def seen(model: str) -> TokenSums:
+        return TokenSums() if store is None else store.token_sums(model)
+
+    return spec, source, Estimator(spec, seen=seen, places=_places(client, spec, store))
+
+
+def _places(client: Client, spec: RunSpec, store: RedisStore | None) -> int | None:
+    """Return how many calls of a run may be in flight; None if no worker is there to know."""
+    if client.is_embedded:
+        found = client.concurrency
+    else:
+        workers = store.workers() if store is not None else []
+        found = sum(one.concurrency for one in workers if BRANCHES_QUEUE in one.queues)
+    limits = [one for one in (found, spec.max_workers) if one]
+    return min(limits, default=None)

@@ -1,0 +1,200 @@
+"""Trials: a random sample of a job is run, and the rest is projected."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from fanout.client.estimates import estimator_of
+from fanout.core.records import Document
+from fanout.core.spec import RunSpec
+from fanout.inputs.documents import log_notice
+from fanout.inputs.sampling import sampled
+from fanout.policy.estimates import Projection, project
+from fanout.policy.metrics import share_estimate
+from fanout.runs.estimate import Estimate  # noqa: TC001 - msgspec reads the annotation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from fanout.client.client import Client
+    from fanout.client.run import Run
+    from fanout.core.records import Chunk
+    from fanout.inputs.documents import Chunks, Notify
+    from fanout.runs.results import Output
+
+__all__ = ["Trial", "begin_trial", "trial_of"]
+
+# What concerns the input that was read, and the aggregate, which a trial does not make.
+_LEFT_OUT = (
+    "inputs", "base_dir", "text_column", "delimiter", "sheet", "id_column", "where", "sample", "limit",
+    "encoding", "parse_timeout_s", "strict", "read_on", "labels", "split", "chunk_tokens",
+    "chunk_overlap_tokens", "tokenizer", "reduce", "aggregate_prompt", "aggregate_schema",
+    "aggregate_max_tokens", "group_by", "by", "measures", "k", "context_tokens", "min_success",
+    "deadline_s",
+)  # fmt: skip
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sample of a job has shown.
+
+    Attributes:
+        run_id: The run of the sample; it is kept as any other.
+        chunks: How many chunks were run.
+        branches: How many branches that were.
+        succeeded: How many of these have an answer.
+        errors: How many failed, by kind.
+        cached: How many answers came from the response cache.
+        cost_usd: What the whole job costs without its reduce, by the sample; None if unknown.
+        output_tokens: The same for the tokens of answers.
+        input_tokens: The same for those of prompts.
+        failures: The same for branches without an answer.
+        elapsed_s: What the branches of the sample took, one after the other.
+        time_s: What the job takes at the known limits, by the calls of the sample; None if unknown.
+        answers: The lengths of the answers in tokens: the shortest, the median and the longest.
+        estimate: The estimate of the whole job, made without the sample.
+    """
+
+    run_id: str
+    chunks: int
+    branches: int
+    succeeded: int
+    errors: dict[str, int]
+    cached: int
+    cost_usd: Projection | None
+    output_tokens: Projection | None
+    input_tokens: Projection | None
+    failures: Projection | None
+    elapsed_s: float
+    time_s: float | None
+    answers: tuple[int, int, int] | None
+    estimate: Estimate
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON values; unknown values are None."""
+        made: dict[str, Any] = msgspec.to_builtins(self)
+        return made
+
+
+class BegunTrial(msgspec.Struct, frozen=True, kw_only=True):
+    """A trial whose run goes on."""
+
+    run: Any
+    estimate: Estimate
+    places: int | None
+    rpm: float | None
+
+
+def begin_trial(
+    client: Client,
+    given: RunSpec | Mapping[str, Any],
+    documents: Chunks | None,
+    *,
+    size: int,
+    notify: Notify = log_notice,
+    on_created: Callable[[str], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> BegunTrial:
+    """Choose the sample while the whole input is counted, and begin its run.
+
+    The chunks of the sample are those of the job: same texts, same numbers, same seeds. So their
+    calls are those of the job, and the response cache has their answers when it runs.
+    """
+    spec, source, estimator = estimator_of(client, given, documents, notify=notify)
+    numbered: Iterable[Any] = estimator.documents(source)
+    # The whole sample is kept: a second reading of the input might differ.
+    picked: list[Any] = list(sampled(numbered, size, seed=spec.seed or 0, again=None))
+    kept = {name: getattr(spec, name) for name in RunSpec.model_fields if name not in _LEFT_OUT}
+    bare = RunSpec.model_construct(**kept)
+    own = spec.model_copy(update={name: getattr(bare, name) for name in _LEFT_OUT})
+    own.model_fields_set.difference_update(_LEFT_OUT)
+    run = client.begin(
+        own,
+        iter([_document(chunk) for chunk in picked]),
+        on_notice=notify,
+        on_created=on_created,
+        should_stop=should_stop,
+    )
+    return BegunTrial(
+        run=run,
+        estimate=estimator.result(),
+        places=estimator.places,
+        rpm=spec.rate.requests_per_minute,
+    )
+
+
+def _document(chunk: Chunk) -> Document:
+    return Document(
+        name=chunk.document,
+        index=chunk.document_index,
+        text=chunk.text,
+        columns=chunk.columns,
+        text_at=chunk.text_at,
+        text_column=chunk.text_column,
+        page_numbers=chunk.pages,
+        headings=[(0, chunk.headings)] if chunk.headings else [],
+        number=chunk.number,
+    )
+
+
+def trial_of(begun: BegunTrial) -> Trial:
+    """Return what a trial has shown, once its run has ended."""
+    run: Run = begun.run
+    outputs = list(run.outcomes())
+    of_chunk: dict[int, list[Output[Any]]] = defaultdict(list)
+    for one in outputs:
+        of_chunk[one.chunk].append(one)
+    chunks, total = list(of_chunk.values()), begun.estimate.chunks
+    failed = sum(one.kind is not None for one in outputs)
+    lengths = sorted(int(n) for one in outputs if (n := _used(one, "output_tokens")))
+    elapsed_s = sum(one.elapsed_s for one in outputs)
+    share = share_estimate(failed, len(outputs))
+    branches = begun.estimate.branches
+    return Trial(
+        run_id=run.run_id,
+        chunks=len(chunks),
+        branches=len(outputs),
+        succeeded=len(outputs) - failed,
+        errors=dict(Counter(one.kind.value for one in outputs if one.kind is not None)),
+        cached=sum(bool(getattr(one, "cached", False)) for one in outputs),
+        cost_usd=_projected(chunks, "cost_usd", total),
+        output_tokens=_projected(chunks, "output_tokens", total),
+        input_tokens=_projected(chunks, "input_tokens", total),
+        failures=None
+        if share is None
+        else Projection(
+            value=share.value * branches, low=share.low * branches, high=share.high * branches
+        ),
+        elapsed_s=elapsed_s,
+        time_s=_time_s(begun, elapsed_s / len(outputs) if outputs else None),
+        answers=(lengths[0], lengths[len(lengths) // 2], lengths[-1]) if lengths else None,
+        estimate=begun.estimate,
+    )
+
+
+def _used(one: Output[Any], name: str) -> float | None:
+    """Return what a branch used, or, where its answer was cached, what that answer had used."""
+    saved = getattr(one, "saved", None)
+    if saved is not None and saved.calls:
+        value: float | None = getattr(saved, name)
+        return value
+    found: float | None = getattr(one.usage, name)
+    return found
+
+
+def _projected(chunks: list[list[Output[Any]]], name: str, total: int) -> Projection | None:
+    values = [[_used(one, name) for one in some] for some in chunks]
+    if any(one is None for some in values for one in some):
+        return None
+    return project([sum(one for one in some if one is not None) for some in values], total)
+
+
+def _time_s(begun: BegunTrial, call_s: float | None) -> float | None:
+    branches = begun.estimate.branches
+    known = [
+        branches * call_s / begun.places if begun.places and call_s else None,
+        branches * 60.0 / begun.rpm if begun.rpm else None,
+    ]
+    return max((one for one in known if one is not None), default=None)

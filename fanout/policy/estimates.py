@@ -1,0 +1,216 @@
+"""What a run will use, as ranges: pure functions of counts, prices and limits."""
+
+from __future__ import annotations
+
+from math import ceil, sqrt
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import structs
+
+from fanout.core.records import Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fanout.core.lanes import Lane
+    from fanout.policy.pricing import Price
+    from fanout.policy.token_ratio import TokenSums
+
+__all__ = [
+    "Calls",
+    "LaneEstimate",
+    "Projection",
+    "answer_range",
+    "cost_range",
+    "project",
+    "time_range",
+    "tree_calls",
+]
+
+# A mean is worth something from so many answers on; the total is within this factor of it.
+_SEEN = 20
+_WITHIN = 2.0
+_MINUTE_S = 60.0
+
+
+class Calls(msgspec.Struct, frozen=True, kw_only=True):
+    """Calls of a model, and their tokens, each as a range. An upper end that is unknown is None."""
+
+    calls_low: float = 0
+    calls_high: float = 0
+    input_low: float = 0
+    input_high: float = 0
+    output_low: float = 0
+    output_high: float | None = 0
+
+    def plus(self, other: Calls) -> Calls:
+        """Return both together."""
+        high = None
+        if self.output_high is not None and other.output_high is not None:
+            high = self.output_high + other.output_high
+        return Calls(
+            calls_low=self.calls_low + other.calls_low,
+            calls_high=self.calls_high + other.calls_high,
+            input_low=self.input_low + other.input_low,
+            input_high=self.input_high + other.input_high,
+            output_low=self.output_low + other.output_low,
+            output_high=high,
+        )
+
+
+class LaneEstimate(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run costs in a lane, and how long it takes.
+
+    Attributes:
+        lane: How the calls are bought.
+        cost_usd_low: The least; None if a price is unknown.
+        cost_usd_high: The most; None if a price is unknown, or the length of an answer has no limit.
+        time_s_low: The least seconds by the limits that are known; None if none is, or in a batch.
+        time_s_high: The most by these.
+    """
+
+    lane: Lane
+    cost_usd_low: float | None
+    cost_usd_high: float | None
+    time_s_low: float | None = None
+    time_s_high: float | None = None
+
+
+def answer_range(
+    *, least: float, most: float | None, seen: TokenSums
+) -> tuple[float, float | None]:
+    """Return the fewest and the most tokens of an answer on average.
+
+    Args:
+        least: The fewest that it can have.
+        most: The most that it can have; None if there is no limit.
+        seen: The answers of the model so far, of any job.
+    """
+    if seen.answers < _SEEN:
+        return least, most
+    mean = seen.output_tokens / seen.answers
+    high = max(mean * _WITHIN, least)
+    low = max(mean / _WITHIN, least)
+    return (low, high) if most is None else (min(low, most), min(high, most))
+
+
+def cost_range(price: Price | None, calls: Calls, lane: Lane) -> tuple[float | None, float | None]:
+    """Return the least and the most US dollars that calls cost; None where that is unknown."""
+    if price is None:
+        return None, None
+    low = _cost(price, calls.calls_low, calls.input_low, calls.output_low, lane)
+    if price.is_free:
+        return 0.0, 0.0
+    if calls.output_high is None:
+        return low, None
+    return low, _cost(price, calls.calls_high, calls.input_high, calls.output_high, lane)
+
+
+def _cost(price: Price, calls: float, tokens_in: float, tokens_out: float, lane: Lane) -> float:
+    """Return the cost of calls of average length."""
+    if not calls:
+        return 0.0
+    usage = Usage(
+        calls=1, input_tokens=round(tokens_in / calls), output_tokens=round(tokens_out / calls)
+    )
+    own = price.of(lane, usage.input_tokens or 0)
+    return (tokens_in * own.input_mtok + tokens_out * own.output_mtok) / 1e6
+
+
+def time_range(
+    calls: Calls,
+    *,
+    requests_per_minute: float | None,
+    tokens_per_minute: float | None,
+    places: int | None,
+    call_s: float | None,
+) -> tuple[float | None, float | None]:
+    """Return the least and the most seconds that calls take by the limits that are known.
+
+    Args:
+        calls: The calls of one model.
+        requests_per_minute: Its limit of calls.
+        tokens_per_minute: Its limit of tokens.
+        places: How many calls may be in flight; None if that is unknown.
+        call_s: How long a call has taken on average; None if that is unknown.
+    """
+    low: list[float] = []
+    high: list[float | None] = []
+    if requests_per_minute:
+        low.append(calls.calls_low * _MINUTE_S / requests_per_minute)
+        high.append(calls.calls_high * _MINUTE_S / requests_per_minute)
+    if tokens_per_minute:
+        low.append((calls.input_low + calls.output_low) * _MINUTE_S / tokens_per_minute)
+        out = calls.output_high
+        most = None if out is None else (calls.input_high + out) * _MINUTE_S / tokens_per_minute
+        high.append(most)
+    if places and call_s:
+        low.append(calls.calls_low * call_s / places)
+        high.append(calls.calls_high * call_s / places)
+    known = [one for one in high if one is not None]
+    return max(low, default=None), max(known) if known and len(known) == len(high) else None
+
+
+def tree_calls(
+    answers: float, *, room: float, answer: float, partial: float
+) -> tuple[float, float]:
+    """Return how many calls a reduce makes of answers, and the tokens of its prompts.
+
+    Args:
+        answers: How many answers there are.
+        room: Tokens of answers that fit a prompt.
+        answer: Tokens of an answer.
+        partial: Tokens of a reduction of several answers.
+    """
+    calls = tokens = 0.0
+    size = answer
+    while answers > 0:
+        fits = max(1.0 if not calls else 2.0, room // max(1.0, size))
+        made = ceil(answers / fits)
+        calls += made
+        tokens += answers * min(size, room)
+        if made == 1:
+            break
+        answers, size = made, partial
+    return calls, tokens
+
+
+class Projection(msgspec.Struct, frozen=True, kw_only=True):
+    """A sum over all chunks, by a sample of them, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the three numbers."""
+        return structs.asdict(self)
+
+
+# The 97.5th percentile of Student's distribution by degrees of freedom; between them, the next smaller.
+_STUDENT = {
+    1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262,
+    10: 2.228, 12: 2.179, 15: 2.131, 19: 2.093, 24: 2.064, 29: 2.045, 39: 2.023, 59: 2.001, 119: 1.980,
+}  # fmt: skip
+
+
+def project(values: Sequence[float], total: int) -> Projection | None:
+    """Return the sum over ``total`` chunks by the values of a random sample; None if it is too small.
+
+    The interval is Student's, with the correction for a finite population: a sample of all chunks has
+    no error. (W. G. Cochran, Sampling Techniques, 1977, chapter 2.)
+    """
+    size = len(values)
+    if not size or (size == 1 and total > 1):
+        return None
+    mean = sum(values) / size
+    if size >= total:
+        return Projection(value=mean * total, low=mean * total, high=mean * total)
+    variance = sum((one - mean) ** 2 for one in values) / (size - 1)
+    t = _STUDENT[max(freedom for freedom in _STUDENT if freedom <= size - 1)]
+    margin = t * total * sqrt(variance / size * (1 - size / total))
+    seen = sum(values)
+    value = mean * total
+    # The others cost something, too: at least nothing.
+    return Projection(value=value, low=max(seen, value - margin), high=value + margin)

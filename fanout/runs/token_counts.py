@@ -1,0 +1,102 @@
+"""How the texts of a run are cut to tokens: by what the fleet has learnt of its model."""
+
+from __future__ import annotations
+
+from itertools import chain, islice
+from math import ceil
+from typing import TYPE_CHECKING
+
+from fanout.aggregators import room_tokens
+from fanout.core.tokens import BYTES_PER_TOKEN, utf8_bytes
+from fanout.inputs.token_counters import bytes_tokenizer, ratio_of
+from fanout.llm import context_tokens
+from fanout.policy.token_ratio import TokenRatio, kept_ratio, script_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from fanout.core.records import Document
+    from fanout.core.spec import RunSpec
+    from fanout.stores import RedisStore
+
+__all__ = ["ANSWER_TOKENS", "packing_ratio", "reduce_room", "with_tokenizer"]
+
+# Tokens reserved for an aggregate without a length limit.
+ANSWER_TOKENS = 512
+# The splitters that fill chunks up to a number of tokens.
+_SIZED_SPLITS = ("tokens", "markdown", "sentences")
+
+# The characters of an input that show how it is to be cut.
+_SHOWN_CHARS = 20_000
+_SHOWN_TEXTS = 50
+
+
+def with_tokenizer(
+    spec: RunSpec, documents: Iterator[Document], store: RedisStore | None
+) -> tuple[RunSpec, Iterator[Document]]:
+    """Return a job that says how its tokens are counted, and the documents.
+
+    The first document shows which kind of text they are. The job of a run keeps what was found, so
+    that the same input gives the same chunks when it is read again.
+
+    Args:
+        spec: The job.
+        documents: Its documents, of which the first is read.
+        store: Has what the fleet knows; None if there is none yet.
+    """
+    if spec.tokenizer is not None or spec.split not in _SIZED_SPLITS or store is None:
+        return spec, documents
+    head: list[Document] = []
+    shown = ""
+    for document in documents:
+        head.append(document)
+        if document.error is None:
+            shown = document.text[:_SHOWN_CHARS]
+            break
+    ratio = _cut_ratio(store, spec.model, shown)
+    if ratio != BYTES_PER_TOKEN:
+        given = spec.model_fields_set.copy()
+        spec = spec.model_copy(update={"tokenizer": bytes_tokenizer(ratio)})
+        spec.model_fields_set.intersection_update(given)
+    return spec, chain(head, documents)
+
+
+def packing_ratio(store: RedisStore, run_id: str, spec: RunSpec, texts: Iterable[str]) -> float:
+    """Return the bytes per token by which the answers of a run are packed into prompts.
+
+    It is the same for all its stages, and when one of them is planned again.
+
+    Raises:
+        UnknownRunError: There is no such run.
+    """
+    ratio = ratio_of(spec.tokenizer)
+    if ratio is not None:
+        return ratio
+    shown = "\n".join(text[:_SHOWN_CHARS] for text in islice(texts, _SHOWN_TEXTS))
+    return store.fix_packing_ratio(run_id, _cut_ratio(store, spec.model, shown))
+
+
+def reduce_room(spec: RunSpec, bytes_per_token: float) -> int:
+    """Return how many tokens of answers fit one prompt of the reduce, at a quarter of their bytes.
+
+    Raises:
+        SpecError: Too few fit.
+    """
+    prompts = utf8_bytes((spec.aggregate_prompt or "") + (spec.system or ""))
+    room = room_tokens(
+        context_tokens=spec.context_tokens or context_tokens(spec.model),
+        template_tokens=ceil(prompts / bytes_per_token),
+        answer_tokens=spec.aggregate_max_tokens or ANSWER_TOKENS,
+    )
+    return int(room * bytes_per_token / BYTES_PER_TOKEN)
+
+
+def _cut_ratio(store: RedisStore, model: str, text: str) -> float:
+    """Return the bytes per token of such texts, which changes only where it is far off."""
+    script = script_of(text)
+    kept = store.cut_ratio(model, script)
+    learnt = TokenRatio.fitted(store.token_sums(model)).bytes_per_token(text)
+    ratio = kept_ratio(kept, learnt)
+    if ratio != (kept or BYTES_PER_TOKEN):
+        store.keep_cut_ratio(model, script, ratio)
+    return ratio

@@ -1,0 +1,90 @@
+"""What a job costs is known before it is run: estimate, dry run, trial, and the question."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fanout import Client, ParallelCalls
+
+FANOUT = [sys.executable, "-c", "from fanout.cli.main import main; main()"]
+JOB = ["--prompt", "{index}: {input}"]
+DEAR = ["--price", "input_mtok=900000", "--price", "output_mtok=900000"]
+
+
+def echo(prompt: str) -> str:
+    """Answer with the prompt."""
+    return prompt
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("FANOUT_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.delenv("FANOUT_BROKER_URL", raising=False)
+    (tmp_path / "in.csv").write_text("text\n" + "".join(f"row {at}\n" for at in range(40)))
+    return tmp_path
+
+
+def fanout(home, *arguments, status=0):
+    done = subprocess.run(
+        [*FANOUT, *arguments], capture_output=True, text=True, cwd=home, env=os.environ, check=False,
+        timeout=120, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == status, done.stderr
+    return done
+
+
+def test_an_estimate_and_a_dry_run_make_no_run(home):
+    job = ["in.csv", "--model", "openai/gpt-5-mini", *JOB, "--max-tokens", "20"]
+    found = json.loads(fanout(home, "estimate", *job, "--json").stdout)
+    assert (found["documents"], found["branches"], found["prompt"]) == (40, 40, "0: row 0")
+    assert [one["lane"] for one in found["lanes"]] == ["realtime", "flex", "batch"]
+    shown = fanout(home, "run", *job, "--dry-run").stdout
+    assert "40 documents, 40 chunks, 40 branches" in shown
+    assert "0: row 0" in shown
+    assert fanout(home, "runs").stdout == "", "there was no run"
+
+
+def test_a_trial_runs_a_sample_with_the_prompts_of_the_job(home):
+    job = ["in.csv", "--model", "fake", *JOB, "--seed", "7"]
+    first = json.loads(fanout(home, "trial", *job, "--sample", "5", "--json", "-q").stdout)
+    assert (first["chunks"], first["succeeded"]) == (5, 5)
+    assert first["estimate"]["branches"] == 40
+    tokens = first["input_tokens"]
+    assert tokens["low"] <= tokens["value"] <= tokens["high"]
+    assert tokens["value"] == pytest.approx(40 * 3, rel=0.3)
+    again = json.loads(fanout(home, "trial", *job, "--sample", "5", "--json", "-q").stdout)
+    picked = [one["document"] for one in first["outputs"]]
+    assert [one["document"] for one in again["outputs"]] == picked, "the same seed, the same sample"
+    lines = fanout(home, "run", *job, "--stream", "-q").stdout.splitlines()
+    whole = {one["document"]: one["output"] for one in map(json.loads, lines)}
+    for one in first["outputs"]:
+        assert one["output"] == whole[one["document"]], "the same prompt, by its index in the job"
+
+
+def test_a_cost_above_the_threshold_is_told_before(home, monkeypatch):
+    job = ["in.csv", "--model", "fake", *JOB, "--max-tokens", "20", *DEAR]
+    done = fanout(home, "run", *job)
+    assert "estimate: 40 branches" in done.stderr
+    assert "row 0" not in done.stderr
+    monkeypatch.setenv("FANOUT_CONFIRM_USD", "1e9")
+    assert "estimate:" not in fanout(home, "run", *job).stderr
+    assert "estimate:" not in fanout(home, "run", "in.csv", "--model", "fake", *JOB).stderr
+
+
+def test_in_python(home):
+    chunks = [f"text {at}" for at in range(30)]
+    with ParallelCalls(llm=echo) as runner:
+        found = runner.estimate(chunks, "{index} {input}")
+        assert (found.branches, found.prompt) == (30, "0 text 0")
+        trial = runner.trial(chunks, "{index} {input}", size=4)
+        assert trial.succeeded == trial.chunks == 4
+        answers = set(runner.run(chunks, "{index} {input}").outputs)
+    with Client() as client:
+        tried = {one.output for one in client.run(trial.run_id).outcomes()}
+    assert tried <= answers
+    assert len(tried) == 4

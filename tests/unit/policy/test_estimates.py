@@ -1,0 +1,117 @@
+"""Costs and times as ranges, and what a sample says of the rest."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from fanout.policy.estimates import (
+    Calls,
+    Projection,
+    answer_range,
+    cost_range,
+    project,
+    time_range,
+    tree_calls,
+)
+from fanout.policy.pricing import FREE, Price
+from fanout.policy.token_ratio import TokenSums
+
+PRICE = Price(
+    input_mtok=1.0, output_mtok=10.0, batch=Price(input_mtok=0.5, output_mtok=5.0),
+    longer=((1_000, Price(input_mtok=2.0, output_mtok=20.0)),),
+)  # fmt: skip
+CALLS = Calls(
+    calls_low=1_000, calls_high=1_000, input_low=500_000, input_high=500_000,
+    output_low=1_000, output_high=100_000,
+)  # fmt: skip
+SEEN = TokenSums(calls=50, answers=50, output_tokens=5_000, elapsed_s=100)
+
+
+@pytest.mark.parametrize(
+    ("price", "calls", "lane", "expected"),
+    [
+        (PRICE, CALLS, "realtime", (0.51, 1.5)),
+        (PRICE, CALLS, "batch", (0.255, 0.75)),
+        (FREE, CALLS, "realtime", (0.0, 0.0)),
+        (None, CALLS, "realtime", (None, None)),
+        (PRICE, Calls(), "realtime", (0.0, 0.0)),
+    ],
+)  # fmt: skip
+def test_a_cost_is_a_range(price, calls, lane, expected):
+    found = cost_range(price, calls, lane)
+    if expected[0] is None:
+        assert found == expected
+    else:
+        assert list(found) == pytest.approx(list(expected))
+
+
+def test_long_prompts_have_their_own_price():
+    long = Calls(calls_low=1, calls_high=1, input_low=2_000, input_high=2_000, output_high=0)
+    assert list(cost_range(PRICE, long, "realtime")) == pytest.approx([0.004, 0.004])
+
+
+def test_without_a_limit_of_answers_there_is_no_most():
+    assert cost_range(PRICE, Calls(calls_low=1, calls_high=1, output_high=None), "batch")[1] is None
+    both = CALLS.plus(Calls(calls_low=1, calls_high=2, output_high=None))
+    assert (both.calls_low, both.calls_high, both.output_high) == (1_001, 1_002, None)
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "seen", "expected"),
+    [
+        (1, 500, TokenSums(), (1, 500)),
+        (1, None, TokenSums(), (1, None)),
+        (1, 500, SEEN, (50, 200)),
+        (1, None, SEEN, (50, 200)),
+        (1, 80, SEEN, (50, 80)),
+        (1, 20, SEEN, (20, 20)),
+        (1, 500, TokenSums(calls=9, answers=9, output_tokens=90), (1, 500)),
+    ],
+)
+def test_answers_are_as_long_as_they_were(least, most, seen, expected):
+    assert answer_range(least=least, most=most, seen=seen) == expected
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({}, (None, None)),
+        ({"requests_per_minute": 100}, (600, 600)),
+        ({"tokens_per_minute": 100_000}, (300.6, 360)),
+        ({"places": 10, "call_s": 2.0}, (200, 200)),
+        ({"places": 10}, (None, None)),
+        ({"requests_per_minute": 100, "places": 1, "call_s": 2.0}, (2_000, 2_000)),
+    ],
+)
+def test_the_tightest_limit_says_how_long_it_takes(limits, expected):
+    names = ("requests_per_minute", "tokens_per_minute", "places", "call_s")
+    found = time_range(CALLS, **{name: limits.get(name) for name in names})
+    if expected[0] is None:
+        assert found == expected
+    else:
+        assert list(found) == pytest.approx(list(expected))
+
+
+def test_a_reduce_is_a_tree():
+    assert tree_calls(0, room=100, answer=10, partial=10) == (0, 0)
+    assert tree_calls(10, room=100, answer=10, partial=10) == (1, 100)
+    assert tree_calls(100, room=100, answer=10, partial=10) == (11, 1_100)
+    assert tree_calls(3, room=100, answer=500, partial=500)[0] == 6, "each level halves at least"
+
+
+def test_a_sample_of_all_has_no_error():
+    assert project([1.0, 2.0], 2) == Projection(value=3.0, low=3.0, high=3.0)
+    assert project([], 5) is project([1.0], 5) is None
+    assert project([4.0], 1) == Projection(value=4.0, low=4.0, high=4.0)
+
+
+def test_the_interval_holds_the_truth_in_95_of_100_samples():
+    chance = random.Random(4)
+    everything = [chance.gauss(100, 20) for _ in range(500)]
+    truth, held = sum(everything), 0
+    for _ in range(400):
+        found = project(chance.sample(everything, 20), len(everything))
+        held += found.low <= truth <= found.high
+    assert 0.92 <= held / 400 <= 0.98

@@ -1,0 +1,125 @@
+"""What a job will use is counted from its input, without a call and in flat memory."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import pytest
+
+from fanout.core.records import Document
+from fanout.core.spec import make_spec
+from fanout.core.tokens import estimate_tokens
+from fanout.policy.token_ratio import TokenSums, bytes_by_kind
+from fanout.runs.estimate import Estimator
+
+
+def documents(count, text="some words of a text"):
+    return (Document(name=f"d{at}", index=at, text=text) for at in range(count))
+
+
+def estimated(fields, some, *, seen=TokenSums(), places=None):  # noqa: B008 - it is frozen
+    job = {"model": "openai/gpt-5-mini", "prompt": "Read: {input}", **fields}
+    estimator = Estimator(make_spec(**job), seen=lambda _model: seen, places=places)
+    chunks = list(estimator.documents(some))
+    return estimator.result(), chunks
+
+
+def test_documents_chunks_branches_and_tokens_are_counted():
+    bad = Document(name="b", index=0, error="broken")
+    found, chunks = estimated(
+        {"split": "lines", "aspects": {"a": "A: {input}", "b": "B: {input}"}, "prompt": None,
+         "samples": 3, "max_tokens": 50, "system": "Be brief."},
+        [bad, *documents(2, "one\ntwo\nthree")],
+    )  # fmt: skip
+    assert (found.documents, found.bad_documents, found.chunks) == (3, 1, 6)
+    assert [chunk.number for chunk in chunks] == [1, 2, 3, 4, 5, 6], "as in the run"
+    assert found.branches == 7 * 2 * 3
+    assert found.calls.calls_low == found.calls.calls_high == 36
+    assert (found.calls.output_low, found.calls.output_high) == (36, 36 * 50)
+    assert found.prompt == "A: one"
+    assert found.system == "Be brief."
+    assert [one.lane for one in found.lanes] == ["realtime", "flex", "batch"]
+    assert found.chosen.cost_usd_low < found.chosen.cost_usd_high
+    half = found.lanes[2]
+    assert half.cost_usd_high == pytest.approx(found.chosen.cost_usd_high / 2)
+
+
+def test_its_tokens_are_those_that_the_model_is_known_to_make():
+    prompt = "Read: " + "some words of a text"
+    kinds = bytes_by_kind([prompt])
+    seen = TokenSums.total([TokenSums.of_call(kinds, 33)] * 100)
+    plain, _ = estimated({}, documents(10))
+    learnt, _ = estimated({}, documents(10), seen=seen)
+    assert plain.calls.input_low == pytest.approx(10 * estimate_tokens(prompt), rel=0.1)
+    assert learnt.calls.input_low == pytest.approx(330, rel=0.05)
+    assert learnt.learnt_calls == 100
+
+
+def test_an_index_is_that_of_the_run():
+    found, _ = estimated({"prompt": "{index} {input}"}, documents(3))
+    assert found.prompt == "0 some words of a text"
+
+
+@pytest.mark.parametrize(
+    ("fields", "low", "high"),
+    [
+        ({"choices": "yes,perhaps"}, 1, 4),
+        ({"max_tokens": 9}, 1, 9),
+        ({"schema": {"type": "object", "required": ["name"]}, "max_tokens": 90}, 5, 90),
+        ({"model": "x:y", "context_tokens": None}, 1, None),
+    ],
+)
+def test_the_length_of_answers_is_bounded_by_what_they_must_be(fields, low, high):
+    given = {name: value for name, value in fields.items() if value is not None}
+    found, _ = estimated(given, documents(1))
+    assert found.calls.output_low == pytest.approx(low, abs=1)
+    assert found.calls.output_high == (None if high is None else pytest.approx(high, abs=1))
+
+
+def test_a_vote_may_end_early():
+    found, _ = estimated({"samples": 9, "certainty": 0.9, "max_tokens": 5}, documents(4))
+    assert found.branches == 4
+    assert 4 < found.calls.calls_low < found.calls.calls_high == 36
+
+
+@pytest.mark.parametrize(("group", "least"), [(None, 1), ("document", 30)])
+def test_the_calls_of_the_reduce_are_counted(group, least):
+    fields = {"aggregate_prompt": "Sum up: {input}", "group_by": group, "max_tokens": 500}
+    found, _ = estimated({**fields, "context_tokens": 4_000}, documents(30))
+    assert found.reduce.calls_low == least
+    assert found.reduce.calls_high >= (least if group else 7), "long answers make a tree"
+    total = found.by_model["openai/gpt-5-mini"]
+    assert total.calls_high == 30 + found.reduce.calls_high
+
+
+def test_an_unknown_price_is_unknown():
+    found, _ = estimated({"model": "openai/no-such-model", "max_tokens": 9}, documents(2))
+    assert found.unpriced == ["openai/no-such-model"]
+    assert found.chosen.cost_usd_low is found.chosen.cost_usd_high is None
+
+
+def test_the_time_follows_from_limits():
+    seen = TokenSums(calls=100, answers=100, output_tokens=900, elapsed_s=300)
+    found, _ = estimated({"max_tokens": 9}, documents(60), seen=seen, places=2)
+    assert found.chosen.time_s_low == pytest.approx(90)
+    assert found.lanes[2].time_s_low is None, "a batch comes when it comes"
+    limited, _ = estimated({"requests_per_minute": 6, "max_tokens": 9}, documents(60))
+    assert limited.chosen.time_s_high == pytest.approx(600)
+
+
+def test_memory_is_flat():
+    estimator = Estimator(
+        make_spec(model="openai/gpt-5-mini", prompt="Read: {input}"),
+        seen=lambda _model: TokenSums(),
+        places=None,
+    )
+    chunks = estimator.documents(documents(20_000))
+    for _ in zip(range(2_000), chunks, strict=False):
+        pass
+    tracemalloc.start()
+    for _ in chunks:
+        pass
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert estimator.result().chunks >= 19_999
+    assert peak < 300_000
