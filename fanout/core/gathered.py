@@ -158,16 +158,23 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
         item: The last call that was answered; empty for none.
         result: Its result as JSON.
         is_promoted: Whether the branch no longer waits for batches.
+        since: When the run was last retried; empty for never.
     """
 
     item: str = ""
     result: bytes = b""
     is_promoted: bool = False
+    since: str = ""
 
     @property
     def number(self) -> int:
         """The number of that call among all calls of the branch, from 1; 0 for none."""
         return int(self.item.rpartition("-")[2] or 0)
+
+    @property
+    def place(self) -> int:
+        """The place of its model: 0 is the run's ``model``, and after that come ``all_models``."""
+        return int(self.item.split("-")[-2])
 
 
 class LandRequest(msgspec.Struct, frozen=True):

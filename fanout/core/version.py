@@ -10,4 +10,5 @@ __all__ = ["WIRE_VERSION"]
 #   3: branches are published whole, and have no feed.
 #   4: columns of rows have their types.
 #   5: a chunk has a branch for each model.
+#   6: usage counts cached, written and reasoning tokens, and has the known part of what is unknown.
 WIRE_VERSION = 6

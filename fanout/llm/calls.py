@@ -20,9 +20,8 @@ from fanout.llm.deadline import Deadline
 from fanout.llm.finish_reasons import ending
 from fanout.llm.sound_replies import sound_error, sound_reply
 from fanout.llm.tries import Tries, message_of
-from fanout.llm.usage import billed
+from fanout.llm.usage import billed, billed_at
 from fanout.policy.outages import judge_alone
-from fanout.policy.pricing import priced
 from fanout.policy.progress import Lesson  # noqa: TC001 - msgspec reads the annotation
 from fanout.policy.retries import stop_after
 
@@ -250,9 +249,9 @@ async def _priced_call(
     try:
         reply = await _call(llm, request, timeout_s)
     except LLMError as error:
-        error.usage = priced(billed(error.kind, error.usage), price, request.lane)
+        error.usage = billed_at(price, error.kind, error.usage, request.lane)
         raise
-    usage = priced(reply.usage, price, reply.lane or request.lane)
+    usage = billed_at(price, None, reply.usage, reply.lane or request.lane)
     return reply if usage is reply.usage else msgspec.structs.replace(reply, usage=usage)
 
 

@@ -46,7 +46,7 @@ _HALVED = {
     "batch": {"openai", "azure", "anthropic", "google"},
     "flex": {"openai", "azure", "google"},
 }
-# These keep the price of what a cache served: it is not half again.
+# These halve also the price of what a cache served; for the others it is not half again.
 _HALVE_ALL = frozenset({"anthropic"})
 _CONTEXTS = {"flex": {"service_tier": "flex"}, "batch": {"processing": "batch"}}
 
@@ -157,7 +157,7 @@ def _of_user(spec: PriceSpec, provider: str, known: Price | None) -> Price:
         elif known is not None and listed is not None:
             lanes[lane] = structs.replace(price, **_alike(price, known, listed))
         elif provider in halved:
-            lanes[lane] = structs.replace(price, **_times(price, _HALF))
+            lanes[lane] = _halved(price, provider)
     return structs.replace(price, **lanes)
 
 
@@ -256,6 +256,7 @@ def _rate(part: Any, input_tokens: int) -> float | None:
 
 
 def _halved(price: Price, provider: str) -> Price:
+    """Return the price of a lane at half the price of realtime, by the rule of a provider."""
     halves: dict[str, Any] = _times(price, _HALF)
     if provider not in _HALVE_ALL and price.cached_input_mtok is not None:
         halves["cached_input_mtok"] = min(price.cached_input_mtok, halves["input_mtok"])

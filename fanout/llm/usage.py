@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
 
 from fanout.core.records import QUANTITIES, ErrorKind, Usage
+from fanout.policy.pricing import priced
 
-__all__ = ["NO_CALL", "NO_USAGE", "believable", "billed", "cost_usd", "token_count"]
+if TYPE_CHECKING:
+    from fanout.core.lanes import Lane
+    from fanout.policy.pricing import Price
+
+__all__ = ["NO_CALL", "NO_USAGE", "believable", "billed", "billed_at", "cost_usd", "token_count"]
 
 # Values above these are nonsense.
 _MAX_TOKENS = 1_000_000_000
@@ -88,3 +93,10 @@ def billed(kind: ErrorKind | None, reported: Usage | None) -> Usage:
     if reported is not None:
         return reported
     return NO_USAGE if kind in _UNBILLED else _UNKNOWN
+
+
+def billed_at(
+    price: Price | None, kind: ErrorKind | None, reported: Usage | None, lane: Lane
+) -> Usage:
+    """Return the usage of a call as ``billed`` does, with its cost at a price in a lane."""
+    return priced(billed(kind, reported), price, lane)

@@ -75,6 +75,9 @@ class WaitingRuns:
             own = [batch for batch in batches if run_id in of_batches[batch.number]]
             self._look_at(run_id, runs[run_id], own, unwanted, is_late=run_id in late)
             self._show(run_id, runs[run_id], own)
+        for run_id in self._shown.keys() - waiting:
+            if self._shown.pop(run_id):
+                self._store.show_batches(run_id, [])
         return unwanted
 
     def _run(self, run_id: str) -> RunRecord | None:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from fanout.core.spec import RetrySpec, RunSpec
     from fanout.llm.base import LLM, LLMRequest
     from fanout.llm.calls import CallAttempt, CallGate
+    from fanout.policy.pricing import Price
     from fanout.policy.progress import CallsSoFar
     from workers.branch.claims import Claim
     from workers.context.budgets import BudgetedCalls
@@ -220,8 +221,9 @@ class Asking:
         llm = models.made.get(model) or await self._made(model)
         budgeted = self._budgeted(model, llm)
         gathered, identity = None, identity_of(llm) if spec.cache else None
+        price = price_of(model, spec.price)
         if request.lane == "batch":
-            gathered = await self._gathered(model, llm, budgeted)
+            gathered = await self._gathered(model, llm, budgeted, price)
             if gathered is None:
                 request = structs.replace(request, lane="realtime")
         self._calls.asks(model, request)
@@ -262,7 +264,7 @@ class Asking:
                 observe=observe,
                 so_far=so_far,
                 keep=keep,
-                price=price_of(model, spec.price),
+                price=price,
                 sleep=wait,
             )
             if identity is None or not self._context.answers.is_on:
@@ -320,7 +322,7 @@ class Asking:
         return self._stage_id.stage == 0 and self._spec.output_format == "json"
 
     async def _gathered(
-        self, model: str, llm: LLM, budgeted: BudgetedCalls | None
+        self, model: str, llm: LLM, budgeted: BudgetedCalls | None, price: Price | None
     ) -> tuple[LLM, GatheredCalls] | None:
         """Return what takes the place of a model in the batch lane; None for calls that are made now."""
         client = batches_of(llm)
@@ -335,7 +337,14 @@ class Asking:
         lane = LaneRecord(model=model, account=getattr(llm, "account", ""))
         earlier = self._calls.earlier.attempts + len(self._calls.attempts)
         gate = GatheredCalls(
-            self._claim, client, lane, earlier=earlier, prepared=prepared, budgeted=budgeted
+            self._claim,
+            client,
+            lane,
+            earlier=earlier,
+            prepared=prepared,
+            place=(self._spec.model, *self._spec.all_models).index(model),
+            price=price,
+            budgeted=budgeted,
         )
         return PreparedModel(client, gate), gate
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fanout.core.errors import LLMError, StoredDataError
-from fanout.core.records import ErrorKind, Usage
+from fanout.core.records import ErrorKind
 from fanout.llm.batches.base import BatchResult
-from fanout.llm.usage import NO_USAGE, billed
-from fanout.policy.pricing import priced
+from fanout.llm.usage import NO_USAGE, billed_at
 
 if TYPE_CHECKING:
     from fanout.core.gathered import LaneRecord, Prepared
+    from fanout.core.records import Usage
     from fanout.llm.base import LLMReply, LLMRequest
     from fanout.llm.batches.base import BatchClient
     from fanout.policy.outages import FailureVerdict
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from workers.branch.claims import Claim
     from workers.context.budgets import BudgetedCalls
 
-__all__ = ["GatheredCalls", "PreparedModel", "known_usage", "result_of"]
+__all__ = ["GatheredCalls", "PreparedModel", "result_of", "used_by"]
 
 _ITEM_BYTES = 12
 # What the provider did not come to is sent again. Both cost nothing.
@@ -43,6 +43,8 @@ class GatheredCalls:
         lane: What the calls of one batch have in common.
         earlier: How many calls the branch has made before those of this gate.
         prepared: What batches have for the branch.
+        place: The place of the model: 0 is the run's ``model``, and after that come ``all_models``.
+        price: The price of the model; None if it is unknown.
         budgeted: The budgets that the calls must fit into; None for none.
     """
 
@@ -54,6 +56,8 @@ class GatheredCalls:
         *,
         earlier: int,
         prepared: Prepared,
+        place: int = 0,
+        price: Price | None = None,
         budgeted: BudgetedCalls | None = None,
     ) -> None:
         self._budgeted = budgeted
@@ -62,25 +66,30 @@ class GatheredCalls:
         self._lane = lane
         self._number = earlier
         self._prepared = prepared
+        self._place = place
+        self._price = price
         self.result: BatchResult | None = None
 
     @property
     def has_result(self) -> bool:
-        """Whether a batch has brought the result of a call."""
-        return bool(self._prepared.item)
+        """Whether a batch has brought the result of the next call."""
+        return self._prepared.item == self._item(self._number + 1)
+
+    def _item(self, number: int) -> str:
+        # The same for this call in each delivery, however its request is written down by then: workers
+        # learn what a provider takes. Another one after a retry of the run.
+        call = f"{self._claim.branch_id.task_id} {self._lane.lane_id} {self._prepared.since}"
+        digest = hashlib.blake2b(call.encode(), digest_size=_ITEM_BYTES).hexdigest()
+        return f"{digest}-{self._place}-{number}"
 
     async def enter(self, request: LLMRequest, *, left_s: float) -> float:  # noqa: ARG002 - a gate
         """Let a call go on that has its result, else gather it. See Claim.gather."""
         self._number += 1
-        # The same for this call in each delivery, however its request is written down by then: workers
-        # learn what a provider takes.
-        call = f"{self._claim.branch_id.task_id} {self._lane.lane_id}"
-        digest = hashlib.blake2b(call.encode(), digest_size=_ITEM_BYTES).hexdigest()
-        item = f"{digest}-{self._number}"
+        item = self._item(self._number)
         if self._prepared.item == item:
             self.result = result_of(self._prepared.result)
             if self._budgeted is not None:
-                await self._budgeted.landed(item, request, _billed(self.result))
+                await self._budgeted.landed(item, request, used_by(self.result, self._price))
             self._claim.waits()
             return 0.0
         line = await self._client.line(item, request)
@@ -127,21 +136,12 @@ def result_of(held: bytes) -> BatchResult:
         raise StoredDataError(f"the result of a batch in the store is damaged ({error})") from None
 
 
-def _billed(result: BatchResult) -> Usage:
-    """Return what a call of a batch has consumed, as far as it is known."""
-    if result.reply is not None:
-        return result.reply.usage
-    error = result.error
+def used_by(result: BatchResult, price: Price | None) -> Usage:
+    """Return what a call of a batch has consumed, as far as it is known, with its cost."""
+    reply, error = result.reply, result.error
+    if reply is not None:
+        return billed_at(price, None, reply.usage, reply.lane or "batch")
     if error is None:
-        return Usage(calls=1)
-    return NO_USAGE if error.kind in _AGAIN else billed(error.kind, error.usage)
-
-
-def known_usage(result: BatchResult, price: Price | None) -> Usage | None:
-    """Return what a call of a batch has consumed, with its cost; None if it is unknown."""
-    usage = None
-    if result.reply is not None:
-        usage = result.reply.usage
-    elif result.error is not None:
-        usage = NO_USAGE if result.error.kind in _AGAIN else result.error.usage
-    return None if usage is None else priced(usage, price, "batch")
+        return billed_at(price, None, None, "batch")
+    reported = NO_USAGE if error.kind in _AGAIN else error.usage
+    return billed_at(price, error.kind, reported, "batch")

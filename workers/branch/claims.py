@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from fanout.core.errors import BrokerError, StoredDataError, UnknownRunError
-from fanout.core.gathered import GatherRequest, Prepared
+from fanout.core.gathered import GatherRequest
 from fanout.core.state import BeginRequest, CheckpointRequest
 from workers.context.inflight import CallStoppedError, StopReason
 from workers.context.progress import ALIVE, SURE
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from fanout.core.errors import LLMError
-    from fanout.core.gathered import LaneRecord
+    from fanout.core.gathered import LaneRecord, Prepared
     from fanout.core.ids import BranchId
     from fanout.core.state import BeginReply
     from fanout.llm.base import LLMReply, LLMRequest
@@ -269,9 +269,7 @@ class Claim:
         raise _NO_CALL[reply.verdict]
 
     async def prepared(self) -> Prepared:
-        """Return what batches have for the branch; nothing at its first delivery."""
-        if not self.has_checkpoint:
-            return Prepared()
+        """Return what batches have for the branch."""
         return await self._steps.prepared(self._branch_id)
 
     async def last_checkpoint(self) -> bytes | None:

@@ -36,7 +36,7 @@ from fanout.runs.enqueue import fleet_window
 from fanout.system.logs import RateLimitFilter, about
 from workers.branch.ahead import wait_for_sibling
 from workers.branch.asking import Asking
-from workers.branch.batch_lane import known_usage, result_of
+from workers.branch.batch_lane import result_of, used_by
 from workers.branch.claims import (
     BranchGathered,
     BranchGone,
@@ -292,15 +292,15 @@ class _Delivery:
             result = result_of(prepared.result)
         except (UnknownRunError, StoredDataError):
             return
-        error = result.error
+        model, error = (spec.model, *spec.all_models)[prepared.place], result.error
         call = CallAttempt(
             number=prepared.number,
             started_at=calls.started_at,
             elapsed_s=0.0,
             kind=None if error is None else error.kind,
-            usage=known_usage(result, price_of(spec.model, spec.price)),
+            usage=used_by(result, price_of(model, spec.price)),
         )
-        calls.ended(spec.model, call)
+        calls.ended(model, call)
 
     async def _leave_to_others(self, error: Exception) -> None:
         """Give back a branch whose input this worker cannot read: another worker may."""

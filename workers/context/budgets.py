@@ -244,8 +244,8 @@ class BudgetedCalls:
             raise
 
     async def landed(self, item: str, request: LLMRequest, usage: Usage) -> None:
-        """Note what a call has used whose result a batch has brought."""
-        used = used_by_call(priced(usage, self._bounds.price, "batch"), self._bounds.most(request))
+        """Note what a call has used whose result a batch has brought, with its cost."""
+        used = used_by_call(usage, self._bounds.most(request))
         for hold in self._holds:
             await hold.end(item, used)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -25,12 +26,20 @@ from fanout.llm.batches.base import (
     require_custom_id,
 )
 from fanout.llm.batches.http_batches import CLOCK_SKEW_S, HttpBatches
-from fanout.llm.batches.items import count_of, item_reply, seconds_of, undone
+from fanout.llm.batches.items import (
+    PAGE,
+    batches_in,
+    count_of,
+    item_reply,
+    next_page,
+    seconds_of,
+    undone,
+)
 from fanout.llm.batches.transfers import file_parts
 from fanout.llm.reply_bodies import error_details_in
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Iterator
+    from collections.abc import AsyncIterator, Collection
     from pathlib import Path
 
     from fanout.llm.base import LLMRequest
@@ -39,7 +48,6 @@ if TYPE_CHECKING:
 
 __all__ = ["AnthropicBatches"]
 
-_PAGE = 100
 _BEGIN, _END = b'{"requests":[', b"]}"
 _COUNTS = ("processing", "succeeded", "errored", "canceled", "expired")
 _NOT_FOUND, _SERVER_ERROR = 404, 500
@@ -121,9 +129,9 @@ class AnthropicBatches(HttpBatches[AnthropicLLM]):
 
     async def _since(self, since: float) -> AsyncIterator[dict[str, Any]]:
         """Yield the batches that were made since then, the newest first."""
-        first = self._http.url(self._list_path).update_query(limit=str(_PAGE))
-        async for page in self._pages(first, _next_page):
-            for batch in _batches_in(page):
+        first = self._http.url(self._list_path).update_query(limit=str(PAGE))
+        async for page in self._pages(first, partial(next_page, after="after_id")):
+            for batch in batches_in(page):
                 made_at = seconds_of(batch.get("created_at"))
                 if made_at is not None and made_at < since:
                     return
@@ -238,17 +246,3 @@ def _state(batch: dict[str, Any], counts: dict[str, int | None]) -> BatchState:
     if batch.get("cancel_initiated_at") and counts["canceled"]:
         return BatchState.CANCELLED
     return BatchState.EXPIRED if counts["expired"] else BatchState.ENDED
-
-
-def _batches_in(page: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    data = page.get("data")
-    for batch in data if isinstance(data, list) else ():
-        if isinstance(batch, dict) and isinstance(batch.get("id"), str):
-            yield batch
-
-
-def _next_page(page: dict[str, Any]) -> dict[str, str] | None:
-    last = [batch["id"] for batch in _batches_in(page)][-1:]
-    if not last or not page.get("has_more"):
-        return None
-    return {"limit": str(_PAGE), "after_id": last[0]}

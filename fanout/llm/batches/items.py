@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
@@ -16,7 +16,13 @@ from fanout.llm.http_client import HttpReply
 from fanout.llm.http_errors import redacted_line
 from fanout.llm.usage import NO_USAGE
 
-__all__ = ["count_of", "item_reply", "seconds_of", "undone"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["PAGE", "batches_in", "count_of", "item_reply", "next_page", "seconds_of", "undone"]
+
+# How many batches a page of a list has.
+PAGE = 100
 
 _NOTHING = replace(NO_USAGE, calls=0)
 _WORDS = {
@@ -34,6 +40,22 @@ def undone(kind: ErrorKind, message: str = "") -> BatchError:
     """Return the error of a request that the provider did not come to: it cost nothing."""
     words = redacted_line(message) or _WORDS[kind]
     return BatchError.of(LLMError(kind, words, usage=_NOTHING, is_own=True))
+
+
+def batches_in(page: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the batches with an id in a page of a list."""
+    data = page.get("data")
+    for batch in data if isinstance(data, list) else ():
+        if isinstance(batch, dict) and isinstance(batch.get("id"), str):
+            yield batch
+
+
+def next_page(page: dict[str, Any], after: str) -> dict[str, str] | None:
+    """Return what asks for the page after one by the parameter ``after``; None for the last one."""
+    last = [batch["id"] for batch in batches_in(page)][-1:]
+    if not last or not page.get("has_more"):
+        return None
+    return {"limit": str(PAGE), after: last[0]}
 
 
 def count_of(value: Any) -> int | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -21,14 +22,22 @@ from fanout.llm.batches.base import (
     require_custom_id,
 )
 from fanout.llm.batches.http_batches import CLOCK_SKEW_S, HttpBatches
-from fanout.llm.batches.items import count_of, item_reply, seconds_of, undone
+from fanout.llm.batches.items import (
+    PAGE,
+    batches_in,
+    count_of,
+    item_reply,
+    next_page,
+    seconds_of,
+    undone,
+)
 from fanout.llm.batches.transfers import file_parts
 from fanout.llm.http_errors import http_error
 from fanout.llm.openai import OpenAILLM
 from fanout.llm.reply_bodies import error_details_in
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Iterator
+    from collections.abc import AsyncIterator, Collection
     from pathlib import Path
 
     from yarl import URL
@@ -41,7 +50,6 @@ __all__ = ["OpenAIBatches"]
 
 _PATH = "/v1/chat/completions"
 _NONCE = "fanout_nonce"
-_PAGE = 100
 _NOT_FOUND, _BAD_REQUEST = 404, 400
 # Files that a crash has left behind are deleted by OpenAI after 30 days, the most that it allows.
 _KEPT_S = 30 * 24 * 3_600
@@ -119,15 +127,15 @@ class OpenAIBatches(HttpBatches[OpenAILLM]):
         return made
 
     async def _find(self, intent: BatchIntent, known_ids: Collection[str]) -> str | None:
-        first = self._http.url("batches").update_query(limit=str(_PAGE))
+        first = self._http.url("batches").update_query(limit=str(PAGE))
         since = intent.created_at - CLOCK_SKEW_S
-        async for page in self._pages(first, _next_page):
-            for batch in _batches_in(page):
+        async for page in self._pages(first, partial(next_page, after="after")):
+            for batch in batches_in(page):
                 metadata = batch.get("metadata")
                 is_ours = isinstance(metadata, dict) and metadata.get(_NONCE) == intent.nonce
                 if is_ours and batch["id"] not in known_ids:
                     return str(batch["id"])
-            ages = [seconds_of(batch.get("created_at")) for batch in _batches_in(page)]
+            ages = [seconds_of(batch.get("created_at")) for batch in batches_in(page)]
             if ages and all(made_at is not None and made_at < since for made_at in ages):
                 return None
         return None
@@ -199,20 +207,6 @@ def _multipart(fields: dict[str, str], name: str, boundary: str) -> tuple[bytes,
         "Content-Type: application/jsonl\r\n\r\n"
     )
     return begin.encode(), f"\r\n--{boundary}--\r\n".encode()
-
-
-def _batches_in(page: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    data = page.get("data")
-    for batch in data if isinstance(data, list) else ():
-        if isinstance(batch, dict) and isinstance(batch.get("id"), str):
-            yield batch
-
-
-def _next_page(page: dict[str, Any]) -> dict[str, str] | None:
-    last = [batch["id"] for batch in _batches_in(page)][-1:]
-    if not last or not page.get("has_more"):
-        return None
-    return {"limit": str(_PAGE), "after": last[0]}
 
 
 def _files_in(batch: dict[str, Any], *names: str) -> list[str]:

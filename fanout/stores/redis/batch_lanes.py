@@ -238,8 +238,9 @@ class RedisBatchLanes(RedisGathered):
         Args:
             epoch: Of its leadership.
             lane_id: The lane.
-            held_s: Seconds for which no batch is to be made; 0 if there is room again.
-            most_calls: The most calls in the next batch; 0 for any number.
+            held_s: Seconds for which no batch is to be made; 0 if there is room again: a limit of the
+                calls then rises by a quarter.
+            most_calls: The most calls in the next batch; 0 leaves it as it is.
         """
         keys = [self._batches("leader"), self._lane_keys(lane_id)[0]]
         args = [epoch, self._ttl_s, held_s, most_calls]

@@ -253,8 +253,9 @@ if redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
 return redis.call('SREM', KEYS[1], ARGV[1])
 """
 
-# KEYS leader, lane; ARGV epoch, ttl, seconds for which no batch is made, the most calls of the next one (0:
-# any number). Notes that the provider has no room, or, with 0 seconds, that it has.
+# KEYS leader, lane; ARGV epoch, ttl, seconds for which no batch is made, the most calls of the next one (0
+# leaves it). Notes that the provider has no room, or, with 0 seconds, that it has: a limit of calls then
+# rises by a quarter.
 SCARCE = f"""
 {_FENCE}
 {_CLOCK}
@@ -262,12 +263,13 @@ if tonumber(ARGV[3]) > 0 then
     redis.call('HSET', KEYS[2], 'held_until', string.format('%.6f', now + tonumber(ARGV[3])))
 else
     redis.call('HDEL', KEYS[2], 'held_until')
+    local most = tonumber(redis.call('HGET', KEYS[2], 'most_calls') or 0)
+    if most > 0 then
+        most = math.min(1000000, math.ceil(1.25 * most))
+        redis.call('HSET', KEYS[2], 'most_calls', string.format('%d', most))
+    end
 end
-if ARGV[4] ~= '0' then
-    redis.call('HSET', KEYS[2], 'most_calls', ARGV[4])
-else
-    redis.call('HDEL', KEYS[2], 'most_calls')
-end
+if ARGV[4] ~= '0' then redis.call('HSET', KEYS[2], 'most_calls', ARGV[4]) end
 redis.call('EXPIRE', KEYS[2], ARGV[2])
 return 1
 """

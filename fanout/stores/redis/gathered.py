@@ -118,11 +118,19 @@ class RedisGathered(RedisBlobReferences):
             for branch_id in branch_ids:
                 pipe.hget(self._shard(branch_id, "checkpoints"), f"p:{branch_id.position}")
                 pipe.hexists(self._shard(branch_id, "state"), f"r:{branch_id.position}")
+                pipe.hget(self._run(branch_id.run_id), "reopened_at")
             answers = pipe.execute()
         prepared = []
-        for held, promoted in zip(answers[::2], answers[1::2], strict=True):
+        for held, promoted, since in zip(answers[::3], answers[1::3], answers[2::3], strict=True):
             item, _, result = (held or b"").partition(b" ")
-            prepared.append(Prepared(item=item.decode(), result=result, is_promoted=bool(promoted)))
+            prepared.append(
+                Prepared(
+                    item=item.decode(),
+                    result=result,
+                    is_promoted=bool(promoted),
+                    since=(since or b"").decode(),
+                )
+            )
         return prepared
 
     @translated

@@ -92,6 +92,11 @@ def test_what_the_user_gives_wins_and_the_rest_follows_the_known_price():
     price = price_of("openai/made-up", {"*": whole})
     assert (rates(price), rates(price.flex)) == ((1.0, 4.0, 0.5, 2.0),) * 2
     assert rates(price.batch) == (0.25, 1.0, 0.125, 0.5)
+    # What a cache served is not half again, but for Anthropic.
+    cached = {"*": PriceSpec(input_mtok=1, output_mtok=4, cached_input_mtok=0.1)}
+    assert rates(price_of("openai/made-up", cached).batch) == (0.5, 2.0, 0.1, None)
+    assert rates(price_of("gemini/made-up", cached).flex) == (0.5, 2.0, 0.1, None)
+    assert rates(price_of("anthropic/made-up", cached).batch) == (0.5, 2.0, 0.05, None)
     assert rates(price_of("fake", {"*": GIVEN})) == (1.0, 4.0, None, None)
     assert price_of("fake", {"local": GIVEN}) == FREE
 

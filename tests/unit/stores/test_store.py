@@ -18,6 +18,7 @@ from fanout.core.gathered import (
     LandRequest,
     LaneRecord,
     Member,
+    Prepared,
     RunBatch,
 )
 from fanout.core.ids import BranchId, ShardId, StageId
@@ -1065,6 +1066,7 @@ def test_a_run_that_has_ended_can_be_reopened_once(store, run):
     record = store.run(run)
     assert record.retry == kinds
     assert record.reopened_at == pytest.approx(time.time(), abs=10)
+    assert float(store.prepared([BranchId(run, 0, 0, 0)])[0].since) == record.reopened_at
     assert (record.status, record.stage, record.halt) == (RunStatus.RUNNING, 0, None)
     assert (record.error, record.ended_at, store.result(run)) == (None, None, None)
     assert store.run(run).base_stage == 1, "the next aggregate takes the stages from 2"
@@ -1609,7 +1611,30 @@ def test_gathered_branches_become_members_of_batches(store, run):
     assert store.end_batch(epoch, batch.number)
     assert store.batches() == []
     assert record_one(store, RecordRequest(branches[0], ok(), has_checkpoint=True)).first
-    assert store.prepared([branches[0]])[0].item == ""
+    assert store.prepared([branches[0]])[0] == Prepared()
+
+
+def test_a_batch_that_has_landed_lets_the_next_one_be_a_little_larger(store, run):
+    store.put_shard(ShardId(run, 0, 0), make_shard())
+    branch, lane = BranchId(run, 0, 0, 0), LaneRecord(model="openai/m", account="a")
+    begin_one(store, BeginRequest(branch, token="t", holder="h", lasts_s=60))
+    text, lane_id = msgspec.json.encode(lane), lane.lane_id
+    request = GatherRequest(
+        branch_id=branch, token="t", item="i-1", line=b"x\n", lane_id=lane_id, lane=text
+    )
+    store.gather_all([request])
+    epoch = store.lead_batches("p", ttl_s=60).epoch
+    for held_s, most, known in (
+        (9, 0, None),
+        (0, 0, None),
+        (9, 4, 4),
+        (9, 0, 4),
+        (0, 0, 5),
+        (0, 0, 7),
+    ):
+        assert store.lane_scarce(epoch, lane_id, held_s=held_s, most_calls=most)
+        [queue] = store.lane_queues()
+        assert (queue.held_s > 0, queue.most_calls) == (held_s > 0, known)
 
 
 def _pair(member):

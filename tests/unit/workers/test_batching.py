@@ -6,11 +6,14 @@ import itertools
 import json
 from collections import Counter
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from fanout.core.errors import LLMError
+from fanout.core.gathered import LaneRecord, Prepared
 from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.records import ErrorKind, RunStatus, Usage
 from fanout.core.settings import load_settings
@@ -27,10 +30,11 @@ from fanout.llm.batches.base import (
 from tests.fakes import RUN, FakeContext, Publisher, run_branch
 from workers.batching import batcher as batching
 from workers.batching.batcher import Batcher
+from workers.branch.batch_lane import GatheredCalls
 from workers.branch.claims import BranchGathered, BranchParked
 from workers.branch.execution import BranchFailed
 
-MODEL = "openai/m"
+MODEL, OTHER = "openai/m", "openai/n"
 
 
 class Death(BaseException):
@@ -402,6 +406,60 @@ def test_the_answers_of_a_cancelled_run_are_counted(monkeypatch):
     assert fleet.provider.cancelled == ["batch_0"]
     known = [fleet.outcomes[position].usage for position in range(3)]
     assert [usage.input_tokens for usage in known] == [5, 0, 0]
+    fleet.batcher.close()
+
+
+def test_an_answer_that_comes_too_late_is_that_of_the_model_that_was_asked(monkeypatch):
+    prices = {
+        MODEL: {"input_mtok": 1, "output_mtok": 1},
+        OTHER: {"input_mtok": 8e5, "output_mtok": 8},
+    }
+    answers = iter([{"error": "content_filter"}, {"text": "answer"}])
+    provider = Provider(lambda _: next(answers))
+    fleet = Fleet(monkeypatch, provider, count=1, fallback=[OTHER], price=prices)
+    fleet.context.models.made[OTHER] = fleet.context.models.made[MODEL]
+    fleet.process()
+    for _ in range(9):
+        fleet.beat()
+        provider.is_running = len(provider.made) > 1
+        fleet.process()
+    assert fleet.store.halt(RUN, RunStatus.CANCELLED)
+    fleet.finish()
+    outcome = fleet.outcomes[0]
+    assert (outcome.kind, outcome.attempts) == (ErrorKind.CANCELLED, 2)
+    by_model = fleet.store.stage(StageId(RUN, 0)).usage_of
+    assert [by_model[one].input_tokens for one in (MODEL, OTHER)] == [0, 5]
+    assert by_model[OTHER].at_least["cost_usd"] == pytest.approx(2.0)
+    fleet.batcher.close()
+
+
+def calls_of(prepared, *, earlier=0, model=MODEL):
+    claim = SimpleNamespace(branch_id=BranchId(RUN, 0, 0, 0))
+    lane = LaneRecord(model=model, account="mine")
+    return GatheredCalls(
+        claim, Client(Provider(), Life()), lane, earlier=earlier, prepared=prepared
+    )
+
+
+def test_only_the_result_of_the_next_call_is_a_result_of_it():
+    item = calls_of(Prepared())._item(1)
+    landed = Prepared(item=item)
+    assert calls_of(landed).has_result
+    assert not calls_of(landed, earlier=1).has_result
+    assert not calls_of(landed, model=OTHER).has_result
+    # A retry makes the calls anew.
+    assert not calls_of(structs.replace(landed, since="12.5")).has_result
+
+
+def test_a_run_that_waits_no_more_is_not_remembered(monkeypatch):
+    fleet = Fleet(monkeypatch, Provider(), count=1)
+    wait_at_provider(fleet)
+    fleet.beat()
+    waiting = fleet.batcher._runs
+    assert (list(waiting._shown), len(fleet.store.in_batches(RUN)[1])) == ([RUN], 1)
+    fleet.store._redis.delete("fanout:batches:runs")
+    waiting.look([])
+    assert (waiting._shown, fleet.store.in_batches(RUN)[1]) == ({}, [])
     fleet.batcher.close()
 
 

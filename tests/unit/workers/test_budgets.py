@@ -17,6 +17,7 @@ from fanout.core.records import ErrorKind, RunStatus, Usage
 from fanout.llm import FakeLLM
 from fanout.llm.base import LLMReply, LLMRequest
 from fanout.llm.batches.base import BatchError, BatchResult
+from fanout.llm.prices import price_of
 from tests.fakes import RUN, Calls, FakeContext, fake_store
 from workers.branch.batch_lane import GatheredCalls
 from workers.context.budget_account import BudgetAccount
@@ -373,6 +374,7 @@ def test_a_call_of_a_batch_is_reserved_when_it_is_gathered_and_settled_when_it_l
             LaneRecord(model="fake", account=""),
             earlier=0,
             prepared=prepared,
+            price=price_of("fake", context.spec.price),
             budgeted=budgeted,
         )
 
