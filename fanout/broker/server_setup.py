@@ -12,6 +12,7 @@ from fanout.stores.redis import (
     answer_scripts,
     batch_scripts,
     branch_scripts,
+    budget_scripts,
     chord_scripts,
     fleet_scripts,
     run_scripts,
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 _OURS = (
-    answer_scripts, batch_scripts, branch_scripts, chord_scripts, fleet_scripts, run_scripts,
-    stage_scripts, turn_scripts,
+    answer_scripts, batch_scripts, branch_scripts, budget_scripts, chord_scripts, fleet_scripts,
+    run_scripts, stage_scripts, turn_scripts,
 )  # fmt: skip
 
 __all__ = ["all_scripts", "count_missing", "load_functions"]

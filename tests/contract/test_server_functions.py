@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
+import pkgutil
 
 import pytest
 import redis
 from redis.exceptions import NoPermissionError
 
 from fanout.broker.server_setup import all_scripts, count_missing, load_functions
+from fanout.stores import redis as stores
 from fanout.stores.functions import (
     FunctionsClient,
     FunctionsMissingError,
@@ -112,6 +115,13 @@ def test_a_server_that_knows_no_functions_is_sent_the_script():
 
 def test_every_script_is_a_function_that_the_server_takes(client):
     scripts = all_scripts()
+    for found in pkgutil.iter_modules(stores.__path__):
+        if found.name.endswith("_scripts"):
+            module = importlib.import_module(f"{stores.__name__}.{found.name}")
+            values = [getattr(module, name) for name in module.__all__]
+            sources = {value for value in values if isinstance(value, str)}
+            assert sources
+            assert sources <= set(scripts), f"setup-server loads those of {found.name}"
     assert len(set(scripts)) == len(scripts)
     # Those of other tests on this server go with it.
     client.function_flush()

@@ -30,6 +30,7 @@ QUICK = {
     "FANOUT_VISIBILITY_TIMEOUT_S": "5",
     "FANOUT_REAPER_INTERVAL_S": "0.2",
     "FANOUT_STALL_S": "1",
+    "FANOUT_BUDGET_CALLS_PER_DAY": "1000000",
 }
 
 
@@ -110,6 +111,7 @@ def test_each_role_does_its_whole_job_and_is_refused_nothing(fleet, role, tmp_pa
         assert run.retry_failed() > 0
         run.wait(timeout_s=30)
         tree = {"reduce": "llm", "aggregate_prompt": "{input}", "max_workers": 2}
+        tree["budget"] = {"calls": 100}
         assert ask(client, "fake", **tree).wait(timeout_s=30).status == "succeeded"
         run.delete()
 

@@ -52,11 +52,32 @@ local function each(act)
         end
     end
 end
+local function write_sums()
+    for i, name in ipairs(names) do
+        redis.call('HSET', KEYS[1], 'spent:' .. name, text(spent[i]),
+            'unsure:' .. name, text(unsure[i]), 'held:' .. name, text(held[i]))
+    end
+    if redis.call('TTL', KEYS[1]) < ttl_s / 2 then redis.call('EXPIRE', KEYS[1], ttl_s) end
+end
+-- What is reserved for calls of batches, by the day on which it was; these days count.
+local today, days = text(math.floor(now / 86400)), 3
+local function batched(name, day) return table.concat({'batched', name, day}, ':') end
 if not run then
-    local day = text(math.floor(now / 86400))
-    if redis.call('HGET', KEYS[1], 'day') ~= day then
-        redis.call('HSET', KEYS[1], 'day', day)
+    local last = redis.call('HGET', KEYS[1], 'day')
+    if last ~= today then
+        redis.call('HSET', KEYS[1], 'day', today)
         spent, unsure = {0, 0, 0}, {0, 0, 0}
+        for i, name in ipairs(names) do
+            for back = 0, days - 1 do
+                local day = (tonumber(last) or tonumber(today)) - back
+                local field = batched(name, text(day))
+                if day > tonumber(today) - days then
+                    unsure[i] = unsure[i] + (tonumber(redis.call('HGET', KEYS[1], field) or 0) or 0)
+                else
+                    redis.call('HDEL', KEYS[1], field)
+                end
+            end
+        end
         local function forget(name, one)
             local is_idle = one.held[1] + one.held[2] + one.held[3] == 0
             if (one.state == 'd' or is_idle) and one.reported + 86400 < now and name ~= own then
@@ -67,14 +88,8 @@ if not run then
             end
         end
         each(forget)
+        write_sums()
     end
-end
-local function write_sums()
-    for i, name in ipairs(names) do
-        redis.call('HSET', KEYS[1], 'spent:' .. name, text(spent[i]),
-            'unsure:' .. name, text(unsure[i]), 'held:' .. name, text(held[i]))
-    end
-    if redis.call('TTL', KEYS[1]) < ttl_s / 2 then redis.call('EXPIRE', KEYS[1], ttl_s) end
 end
 local function fits(of, at)
     for i = 1, 3 do
@@ -111,7 +126,8 @@ return reply
 # may have been billed, until it reports again. If nobody has reported for so long, the server may have
 # been unreachable: then all sessions get as much time again.
 #
-# The budget of a day has no run. It begins anew at 00:00 UTC; calls in flight then count for the new day.
+# The budget of a day has no run. It begins anew at 00:00 UTC; calls in flight then count for the new day, and
+# so do those of batches, which may be open for longer than a day.
 REPORT_BUDGET = f"""
 local run = KEYS[2]
 {_BUDGET}
@@ -175,31 +191,58 @@ end
 
 # KEYS budget, calls that are held, and its run if it is that of one; ARGV id of the call, 1 to hold the
 # most that it can use and 0 to settle it, 0, and as of REPORT_BUDGET from the ttl to the limits of the
-# branches; then the most that it can use, or what it has used, and 1 if it is of the reduce. Returns as
-# REPORT_BUDGET does, of this one call. It is for calls that no process waits for: what they can use counts
-# as used (``unsure``) until they are settled. Each step counts once.
+# branches; then the most that it can use, or what it has used ('' for unknown: then what was held), and 1 if
+# it is of the reduce. Returns as REPORT_BUDGET does, of this one call. It is for calls that no process waits
+# for: what they can use counts as used (``unsure``) until they are settled. Each step counts once.
+#
+# The calls that are held for the budget of a day are in one key a day, as some are never settled: after three
+# days they count no more. The ``batched:`` sums are those of each day.
 HOLD_BUDGET = f"""
 local run = KEYS[3]
 {_BUDGET}
-local known, granted = redis.call('HGET', KEYS[2], ARGV[1]), '1'
+local function key_of(day) return run and KEYS[2] or KEYS[2] .. ':' .. day end
+local known, held_on, granted = false, today, '1'
+for back = 0, run and 0 or days - 1 do
+    local day = text(tonumber(today) - back)
+    local found = not known and redis.call('HGET', key_of(day), ARGV[1])
+    if found then known, held_on = found, day end
+end
+local function count_batched(i, amount)
+    if run then return end
+    local field = batched(names[i], held_on)
+    local sum = (tonumber(redis.call('HGET', KEYS[1], field) or 0) or 0) + amount
+    if sum > 0 then
+        redis.call('HSET', KEYS[1], field, text(sum))
+    else
+        redis.call('HDEL', KEYS[1], field)
+    end
+end
 if ARGV[2] == '1' and not known then
     if fits(ARGV[14] == '1' and limits or map_limits, 10) then
-        for i = 1, 3 do unsure[i] = unsure[i] + tonumber(ARGV[10 + i]) end
-        redis.call('HSET', KEYS[2], ARGV[1], table.concat({{ARGV[11], ARGV[12], ARGV[13]}}, ' '))
-        redis.call('EXPIRE', KEYS[2], ttl_s)
+        for i = 1, 3 do
+            local most = tonumber(ARGV[10 + i])
+            unsure[i] = unsure[i] + most
+            count_batched(i, most)
+        end
+        local key = key_of(today)
+        redis.call('HSET', key, ARGV[1], table.concat({{ARGV[11], ARGV[12], ARGV[13]}}, ' '))
+        local ends_s = (tonumber(today) + days) * 86400 - now
+        redis.call('EXPIRE', key, run and ttl_s or math.max(1, math.ceil(ends_s)))
         write_sums()
     else
         granted = '0'
     end
 elseif ARGV[2] ~= '1' and known then
     local i = 0
-    for most in known:gmatch('%d+') do
+    for part in known:gmatch('%d+') do
         i = i + 1
         if i > 3 then break end
-        unsure[i] = math.max(0, unsure[i] - tonumber(most))
-        spent[i] = spent[i] + tonumber(ARGV[10 + i])
+        local most = tonumber(part)
+        unsure[i] = math.max(0, unsure[i] - most)
+        spent[i] = spent[i] + (tonumber(ARGV[10 + i]) or most)
+        count_batched(i, -most)
     end
-    redis.call('HDEL', KEYS[2], ARGV[1])
+    redis.call('HDEL', key_of(held_on), ARGV[1])
     write_sums()
 end
 {_REPLY}

@@ -18,8 +18,9 @@ __all__ = ["RedisBudgets", "budget_fields"]
 
 _NAMES = ("usd", "calls", "tokens")
 _DAY_S = 86_400
-# Longer than a day, so that those of today are there while its calls are rare.
-_KEPT_S = 2 * _DAY_S
+# So long that what is reserved for a batch is there for three days: what has been there for half of this
+# time is kept for the whole of it when it is written again.
+_KEPT_S = 7 * _DAY_S
 
 
 class RedisBudgets(RedisBase):

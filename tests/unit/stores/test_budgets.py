@@ -197,12 +197,73 @@ def test_a_call_of_a_batch_counts_as_used_until_it_is_settled_and_each_step_coun
     assert not list(store._redis.scan_iter(f"*{run}*"))
 
 
-def test_a_call_of_a_batch_counts_for_the_day_on_which_it_lands(store, server_clock):
-    limits = BudgetLimits(calls=2)
-    for name in "ab":
-        reply = store.hold_day_budget("*", name, Amounts(calls=1), limits=limits)
-        assert reply.granted == (True,)
-    assert store.hold_day_budget("*", "c", Amounts(calls=1), limits=limits).granted == (False,)
-    server_clock.now += 86_400
-    reply = store.hold_day_budget("*", "a", Amounts(calls=1), limits=limits, ends=True)
-    assert (reply.state.spent.calls, reply.state.unsure.calls) == (1, 0)
+DAY_S = 86_400
+LIMITS = BudgetLimits(calls=10)
+
+
+def hold(store, call, calls=1, *, ends=False):
+    """Reserve from the budget of the day, or settle; return whether it fits, and the state."""
+    amounts = Amounts(calls=calls)
+    reply = store.hold_day_budget("*", call, amounts, limits=LIMITS, ends=ends)
+    return reply.granted == (True,), reply.state
+
+
+def test_a_call_of_a_batch_counts_for_the_day_on_which_it_lands_and_is_reserved_until_then(
+    store, server_clock
+):
+    assert hold(store, "a", 8)[0]
+    assert hold(store, "b", 2)[0]
+    assert not hold(store, "c")[0]
+    for _ in range(2):
+        server_clock.now += DAY_S
+        assert not hold(store, "c")[0], "both are under way"
+    for _ in range(2):
+        _, state = hold(store, "a", 3, ends=True)
+        assert (state.spent.calls, state.unsure.calls) == (3, 2)
+    assert hold(store, "c", 5)[0]
+    assert not hold(store, "d", 1)[0]
+    # It is one of today.
+    assert hold(store, "c", 0, ends=True)[1].used.calls == 5
+    # What is not settled for three days counts no more, as calls of a run that was deleted.
+    server_clock.now += DAY_S
+    fits, state = hold(store, "d", 10)
+    assert (fits, state.used.calls) == (True, 10)
+    _, state = hold(store, "b", 2, ends=True)
+    assert (state.spent.calls, state.unsure.calls) == (0, 10)
+
+
+def test_the_keys_of_calls_of_batches_have_an_end(store, server_clock):
+    hold(store, "a")
+    server_clock.now += DAY_S
+    hold(store, "b")
+    keys = sorted(store._redis.scan_iter("*budget-held*"))
+    assert len(keys) == 2
+    assert all(0 < store._redis.ttl(key) <= 3 * DAY_S for key in keys)
+    # An end that comes late makes none.
+    hold(store, "a", ends=True)
+    assert sorted(store._redis.scan_iter("*budget-held*")) == keys[1:]
+
+
+@pytest.mark.parametrize("first", ["late report", "same report", "report", "end", "known", "over"])
+def test_the_first_step_of_a_day_begins_it_also_if_it_grants_nothing(store, server_clock, first):
+    spent, limits = Amounts(calls=9), LIMITS
+
+    def step(number):
+        made = BudgetReport(session="s", number=number, spent=spent)
+        return store.report_day_budget("*", made, limits=limits, dies_after_s=DIES_S)
+
+    hold(store, "open")
+    step(2)
+    server_clock.now += DAY_S
+    {
+        "late report": lambda: step(1),
+        "same report": lambda: step(2),
+        "report": lambda: step(3),
+        "end": lambda: hold(store, "another", ends=True),
+        "known": lambda: hold(store, "open"),
+        "over": lambda: hold(store, "huge", 11),
+    }[first]()
+    [state], _ = store.day_budgets(["*"])
+    assert (state.spent.calls, state.unsure.calls) == (0, 1)
+    fits, state = hold(store, "more", 9)
+    assert (fits, state.used.calls) == (True, 10)
