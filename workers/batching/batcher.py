@@ -23,13 +23,14 @@ from workers.batching.waiting_runs import WaitingRuns
 from workers.context.event_loop import LoopThread
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
     from concurrent.futures import Future
 
     from fanout.broker.publisher import Publisher
     from fanout.core.gathered import LaneQueue, LaneRecord
     from fanout.core.settings import Settings
-    from fanout.llm.batches.base import BatchClient
     from fanout.stores import RedisStore
+    from workers.batching.clients import LaneApi
 
 __all__ = ["Batcher"]
 
@@ -39,6 +40,13 @@ _AT_PROVIDER = 8
 # The share of its leadership that must be left when a batch is submitted.
 _SURE = 1 / 3
 _CLOSE_S = 5.0
+# Calls of a lane whose key this process does not have are gathered anew after so long.
+_STRANDED_S = 60.0
+
+_FOREIGN = (
+    "batches of %s were made with another key or URL than this worker has (account %s): they are tried with "
+    "its own, and calls that wait are gathered anew; give all workers of a fleet the same"
+)
 
 _log = logging.getLogger(__name__)
 
@@ -118,22 +126,32 @@ class Batcher:
             self._loop, self._clients = LoopThread(), LaneClients(self._settings)
         return self._loop, self._clients
 
-    def _client(self, lane: LaneRecord) -> BatchClient | None:
+    def _api(self, lane: LaneRecord) -> LaneApi | None:
         loop, clients = self._on_loop()
         try:
-            return loop.wait_for(clients.get(lane))
+            api = loop.wait_for(clients.get(lane))
         except ModelError as error:
-            problem = str(error)
-            if problem not in self._problems:
-                self._problems.add(problem)
-                _log.warning("the batches of %s wait: %s", lane.model, problem)
+            self._warn("the batches of %s wait: %s", lane.model, str(error))
             return None
+        if not api.is_own:
+            self._warn(_FOREIGN, lane.model, lane.account)
+        return api
+
+    def _warn(self, text: str, *given: str) -> None:
+        if text % given not in self._problems:
+            self._problems.add(text % given)
+            _log.warning(text, *given)
 
     def _make_batches(self, queue: LaneQueue) -> None:
-        client = self._client(queue.record)
-        if client is None:
+        api = self._api(queue.record)
+        if api is None:
             return
-        limits, settings = client.limits, self._settings
+        if not api.is_own:
+            if queue.oldest_s >= _STRANDED_S:
+                while not self._store.empty_lane(self._epoch, queue.lane_id):
+                    pass
+            return
+        limits, settings = api.client.limits, self._settings
         for _ in range(_MADE_AT_ONCE):
             most = most_calls(queue, provider=limits.requests, setting=settings.batch_calls)
             due = is_due(
@@ -144,7 +162,7 @@ class Batcher:
             batch = BatchRecord(
                 number=self._store.next_batch_number(), lane_id=queue.lane_id, calls=most
             )
-            made = self._fill(batch, client, most=most)
+            made = self._fill(batch, api, most=most)
             if made is None:
                 return
             left = [one for one in self._store.lane_queues() if one.lane_id == queue.lane_id]
@@ -152,11 +170,11 @@ class Batcher:
                 return
             queue = left[0]
 
-    def _fill(self, batch: BatchRecord, client: BatchClient, *, most: int) -> BatchRecord | None:
+    def _fill(self, batch: BatchRecord, api: LaneApi, *, most: int) -> BatchRecord | None:
         """Choose the members of a batch; return it, or None if it has none or another process leads."""
         if not self._store.put_batch(self._epoch, batch):
             return None
-        most_bytes = client.limits.bytes
+        most_bytes = api.client.limits.bytes
         while True:
             filled = self._store.fill_batch(
                 self._epoch, batch, most_calls=most, most_bytes=most_bytes
@@ -179,15 +197,13 @@ class Batcher:
         )
         if not self._store.put_batch(self._epoch, made):
             return None
-        self._batches[made.number] = self._at_provider(made, client, may_exist=False)
+        self._batches[made.number] = self._at_provider(made, api, may_exist=False)
         return made
 
-    def _at_provider(
-        self, batch: BatchRecord, client: BatchClient, *, may_exist: bool
-    ) -> ProviderBatch:
+    def _at_provider(self, batch: BatchRecord, api: LaneApi, *, may_exist: bool) -> ProviderBatch:
         return ProviderBatch(
             batch,
-            client,
+            api,
             store=self._store,
             patient=self._patient,
             ready=self._ready,
@@ -204,7 +220,7 @@ class Batcher:
         self._batches = {
             one.number: self._batches[one.number] for one in records if one.number in self._batches
         }
-        unwanted = self._runs.look(records)
+        unwanted = self._runs.look(records, epoch=self._epoch, may_exist=self._may_exist)
         self._ready.publish_all()
         now = self._store.now()
         loop, _ = self._on_loop()
@@ -215,30 +231,51 @@ class Batcher:
             if batch is None:
                 continue
             batch.is_unwanted = unwanted.get(record.number, False)
-            is_vain = batch.is_unwanted and record.stage == "submitted"
-            if is_vain and record.cancelled_at is None:
+            if batch.is_to_cancel(now):
                 step = batch.cancel()
             elif record.due_at <= now:
                 step = batch.advance()
             else:
                 continue
-            task = asyncio.run_coroutine_threadsafe(_reported(record.number, step), loop.event_loop)
-            self._tasks[record.number] = task
+            led = self._led(record.number, step)
+            self._tasks[record.number] = asyncio.run_coroutine_threadsafe(led, loop.event_loop)
+
+    def _may_exist(self, record: BatchRecord) -> bool:
+        """Return whether the provider may have a batch, as records say that are newer than ended steps."""
+        if record.stage == "forming":
+            return False
+        known = self._batches.get(record.number)
+        is_safe = known is not None and not known.may_exist and record.number not in self._tasks
+        return record.stage != "intent" or not is_safe
+
+    async def _led(self, number: int, step: Coroutine[object, object, None]) -> None:
+        """Take a step of a batch; end it if the leadership lapses meanwhile."""
+        task = asyncio.ensure_future(_reported(number, step))
+        try:
+            while not task.done():
+                left_s = self._leads_until - time.monotonic()
+                if left_s <= 0:
+                    _log.info("batch %d is left: this process leads no more", number)
+                    return
+                await asyncio.wait([task], timeout=left_s)
+            task.result()
+        finally:
+            task.cancel()
 
     def _known(self, record: BatchRecord) -> ProviderBatch | None:
         """Return a batch to go on with; None if there is nothing to do for it."""
         if record.number in self._batches:
             return self._batches[record.number]
         lane = self._store.lane(record.lane_id)
-        client = None if lane is None else self._client(lane)
-        if client is None:
+        api = None if lane is None else self._api(lane)
+        if api is None:
             return None
-        if record.stage == "forming":
+        if record.stage == "forming" and api.is_own:
             # Another process began to choose its members.
-            if self._fill(record, client, most=record.calls) is None:
+            if self._fill(record, api, most=record.calls) is None:
                 return None
         else:
-            self._batches[record.number] = self._at_provider(record, client, may_exist=True)
+            self._batches[record.number] = self._at_provider(record, api, may_exist=True)
         return self._batches[record.number]
 
     def close(self) -> None:
@@ -254,10 +291,10 @@ class Batcher:
         self._loop.close()
 
 
-async def _reported(number: int, step: object) -> None:
+async def _reported(number: int, step: Coroutine[object, object, None]) -> None:
     """Await a step of a batch; log its error, as a later round takes the step again."""
     try:
-        await step  # type: ignore[misc]
+        await step
     except LeadershipLostError:
         _log.info("batch %d is left to another process", number)
     except (BrokerError, LLMError) as error:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from fanout.core.errors import ModelError
 from fanout.llm import make_llm
-from fanout.llm.batches.base import batches_of
+from fanout.llm.batches.base import BatchClient, batches_of
 
 if TYPE_CHECKING:
     from fanout.core.gathered import LaneRecord
     from fanout.core.settings import Settings
     from fanout.llm import LLM
-    from fanout.llm.batches.base import BatchClient
 
-__all__ = ["LaneClients"]
+__all__ = ["LaneApi", "LaneClients"]
 
 # Batches are few: files that go up and down, and questions about them.
 _CONCURRENCY = 8
+
+
+class LaneApi(NamedTuple):
+    """The batch API of a lane, and whether this process has the key and URL of its calls."""
+
+    client: BatchClient
+    is_own: bool
 
 
 class LaneClients:
@@ -33,12 +39,8 @@ class LaneClients:
         self._making = asyncio.Lock()
         self._made: dict[str, LLM] = {}
 
-    async def get(self, lane: LaneRecord) -> BatchClient:
-        """Return the batch API of a lane.
-
-        Raises:
-            ModelError: This process cannot use the model, or has another key than its batches.
-        """
+    async def get(self, lane: LaneRecord) -> LaneApi:
+        """Return the batch API of a lane. Raises ModelError if this process cannot use the model."""
         async with self._making:
             llm = self._made.get(lane.model)
             if llm is None:
@@ -47,12 +49,7 @@ class LaneClients:
         client = batches_of(llm)
         if client is None:
             raise ModelError(f"{lane.model} has no batch API here")
-        if getattr(llm, "account", "") != lane.account:
-            raise ModelError(
-                f"the batches of {lane.model} were made with another key or URL than this worker has: "
-                "give all workers of a fleet the same"
-            )
-        return client
+        return LaneApi(client, is_own=getattr(llm, "account", "") == lane.account)
 
     async def aclose(self) -> None:
         """Close the models."""

@@ -14,12 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from msgspec import structs
 
 from fanout.core.errors import LLMError
 from fanout.core.gathered import LandRequest
-from fanout.core.records import ErrorKind
+from fanout.core.records import ErrorKind, Usage
 from fanout.llm.batches import base
 from fanout.llm.batches.base import (
     BatchError,
@@ -30,14 +29,18 @@ from fanout.llm.batches.base import (
 )
 from fanout.policy.lanes import poll_wait_s, retry_wait_s, scarce_calls
 from fanout.policy.retries import RETRYABLE
+from workers.batching.lines import write_lines
+from workers.batching.lost_results import NO_LINE, UNKNOWN, encoded, failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from collections.abc import Set as AbstractSet
 
     from fanout.core.gathered import BatchRecord, Member
     from fanout.core.settings import Settings
-    from fanout.llm.batches.base import BatchClient, BatchStatus
+    from fanout.llm.batches.base import BatchStatus
     from fanout.stores import RedisStore
+    from workers.batching.clients import LaneApi
     from workers.batching.ready import ReadyBranches
 
 __all__ = ["LeadershipLostError", "ProviderBatch", "new_nonce"]
@@ -68,7 +71,7 @@ class ProviderBatch:
 
     Args:
         batch: Its record.
-        client: The batch API of its lane.
+        api: The batch API of its lane.
         store: Fails if the server is unreachable: a later round repeats the step.
         patient: Waits for the server: for what the provider has taken already.
         ready: Publishes branches.
@@ -76,12 +79,17 @@ class ProviderBatch:
         epoch: Of the leadership.
         is_sure: Whether this process leads for some time yet.
         may_exist: Whether an earlier submission of it may have succeeded.
+
+    Attributes:
+        batch: Its record.
+        may_exist: Whether the provider may have it, while it has no id.
+        is_unwanted: Whether none of its runs waits for it any more.
     """
 
     def __init__(
         self,
         batch: BatchRecord,
-        client: BatchClient,
+        api: LaneApi,
         *,
         store: RedisStore,
         patient: RedisStore,
@@ -92,16 +100,19 @@ class ProviderBatch:
         may_exist: bool,
     ) -> None:
         self.batch = batch
-        self._client = client
+        self._client, self._is_own = api
         self._store = store
         self._patient = patient
         self._ready = ready
         self._settings = settings
         self._epoch = epoch
         self._is_sure = is_sure
-        self._may_exist = may_exist
-        # Whether none of its runs waits for it any more.
+        self.may_exist = may_exist
         self.is_unwanted = False
+        # When a creation of this process that was cut off must have arrived.
+        self._settles_at: float | None = None
+        self._cancel_at = 0.0
+        self._cancels = 0
 
     async def advance(self) -> None:
         """Take the next step of the batch.
@@ -111,7 +122,11 @@ class ProviderBatch:
             LeadershipLostError: Another process leads now.
         """
         try:
-            if self.batch.stage == "intent":
+            if self.batch.stage == "forming":
+                # No batch of it can be made with the key of this process.
+                await self._land_rest(b"")
+                await self._end()
+            elif self.batch.stage == "intent":
                 await self._submit()
             elif self.batch.stage == "submitted":
                 await self._ask()
@@ -120,12 +135,21 @@ class ProviderBatch:
         except LLMError as error:
             await self._try_later(error)
 
+    def is_to_cancel(self, now: float) -> bool:
+        """Return whether the provider is to be asked now to cancel the batch."""
+        batch = self.batch
+        is_vain = self.is_unwanted and batch.stage == "submitted" and batch.cancelled_at is None
+        return is_vain and now >= self._cancel_at
+
     async def cancel(self) -> None:
-        """Ask the provider to cancel the batch."""
+        """Ask the provider to cancel the batch. After a refusal it is polled, and asked again later."""
+        self._cancel_at = await self._now() + retry_wait_s(self._cancels)
+        self._cancels += 1
         try:
             await self._client.cancel(self.batch.batch_id)
         except LLMError as error:
             _log.warning("batch %d is not cancelled yet: %s", self.batch.number, error.kind)
+            await self._write(problem=_problem(error))
             return
         now = await self._now()
         await self._write(cancelled_at=now, due_at=now, polls=0)
@@ -150,38 +174,52 @@ class ProviderBatch:
         wait_s = retry_wait_s(batch.tries, retry_after_s=error.retry_after_s)
         wait_s = min(wait_s, self._settings.batch_poll_s)
         _log.warning("batch %d is tried again in %.0f s: %s", batch.number, wait_s, error.kind)
-        problem = f"{error.kind.value}: {error}"[:_MAX_PROBLEM]
         due_at = await self._now() + wait_s
-        await self._write(tries=batch.tries + 1, due_at=due_at, problem=problem)
+        await self._write(tries=batch.tries + 1, due_at=due_at, problem=_problem(error))
 
     async def _submit(self) -> None:
-        if self._may_exist and await self._is_found():
+        if self.may_exist and await self._is_found():
             return
-        if self.is_unwanted:
-            await self._land_rest(b"")
+        if self.is_unwanted or not self._is_own:
+            await self._land_rest(b"" if self._is_own else UNKNOWN)
             await self._end()
             return
         if not self._is_sure():
             # The next beat renews the leadership.
             return
-        # From here on it may exist. What was tried before is known not to.
-        await self._write(intent_at=await self._now())
         with tempfile.TemporaryDirectory(prefix="fanout-batch-") as folder:
             path = Path(folder) / "batch.jsonl"
-            await asyncio.to_thread(self._write_file, path)
-            try:
-                batch_id = await self._client.submit(path, self._intent())
-            except BatchUnknownError:
-                self._may_exist = True
-                await self._write(due_at=await self._now() + self._find_wait_s)
-                return
-            except LLMError as error:
-                if error.kind in RETRYABLE:
-                    await self._no_room(error)
-                    return
+            if await self._write_file(path):
+                await self._make(path)
+            else:
+                await self._end()
+
+    async def _make(self, path: Path) -> None:
+        """Make the batch of the lines in a file."""
+        # What was tried before is known not to have made it.
+        await self._write(intent_at=await self._now())
+        try:
+            batch_id = await self._client.submit(path, self._intent(), before=self._before_creation)
+        except BatchUnknownError:
+            now = await self._now()
+            self.may_exist, self._settles_at = True, now + base.SETTLE_S
+            await self._write(due_at=now + self._find_wait_s)
+        except LLMError as error:
+            self.may_exist = False
+            if error.kind in RETRYABLE:
+                await self._no_room(error)
+            else:
                 await self._fail(BatchError.of(error))
-                return
-        await self._submitted(batch_id)
+        else:
+            await self._submitted(batch_id)
+
+    async def _before_creation(self) -> None:
+        """Note that the batch may exist from here on. The upload of its file may have taken long."""
+        self._settles_at = None
+        await self._write(intent_at=await self._now())
+        if not self._is_sure():
+            raise LeadershipLostError
+        self.may_exist = True
 
     def _intent(self) -> BatchIntent:
         batch = self.batch
@@ -190,13 +228,21 @@ class ProviderBatch:
             created_at=batch.intent_at,
             requests=batch.calls,
             first_id=batch.first_item,
+            bytes=batch.bytes,
         )
 
-    def _write_file(self, path: Path) -> None:
+    async def _write_file(self, path: Path) -> bool:
+        """Write the file of the batch; return whether it has lines. Calls without a line are made anew."""
         batch = self.batch
-        with path.open("wb") as file:
-            for line in self._store.batch_lines(batch.number, first_item=batch.first_item):
-                file.write(line if line.endswith(b"\n") else line + b"\n")
+        written = await asyncio.to_thread(write_lines, self._store, batch, path)
+        if len(written.items) != batch.calls or written.first_item != batch.first_item:
+            count = batch.calls - len(written.items)
+            _log.warning("batch %d is made without %d of its calls", batch.number, count)
+            await self._land_rest(NO_LINE, but=written.items)
+            await self._write(
+                calls=len(written.items), bytes=written.bytes, first_item=written.first_item
+            )
+        return bool(written.items)
 
     async def _is_found(self) -> bool:
         """Return whether the batch exists, or may exist for some time yet."""
@@ -212,12 +258,21 @@ class ProviderBatch:
             _log.warning("batch %d was made before: it is %s", self.batch.number, batch_id)
             await self._submitted(batch_id)
             return True
-        if now < self.batch.intent_at + base.SETTLE_S:
-            wait_s = min(self._find_wait_s, self.batch.intent_at + base.SETTLE_S - now)
-            await self._write(due_at=now + wait_s)
+        settles_at = self._settles_at
+        if settles_at is None:
+            settles_at = self.batch.intent_at + self._client.settle_s(self._intent())
+        if now < settles_at:
+            await self._write(due_at=now + min(self._find_wait_s, settles_at - now))
             return True
-        self._may_exist = False
+        self._require_own()
+        self.may_exist = False
         return False
+
+    def _require_own(self) -> None:
+        """Raise LLMError for some time, if another key or URL made the batch, which is not found."""
+        if not self._is_own and self.batch.tries < _MOST_TRIES:
+            message = "it was made with another key or URL than this worker has, and is not found"
+            raise LLMError(ErrorKind.SERVER_ERROR, message)
 
     @property
     def _find_wait_s(self) -> float:
@@ -241,7 +296,6 @@ class ProviderBatch:
         held_s = min(held_s, self._settings.batch_poll_s)
         hold = partial(self._store.lane_scarce, held_s=held_s)
         await asyncio.to_thread(hold, self._epoch, self.batch.lane_id)
-        self._may_exist = False
         await self._try_later(error)
 
     async def _ask(self) -> None:
@@ -255,8 +309,11 @@ class ProviderBatch:
         elif status.state is BatchState.FAILED:
             await self._refused(status)
         elif status.state is BatchState.GONE:
+            self._require_own()
             message = "the provider has lost the batch, or deleted its results"
-            await self._fail(BatchError(kind=ErrorKind.SERVER_ERROR, message=message))
+            # It may have answered them.
+            usage = Usage(calls=1)
+            await self._fail(BatchError(kind=ErrorKind.SERVER_ERROR, message=message, usage=usage))
         else:
             await self._write(stage="landing", answered=status.requests or batch.calls, tries=0)
 
@@ -279,7 +336,7 @@ class ProviderBatch:
 
     async def _fail(self, error: BatchError) -> None:
         """Let all calls of the batch that have no result end with an error."""
-        await self._land_rest(_encoded(BatchResult(custom_id="-", error=error)))
+        await self._land_rest(failed(error))
         await self._end()
 
     async def _land(self) -> None:
@@ -294,7 +351,7 @@ class ProviderBatch:
         is_cancelled = self.batch.cancelled_at is not None
         kind = ErrorKind.CANCELLED if is_cancelled else ErrorKind.EXPIRED
         missing = BatchError(kind=kind, message="the batch has no result for it")
-        await self._land_rest(_encoded(BatchResult(custom_id="-", error=missing)))
+        await self._land_rest(failed(missing))
         scarce = partial(self._store.lane_scarce, held_s=0)
         await asyncio.to_thread(scarce, self._epoch, self.batch.lane_id)
         await self._end()
@@ -302,15 +359,15 @@ class ProviderBatch:
     async def _land_some(self, results: list[BatchResult]) -> None:
         items = {result.custom_id: result for result in results}
         members = await asyncio.to_thread(self._store.batch_members, self.batch.number, list(items))
-        await self._put([LandRequest(one, _encoded(items[one.item])) for one in members])
+        await self._put([LandRequest(one, encoded(items[one.item])) for one in members])
 
-    async def _land_rest(self, result: bytes) -> None:
+    async def _land_rest(self, result: bytes, *, but: AbstractSet[str] = frozenset()) -> None:
         pages = self._store.members_left(self.batch.number)
         while True:
             page: list[Member] | None = await asyncio.to_thread(next, pages, None)
             if page is None:
                 return
-            await self._put([LandRequest(member, result) for member in page])
+            await self._put([LandRequest(one, result) for one in page if one.item not in but])
 
     async def _put(self, requests: list[LandRequest]) -> None:
         if not requests:
@@ -335,5 +392,5 @@ class ProviderBatch:
                 _log.info("the files of %s stay at the provider: %s", batch.batch_id, error.kind)
 
 
-def _encoded(result: BatchResult) -> bytes:
-    return msgspec.json.encode(result)
+def _problem(error: LLMError) -> str:
+    return f"{error.kind.value}: {error}"[:_MAX_PROBLEM]

@@ -5,18 +5,15 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from fanout.core.errors import StoredDataError, UnknownRunError
 from fanout.core.gathered import RunBatch
-from fanout.core.records import ErrorKind
 from fanout.core.spec import stored_spec
-from fanout.llm.batches.base import BatchError, BatchResult
 from fanout.runs.lateness import run_is_late
 from fanout.system.logs import about
+from workers.batching.lost_results import UNKNOWN
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from fanout.core.gathered import BatchRecord
     from fanout.core.state import RunRecord
@@ -24,15 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = ["WaitingRuns"]
 
-# Seconds that the branches of a stopped run wait for what a cancelled batch has come to.
+# Seconds that the branches of a stopped run wait for what a cancelled batch has come to: from its
+# cancellation, or from when it is first known to be in vain. To read results, or to find a batch that was
+# perhaps made, takes longer.
 _PATIENCE_S = 60.0
-# The provider may have answered it, or not.
-_UNKNOWN = msgspec.json.encode(
-    BatchResult(
-        custom_id="-",
-        error=BatchError(kind=ErrorKind.TIMEOUT, message="nobody waits for its batch any more"),
-    )
-)
+_LONG_PATIENCE_S = 600.0
 
 _log = logging.getLogger(__name__)
 
@@ -49,12 +42,24 @@ class WaitingRuns:
         # Those whose branches no longer wait for batches.
         self.over: set[str] = set()
         self._shown: dict[str, list[RunBatch]] = {}
+        # When each batch was first seen that nobody waits for.
+        self._unwanted_at: dict[int, float] = {}
 
-    def look(self, batches: Sequence[BatchRecord]) -> dict[int, bool]:
+    def look(
+        self,
+        batches: Sequence[BatchRecord],
+        *,
+        epoch: int,
+        may_exist: Callable[[BatchRecord], bool],
+    ) -> dict[int, bool]:
         """Release the branches of runs that are over or late; return which batches nobody waits for.
+
+        Calls of these runs in batches that the provider cannot have are taken out of them.
 
         Args:
             batches: The batches, by number.
+            epoch: Of the leadership.
+            may_exist: Says whether the provider may have a batch. None is submitted meanwhile.
 
         Raises:
             BrokerError: The server does not answer.
@@ -68,17 +73,31 @@ class WaitingRuns:
             for run_id, run in runs.items()
             if run is not None and run_id not in self.over and self._is_late(run)
         }
-        unwanted = {
-            number: set(left) <= self.over | late for number, left in of_batches.items() if left
+        gone = self.over | late
+        for batch in batches:
+            if gone.intersection(of_batches[batch.number]) and not may_exist(batch):
+                self._unpack(epoch, batch.number, gone)
+                of_batches[batch.number] = self._store.batch_runs(batch.number)
+        unwanted = {number: set(left) <= gone for number, left in of_batches.items() if left}
+        now = self._store.now() if any(unwanted.values()) else 0.0
+        self._unwanted_at = {
+            number: self._unwanted_at.get(number, now)
+            for number, is_so in unwanted.items()
+            if is_so
         }
         for run_id in sorted(waiting):
             own = [batch for batch in batches if run_id in of_batches[batch.number]]
-            self._look_at(run_id, runs[run_id], own, unwanted, is_late=run_id in late)
+            self._look_at(epoch, run_id, runs[run_id], own, is_late=run_id in late)
             self._show(run_id, runs[run_id], own)
         for run_id in self._shown.keys() - waiting:
             if self._shown.pop(run_id):
                 self._store.show_batches(run_id, [])
         return unwanted
+
+    def _unpack(self, epoch: int, number: int, run_ids: set[str]) -> None:
+        for page in self._store.members_left(number):
+            some = [member for member in page if member.branch_id.run_id in run_ids]
+            self._store.unpack(epoch, number, some)
 
     def _run(self, run_id: str) -> RunRecord | None:
         try:
@@ -97,10 +116,10 @@ class WaitingRuns:
 
     def _look_at(
         self,
+        epoch: int,
         run_id: str,
         run: RunRecord | None,
         batches: list[BatchRecord],
-        unwanted: dict[int, bool],
         *,
         is_late: bool,
     ) -> None:
@@ -108,43 +127,48 @@ class WaitingRuns:
             self._store.drop_gathered_run(run_id)
             return
         if is_late:
-            count = self._release(run_id, batches, result=b"", promotes=True)
+            count = self._release(epoch, run_id, batches, result=b"", promotes=True)
             if count:
                 text = "%d branches no longer wait for their batches, to be in time"
                 _log.info(text, count, extra=about(run_id))
-        elif run_id in self.over and not self._awaits_cancelled(run, batches, unwanted):
-            self._release(run_id, batches, result=_UNKNOWN, promotes=False)
+        elif run_id in self.over and not self._awaits_cancelled(run, batches):
+            self._release(epoch, run_id, batches, result=UNKNOWN, promotes=False)
 
-    def _awaits_cancelled(
-        self, run: RunRecord, batches: list[BatchRecord], unwanted: dict[int, bool]
-    ) -> bool:
+    def _awaits_cancelled(self, run: RunRecord, batches: list[BatchRecord]) -> bool:
         """Return whether the branches of a stopped run wait for what their batches have come to."""
         return any(
-            unwanted.get(batch.number)
-            and batch.stage in ("submitted", "landing")
-            and (batch.cancelled_at is None or run.read_at < batch.cancelled_at + _PATIENCE_S)
+            run.read_at < self._waits_until(batch)
             for batch in batches
+            if batch.number in self._unwanted_at
         )
 
+    def _waits_until(self, batch: BatchRecord) -> float:
+        if batch.stage == "submitted":
+            return (batch.cancelled_at or self._unwanted_at[batch.number]) + _PATIENCE_S
+        return self._unwanted_at[batch.number] + _LONG_PATIENCE_S
+
     def _release(
-        self, run_id: str, batches: list[BatchRecord], *, result: bytes, promotes: bool
+        self, epoch: int, run_id: str, batches: list[BatchRecord], *, result: bytes, promotes: bool
     ) -> int:
         """Release the gathered branches of a run; ``result`` is for those that a provider may have."""
         released = 0
-        at_provider = [one.number for one in batches if one.stage in ("submitted", "landing")]
         try:
             for page in self._store.gathered_marks(run_id):
                 items = [item for _, item in page]
                 bought = {
                     member.item
-                    for number in at_provider
-                    for member in self._store.batch_members(number, items)
+                    for batch in batches
+                    for member in self._store.batch_members(batch.number, items)
                 }
                 for is_bought in (False, True):
                     marks = [mark for mark in page if (mark[1] in bought) is is_bought]
                     if marks:
                         released += self._store.release_gathered(
-                            run_id, marks, result=result if is_bought else b"", promotes=promotes
+                            epoch,
+                            run_id,
+                            marks,
+                            result=result if is_bought else b"",
+                            promotes=promotes,
                         )
         except UnknownRunError:
             pass

@@ -76,9 +76,9 @@ class GatheredCalls:
         return self._prepared.item == self._item(self._number + 1)
 
     def _item(self, number: int) -> str:
-        # The same for this call in each delivery, however its request is written down by then: workers
-        # learn what a provider takes. Another one after a retry of the run.
-        call = f"{self._claim.branch_id.task_id} {self._lane.lane_id} {self._prepared.since}"
+        # The same for this call in each delivery, however its request is written down by then, and with a
+        # new key: workers learn what a provider takes. Another one after a retry of the run.
+        call = f"{self._claim.branch_id.task_id} {self._lane.model} {self._prepared.since}"
         digest = hashlib.blake2b(call.encode(), digest_size=_ITEM_BYTES).hexdigest()
         return f"{digest}-{self._place}-{number}"
 

@@ -16,8 +16,8 @@ from yarl import URL
 from fanout.core.errors import LLMError
 from fanout.core.records import ErrorKind
 from fanout.llm.anthropic import AnthropicLLM
+from fanout.llm.batches import base
 from fanout.llm.batches.base import (
-    SETTLE_S,
     BatchError,
     BatchLimits,
     BatchState,
@@ -25,7 +25,7 @@ from fanout.llm.batches.base import (
     BatchUnknownError,
     require_custom_id,
 )
-from fanout.llm.batches.http_batches import CLOCK_SKEW_S, HttpBatches
+from fanout.llm.batches.http_batches import CLOCK_SKEW_S, SLOWEST_UPLOAD, HttpBatches
 from fanout.llm.batches.items import (
     PAGE,
     batches_in,
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from fanout.llm.base import LLMRequest
     from fanout.llm.batches.base import BatchIntent
+    from fanout.llm.batches.http_batches import Before
     from fanout.llm.http_client import HttpReply
 
 __all__ = ["AnthropicBatches"]
@@ -92,7 +93,12 @@ class AnthropicBatches(HttpBatches[AnthropicLLM]):
         params = msgspec.Raw(await self._model.prepared(request))
         return _encode({"custom_id": require_custom_id(custom_id), "params": params}) + b"\n"
 
-    async def _create(self, path: Path, intent: BatchIntent) -> str:  # noqa: ARG002 - it takes no words of ours
+    async def _create(
+        self,
+        path: Path,
+        intent: BatchIntent,  # noqa: ARG002 - it takes no words of ours
+        before: Before | None,
+    ) -> str:
         size, has_temperature = await asyncio.to_thread(_size_of, path)
         # The version is that of all requests in the batch.
         headers = self._model.version_for(is_older=has_temperature) or {}
@@ -106,7 +112,11 @@ class AnthropicBatches(HttpBatches[AnthropicLLM]):
                 self._http.url(self._list_path), parts, size=whole, headers=headers
             )
 
-        return await self._made_once(once, "id")
+        return await self._made_once(once, "id", before)
+
+    def settle_s(self, intent: BatchIntent) -> float:
+        """See BatchClient. The request that makes a batch has all of its lines."""
+        return _settle_s(intent)
 
     async def _find(self, intent: BatchIntent, known_ids: Collection[str]) -> str | None:
         """Return the id of the batch of an intent, or None. Raises LLMError.
@@ -224,7 +234,7 @@ def _size_of(path: Path) -> tuple[int, bool]:
 def _may_be(batch: dict[str, Any], intent: BatchIntent) -> bool:
     """Say whether a batch may be the one that was made of an intent."""
     made_at, total = seconds_of(batch.get("created_at")), _total(_counts(batch))
-    if made_at is not None and made_at > intent.created_at + SETTLE_S + CLOCK_SKEW_S:
+    if made_at is not None and made_at > intent.created_at + _settle_s(intent) + CLOCK_SKEW_S:
         return False
     return total in (None, intent.requests)
 
@@ -246,3 +256,7 @@ def _state(batch: dict[str, Any], counts: dict[str, int | None]) -> BatchState:
     if batch.get("cancel_initiated_at") and counts["canceled"]:
         return BatchState.CANCELLED
     return BatchState.EXPIRED if counts["expired"] else BatchState.ENDED
+
+
+def _settle_s(intent: BatchIntent) -> float:
+    return base.SETTLE_S + intent.bytes / SLOWEST_UPLOAD

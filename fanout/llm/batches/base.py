@@ -17,7 +17,7 @@ from fanout.llm.base import LLMReply  # noqa: TC001 - msgspec reads the annotati
 from fanout.llm.reply_bodies import ErrorDetails  # noqa: TC001 - msgspec reads the annotation
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection
     from pathlib import Path
 
     from fanout.llm.base import LLM, LLMRequest
@@ -37,7 +37,7 @@ __all__ = [
     "require_custom_id",
 ]
 
-# Seconds after an intent within which a request that was cut off may still make its batch.
+# Seconds for which a request that was cut off may still make its batch.
 SETTLE_S = 60.0
 # The characters and the length that all providers accept.
 _CUSTOM_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -75,12 +75,14 @@ class BatchIntent(msgspec.Struct, frozen=True, kw_only=True):
         requests: How many requests the batch has.
         first_id: The ``custom_id`` of the first line. No other batch has it, also none with the same
             request sent again: where a provider stores no nonce, it tells whose a batch is.
+        bytes: The size of its lines.
     """
 
     nonce: str
     created_at: float
     requests: int
     first_id: str
+    bytes: int = 0
 
 
 class BatchError(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -190,18 +192,33 @@ class BatchClient(Protocol):
             ValueError: The custom id is invalid.
         """
 
-    async def submit(self, path: Path, intent: BatchIntent) -> str:
+    async def submit(
+        self,
+        path: Path,
+        intent: BatchIntent,
+        *,
+        before: Callable[[], Awaitable[None]] | None = None,
+    ) -> str:
         """Make a batch of the lines in a file; return its id.
+
+        Args:
+            path: The file.
+            intent: The intent.
+            before: Awaited right before each request that makes the batch, after its file has gone up.
+                If it raises, the request is not sent.
 
         Raises:
             BatchUnknownError: The batch may have been made, or not.
             LLMError: It was not made.
         """
 
+    def settle_s(self, intent: BatchIntent) -> float:
+        """Return for how many seconds after an intent another process may still make its batch."""
+
     async def find(self, intent: BatchIntent, known_ids: Collection[str]) -> str | None:
         """Return the id of the batch that was made of an intent, or None.
 
-        None is final only SETTLE_S after the intent: a request that was cut off may still arrive.
+        None is final only ``settle_s`` after the intent: a request that was cut off may still arrive.
 
         Args:
             intent: The intent.

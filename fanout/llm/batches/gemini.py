@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from fanout.llm.base import LLMRequest
     from fanout.llm.batches.base import BatchIntent
+    from fanout.llm.batches.http_batches import Before
     from fanout.llm.http_client import HttpReply
 
 __all__ = ["GeminiBatches"]
@@ -73,7 +74,7 @@ class GeminiBatches(HttpBatches[GeminiLLM]):
         body = msgspec.Raw(await self._model.prepared(request))
         return _encode({"key": require_custom_id(custom_id), "request": body}) + b"\n"
 
-    async def _create(self, path: Path, intent: BatchIntent) -> str:
+    async def _create(self, path: Path, intent: BatchIntent, before: Before | None) -> str:
         name = await self._file(path, _name_of(intent))
         batch = {"displayName": _name_of(intent), "inputConfig": {"fileName": name}}
         url = self._http.url(f"models/{self._http.quoted(self._model.name)}:batchGenerateContent")
@@ -81,7 +82,7 @@ class GeminiBatches(HttpBatches[GeminiLLM]):
         async def once() -> HttpReply:
             return await self._post_once(url, _encode({"batch": batch}))
 
-        return await self._made_once(once, "name")
+        return await self._made_once(once, "name", before)
 
     async def _file(self, path: Path, name: str) -> str:
         """Upload a file; return its resource name, as ``files/abc``."""

@@ -6,13 +6,14 @@ import asyncio
 import logging
 import re
 import time
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
 from fanout.core.errors import LLMError, ModelError
 from fanout.core.records import ErrorKind
 from fanout.core.redaction import redacted
+from fanout.llm.batches import base
 from fanout.llm.batches.base import BatchError, BatchResult, BatchState, BatchUnknownError
 from fanout.llm.batches.transfers import deadline
 from fanout.llm.http_client import HttpReply, Line
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from fanout.llm.base import LLMReply, LLMRequest
     from fanout.llm.batches.base import BatchIntent, BatchLimits, BatchStatus
 
-__all__ = ["CLOCK_SKEW_S", "HttpBatches"]
+__all__ = ["CLOCK_SKEW_S", "SLOWEST_UPLOAD", "Before", "HttpBatches"]
 
 # How far the clock of a provider may differ from ours.
 CLOCK_SKEW_S = 300.0
@@ -38,7 +39,7 @@ _REQUEST_S = 60.0
 _PATIENCE_S = 30.0
 _FIRST_WAIT_S = 0.5
 # The slowest upload that is waited for, in bytes a second.
-_SLOWEST_UPLOAD = 50_000
+SLOWEST_UPLOAD = 50_000
 # A longer line is no answer: the longest answer of a call, and as much again around it.
 _MOST_LINE_BYTES = 64_000_000
 _STALL_S = 120.0
@@ -70,6 +71,8 @@ _HEAD = 1_000
 
 _log = logging.getLogger(__name__)
 _Model = TypeVar("_Model", bound=HttpModel)
+# Awaited before a request that makes a batch.
+Before: TypeAlias = "Callable[[], Awaitable[None]]"
 
 
 class HttpBatches(Generic[_Model]):
@@ -98,8 +101,8 @@ class HttpBatches(Generic[_Model]):
         """See BatchClient."""
         raise NotImplementedError
 
-    async def _create(self, path: Path, intent: BatchIntent) -> str:
-        """Make a batch; return its id. Sends the request that makes it once."""
+    async def _create(self, path: Path, intent: BatchIntent, before: Before | None) -> str:
+        """Make a batch; return its id. Sends the request that makes it once, after ``before``."""
         raise NotImplementedError
 
     async def _places(self, batch_id: str) -> list[URL]:
@@ -117,10 +120,10 @@ class HttpBatches(Generic[_Model]):
 
     # What they share.
 
-    async def submit(self, path: Path, intent: BatchIntent) -> str:
+    async def submit(self, path: Path, intent: BatchIntent, *, before: Before | None = None) -> str:
         """See BatchClient."""
         try:
-            return await self._create(path, intent)
+            return await self._create(path, intent, before)
         except BatchUnknownError as lost:
             # Often the reply alone was lost, or delayed by a proxy.
             for look in range(_LOOKS):
@@ -132,6 +135,10 @@ class HttpBatches(Generic[_Model]):
                 if found is not None:
                     return found
             raise lost from None
+
+    def settle_s(self, intent: BatchIntent) -> float:  # noqa: ARG002 - no line is in the request
+        """See BatchClient."""
+        return base.SETTLE_S
 
     async def find(self, intent: BatchIntent, known_ids: Collection[str]) -> str | None:
         """See BatchClient."""
@@ -227,7 +234,7 @@ class HttpBatches(Generic[_Model]):
         size: int,
         headers: dict[str, str],
     ) -> HttpReply:
-        with deadline(_REQUEST_S + size / _SLOWEST_UPLOAD):
+        with deadline(_REQUEST_S + size / SLOWEST_UPLOAD):
             return await self._http.upload(url, parts, size=size, headers=headers)
 
     async def _patiently(self, once: Callable[[], Awaitable[HttpReply]]) -> HttpReply:
@@ -243,13 +250,17 @@ class HttpBatches(Generic[_Model]):
             await self._sleep(wait_s)
             wait_s *= 2
 
-    async def _made_once(self, once: Callable[[], Awaitable[HttpReply]], name: str) -> str:
+    async def _made_once(
+        self, once: Callable[[], Awaitable[HttpReply]], name: str, before: Before | None
+    ) -> str:
         """Send the request that makes a batch; return the batch's id, the field ``name``.
 
         Only a refusal for the rate is retried: the other failures may hide that the batch was made.
         """
 
         async def certain() -> HttpReply:
+            if before is not None:
+                await before()
             try:
                 return self._success(await once())
             except LLMError as error:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from fanout.llm.base import LLMRequest
     from fanout.llm.batches.base import BatchIntent
+    from fanout.llm.batches.http_batches import Before
     from fanout.llm.http_client import HttpReply
 
 __all__ = ["OpenAIBatches"]
@@ -86,7 +87,7 @@ class OpenAIBatches(HttpBatches[OpenAILLM]):
         }
         return _encode(fields) + b"\n"
 
-    async def _create(self, path: Path, intent: BatchIntent) -> str:
+    async def _create(self, path: Path, intent: BatchIntent, before: Before | None) -> str:
         body = {
             "input_file_id": await self._file(path, intent),
             "endpoint": _PATH,
@@ -97,7 +98,7 @@ class OpenAIBatches(HttpBatches[OpenAILLM]):
         async def once() -> HttpReply:
             return await self._post_once(self._http.url("batches"), _encode(body))
 
-        return await self._made_once(once, "id")
+        return await self._made_once(once, "id", before)
 
     async def _file(self, path: Path, intent: BatchIntent) -> str:
         """Upload a file; return its id."""

@@ -98,9 +98,19 @@ class RedisBatchLanes(RedisGathered):
         self, epoch: int, batch: BatchRecord, *, most_calls: int, most_bytes: int
     ) -> FilledBatch | None:
         """Move some calls of its lane to a batch; None if another process leads."""
+        return self._fill(epoch, batch, [most_calls, most_bytes, _PAGE, 0])
+
+    @translated
+    def empty_lane(self, epoch: int, lane_id: str) -> bool:
+        """Make the branches of some calls of a lane ready instead; return whether all are, or may not be."""
+        none = BatchRecord(number=0, lane_id=lane_id)
+        filled = self._fill(epoch, none, [1, 0, _PAGE, 1])
+        return filled is None or filled.is_full
+
+    def _fill(self, epoch: int, batch: BatchRecord, how: list[int]) -> FilledBatch | None:
         leader, ready = self._batches("leader"), self._ready
         keys = [leader, *self._lane_keys(batch.lane_id), *self._batch_keys(batch.number), ready]
-        args = [epoch, self._ttl_s, run_keys(self._prefix), most_calls, most_bytes, _PAGE]
+        args = [epoch, self._ttl_s, run_keys(self._prefix), *how]
         answer = self._call(batch_scripts.FILL, keys, args)
         if answer is None:
             return None
@@ -135,9 +145,10 @@ class RedisBatchLanes(RedisGathered):
             for item, held in page:
                 packed = held.partition(b" ")[2]
                 if packed.startswith(b"@"):
-                    task = self._field(members, item.decode()) or b""
-                    run_id = task.decode().partition("/")[0]
-                    self._blobs.drop(line_name(item.decode(), run_id), packed)
+                    task = self._field(members, item.decode())
+                    if task is not None:
+                        run_id = task.decode().partition("/")[0]
+                        self._blobs.drop(line_name(item.decode(), run_id), packed)
 
     @translated
     def end_batch(self, epoch: int, number: int) -> bool:
@@ -152,30 +163,47 @@ class RedisBatchLanes(RedisGathered):
         records = [decoded(record, BatchRecord, "a batch") for record in held.values()]
         return sorted(records, key=lambda batch: batch.number)
 
-    def batch_lines(self, number: int, *, first_item: str) -> Iterator[bytes]:
-        """Yield the lines of a batch, that of ``first_item`` first. Raises StoredDataError."""
+    def batch_lines(
+        self, number: int, *, first_item: str
+    ) -> Iterator[tuple[str, bytes | StoredDataError]]:
+        """Yield the calls of a batch that have no result yet, with their lines, or why there is none.
+
+        That of ``first_item`` comes first, if it has a line. A call whose line has no trace is left out.
+        """
         members, lines, _ = self._batch_keys(number)
-        yield self._line(first_item, members, self._field(lines, first_item))
-        seen = {first_item}
+        held = self._field(lines, first_item)
+        if held is not None:
+            yield from self._lines_of(members, {first_item.encode(): held})
+        seen = {first_item.encode()}
         for page in self._pages(lines, count=_LINES):
-            for field, held in page:
-                item = field.decode()
-                # A scan may give a field twice.
-                if item not in seen:
-                    seen.add(item)
-                    yield self._line(item, members, held)
+            # A scan may give a field twice.
+            new = {item: held for item, held in page if item not in seen}
+            seen.update(new)
+            yield from self._lines_of(members, new)
 
     @translated
     def _field(self, key: str, field: str) -> bytes | None:
         return cast("bytes | None", self._redis.hget(key, field))
 
-    def _line(self, item: str, members: str, held: bytes | None) -> bytes:
-        if held is None:
-            raise StoredDataError("the server has lost a line of a batch")
+    def _lines_of(
+        self, members: str, page: dict[bytes, bytes]
+    ) -> Iterator[tuple[str, bytes | StoredDataError]]:
+        for (item, held), task in zip(page.items(), self._fields(members, list(page)), strict=True):
+            if task is not None:
+                name = line_name(item.decode(), task.decode().partition("/")[0])
+                try:
+                    yield item.decode(), self._line(name, held)
+                except StoredDataError as error:
+                    yield item.decode(), error
+
+    @translated
+    def _fields(self, key: str, fields: list[bytes]) -> list[bytes | None]:
+        return cast("list[bytes | None]", self._redis.hmget(key, fields)) if fields else []
+
+    def _line(self, name: str, held: bytes) -> bytes:
         packed = held.partition(b" ")[2]
         if packed.startswith(b"@"):
-            task = self._field(members, item) or b""
-            packed = self._blobs.load(line_name(item, task.decode().partition("/")[0]), packed)
+            packed = self._blobs.load(name, packed)
         try:
             return zlib.decompress(packed)
         except zlib.error as error:
@@ -198,6 +226,16 @@ class RedisBatchLanes(RedisGathered):
         """Yield pages of the calls of a batch that have no result yet."""
         for page in self._pages(self._batch_keys(number)[0]):
             yield [Member(item.decode(), BranchId.parse(task.decode())) for item, task in page]
+
+    @translated
+    def unpack(self, epoch: int, number: int, members: Sequence[Member]) -> None:
+        """Take calls out of a batch that the provider does not have; nothing once another process leads."""
+        keys = [self._batches("leader"), *self._batch_keys(number)]
+        for start in range(0, len(members), _AT_ONCE):
+            args: list[Any] = [epoch]
+            for member in members[start : start + _AT_ONCE]:
+                args += [member.item, member.branch_id.run_id]
+            self._call(batch_scripts.UNPACK, keys, args)
 
     @translated
     def batch_runs(self, number: int) -> dict[str, int]:

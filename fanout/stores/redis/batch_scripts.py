@@ -10,7 +10,7 @@ The steps of the process that makes batches carry its epoch, and do nothing once
 from __future__ import annotations
 
 __all__ = ["DROP", "FILL", "GATHER", "LAND", "LEAD", "PUBLISHED", "PUT_BATCH", "RELEASE",
-           "SCARCE", "SHOW"]  # fmt: skip
+           "SCARCE", "SHOW", "UNPACK"]  # fmt: skip
 
 # KEYS leader; ARGV process, seconds. Returns {epoch, milliseconds left} of the process; {0, 0} if another
 # one leads.
@@ -94,9 +94,10 @@ return verdicts
 """
 
 # KEYS leader, lane, queue, lines, branches, batch's members, batch's lines, batch's runs, ready; ARGV
-# epoch, ttl, prefix of a run's key, the most calls and bytes of the batch, how many calls to look at.
-# Returns {calls, bytes, full}. The calls move from the lane to the batch; those of runs that were stopped,
-# are paused or overdue are made ready instead, so that their branches end or are parked.
+# epoch, ttl, prefix of a run's key, the most calls and bytes of the batch, how many calls to look at, and
+# whether all are only made ready. Returns {calls, bytes, full}. The calls move from the lane to the batch;
+# those of runs that were stopped, are paused or overdue are made ready instead, so that their branches end
+# or are parked.
 FILL = f"""
 {_FENCE}
 {_CLOCK}
@@ -127,6 +128,7 @@ local function take(item)
         if state == 'go' and deadline_at > 0 and now >= deadline_at and field:sub(1, 2) == '0:' then
             state = 'ready'
         end
+        if state == 'go' and ARGV[7] == '1' then state = 'ready' end
         if state == 'ready' then
             redis.call('HSET', gathered, field, 'ready:' .. item)
             redis.call('ZADD', KEYS[9], string.format('%.6f', now), task .. ' ' .. item)
@@ -206,31 +208,47 @@ redis.call('EXPIRE', KEYS[4], ARGV[2])
 return landed
 """
 
-# KEYS run, gathered, ready; ARGV run id, ttl, result ('' for none), whether the next call is not to be
-# gathered, prefix of a stage's key, and for each branch its field of ``gathered`` and its item. Returns how
-# many were made ready.
+# KEYS leader, run, gathered, ready; ARGV epoch, run id, ttl, result ('' for none), whether the next call is
+# not to be gathered, prefix of a stage's key, and for each branch its field of ``gathered`` and its item.
+# Returns how many were made ready.
 RELEASE = f"""
+{_FENCE}
 {_CLOCK}
-if redis.call('EXISTS', KEYS[1]) == 0 then return -1 end
+if redis.call('EXISTS', KEYS[2]) == 0 then return -1 end
 local released = 0
-for i = 6, #ARGV, 2 do
+for i = 7, #ARGV, 2 do
     local field, item = ARGV[i], ARGV[i + 1]
-    if redis.call('HGET', KEYS[2], field) == item then
+    if redis.call('HGET', KEYS[3], field) == item then
         local stage, shard, position = field:match('^(%d+):(%d+):(%d+)$')
-        local of_shard = ARGV[5] .. stage .. ':' .. shard
-        if ARGV[3] ~= '' then
-            redis.call('HSET', of_shard .. ':checkpoints', 'p:' .. position, item .. ' ' .. ARGV[3])
-            redis.call('EXPIRE', of_shard .. ':checkpoints', ARGV[2])
+        local of_shard = ARGV[6] .. stage .. ':' .. shard
+        if ARGV[4] ~= '' then
+            redis.call('HSET', of_shard .. ':checkpoints', 'p:' .. position, item .. ' ' .. ARGV[4])
+            redis.call('EXPIRE', of_shard .. ':checkpoints', ARGV[3])
         end
-        if ARGV[4] == '1' then redis.call('HSET', of_shard .. ':state', 'r:' .. position, 1) end
-        redis.call('HSET', KEYS[2], field, 'ready:' .. item)
-        local task = ARGV[1] .. '/' .. string.gsub(field, ':', '/')
-        redis.call('ZADD', KEYS[3], string.format('%.6f', now), task .. ' ' .. item)
+        if ARGV[5] == '1' then redis.call('HSET', of_shard .. ':state', 'r:' .. position, 1) end
+        redis.call('HSET', KEYS[3], field, 'ready:' .. item)
+        local task = ARGV[2] .. '/' .. string.gsub(field, ':', '/')
+        redis.call('ZADD', KEYS[4], string.format('%.6f', now), task .. ' ' .. item)
         released = released + 1
     end
 end
-if released > 0 then redis.call('EXPIRE', KEYS[3], ARGV[2]) end
+if released > 0 then redis.call('EXPIRE', KEYS[4], ARGV[3]) end
 return released
+"""
+
+# KEYS leader, batch's members, batch's lines, batch's runs; ARGV epoch, and for each call its item and run.
+# Takes calls out of a batch that the provider does not have; returns how many.
+UNPACK = f"""
+{_FENCE}
+local taken = 0
+for i = 2, #ARGV, 2 do
+    if redis.call('HDEL', KEYS[2], ARGV[i]) == 1 then
+        redis.call('HINCRBY', KEYS[4], ARGV[i + 1], -1)
+        taken = taken + 1
+    end
+    redis.call('HDEL', KEYS[3], ARGV[i])
+end
+return taken
 """
 
 # KEYS ready; ARGV prefix of a run's key, and for each branch its member of ``ready``, run id, field of

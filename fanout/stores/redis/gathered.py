@@ -160,6 +160,7 @@ class RedisGathered(RedisBlobReferences):
     @translated
     def release_gathered(
         self,
+        epoch: int,
         run_id: str,
         marks: Sequence[tuple[str, str]],
         *,
@@ -169,6 +170,7 @@ class RedisGathered(RedisBlobReferences):
         """Make gathered branches ready without the result of their call.
 
         Args:
+            epoch: Of the caller's leadership: nothing is done once another process leads.
             run_id: Their run.
             marks: Some of ``gathered_marks``.
             result: What is known of the call, in place of its result.
@@ -181,13 +183,15 @@ class RedisGathered(RedisBlobReferences):
             UnknownRunError: There is no such run.
         """
         run = self._run(run_id)
-        keys = [run, f"{run}:gathered", self._ready]
+        keys = [self._batches("leader"), run, f"{run}:gathered", self._ready]
         released = 0
         for start in range(0, len(marks), _AT_ONCE):
-            args: list[Any] = [run_id, self._ttl_s, result, int(promotes), f"{run}:s"]
+            args: list[Any] = [epoch, run_id, self._ttl_s, result, int(promotes), f"{run}:s"]
             for field, item in marks[start : start + _AT_ONCE]:
                 args += [field, item]
             answer = self._call(batch_scripts.RELEASE, keys, args)
+            if answer is None:
+                break
             self._require(run_id, answer >= 0)
             released += answer
         return released

@@ -295,6 +295,24 @@ def test_a_batch_that_is_made_late_is_found_by_a_later_look(batch_provider, api,
     assert len(batch_provider.batches) == 4
 
 
+def test_a_batch_is_not_made_once_the_right_to_it_is_lost(batch_provider, api, tmp_path):
+    asked = []
+
+    async def before():
+        asked.append(1)
+        raise LookupError
+
+    async def step(lane):
+        intent = msgspec.structs.replace(await lane.write(["a"]), bytes=5_000_000)
+        with pytest.raises(LookupError):
+            await lane.client.submit(lane.path, intent, before=before)
+        return lane.client.settle_s(intent)
+
+    # The upload that makes a batch may take long.
+    assert with_lane(api, tmp_path, step) == (160 if api == "anthropic" else 60)
+    assert (batch_provider.batches, asked) == ([], [1])
+
+
 def test_a_batch_is_not_taken_for_another_one(batch_provider, api, tmp_path):
     """Not for one of the same size that another program has made, and not for one of ours."""
     batch_provider.is_held = True

@@ -1162,7 +1162,7 @@ LATE = {
     "take_parked": (lambda s: s.take_parked(RUN), []),
     "gather_all": (lambda s: s.gather_all([GATHER]), [GatherReply(verdict="gone")]),
     "release_gathered": (
-        lambda s: s.release_gathered(RUN, [("0:0:0", "i-1")], result=b"x", promotes=True),
+        lambda s: s.release_gathered(1, RUN, [("0:0:0", "i-1")], result=b"x", promotes=True),
         UnknownRunError,
     ),
     "land": (lambda s: s.land(1, 1, [LandRequest(Member("i-1", BranchId(RUN, 0, 0, 0)), b"x")]), 0),
@@ -1222,6 +1222,7 @@ READS = {
 # Steps of the process that makes batches: they write nothing of a run.
 OF_BATCHES = {
     *("lead_batches", "next_batch_number", "fill_batch", "put_batch", "end_batch", "lane_scarce"),
+    *("unpack", "empty_lane"),
 }
 
 
@@ -1582,7 +1583,7 @@ def test_gathered_branches_become_members_of_batches(store, run):
     filled = store.fill_batch(epoch, batch, most_calls=9, most_bytes=90_000)
     assert (filled.calls, filled.bytes, filled.is_full) == (2, 80_002, True)
     found = list(store.batch_lines(batch.number, first_item=filled.first_item))
-    assert found == lines[:2]
+    assert found == [("i0-1", lines[0]), ("i1-1", lines[1])]
     assert store.batch_runs(batch.number) == {run: 2}
     assert store.put_batch(epoch, batch, has_lines=False)
     assert not store._redis.exists(f"fanout:batches:batch:{batch.number}:lines")
@@ -1602,7 +1603,7 @@ def test_gathered_branches_become_members_of_batches(store, run):
     assert (store.ready_branches(9), store.still_ready([ready])) == ([], [])
     assert store.gathered(run) == 2
     marks = [mark for page in store.gathered_marks(run) for mark in page]
-    assert store.release_gathered(run, marks, promotes=True) == 2
+    assert store.release_gathered(epoch, run, marks, promotes=True) == 2
     assert (
         store.prepared(branches[1:])
         == [msgspec.structs.replace(store.prepared([branches[1]])[0])] * 2
@@ -1663,6 +1664,35 @@ def test_calls_of_a_run_that_makes_none_do_not_enter_a_batch(store, state):
     assert store.fill_batch(epoch, batch, most_calls=9, most_bytes=900).calls == 0
     [ready] = store.ready_branches(9)
     assert (ready.branch_id, store.lane_queues()) == (branch, [])
+
+
+def test_calls_leave_lanes_and_batches_by_steps_of_their_leader(store):
+    store.create_run(RUN, spec="{}", created_at=1.0)
+    store.put_shard(ShardId(RUN, 0, 0), make_shard())
+    branches = [BranchId(RUN, 0, 0, at) for at in range(3)]
+    lane = b'{"model":"m","account":""}'
+    for at, branch in enumerate(branches):
+        begin_one(store, BeginRequest(branch, token="t"))
+        call = msgspec.structs.replace(GATHER, branch_id=branch, item=f"i{at}", lane=lane)
+        assert store.gather_all([call])[0].verdict == "gathered"
+    epoch = store.lead_batches("p", ttl_s=60).epoch
+    batch = BatchRecord(number=1, lane_id="L")
+    assert store.fill_batch(epoch, batch, most_calls=2, most_bytes=900).calls == 2
+    members = [Member(f"i{at}", branch) for at, branch in enumerate(branches[:2])]
+    marks = [mark for page in store.gathered_marks(RUN) for mark in page]
+    # Steps of another leadership.
+    store.unpack(epoch + 1, 1, members)
+    assert store.empty_lane(epoch + 1, "L")
+    assert store.release_gathered(epoch + 1, RUN, marks) == 0
+    assert (store.batch_runs(1), store.lane_queues()[0].calls) == ({RUN: 2}, 1)
+    assert store.ready_branches(9) == []
+
+    store.unpack(epoch, 1, [members[1], members[1]])
+    assert store.batch_runs(1) == {RUN: 1}
+    assert [item for item, _ in store.batch_lines(1, first_item="i1")] == ["i0"]
+    assert store.empty_lane(epoch, "L")
+    assert [ready.branch_id for ready in store.ready_branches(9)] == branches[2:]
+    assert (store.lane_queues(), store.gathered(RUN)) == ([], 3)
 
 
 def test_more_shards_are_open_while_branches_wait_for_batches(store):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
+import time
 from collections import Counter
 from contextlib import suppress
 from types import SimpleNamespace
@@ -13,7 +15,7 @@ import pytest
 from msgspec import structs
 
 from fanout.core.errors import LLMError
-from fanout.core.gathered import LaneRecord, Prepared
+from fanout.core.gathered import BatchRecord, LaneRecord, Prepared
 from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.records import ErrorKind, RunStatus, Usage
 from fanout.core.settings import load_settings
@@ -29,7 +31,9 @@ from fanout.llm.batches.base import (
 )
 from tests.fakes import RUN, FakeContext, Publisher, run_branch
 from workers.batching import batcher as batching
+from workers.batching import provider_batch, waiting_runs
 from workers.batching.batcher import Batcher
+from workers.batching.clients import LaneApi
 from workers.branch.batch_lane import GatheredCalls
 from workers.branch.claims import BranchGathered, BranchParked
 from workers.branch.execution import BranchFailed
@@ -59,6 +63,9 @@ class Provider:
         self.cancelled: list[str] = []
         self.refuses = []
         self.is_running = False
+        self.on_upload = None
+        self.keeps_on = False
+        self.account = "mine"
 
     def bought(self):
         return Counter(line["custom_id"] for lines in self.made.values() for line in lines)
@@ -99,7 +106,14 @@ class Client:
         body = {"custom_id": custom_id, "prompt": request.prompt, "turns": len(request.turns)}
         return json.dumps(body).encode() + b"\n"
 
-    async def submit(self, path, intent):
+    def settle_s(self, intent):
+        return base.SETTLE_S
+
+    async def submit(self, path, intent, *, before):
+        if self._provider.on_upload is not None:
+            await self._provider.on_upload()
+        await before()
+
         def make():
             batch_id, nonce = self._provider.make(path, intent)
             NONCES[nonce] = batch_id
@@ -127,6 +141,8 @@ class Client:
         return result.reply
 
     async def cancel(self, batch_id):
+        if self._provider.keeps_on:
+            raise LLMError(ErrorKind.AUTH, "no")
         self._life.step(lambda: self._provider.cancelled.append(batch_id))
 
     async def discard(self, batch_id):
@@ -276,10 +292,11 @@ class Fleet:
 
 class LaneClients:
     def __init__(self, provider, life):
+        self._provider = provider
         self._client = Client(provider, life)
 
     async def get(self, lane):
-        return self._client
+        return LaneApi(self._client, is_own=self._provider.account == lane.account)
 
     async def aclose(self):
         pass
@@ -458,7 +475,7 @@ def test_a_run_that_waits_no_more_is_not_remembered(monkeypatch):
     waiting = fleet.batcher._runs
     assert (list(waiting._shown), len(fleet.store.in_batches(RUN)[1])) == ([RUN], 1)
     fleet.store._redis.delete("fanout:batches:runs")
-    waiting.look([])
+    waiting.look([], epoch=1, may_exist=bool)
     assert (waiting._shown, fleet.store.in_batches(RUN)[1]) == ({}, [])
     fleet.batcher.close()
 
@@ -530,4 +547,200 @@ def test_two_runs_share_a_batch_and_one_may_be_deleted(monkeypatch):
     assert fleet.store.batches() == []
     assert fleet.store.gathered_runs() == []
     assert not [key for key in fleet.store._redis.keys("*") if b":r1" in key]
+    fleet.batcher.close()
+
+
+def wait_with_intent(fleet, refusal):
+    """Go on until the provider has refused a batch, or has not said whether it made it."""
+    fleet.provider.refuses = [refusal] * 1_000
+    fleet.process()
+    while len(fleet.provider.refuses) == 1_000:
+        fleet.beat()
+    [batch] = fleet.store.batches()
+    assert batch.stage == "intent"
+    fleet.provider.refuses = []
+
+
+@pytest.mark.parametrize("lane", ["batch", "auto"])
+def test_calls_that_no_provider_has_leave_their_batch_with_their_run(monkeypatch, lane):
+    fields = {"deadline_s": 1000, "lane": lane} if lane == "auto" else {}
+    fleet = Fleet(monkeypatch, Provider(), count=2, **fields)
+
+    async def complete(request):
+        assert request.lane == "realtime"
+        return LLMReply(text="now", usage=Usage(calls=1, input_tokens=7))
+
+    fleet.context.models.made[MODEL].complete = complete
+    wait_with_intent(fleet, error("rate_limited"))
+    if lane == "auto":
+        fleet.store._redis.hset("fanout:run:r1", "deadline_at", fleet.store.now() + 50)
+        fleet.store._redis.hset("fanout:run:r1", "created_at", fleet.store.now() - 950)
+    else:
+        assert fleet.store.halt(RUN, RunStatus.CANCELLED)
+    fleet.finish()
+    assert fleet.provider.made == {}
+    paid = Usage(calls=1, input_tokens=7) if lane == "auto" else Usage()
+    assert [fleet.outcomes[at].usage for at in range(2)] == [paid, paid]
+    fleet.batcher.close()
+
+
+def test_calls_that_a_provider_may_have_got_are_not_said_to_cost_nothing(monkeypatch):
+    fleet = Fleet(monkeypatch, Provider(), count=2)
+    monkeypatch.setattr(base, "SETTLE_S", 1_000.0)
+    wait_with_intent(fleet, BatchUnknownError(ErrorKind.CONNECTION, "lost"))
+    # A call of another run is in the same batch.
+    fleet.store.create_run("r2", spec="{}", created_at=1.0)
+    fleet.store._redis.hset("fanout:batches:batch:1:runs", "r2", 1)
+    assert fleet.store.halt(RUN, RunStatus.CANCELLED)
+    for _ in range(3):
+        fleet.beat()
+        fleet.process()
+    assert {outcome.kind for outcome in fleet.outcomes.values()} == {ErrorKind.CANCELLED}
+    assert [fleet.outcomes[at].usage for at in range(2)] == [Usage(calls=1)] * 2
+    fleet.batcher.close()
+
+
+@pytest.mark.parametrize("lost", ["line", "damaged", "member", "run", "all"])
+def test_a_batch_is_made_without_calls_whose_lines_are_lost(monkeypatch, lost):
+    fleet = Fleet(monkeypatch, Provider(), count=3)
+    wait_with_intent(fleet, error("rate_limited"))
+    [batch] = fleet.store.batches()
+    members, lines, _ = fleet.store._batch_keys(batch.number)
+    redis = fleet.store._redis
+    if lost == "line":
+        redis.hdel(lines, batch.first_item)
+    elif lost == "damaged":
+        other = next(item for item in redis.hkeys(lines) if item.decode() != batch.first_item)
+        redis.hset(lines, other, b"9 no line")
+    elif lost == "member":
+        redis.hdel(members, batch.first_item)
+    elif lost == "run":
+        fleet.store.delete_run(RUN)
+    else:
+        redis.delete(lines)
+    if lost in {"member", "run"}:
+        for _ in range(6):
+            fleet.beat()
+            fleet.process()
+        count = 2 if lost == "member" else 0
+        assert sum(fleet.provider.bought().values()) == count
+        assert fleet.store.batches() == []
+    else:
+        fleet.finish()
+        assert fleet.store.stage(StageId(RUN, 0)).usage.input_tokens == 15
+        assert list(fleet.provider.bought().values()) == [1, 1, 1]
+        attempts = sorted(outcome.attempts for outcome in fleet.outcomes.values())
+        assert attempts == ([2, 2, 2] if lost == "all" else [1, 1, 2])
+    fleet.batcher.close()
+
+
+@pytest.mark.parametrize("fate", ["unsure", "other", "stuck"])
+def test_no_batch_is_made_once_the_leadership_is_lost_in_its_upload(monkeypatch, fate):
+    fleet = Fleet(monkeypatch, Provider())
+    uploads = []
+
+    async def upload():
+        uploads.append(1)
+        if fate == "unsure":
+            fleet.batcher._leads_until = time.monotonic() + 1
+        elif fate == "other":
+            fleet.store._redis.hset("fanout:batches:leader", "until", 0)
+            assert fleet.store.lead_batches("other", ttl_s=0.001)
+        else:
+            await asyncio.Event().wait()
+
+    fleet.provider.on_upload = upload
+    fleet.batcher._ttl_s = 0.5 if fate == "stuck" else 1_000
+    fleet.process()
+    while not uploads:
+        fleet.beat()
+    assert fleet.provider.made == {}
+    fleet.provider.on_upload = None
+    fleet.batcher._ttl_s = 1_000
+    fleet.finish()
+    fleet.check(calls=5)
+    fleet.batcher.close()
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_run_goes_on_whose_batch_the_provider_does_not_cancel(monkeypatch, ends):
+    fleet = Fleet(monkeypatch, Provider(), count=2)
+    fleet.provider.keeps_on = True
+    wait_at_provider(fleet)
+    assert fleet.store.halt(RUN, RunStatus.CANCELLED)
+    fleet.beat()
+    fleet.beat()
+    assert fleet.process() == 0
+    [batch] = fleet.store.batches()
+    assert (batch.stage, batch.cancelled_at) == ("submitted", None)
+    if ends:
+        # It is polled all the same.
+        fleet.provider.is_running = False
+    else:
+        monkeypatch.setattr(waiting_runs, "_PATIENCE_S", 0.0)
+    while len(fleet.outcomes) < 2:
+        fleet.beat()
+        fleet.process()
+    assert fleet.provider.cancelled == []
+    known = [fleet.outcomes[position].usage.input_tokens for position in range(2)]
+    assert known == ([5, 5] if ends else [None, None])
+    assert fleet.store.stage(StageId(RUN, 0)).usage.calls == 2
+    fleet.batcher.close()
+
+
+def rotate_key(monkeypatch, fleet):
+    fleet.provider.account = fleet.context.models.made[MODEL].account = "new"
+    monkeypatch.setattr(batching, "_STRANDED_S", 0.0)
+    fleet.batcher.close()
+    fleet.start(Life())
+
+
+@pytest.mark.parametrize("stage", ["queued", "forming", "submitted"])
+def test_calls_of_an_earlier_key_go_on(monkeypatch, stage):
+    fleet = Fleet(monkeypatch, Provider())
+    if stage == "submitted":
+        wait_at_provider(fleet)
+        fleet.provider.is_running = False
+    else:
+        fleet.process()
+    if stage == "forming":
+        [queue] = fleet.store.lane_queues()
+        epoch = fleet.store.lead_batches("p0", ttl_s=1).epoch
+        batch = BatchRecord(number=9, lane_id=queue.lane_id, calls=9)
+        assert fleet.store.put_batch(epoch, batch)
+        assert fleet.store.fill_batch(epoch, batch, most_calls=3, most_bytes=10_000).calls == 3
+    rotate_key(monkeypatch, fleet)
+    fleet.finish()
+    fleet.check(calls=5)
+    fleet.batcher.close()
+
+
+@pytest.mark.parametrize("stage", ["intent", "gone"])
+def test_a_batch_that_the_new_key_does_not_find_is_given_up_late(monkeypatch, stage):
+    fleet = Fleet(monkeypatch, Provider(), count=2)
+    if stage == "intent":
+        wait_with_intent(fleet, error("rate_limited"))
+    else:
+        wait_at_provider(fleet)
+        status = Client.status
+
+        async def status_by_new_key(self, batch_id):
+            if batch_id == "batch_0":
+                return BatchStatus(state=BatchState.GONE)
+            return await status(self, batch_id)
+
+        monkeypatch.setattr(Client, "status", status_by_new_key)
+        fleet.provider.is_running = False
+    rotate_key(monkeypatch, fleet)
+    for _ in range(1_000):
+        fleet.beat()
+        if "another key" in fleet.store.batches()[0].problem:
+            break
+    assert "another key" in fleet.store.batches()[0].problem
+    assert fleet.process() == 0
+    monkeypatch.setattr(provider_batch, "_MOST_TRIES", 0)
+    fleet.finish()
+    assert all(outcome.ok for outcome in fleet.outcomes.values())
+    # What came of the first ones is not known.
+    assert {outcome.usage.input_tokens for outcome in fleet.outcomes.values()} == {None}
     fleet.batcher.close()
