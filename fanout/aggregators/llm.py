@@ -13,7 +13,7 @@ import msgspec
 
 from fanout.aggregators.base import place
 from fanout.core.errors import SpecError
-from fanout.core.tokens import estimate_tokens
+from fanout.core.tokens import BYTES_PER_TOKEN, estimate_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -78,7 +78,13 @@ def room_tokens(*, context_tokens: int, template_tokens: int, answer_tokens: int
     return room
 
 
-def plan(parts: Sequence[Part], *, room_tokens: int, level: int) -> list[list[Part]]:
+def plan(
+    parts: Sequence[Part],
+    *,
+    room_tokens: int,
+    level: int,
+    bytes_per_token: float = BYTES_PER_TOKEN,
+) -> list[list[Part]]:
     """Pack the parts of one group, in order, into few prompts.
 
     At level 0 a long answer may have a prompt of its own, and it is truncated only if it is longer
@@ -90,18 +96,21 @@ def plan(parts: Sequence[Part], *, room_tokens: int, level: int) -> list[list[Pa
         parts: The parts of one group.
         room_tokens: The tokens that fit one prompt.
         level: 0 if the parts are the answers of branches, more if they are reductions.
+        bytes_per_token: For what a prompt says of an answer that was cut.
     """
     missing = sum(part.failed for part in parts if not part.text)
     shown = [part for part in parts if part.text]
     if not shown:
         return []
-    bins = _pack(shown, room_tokens, 2 if level else 1)
+    bins = _pack(shown, room_tokens, 2 if level else 1, bytes_per_token)
     if missing:
         bins[0] = [*bins[0], Part(group=parts[0].group, text="", count=0, failed=missing)]
     return bins
 
 
-def _pack(parts: Sequence[Part], room_tokens: int, least: int) -> list[list[Part]]:
+def _pack(
+    parts: Sequence[Part], room_tokens: int, least: int, bytes_per_token: float
+) -> list[list[Part]]:
     bins: list[list[Part]] = [[]]
     used = 0
     for part in parts:
@@ -111,10 +120,10 @@ def _pack(parts: Sequence[Part], room_tokens: int, least: int) -> list[list[Part
             used = 0
         bins[-1].append(part)
         used += size
-    return [_fit(some, room_tokens) for some in bins]
+    return [_fit(some, room_tokens, bytes_per_token) for some in bins]
 
 
-def _fit(parts: list[Part], room_tokens: int) -> list[Part]:
+def _fit(parts: list[Part], room_tokens: int, bytes_per_token: float) -> list[Part]:
     """Truncate the longest parts of one prompt, by as little as makes all parts fit."""
     sizes = [_size(part) for part in parts]
     limit = room_tokens
@@ -126,7 +135,7 @@ def _fit(parts: list[Part], room_tokens: int) -> list[Part]:
             break
         left -= size
     return [
-        part if size <= limit else _cut(part, limit)
+        part if size <= limit else _cut(part, limit, bytes_per_token)
         for part, size in zip(parts, sizes, strict=True)
     ]
 
@@ -135,9 +144,10 @@ def _size(part: Part) -> int:
     return estimate_tokens(_fenced(part.text, _SAMPLE_FENCE) + _SEPARATOR)
 
 
-def _cut(part: Part, most: int) -> Part:
+def _cut(part: Part, most: int, bytes_per_token: float) -> Part:
     total = estimate_tokens(part.text)
-    mark = f"\n[... cut: {most:,} of {total:,} tokens are shown]"
+    shown, whole = (round(n * BYTES_PER_TOKEN / bytes_per_token) for n in (most, total))
+    mark = f"\n[... cut: {shown:,} of {whole:,} tokens are shown]"
     room = most - estimate_tokens(_fenced(mark, _SAMPLE_FENCE) + _SEPARATOR)
     keep = len(part.text) * max(room, 1) // total
     # Bytes are not spread evenly over a text: shorten it until it fits.

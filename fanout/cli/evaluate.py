@@ -15,7 +15,7 @@ from fanout.cli.destinations import out_options, require_room
 from fanout.cli.evaluation_view import Threshold
 from fanout.cli.options import in_words, job_options, labels_of
 from fanout.cli.progress import Progress
-from fanout.cli.run import JOB_EPILOG, carry_out, report_option
+from fanout.cli.run import JOB_EPILOG, carry_out, report_option, sure_option
 from fanout.cli.session import EMBEDDED, broker_option, one_run
 from fanout.core.errors import InputError, SpecError
 from fanout.inputs.documents.files import RUN, STDIN
@@ -65,6 +65,7 @@ def _number(
     "--json", "as_json", is_flag=True, help="Print the status and the evaluation as JSON."
 )
 @quiet_option
+@sure_option
 def command(
     inputs: tuple[str, ...],
     broker_url: str | None,
@@ -74,6 +75,7 @@ def command(
     fail_under: float | None,
     as_json: bool,  # noqa: FBT001 - a click flag
     quiet: bool,  # noqa: FBT001 - a click flag
+    is_sure: bool,  # noqa: FBT001 - a click flag
     **options: Any,
 ) -> int:
     """Run a job as `fanout run` does, and print how good the answers are instead of them.
@@ -88,6 +90,8 @@ def command(
         )
     threshold = None if fail_under is None else Threshold(metric or "accuracy", fail_under)
     if _is_run(inputs, options):
+        if is_sure:
+            raise click.UsageError("--yes has no effect on a run that there is: leave it out")
         delivery = Delivery(
             report=report,
             as_json=as_json,
@@ -107,6 +111,7 @@ def command(
         report=report,
         as_json=as_json,
         quiet=quiet,
+        is_sure=is_sure,
         scoring=Scoring(threshold=threshold),
     )
 

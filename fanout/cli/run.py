@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from fanout.client.run import Run
     from fanout.core.spec import RunSpec
 
-__all__ = ["JOB_EPILOG", "carry_out", "report_option", "run", "submit"]
+__all__ = ["JOB_EPILOG", "carry_out", "report_option", "run", "submit", "sure_option"]
 
 JOB_EPILOG = "A JOB.yaml has the same fields; options win over it."
 # The options that say what becomes of an answer.
@@ -59,6 +59,13 @@ report_option = click.option(
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
     help="Write the run as one web page here, too, as `fanout report` does.",
+)
+sure_option = click.option(
+    "--yes",
+    "-y",
+    "is_sure",
+    is_flag=True,
+    help="Do not ask, however much it costs ($FANOUT_CONFIRM_USD).",
 )
 
 
@@ -78,13 +85,7 @@ report_option = click.option(
 @click.option(
     "--dry-run", is_flag=True, help="Only say what it would cost, as `fanout estimate` does."
 )
-@click.option(
-    "--yes",
-    "-y",
-    "is_sure",
-    is_flag=True,
-    help="Do not ask, however much it costs ($FANOUT_CONFIRM_USD).",
-)
+@sure_option
 def run(
     inputs: tuple[str, ...],
     broker_url: str | None,
@@ -240,14 +241,18 @@ def submit(
 ) -> int:
     """Submit a job to a fleet: print the run's id, enqueue its input, and return.
 
-    The id is printed before the input is read (with --json, to standard error): should this be
-    killed meanwhile, `fanout resume` enqueues the rest.
+    The id is printed before the input is enqueued (with --json, to standard error): should this be
+    killed meanwhile, `fanout resume` enqueues the rest. It first says what a dear job costs
+    ($FANOUT_CONFIRM_USD), as `fanout run` does, but never asks; with --quiet it makes no estimate.
     """
-    spec = job_spec(inputs, options, load_settings(broker_url=broker_url))
+    settings = load_settings(broker_url=broker_url)
+    spec = job_spec(inputs, options, settings)
     progress = Progress(is_quiet=quiet)
     stop = Stop(progress)
     with fleet(broker_url) as client, stop:
         with in_words(inputs, options):
+            if not quiet:
+                estimate.is_agreed(client, spec, settings, progress, is_sure=True)
             on_id = progress.note if as_json else print_line
             run = _submit(client, spec, progress, stop, on_id=on_id)
         now = run.status()

@@ -10,8 +10,10 @@ import msgspec
 from fanout.client.estimates import estimator_of
 from fanout.core.records import Document
 from fanout.core.spec import RunSpec
+from fanout.core.tokens import BYTES_PER_TOKEN
 from fanout.inputs.documents import log_notice
 from fanout.inputs.sampling import sampled
+from fanout.inputs.token_counters import bytes_tokenizer
 from fanout.policy.estimates import Projection, project
 from fanout.policy.metrics import share_estimate
 from fanout.runs.estimate import Estimate  # noqa: TC001 - msgspec reads the annotation
@@ -108,7 +110,10 @@ def begin_trial(
     picked: list[Any] = list(sampled(numbered, size, seed=spec.seed or 0, again=None))
     kept = {name: getattr(spec, name) for name in RunSpec.model_fields if name not in _LEFT_OUT}
     bare = RunSpec.model_construct(**kept)
-    own = spec.model_copy(update={name: getattr(bare, name) for name in _LEFT_OUT})
+    left_out = {name: getattr(bare, name) for name in _LEFT_OUT}
+    # What its own texts would show must not change the layout of its prompts.
+    left_out["tokenizer"] = spec.tokenizer or bytes_tokenizer(BYTES_PER_TOKEN)
+    own = spec.model_copy(update=left_out)
     own.model_fields_set.difference_update(_LEFT_OUT)
     run = client.begin(
         own,

@@ -70,6 +70,14 @@ class LLMRequest(msgspec.Struct, frozen=True, kw_only=True):
         return messages
 
     @property
+    def texts(self) -> list[str]:
+        """All that the model reads, but for the schema of its answer."""
+        texts = [self.prompt, self.system or ""]
+        for turn in self.turns:
+            texts += (turn.answer, turn.reply)
+        return texts
+
+    @property
     def whole_prompt(self) -> str:
         """The conversation as one prompt, for models that take no messages."""
         parts = [self.prompt]

@@ -65,8 +65,7 @@ def prompt_tokens_at_most(request: LLMRequest, *, has_frame: bool = True) -> int
     A tokenizer makes at most one token of a byte. ``has_frame``: whether a server adds something.
     """
     turns = request.turns
-    texts = [request.prompt, request.system or "", *(turn.answer for turn in turns)]
-    size = sum(map(utf8_bytes, [*texts, *(turn.reply for turn in turns)]))
+    size = sum(map(utf8_bytes, request.texts))
     if request.shape is not None:
         size += (1 + len(turns)) * request.shape.most_bytes + _ADDED_TO_SCHEMA_TOKENS
     return size + has_frame * (_ADDED_TOKENS + 2 * len(turns) * _ADDED_TO_MESSAGE_TOKENS)

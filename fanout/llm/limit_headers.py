@@ -21,7 +21,7 @@ from fanout.core.rate_limits import SeenLimit, SeenLimits
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["LimitHeaders", "duration_s", "seen_limits"]
+__all__ = ["LimitHeaders", "duration_s"]
 
 _REQUESTS = {"requests": "requests", "request": "requests", "req": "requests"}
 _INPUT = dict.fromkeys(("input-tokens", "prompt-tokens", "tokens-prompt"), "input_tokens")
@@ -90,11 +90,6 @@ class LimitHeaders:
         if seen is None:
             self._fields = ()
         return seen
-
-
-def seen_limits(headers: Mapping[str, str]) -> SeenLimits | None:
-    """Return the limits in the headers of a reply, or None."""
-    return _seen(_fields_in(headers), headers)
 
 
 def _fields_in(headers: Mapping[str, str]) -> list[_Field]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["LiteLLM"]
 
 _UNPROCESSED = 400
-# The ends of the names of variables that say where a provider is.
+# The ends of the names of variables that say where a provider is, after its name.
 _ADDRESSES = ("_API_BASE", "_BASE_URL", "_API_VERSION")
 # The kinds of litellm's exceptions that have no status.
 _KINDS = {"Timeout": ErrorKind.TIMEOUT, "APIConnectionError": ErrorKind.CONNECTION}
@@ -60,13 +61,25 @@ class LiteLLM:
         self._limit_headers = LimitHeaders()
         litellm.suppress_debug_info = True
 
-    @property
+    @cached_property
     def identity(self) -> str:
-        """See ``fanout.llm.base.identity_of``."""
+        """See ``fanout.llm.base.identity_of``. Only variables of its own provider are in it."""
+        provider, address = self._provider()
         addresses = sorted(
-            (name, value) for name, value in os.environ.items() if name.endswith(_ADDRESSES)
+            (name, value)
+            for name, value in os.environ.items()
+            for end in _ADDRESSES
+            if name.endswith(end) and _is_of(provider, name.removesuffix(end))
         )
-        return f"litellm {self._name} {addresses}"
+        return f"litellm {self._name} {address} {addresses}"
+
+    def _provider(self) -> tuple[str, str]:
+        """Return the provider as litellm names it, and the address that it takes, as far as it says."""
+        try:
+            _, provider, _, address = self._litellm.get_llm_provider(self._name)
+        except Exception:  # noqa: BLE001 - litellm raises all sorts; a call will show it
+            return self._name.partition("/")[0], ""
+        return str(provider), str(address or "")
 
     async def check(self) -> None:
         """See LLM. Checks only the provider's variables: every litellm call costs tokens."""
@@ -171,6 +184,12 @@ class LiteLLM:
 
     async def aclose(self) -> None:
         """Do nothing: litellm manages its own connections."""
+
+
+def _is_of(provider: str, owner: str) -> bool:
+    """Say whether a variable may be a provider's: ``AZURE_`` is that of ``azure_ai``, too."""
+    one, other = ("".join(filter(str.isalnum, name.upper())) for name in (provider, owner))
+    return bool(one and other) and (one in other or other in one)
 
 
 def _headers(response: Any) -> Mapping[str, str]:

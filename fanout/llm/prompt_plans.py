@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fanout.core.cells import OWN
-from fanout.core.tokens import estimate_tokens
 from fanout.inputs.prompt_layout import common_parts, document_first, has_input, in_order
 from fanout.inputs.prompts import Template
+from fanout.inputs.token_counters import TokenCounter, ratio_of
 from fanout.llm.prices import price_of
 from fanout.policy.prefixes import Prefix, PromptCache, cache_rules, marked, pays
 
@@ -51,7 +51,10 @@ class PromptPlan:
         self._is_input_common = has_input(every[0], self._common)
         self._has_aspects = len(every) > 1
         self._samples = spec.samples
-        self._system_tokens = estimate_tokens(spec.system or "")
+        # The job has what was learnt before it began: its prompts must not change while it goes on.
+        ratio = ratio_of(spec.tokenizer)
+        self._tokens = TokenCounter() if ratio is None else TokenCounter(ratio)
+        self._system_tokens = self._tokens(spec.system or "")
         self._system = spec.system or ""
 
     def prompt(
@@ -148,9 +151,9 @@ class PromptPlan:
 
     def _shared(self, chunk: Chunk, *, literals: Sequence[str]) -> Prefix:
         # At least: values of other names may stand before the text.
-        tokens = self._system_tokens + sum(map(estimate_tokens, literals))
+        tokens = self._system_tokens + sum(map(self._tokens, literals))
         return Prefix(
-            tokens=tokens + estimate_tokens(chunk.text),
+            tokens=tokens + self._tokens(chunk.text),
             calls=len(self._templates) * self._samples,
         )
 
@@ -160,7 +163,7 @@ class PromptPlan:
         found = [Prefix(tokens=self._system_tokens, calls=calls)] if self._system else []
         head = self._templates[ref.aspect].parts[0]
         if not is_first and head.strip():
-            tokens = self._system_tokens + estimate_tokens(head)
+            tokens = self._system_tokens + self._tokens(head)
             found.append(Prefix(tokens=tokens, calls=chunks * self._samples, end=len(head)))
         return found
 

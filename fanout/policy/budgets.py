@@ -29,7 +29,6 @@ __all__ = [
     "fits",
     "map_limits",
     "most_of_call",
-    "most_tokens",
     "over_budget",
     "used_by_call",
 ]
@@ -82,23 +81,6 @@ def map_limits(limits: BudgetLimits, *, has_reduce: bool) -> BudgetLimits:
 
 def _without_share(limit: int | None) -> int | None:
     return None if limit is None else limit - math.ceil(limit * REDUCE_SHARE)
-
-
-def most_tokens(
-    prompt_bytes: int, *, max_tokens: int | None, window_tokens: int | None
-) -> tuple[int, int | None]:
-    """Return the most tokens of the prompt and of the answer of a call; None if these are unknown.
-
-    A tokenizer makes at most one token of a byte.
-
-    Args:
-        prompt_bytes: The size of all that the provider reads, in bytes.
-        max_tokens: The longest answer; None if it is unknown.
-        window_tokens: The context window, which has room for prompt and answer; None if unknown.
-    """
-    if max_tokens is None:
-        return prompt_bytes, window_tokens
-    return prompt_bytes, max_tokens
 
 
 def most_of_call(

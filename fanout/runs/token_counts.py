@@ -10,6 +10,7 @@ from fanout.aggregators import room_tokens
 from fanout.core.tokens import BYTES_PER_TOKEN, utf8_bytes
 from fanout.inputs.token_counters import bytes_tokenizer, ratio_of
 from fanout.llm import context_tokens
+from fanout.llm.prompt_plans import plan_of
 from fanout.policy.token_ratio import TokenRatio, kept_ratio, script_of
 
 if TYPE_CHECKING:
@@ -36,15 +37,18 @@ def with_tokenizer(
 ) -> tuple[RunSpec, Iterator[Document]]:
     """Return a job that says how its tokens are counted, and the documents.
 
-    The first document shows which kind of text they are. The job of a run keeps what was found, so
-    that the same input gives the same chunks when it is read again.
+    That is where chunks are filled up to a number of tokens, or the length of texts decides how prompts
+    are laid out. The first document shows which kind of text they are. The job of a run keeps what was
+    found, so that the same input gives the same chunks and prompts when it is read again.
 
     Args:
         spec: The job.
         documents: Its documents, of which the first is read.
         store: Has what the fleet knows; None if there is none yet.
     """
-    if spec.tokenizer is not None or spec.split not in _SIZED_SPLITS or store is None:
+    if spec.tokenizer is not None or store is None:
+        return spec, documents
+    if spec.split not in _SIZED_SPLITS and plan_of(spec) is None:
         return spec, documents
     head: list[Document] = []
     shown = ""

@@ -40,6 +40,11 @@ def commands():
                 yield pytest.param(words[1:], id=f"{parameter.id}-{words[2]}")
 
 
+def job_file():
+    """The documented job that has all that it needs."""
+    return next(block.values[0] for block in blocks("yaml") if "inputs:" in block.values[0])
+
+
 @pytest.fixture
 def files(here, provider, monkeypatch):
     """The files that the examples name, and providers that answer them."""
@@ -50,7 +55,7 @@ def files(here, provider, monkeypatch):
     (here / "contracts").mkdir()
     (here / "contracts" / "one.md").write_text("# Parties\n\nAnn and Bob\n\n# Term\n\nA year\n")
     (here / "examples").symlink_to(ROOT / "examples")
-    (here / "job.yaml").write_text(next(blocks("yaml")).values[0])
+    (here / "job.yaml").write_text(job_file())
     provider.bodies = {
         "/v1/chat/completions": openai_reply("positive"),
         "/v1/messages": anthropic_reply("a year"),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from fanout.core.answer_shape import AnswerShape, shape_of
-from fanout.core.errors import StoredDataError
+from fanout.core.errors import SettingsError, StoredDataError
 from fanout.core.spec import RunSpec
 from fanout.inputs.prompts import Template
+from fanout.llm.prices import price_of
 from fanout.llm.prompt_plans import plan_of
 from workers.context.batches import LoadingCache
 
@@ -56,7 +58,7 @@ class RunCaches:
 
     def _load_spec(self, run_id: str) -> RunSpec:
         try:
-            return RunSpec.model_validate_json(self._store.spec(run_id))
+            spec = RunSpec.model_validate_json(self._store.spec(run_id))
         except ValidationError as error:
             # Field names only: the values are prompts.
             fields = ", ".join(sorted({str(e["loc"][0]) for e in error.errors() if e["loc"]}))
@@ -64,6 +66,12 @@ class RunCaches:
                 f"the worker does not understand this run's {fields or 'spec'}: it may be of "
                 "another version of fanout than the client"
             ) from None
+        # The first price of a process takes 0.2 s: here that holds up no call. Where the file of prices
+        # cannot be used, the branch says so.
+        with suppress(SettingsError):
+            for model in spec.all_models:
+                price_of(model, spec.price)
+        return spec
 
     def _load_template(self, stage_id: StageId, aspect: str | None) -> Template:
         spec = self.specs.get(stage_id.run_id)

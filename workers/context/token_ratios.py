@@ -58,8 +58,7 @@ class TokenRatios:
         known = self._known(model)
         if not known.is_read:
             self._begin(known)
-        texts, shape_bytes = _parts(request)
-        return known.ratio.tokens(texts, shape_bytes=shape_bytes)
+        return known.ratio.tokens(request.texts, shape_bytes=_shape_bytes(request))
 
     def observe(self, model: str, request: LLMRequest, usage: Usage, *, elapsed_s: float) -> None:
         """Learn from a call that was answered.
@@ -76,10 +75,9 @@ class TokenRatios:
         known.calls += 1
         if known.calls > _ALL_CALLS and known.calls % _ONE_OF:
             return
-        texts, shape_bytes = _parts(request)
         known.new.append(
             TokenSums.of_call(
-                bytes_by_kind(texts, shape_bytes=shape_bytes),
+                bytes_by_kind(request.texts, shape_bytes=_shape_bytes(request)),
                 usage.input_tokens,
                 output_tokens=usage.output_tokens,
                 elapsed_s=elapsed_s,
@@ -125,9 +123,6 @@ class TokenRatios:
         return TokenRatio.fitted(self._store.add_token_sums(model, TokenSums.total(new)))
 
 
-def _parts(request: LLMRequest) -> tuple[list[str], int]:
-    """Return the texts of a request, and the bytes of the schema of its answer."""
-    texts = [request.prompt, request.system or ""]
-    for turn in request.turns:
-        texts += (turn.answer, turn.reply)
-    return texts, 0 if request.shape is None else utf8_bytes(request.shape.in_words)
+def _shape_bytes(request: LLMRequest) -> int:
+    """Return the bytes of the schema of an answer."""
+    return 0 if request.shape is None else utf8_bytes(request.shape.in_words)

@@ -189,7 +189,7 @@ def _plan_chunks(
 ) -> Iterator[Chunk]:
     room = reduce_room(spec, bytes_per_token)
     for group, parts in groups.items():
-        prompts = plan(parts, room_tokens=room, level=level)
+        prompts = plan(parts, room_tokens=room, level=level, bytes_per_token=bytes_per_token)
         for position, some in enumerate(prompts):
             counts = {
                 "group": group,

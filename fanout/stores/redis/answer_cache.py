@@ -13,9 +13,8 @@ import re
 import secrets
 import time
 import zlib
-from functools import cached_property
 from math import isfinite
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from redis.exceptions import RedisError
@@ -81,12 +80,6 @@ class RedisAnswers(RedisBlobReferences):
 
     _memory_at = float("-inf")
     _memory: tuple[int, int] = (0, 0)
-    # The youngest generation, as it was last seen.
-    _name = ""
-
-    @cached_property
-    def _next_name(self) -> str:
-        return secrets.token_hex(_NAME_CHARS // 2)
 
     @property
     def _answers(self) -> list[str]:
@@ -174,34 +167,56 @@ class RedisAnswers(RedisBlobReferences):
         are_kept: list[bool] = []
         for start in range(0, len(settled), _AT_ONCE):
             some = settled[start : start + _AT_ONCE]
-            values = [self._value(one, room) for one in some]
+            # No two generations have the same name: the files of one go with it.
+            new_name = secrets.token_hex(_NAME_CHARS // 2)
+            blobs = [self._blob(one, room) for one in some]
+            name = self._young_name(new_name) if any(map(self._is_file, blobs)) else new_name
+            values = [self._value(one, blob, name) for one, blob in zip(some, blobs, strict=True)]
             keys = [*self._answers, *(self._lease(one.key) for one in some)]
-            args: list[Any] = [ttl_s, room, token, round(1_000 * FREE_S), self._next_name]
+            args: list[Any] = [ttl_s, room, token, round(1_000 * FREE_S), new_name]
             args += [self._answer_files, int(self._blobs.root is not None)]
             for one, value in zip(some, values, strict=True):
                 end = "left" if one.end == "kept" and value is None else one.end
                 args += [one.key.hex(), end, value or b""]
-            name = self._call(answer_scripts.SETTLE_ANSWERS, keys, args)
-            self._name = cast("bytes", name).decode()
+            self._call(answer_scripts.SETTLE_ANSWERS, keys, args)
             are_kept += [value is not None for value in values]
         return are_kept
 
-    def _value(self, settled: AnswerSettled, room: int) -> bytes | None:
-        """Return the value of an answer, without the time; None if it is not to be kept."""
-        answer = settled.answer
-        if answer is None or settled.end != "kept":
+    def _blob(self, settled: AnswerSettled, room: int) -> bytes | None:
+        """Return an answer as it is kept; None if it is not to be kept."""
+        if settled.answer is None or settled.end != "kept":
             return None
-        blob = _packed(answer)
-        if len(blob) > room * _LARGEST_SHARE or len(blob) > _MOST_BYTES:
+        blob = _packed(settled.answer)
+        is_too_large = len(blob) > room * _LARGEST_SHARE or len(blob) > _MOST_BYTES
+        return None if is_too_large else blob
+
+    def _is_file(self, blob: bytes | None) -> bool:
+        return blob is not None and self._blobs.root is not None and len(blob) > _FILE_BYTES
+
+    def _young_name(self, new_name: str) -> str:
+        """Return the name of the youngest generation; ``new_name`` if the next answer begins one."""
+        counters, *generations = self._answers
+        numbers = range(_GENERATIONS)
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hmget(counters, "young", *(f"name:{number}" for number in numbers))
+            for generation in generations:
+                pipe.exists(generation)
+            (young, *names), *are_there = pipe.execute()
+        number = int(young) if young in (b"1", b"2", b"3") else 0
+        name = names[number]
+        return name.decode() if name and are_there[number] else new_name
+
+    def _value(self, settled: AnswerSettled, blob: bytes | None, name: str) -> bytes | None:
+        """Return the value of an answer, without the time; None if it is not kept."""
+        if blob is None or settled.answer is None:
             return None
-        if self._blobs.root is not None and len(blob) > _FILE_BYTES:
-            name = self._name or self._next_name
+        if self._is_file(blob):
             try:
                 held = self._keep(f"answers-{name}", _file(name, settled.key), blob)
             except StorageError:
                 return None
             blob = f"@{name}:{len(blob)}".encode() + held
-        cost = answer.usage.cost_usd
+        cost = settled.answer.usage.cost_usd
         return f" {'?' if cost is None else cost!r} ".encode() + blob
 
     def _server_memory(self) -> tuple[int, int]:
@@ -236,22 +251,30 @@ class RedisAnswers(RedisBlobReferences):
     @translated
     def cache_stats(self) -> CacheStats:
         """Return the figures of the cache."""
-        raw = cast("dict[bytes, bytes]", self._redis.hgetall(self._answers[0]))
+        counters, *generations = self._answers
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hgetall(counters)
+            for generation in generations:
+                pipe.exists(generation)
+            raw, *are_there = pipe.execute()
         fields = {name.decode(): _number(value) for name, value in raw.items()}
 
-        def total(of: str) -> int:
-            return int(sum(value for name, value in fields.items() if name.startswith(f"{of}:")))
+        def held(of: str) -> list[float]:
+            # The counters of a generation that has expired are there until it is begun anew.
+            values = (
+                fields.get(f"{of}:{at}", 0.0) for at, is_there in enumerate(are_there) if is_there
+            )
+            return [value for value in values if value]
 
-        begun = [value for name, value in fields.items() if name.startswith("begun:") and value]
         return CacheStats(
-            answers=max(0, total("count")),
-            bytes=max(0, total("bytes")),
+            answers=max(0, int(sum(held("count")))),
+            bytes=max(0, int(sum(held("bytes")))),
             hits=int(fields.get("hits", 0)),
             misses=int(fields.get("misses", 0)),
             kept=int(fields.get("kept", 0)),
             evicted=int(fields.get("evicted", 0)),
             saved_usd=fields.get("saved", 0.0),
-            since=min(begun, default=None),
+            since=min(held("begun"), default=None),
         )
 
 

@@ -40,12 +40,14 @@ local function size_of(key, value)
     local size = #key + #value + @entry
     return size + (tonumber(value:match('^%d+ %S+ @%x+:(%d+)@')) or 0)
 end
-local function write_changes()
+-- The counters go when nobody has asked for an answer for twice the time that one is kept.
+local function write_changes(kept_s)
     for name, by in pairs(changes) do
         if by ~= 0 then
             redis.call('HINCRBYFLOAT', KEYS[1], name, string.format('%.17g', by))
         end
     end
+    if kept_s then redis.call('EXPIRE', KEYS[1], 2 * kept_s) end
 end
 local function empty(at, files)
     add('evicted', redis.call('HLEN', KEYS[2 + at]))
@@ -109,7 +111,7 @@ for i = 4, #ARGV, 2 do
     end
 end
 if has_moved then redis.call('EXPIRE', KEYS[2 + young], ARGV[1]) end
-write_changes()
+write_changes(kept_s)
 return replies
 """
 )
@@ -118,12 +120,18 @@ return replies
 # bytes, token of the process, milliseconds for which nobody waits after a failure, the name of a next
 # generation, the prefix of the key that says that the files of a generation are in use, whether there may
 # be files, and for each key the key, what came of it (``kept``, ``failed`` or ``left``), and the
-# value without the time. Returns the name of the youngest generation.
+# value without the time.
 SETTLE_ANSWERS = (
     _SHARED
     + """
 local kept_s, room = tonumber(ARGV[1]) or 0, tonumber(ARGV[2]) or 0
 local is_begun = false
+-- Each generation that begins has a name of its own, in one call too.
+local name = tonumber(ARGV[5], 16) or 0
+local function next_name()
+    name = (name + 1) % 4294967296
+    return string.format('%08x', (name - 1) % 4294967296)
+end
 local function is_young_over(size)
     local begun = number('begun:' .. young)
     local bytes = number('bytes:' .. young) + (changes['bytes:' .. young] or 0)
@@ -133,7 +141,9 @@ local function begin()
     is_begun = true
     if redis.call('EXISTS', KEYS[2 + young]) == 0 then empty(young, ARGV[6]) end
     redis.call('HSETNX', KEYS[1], 'begun:' .. young, string.format('%d', now))
-    redis.call('HSETNX', KEYS[1], 'name:' .. young, ARGV[5])
+    if redis.call('HEXISTS', KEYS[1], 'name:' .. young) == 0 then
+        redis.call('HSET', KEYS[1], 'name:' .. young, next_name())
+    end
     redis.call('HSET', KEYS[1], 'young', young)
     if ARGV[7] == '1' then
         local name = redis.call('HGET', KEYS[1], 'name:' .. young)
@@ -175,8 +185,8 @@ end
 if is_begun then
     redis.call('EXPIRE', KEYS[2 + young], ARGV[1])
 end
-write_changes()
-return redis.call('HGET', KEYS[1], 'name:' .. young) or ''
+write_changes(kept_s)
+return 1
 """
 )
 

@@ -61,10 +61,13 @@ class RedisBatchLanes(RedisGathered):
                 pipe.zcard(queue)
                 pipe.zrange(queue, 0, 0, withscores=True)
             time, *answers = pipe.execute()
-        now, queues = seconds(time), []
+        now, queues, unused = seconds(time), [], []
         triples = zip(answers[::3], answers[1::3], answers[2::3], strict=True)
         for name, (fields, calls, first) in zip(names, triples, strict=True):
             if not calls:
+                if not any(fields):
+                    # Its own fields have expired.
+                    unused.append(name)
                 continue
             size, newest, held_until, most = (float(field or 0) for field in fields)
             record = decoded(lanes[name.encode()], LaneRecord, "a lane")
@@ -80,7 +83,18 @@ class RedisBatchLanes(RedisGathered):
                     most_calls=int(most) or None,
                 )
             )
+        if unused:
+            self._forget_lanes(unused)
         return queues
+
+    def _forget_lanes(self, lane_ids: Sequence[str]) -> None:
+        """Forget lanes that have neither calls nor batches."""
+        in_use = {batch.lane_id for batch in self.batches()}
+        for lane_id in lane_ids:
+            if lane_id not in in_use:
+                lane, queue, _, _ = self._lane_keys(lane_id)
+                keys = [self._batches("lanes"), lane, queue]
+                self._call(batch_scripts.FORGET_LANE, keys, [lane_id])
 
     @translated
     def lane(self, lane_id: str) -> LaneRecord | None:

@@ -9,7 +9,7 @@ The steps of the process that makes batches carry its epoch, and do nothing once
 
 from __future__ import annotations
 
-__all__ = ["DROP", "FILL", "GATHER", "LAND", "LEAD", "PUBLISHED", "PUT_BATCH", "RELEASE",
+__all__ = ["DROP", "FILL", "FORGET_LANE", "GATHER", "LAND", "LEAD", "PUBLISHED", "PUT_BATCH", "RELEASE",
            "SCARCE", "SHOW", "UNPACK"]  # fmt: skip
 
 # KEYS leader; ARGV process, seconds. Returns {epoch, milliseconds left} of the process; {0, 0} if another
@@ -173,6 +173,7 @@ if ARGV[3] == '' then
     redis.call('HDEL', KEYS[2], ARGV[2])
 else
     redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
+    redis.call('EXPIRE', KEYS[2], ARGV[4])
 end
 if #KEYS > 2 then redis.call('DEL', unpack(KEYS, 3)) end
 return 1
@@ -290,6 +291,13 @@ end
 if ARGV[4] ~= '0' then redis.call('HSET', KEYS[2], 'most_calls', ARGV[4]) end
 redis.call('EXPIRE', KEYS[2], ARGV[2])
 return 1
+"""
+
+# KEYS lanes, lane, queue; ARGV lane id. Forgets a lane for which no call was gathered for a long time;
+# returns whether it was forgotten.
+FORGET_LANE = """
+if redis.call('EXISTS', KEYS[2], KEYS[3]) > 0 then return 0 end
+return redis.call('HDEL', KEYS[1], ARGV[1])
 """
 
 # KEYS run, batches of the run; ARGV their records, ttl. Returns whether there is such a run.

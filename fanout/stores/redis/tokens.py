@@ -31,7 +31,10 @@ class RedisTokens(RedisBase):
     @translated
     def cut_ratio(self, model: str, script: str) -> float | None:
         """Return the bytes per token that texts of a script were last cut by; None if none was."""
-        kept = cast("bytes | None", self._redis.hget(self._cut_ratios, f"{script} {model}"))
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hget(self._cut_ratios, f"{script} {model}")
+            pipe.expire(self._cut_ratios, _KEPT_S)
+            kept: bytes | None = pipe.execute()[0]
         with suppress(ValueError):
             return None if kept is None else float(kept)
         return None
@@ -39,7 +42,10 @@ class RedisTokens(RedisBase):
     @translated
     def keep_cut_ratio(self, model: str, script: str, ratio: float) -> None:
         """Keep the bytes per token that texts of a script are cut by."""
-        self._redis.hset(self._cut_ratios, f"{script} {model}", str(ratio))
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hset(self._cut_ratios, f"{script} {model}", str(ratio))
+            pipe.expire(self._cut_ratios, _KEPT_S)
+            pipe.execute()
 
     @translated
     def fix_packing_ratio(self, run_id: str, ratio: float) -> float:

@@ -639,6 +639,7 @@ WITHOUT_EFFECT = [
         for words in (["--out", "d/"], ["--report", "r.html"], ["--stream"], ["--yes"])
     ],
     (["eval", "latest", "--metric", "macro_f1"], {}, "--metric has no effect without --fail-under"),
+    (["eval", "latest", "--yes"], {}, "--yes has no effect on a run"),
     (["results", "latest", "--wide"], {}, "--wide has no effect without --out"),
     (["results", "latest", "--force"], {}, "--force has no effect without --out"),
     (["results", "latest", "--out-mode", "640"], {}, "--out-mode has no effect without --out"),

@@ -16,7 +16,7 @@ from fanout.core.rate_limits import SeenLimit, SeenLimits
 from fanout.core.records import ErrorKind
 from fanout.core.settings import load_settings
 from fanout.llm import LLMReply, LLMRequest, make_llm
-from fanout.llm.limit_headers import LimitHeaders, duration_s, seen_limits
+from fanout.llm.limit_headers import LimitHeaders, duration_s
 from fanout.llm.sound_replies import sound_error, sound_reply
 from tests.scripted_provider import anthropic_reply, gemini_reply, openai_reply
 
@@ -38,6 +38,10 @@ def stamp(**later):
 
 def limit(limit=None, remaining=None, reset_s=None, period_s=None):
     return SeenLimit(limit=limit, remaining=remaining, reset_s=reset_s, period_s=period_s)
+
+
+def seen_limits(headers):
+    return LimitHeaders().read(headers)
 
 
 @pytest.mark.parametrize(

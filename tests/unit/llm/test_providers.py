@@ -18,6 +18,7 @@ from fanout.core.settings import load_settings
 from fanout.llm import LLM, FakeLLM, LLMRequest, make_llm
 from fanout.llm.callables import CallableLLM
 from fanout.llm.http_errors import http_error, redacted_line, retry_after
+from fanout.llm.litellm import LiteLLM
 from fanout.llm.reply_bodies import ErrorDetails
 from tests.scripted_provider import anthropic_reply, openai_reply
 
@@ -358,6 +359,31 @@ def test_litellm_answers_with_its_cost(litellm):
         "max_tokens": 5,
     }
     assert reply.usage == Usage(calls=1, input_tokens=4, output_tokens=1, cost_usd=0.25)
+
+
+@pytest.mark.parametrize(
+    ("name", "variable", "is_of"),
+    [
+        ("mistral/small", "MISTRAL_API_BASE", True),
+        ("azure/gpt", "AZURE_API_VERSION", True),
+        ("azure_ai/gpt", "AZURE_AI_API_BASE", True),
+        ("vertex_ai/gemini", "VERTEXAI_API_BASE", True),
+        ("text-completion-openai/m", "OPENAI_BASE_URL", True),
+        ("unnamed", "UNNAMED_API_BASE", True),
+        ("mistral/small", "OPENAI_BASE_URL", False),
+        ("mistral/small", "CORPORATE_WIKI_BASE_URL", False),
+        ("mistral/small", "_BASE_URL", False),
+    ],
+)
+def test_litellm_s_identity_has_the_addresses_of_its_own_provider(
+    litellm, monkeypatch, name, variable, is_of
+):
+    identity = LiteLLM(name).identity
+    assert name in identity
+    monkeypatch.setenv(variable, "http://elsewhere")
+    assert (LiteLLM(name).identity != identity) == is_of
+    litellm.get_llm_provider = lambda model: (model, "mistral", None, "http://there")
+    assert "http://there" in LiteLLM(name).identity
 
 
 def test_litellm_names_the_variable_that_is_missing(litellm):

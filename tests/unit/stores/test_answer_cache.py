@@ -183,7 +183,7 @@ def test_large_answers_are_files_that_go_with_their_generation(tmp_path):
     assert verdicts(store, key(1)) == ["ask"], "it was lost"
     keep(store, (key(1), answer(text)))
     store.clear_answers()
-    assert store.sweep_files() == 1
+    assert store.sweep_files() == 2, "a generation that has lost all has ended"
     assert files() == []
 
 
@@ -203,3 +203,35 @@ def test_files_take_room_too(tmp_path):
         assert store.cache_stats().bytes <= 1_000_000
     assert 10 < store.cache_stats().answers < 60
     assert verdicts(store, key(59), key(1)) == ["hit", "ask"]
+
+
+@pytest.mark.parametrize("at_once", [1, 200])
+def test_the_files_of_a_generation_are_its_own(tmp_path, at_once):
+    """So that they go with it, and the files of younger answers stay: with several processes, too."""
+    server = fake_redis()
+    stores = [RedisStore(server, blobs=FileBlobs(str(tmp_path))) for _ in range(2)]
+    big = [(key(number), answer(os.urandom(15_000).hex())) for number in range(90)]
+    for start in range(0, len(big), at_once):
+        keep(stores[start % 2], *big[start : start + at_once], limit_mb=1)
+    names = [server.hget(stores[0]._answers[0], f"name:{number}") for number in range(4)]
+    assert len(set(names)) == 4, "each has its own name"
+    markers = {f"{stores[0]._answer_files}{name.decode()}".encode() for name in names}
+    assert set(server.keys(f"{stores[0]._answer_files}*")) == markers
+    swept = stores[0].sweep_files()
+    if at_once == 1:
+        assert swept >= 3, "the folders of generations that are gone"
+        assert verdicts(stores[1], *(one for one, _ in big[-20:])) == ["hit"] * 20
+    left = sum(path.stat().st_size for path in tmp_path.glob("answers-*/**/*"))
+    assert left < 1_200_000, "no more than the room"
+
+
+def test_the_counters_of_what_has_expired_are_not_shown_and_expire(monkeypatch):
+    store = fake_store()
+    set_server_clock(monkeypatch, clock := Clock(1_000))
+    keep(store, (key(1), answer()), ttl_s=100)
+    assert store.cache_stats().answers == 1
+    assert 100 < store._redis.ttl(store._answers[0]) <= 200
+    store._redis.delete(store._answers[1])
+    clock.now = 1_150
+    stats = store.cache_stats()
+    assert (stats.answers, stats.bytes, stats.since, stats.kept) == (0, 0, None, 1)

@@ -1695,6 +1695,17 @@ def test_calls_leave_lanes_and_batches_by_steps_of_their_leader(store):
     assert (store.lane_queues(), store.gathered(RUN)) == ([], 3)
 
 
+def test_lanes_without_calls_or_batches_are_forgotten(store):
+    lane = msgspec.json.encode(LaneRecord(model="m", account="a"))
+    store._redis.hset("fanout:batches:lanes", mapping={"old": lane, "used": lane, "late": lane})
+    store._redis.hset("fanout:batches:lane:late", "newest", "1")
+    epoch = store.lead_batches("p", ttl_s=60).epoch
+    assert store.put_batch(epoch, BatchRecord(number=1, lane_id="used"))
+    assert store.lane_queues() == []
+    assert set(store._redis.hkeys("fanout:batches:lanes")) == {b"used", b"late"}
+    assert store._redis.ttl("fanout:batches:all") > 0
+
+
 def test_more_shards_are_open_while_branches_wait_for_batches(store):
     store.create_run(RUN, spec="{}", created_at=1.0, is_gathered=True)
     stage_id = StageId(RUN, 0)

@@ -37,5 +37,6 @@ def test_the_ratio_that_texts_were_cut_by_is_kept_by_script(store):
     store.keep_cut_ratio("m", "han", 1.5)
     assert store.cut_ratio("m", "han") == 1.5
     assert store.cut_ratio("m", "words") is None
+    assert store._redis.ttl(store._cut_ratios) > 0, "no key stays for ever"
     store._redis.hset(store._cut_ratios, "han m", "damaged")
     assert store.cut_ratio("m", "han") is None
