@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from fanout.cli import estimate
 from fanout.cli.delivery import Delivery, deliver, json_option, quiet_option
@@ -210,7 +211,8 @@ def _require_dry() -> None:
     context = click.get_current_context()
     for option in context.command.params:
         name = option.opts[0]
-        if name in _OF_A_RUN and context.params.get(option.name or "") not in (None, False):
+        is_given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+        if name in _OF_A_RUN and is_given:
             raise click.UsageError(f"{name} has no effect with --dry-run: leave one of them out")
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -25,7 +28,8 @@ def echo(prompt: str) -> str:
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("FANOUT_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.delenv("FANOUT_BROKER_URL", raising=False)
-    (tmp_path / "in.csv").write_text("text\n" + "".join(f"row {at}\n" for at in range(40)))
+    rows = "".join(f"row {at},good\n" for at in range(40))
+    (tmp_path / "in.csv").write_text(f"text,mood\n{rows}")
     return tmp_path
 
 
@@ -50,20 +54,24 @@ def test_an_estimate_and_a_dry_run_make_no_run(home):
 
 
 def test_a_trial_runs_a_sample_with_the_prompts_of_the_job(home):
-    job = ["in.csv", "--model", "fake", *JOB, "--seed", "7"]
+    job = ["in.csv", "--model", "fake?cache=1", *JOB, "--seed", "7", *DEAR]
     first = json.loads(fanout(home, "trial", *job, "--sample", "5", "--json", "-q").stdout)
     assert (first["chunks"], first["succeeded"]) == (5, 5)
     assert first["estimate"]["branches"] == 40
     tokens = first["input_tokens"]
     assert tokens["low"] <= tokens["value"] <= tokens["high"]
     assert tokens["value"] == pytest.approx(40 * 3, rel=0.3)
+    assert first["cached"] == 0
     again = json.loads(fanout(home, "trial", *job, "--sample", "5", "--json", "-q").stdout)
+    assert (again["cached"], again["cost_usd"]) == (5, first["cost_usd"])
     picked = [one["document"] for one in first["outputs"]]
     assert [one["document"] for one in again["outputs"]] == picked, "the same seed, the same sample"
     lines = fanout(home, "run", *job, "--stream", "-q").stdout.splitlines()
     whole = {one["document"]: one["output"] for one in map(json.loads, lines)}
     for one in first["outputs"]:
         assert one["output"] == whole[one["document"]], "the same prompt, by its index in the job"
+    paid = {one["document"] for one in map(json.loads, lines) if not one["cached"]}
+    assert paid == whole.keys() - set(picked), "the run does not pay again for what the trial did"
 
 
 def test_a_cost_above_the_threshold_is_told_before(home, monkeypatch):
@@ -76,6 +84,51 @@ def test_a_cost_above_the_threshold_is_told_before(home, monkeypatch):
     assert "estimate:" not in fanout(home, "run", "in.csv", "--model", "fake", *JOB).stderr
 
 
+def answered(home, words, *, answer=None):
+    """What a terminal shows of a command whose question is answered, and its exit status."""
+    primary, secondary = pty.openpty()
+    with subprocess.Popen(
+        [*FANOUT, *words], cwd=home, stdin=secondary, stderr=secondary, stdout=subprocess.PIPE
+    ) as process:
+        os.close(secondary)
+        seen = b""
+        # The other end is closed where reading fails.
+        with contextlib.suppress(OSError):
+            while more := os.read(primary, 65_536):
+                seen += more
+                if answer is not None and b"run it? [y/N]:" in seen:
+                    os.write(primary, answer)
+                    answer = None
+        os.close(primary)
+        process.stdout.read()
+        return seen.decode(), process.wait(30)
+
+
+@pytest.mark.parametrize("command", ["run", "eval"])
+def test_a_terminal_is_asked_before_much_is_spent(home, command):
+    labels = [] if command == "run" else ["--label", "mood"]
+    job = [command, "in.csv", "--model", "fake", *JOB, "--max-tokens", "9", *DEAR, *labels]
+    shown, status = answered(home, job, answer=b"n\n")
+    assert (status, shown.count("run it?")) == (1, 1)
+    assert "estimate: 40 branches" in shown
+    assert fanout(home, "runs").stdout == "", "there was no run"
+    shown, status = answered(home, job, answer=b"y\n")
+    assert (status, shown.count("run it?")) == (0, 1)
+    shown, status = answered(home, [*job, "--yes"])
+    assert (status, shown.count("run it?"), shown.count("estimate: 40")) == (0, 0, 1)
+
+
+def test_a_submission_says_what_it_costs_and_never_asks(home, broker_url):
+    fleet = ["--broker-url", broker_url]
+    job = ["submit", "in.csv", "--model", "fake", *JOB, "--max-tokens", "9", *DEAR, *fleet]
+    shown, status = answered(home, job)
+    assert (status, "run it?" in shown) == (0, False)
+    assert "estimate: 40 branches" in shown
+    assert "enqueued" in shown
+    shown, status = answered(home, [*job, "-q"])
+    assert (status, shown) == (0, "")
+
+
 def test_in_python(home):
     chunks = [f"text {at}" for at in range(30)]
     with ParallelCalls(llm=echo) as runner:
@@ -84,6 +137,14 @@ def test_in_python(home):
         trial = runner.trial(chunks, "{index} {input}", size=4)
         assert trial.succeeded == trial.chunks == 4
         answers = set(runner.run(chunks, "{index} {input}").outputs)
+        # The prompt that is shown is the one that is sent, in its own order.
+        job: dict[str, Any] = {
+            "aspects": {"a": "A {input}", "b": "B {input}"},
+            "prompt_order": "document_first",
+        }
+        shown = runner.estimate(chunks[:1], **job).prompt
+        assert shown == runner.run(chunks[:1], **job).outputs[0]
+        assert shown.startswith("<document>\ntext 0\n")
     with Client() as client:
         tried = {one.output for one in client.run(trial.run_id).outcomes()}
     assert tried <= answers

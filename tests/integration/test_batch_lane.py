@@ -68,7 +68,12 @@ def test_a_run_goes_through_batches_with_reasks_failures_and_expiry(
     assert len(status.stages) == 1 + bool(reduce)
     assert batches.doubled == []
     assert not [prompt for prompt in batches.calls if prompt.startswith(("text", "Sum"))]
-    assert status.usage.calls == sum(len(batch.ids) for batch in batches.batches)
+    calls = sum(len(batch.ids) for batch in batches.batches)
+    assert status.usage.calls == calls
+    # What was kept is not bought again: nothing waits for a batch.
+    again = client.submit(job(model, schema=SCHEMA, max_tokens=100, **reduce), texts(100)).wait(60)
+    assert (again.succeeded, again.saved.calls, again.usage.calls) == (100, 100 + bool(reduce), 0)
+    assert sum(len(batch.ids) for batch in batches.batches) == calls
 
 
 def test_runs_with_gathered_branches_can_be_steered(client, batches, start_worker):

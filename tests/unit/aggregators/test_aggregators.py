@@ -353,6 +353,8 @@ def test_a_part_that_is_cut_says_so():
     [[part]] = plan(parts(4000), room_tokens=100, level=0)
     assert part.text.startswith("xxx")
     assert part.text.endswith("[... cut: 100 of 1,000 tokens are shown]")
+    [[learnt]] = plan(parts(4000), room_tokens=100, level=0, bytes_per_token=2.0)
+    assert learnt.text.endswith("[... cut: 200 of 2,000 tokens are shown]")
 
 
 def test_a_cut_does_not_split_wide_text_too_short():

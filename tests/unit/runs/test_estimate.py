@@ -6,9 +6,11 @@ import tracemalloc
 
 import pytest
 
-from fanout.core.records import Document
+from fanout.core.records import BranchRef, Document
 from fanout.core.spec import make_spec
 from fanout.core.tokens import estimate_tokens
+from fanout.inputs.prompt_layout import branch_values
+from fanout.llm.prompt_plans import plan_of
 from fanout.policy.token_ratio import TokenSums, bytes_by_kind
 from fanout.runs.estimate import Estimator
 
@@ -58,6 +60,43 @@ def test_its_tokens_are_those_that_the_model_is_known_to_make():
 def test_an_index_is_that_of_the_run():
     found, _ = estimated({"prompt": "{index} {input}"}, documents(3))
     assert found.prompt == "0 some words of a text"
+
+
+@pytest.mark.parametrize(
+    ("order", "tokenizer", "words", "is_first"),
+    [
+        (None, None, 1_000, True),
+        (None, None, 500, False),
+        (None, "bytes/2", 500, True),
+        (None, "bytes/8", 1_000, False),
+        ("document_first", None, 5, True),
+        ("as_written", None, 1_000, False),
+    ],
+)
+def test_the_prompt_is_laid_out_as_it_is_sent(order, tokenizer, words, is_first):
+    fields = {
+        "prompt": None,
+        "aspects": {"a": "A: {input}", "b": "B: {input}", "c": "C: {input}"},
+        "prompt_order": order,
+    }
+    fields = {name: value for name, value in fields.items() if value is not None}
+    # As with_tokenizer sets it.
+    spec = make_spec(model="openai/gpt-5-mini", **fields).model_copy(
+        update={"tokenizer": tokenizer}
+    )
+    estimator = Estimator(spec, seen=lambda _model: TokenSums(), places=None)
+    [chunk] = estimator.documents(documents(1, "words " * words))
+    ref = BranchRef(chunk=0, aspect="a", model=spec.model, sample=0)
+    plan = plan_of(spec)
+    sent = (
+        plan.prompt(
+            chunk, ref, branch_values(chunk, ref, 0), model=spec.model, chunks=9, lane="batch"
+        )[0]
+        if plan
+        else f"A: {chunk.text}"
+    )
+    assert estimator.result().prompt == sent
+    assert sent.startswith("<document>") == is_first
 
 
 @pytest.mark.parametrize(

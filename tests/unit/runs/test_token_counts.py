@@ -47,6 +47,13 @@ def test_chunks_are_cut_by_what_was_learnt_and_keep_their_boundaries(store):
     assert found(None) is None
 
 
+def test_prompts_are_laid_out_by_what_was_learnt(store):
+    asked = {"model": "openai/gpt-5-mini", "aspects": {"a": "A {input}", "b": "B {input}"}}
+    learn(store, 1.0, model="openai/gpt-5-mini")
+    assert found(store, asked).startswith("bytes/1.")
+    assert found(store, {**asked, "model": "fake"}) is None, "it caches no prompts"
+
+
 def test_a_document_that_cannot_be_used_shows_nothing(store):
     learn(store, 1.0)
     broken = Document(name="b", index=0, error="broken")

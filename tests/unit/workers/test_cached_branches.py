@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from fanout.core.errors import LLMError
 from fanout.core.ids import StageId
-from fanout.core.records import Usage
-from fanout.llm import LLMReply
+from fanout.core.records import ErrorKind, Usage
+from fanout.llm import FakeLLM, LLMReply
 from fanout.stores import RedisStore
 from tests.fakes import RUN, FakeContext, fake_redis
 
@@ -22,6 +23,8 @@ class Fleet:
     def __init__(self):
         self.server = fake_redis()
         self.prompts = []
+        # What the run's own model does; None for an answer.
+        self.first = None
 
     def run(self, name, texts, **fields):
         """Process a run; return its context."""
@@ -34,7 +37,9 @@ class Fleet:
             self.prompts.append(request.prompt)
             return LLMReply(text=f"<{request.prompt}>", usage=USED, finish_reason="stop")
 
-        context.answer = answer
+        context.answer = self.first or answer
+        other = context.models.made[OTHER] = FakeLLM(script=answer)
+        other.identity = "other"
         context.write(texts)
         for number in range(3):
             context.process(number)
@@ -65,6 +70,29 @@ def test_a_second_run_takes_the_answers_of_the_first(fleet):
         ("<x>", 0, True), ("<y>", 0, True), ("<z>", 1, False),
     ]  # fmt: skip
     assert {one.finish_reason for one in outcomes.values()} == {"stop"}
+
+
+OTHER = "fake?seed=1"
+
+
+def test_the_answer_of_a_fallback_is_kept_as_its_own(fleet):
+    asked = []
+
+    def refuses(request):
+        asked.append(request.prompt)
+        raise LLMError(ErrorKind.CONTENT_FILTER, "no", usage=USED)
+
+    fleet.first = refuses
+    first, _, outcomes, _ = fleet.run("a", ["x"], fallback=(OTHER,))
+    assert (first.usage.calls, first.saved.calls, outcomes[0].model) == (2, 0, OTHER)
+    second, _, outcomes, _ = fleet.run("b", ["x"], fallback=(OTHER,))
+    # The first model is asked again, as it may answer by now; the fallback is not.
+    assert (asked, fleet.prompts) == (["x"] * 2, ["x"])
+    assert (second.usage.calls, second.saved.calls, second.saved.cost_usd) == (1, 1, 0.5)
+    assert (outcomes[0].output, outcomes[0].model, outcomes[0].attempts) == ("<x>", OTHER, 1)
+    fleet.first = None
+    _, _, outcomes, _ = fleet.run("c", ["x"], fallback=(OTHER,))
+    assert (outcomes[0].model, fleet.prompts) == (None, ["x"] * 2), "it is no answer of the first"
 
 
 def test_nothing_is_taken_or_kept_without_the_cache(fleet):
