@@ -44,7 +44,7 @@ _TABLE = (
         r"fanout/stores/redis/branches\.py",
         r".*(_record|record|_written|_shard_of|_pairs).*",
     ),
-    ("call", r"workers/branch/execution\.py", r"(_answer|_call|_values|_request|_outcome)"),
+    ("call", r"workers/branch/answering\.py", r"(answer|_call|_request)"),
     ("call", r"workers/branch/execution\.py", r"_Delivery\._outcome"),
     ("call", r"workers/context/(inflight|limiter)\.py", ""),
     ("call", r"workers/context/(models|run_caches)\.py", ""),

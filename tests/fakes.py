@@ -16,10 +16,10 @@ import msgspec
 
 from fanout.core.errors import UnknownRunError
 from fanout.core.ids import ShardId, StageId
+from fanout.core.permits import PermitRequest, PermitShare
 from fanout.core.records import Chunk, Shard
 from fanout.core.settings import load_settings
 from fanout.core.spec import make_spec
-from fanout.core.state import PermitRequest, PermitShare
 from fanout.llm import FakeLLM
 from fanout.policy.packing import pack
 from fanout.runs.budgets import run_limits

@@ -6,7 +6,8 @@ import os
 from typing import TYPE_CHECKING
 
 from fanout.broker.app import make_app
-from fanout.core.settings import DEFAULT_BROKER_URL, check_traces
+from fanout.core.settings import DEFAULT_BROKER_URL
+from fanout.core.trace_settings import check_traces
 from fanout.llm.keys import key_files
 from workers.consumer.batching import BatchingStep
 from workers.consumer.leases import LeaseRenewal, watch_children

@@ -9,7 +9,8 @@ import click
 
 from fanout.cli.session import broker_store
 from fanout.core.errors import SettingsError
-from fanout.core.settings import MAX_CONCURRENCY, check_traces, load_settings
+from fanout.core.settings import MAX_CONCURRENCY, load_settings
+from fanout.core.trace_settings import check_traces
 from fanout.llm.keys import key_files
 from fanout.system.programs import program_command, worker_command
 

@@ -2,54 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
-import weakref
-from collections.abc import AsyncIterable
-from contextlib import aclosing, suppress
-from dataclasses import replace
-from importlib import import_module
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, overload
 
-from fanout.client.arguments import checked_count, model_string, model_strings, paths
-from fanout.client.client import Client
-from fanout.client.loop_runs import LoopRun
-from fanout.client.loop_threads import in_thread, pulled
-from fanout.client.progress import ShownProgress
-from fanout.core.errors import RunError, UnknownRunError
-from fanout.core.field_names import canonical
-from fanout.core.settings import load_settings
-from fanout.core.spec import make_spec
-from fanout.core.units import plural
-from fanout.inputs.documents import log_notice
-from fanout.llm.callables import (
-    is_callable_model,
-    register_callable,
-    resolve_callable,
-    unregister_callable,
-)
+from fanout.client.job_runner import JobRunner, noted, result_of
+from fanout.client.loop_threads import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
     from os import PathLike
-    from typing import Self
 
-    from fanout.client.run import Run
     from fanout.client.trials import Trial
-    from fanout.core.spec import ReduceName, RunSpec
-    from fanout.inputs.documents import AsyncChunks, Chunks, Notice, Notify
-    from fanout.llm import LLM
+    from fanout.core.spec import ReduceName
+    from fanout.inputs.documents import AsyncChunks, Chunks
     from fanout.runs.estimate import Estimate
     from fanout.runs.results import AnswerT, Output, Result
     from fanout.runs.status import Status
 
-    Model = str | Callable[[str], str] | Callable[[str], Awaitable[str]] | LLM
     Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
     OnBadDocument = Callable[[str, str], None]
 
 __all__ = ["ParallelCalls"]
 
 
-class ParallelCalls:
+class ParallelCalls(JobRunner):
     """Puts a prompt to every chunk in parallel, and reduces the answers.
 
     ``run`` blocks and needs no event loop, so it works in a script, a thread or a notebook cell;
@@ -69,24 +45,6 @@ class ParallelCalls:
         SpecError: ``llm`` is a callable that workers on other machines could not import.
         BrokerError: No broker answers at the URL.
     """
-
-    def __init__(
-        self,
-        llm: Model | Sequence[Model] | None = None,
-        max_workers: int | None = None,
-        *,
-        broker_url: str | None = None,
-    ) -> None:
-        settings = load_settings(broker_url=broker_url)
-        is_embedded = settings.broker_url is None
-        self._max_workers = checked_count("max_workers", max_workers)
-        llm = settings.model if llm is None else llm
-        self._is_embedded = is_embedded
-        self._models = model_strings(llm, is_embedded=is_embedded)
-        # With the functions that single runs have as models of their own.
-        self._known = list(self._models)
-        self._client = Client(broker_url, concurrency=max_workers if is_embedded else None)
-        self._finalizer = weakref.finalize(self, _release, self._client, self._known)
 
     @overload
     def run(
@@ -162,31 +120,7 @@ class ParallelCalls:
         spec, warnings = self._spec(branch_prompt, aggregate_prompt, options), list[str]()
         with self._shown(on_progress, is_shown=progress) as follow:
             run = self._submitted(spec, chunks, on_bad_document, warnings)
-            return _noted(_result(run, follow), warnings)
-
-    def _submitted(
-        self,
-        spec: RunSpec,
-        chunks: Chunks | None,
-        on_bad_document: OnBadDocument | None,
-        warnings: list[str],
-    ) -> Run:
-        """Submit a run; Ctrl-C while its input is read cancels it."""
-        created: list[str] = []
-        try:
-            return self._client.submit(
-                spec,
-                chunks,
-                on_bad_document=on_bad_document,
-                on_notice=_kept_in(warnings),
-                on_created=created.append,
-            )
-        except KeyboardInterrupt:
-            for run_id in created:
-                # An input without a branch leaves no run.
-                with suppress(UnknownRunError):
-                    self._client.run(run_id).cancel()
-            raise
+            return noted(result_of(run, follow), warnings)
 
     @overload
     async def arun(
@@ -239,7 +173,7 @@ class ParallelCalls:
         own = self._of_loop(spec, chunks, on_bad_document, warnings)
         # What draws takes a while to load.
         with await in_thread(lambda: self._shown(on_progress, is_shown=progress)) as follow:
-            return _noted(await own.result(follow), warnings)
+            return noted(await own.result(follow), warnings)
 
     @overload
     def astream(
@@ -319,64 +253,6 @@ class ParallelCalls:
         spec = self._spec(branch_prompt, aggregate_prompt, options)
         return self._client.trial(spec, chunks, size=size)
 
-    def _shown(
-        self, on_progress: Callable[[Status], None] | None, *, is_shown: bool
-    ) -> ShownProgress:
-        return ShownProgress(on_progress, is_shown=is_shown, is_embedded=self._client.is_embedded)
-
-    def _of_loop(
-        self,
-        spec: RunSpec,
-        chunks: AsyncChunks | None,
-        on_bad_document: OnBadDocument | None,
-        warnings: list[str],
-    ) -> LoopRun:
-        loop = asyncio.get_running_loop()
-
-        def submit(*, on_created: Callable[[str], None], should_stop: Callable[[], bool]) -> Run:
-            items: Any = chunks
-            if isinstance(chunks, AsyncIterable):
-                items = pulled(chunks, loop, should_stop)
-            return self._client.submit(
-                spec,
-                items,
-                on_bad_document=on_bad_document,
-                on_notice=_kept_in(warnings),
-                on_created=on_created,
-                should_stop=should_stop,
-            )
-
-        return LoopRun(submit, lambda run_id: self._client.run(run_id).typed(spec.types))
-
-    def _spec(
-        self, branch_prompt: str | None, aggregate_prompt: str | None, options: dict[str, Any]
-    ) -> RunSpec:
-        if any(map(is_callable_model, self._models)) and not self._finalizer.alive:
-            raise RunError("this runner is closed, and its function forgotten: make another one")
-        own = {"model": self._models, "max_workers": self._max_workers}
-        given = {
-            "branch_prompt": branch_prompt,
-            "aggregate_prompt": aggregate_prompt,
-            **options,
-            "inputs": paths(options.get("inputs", ())),
-        }
-        fields = canonical({name: value for name, value in given.items() if value is not None})
-        if fields.get("models"):
-            del own["model"]
-        for name in ("model", "models", "fallback"):
-            if name in fields:
-                fields[name] = self._named(fields[name])
-        return make_spec(**{**own, **fields})
-
-    def _named(self, models: Any) -> Any:
-        """Return models of a run with the strings of functions in place of these."""
-        if isinstance(models, (list, tuple)):
-            return [self._named(one) for one in models]
-        if not callable(models):
-            return models
-        self._known.append(model_string(models, is_embedded=self._is_embedded))
-        return self._known[-1]
-
     def resume(
         self,
         run_id: str,
@@ -410,72 +286,4 @@ class ParallelCalls:
             self._client.resume(run_id, chunks, on_bad_document=on_bad_document)
             if retry_failed and run.status().status.has_ended:
                 run.retry_failed()
-            return _result(run, follow)
-
-    def _replace_functions(self, run: Run) -> None:
-        """Put this runner's functions, in their order, in the place of those of a run."""
-        theirs = list(filter(is_callable_model, run.spec.all_models))
-        own = list(filter(is_callable_model, self._models))
-        if not theirs or not own:
-            return
-        if len(theirs) != len(own):
-            raise RunError(
-                f"run {run.run_id} calls {plural(len(theirs), 'function', 'functions')}, and this "
-                f"runner has {len(own)}: give as many, in the same order"
-            )
-        for model, function in zip(theirs, own, strict=True):
-            register_callable(resolve_callable(function), model)
-            weakref.finalize(self, unregister_callable, model)
-
-    @property
-    def client(self) -> Client:
-        """The client of this runner, which can do more."""
-        return self._client
-
-    def close(self) -> None:
-        """Stop an embedded fleet and release connections. Safe to call twice."""
-        self._finalizer()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        # It holds up the loop for a tenth of a second: now, and not in the first run.
-        await in_thread(lambda: import_module("fanout.client.connections"))
-        return self
-
-    async def __aexit__(self, *_exc: object) -> None:
-        await in_thread(self.close)
-
-
-def _kept_in(warnings: list[str]) -> Notify:
-    """Return a function that logs each notice, and adds warnings to the list."""
-
-    def notify(notice: Notice) -> None:
-        log_notice(notice)
-        if notice.is_warning:
-            warnings.append(notice.text)
-
-    return notify
-
-
-def _noted(result: Result[Any], warnings: list[str]) -> Result[Any]:
-    return replace(result, notes=[*warnings, *result.notes])
-
-
-def _result(run: Run, on_progress: Callable[[Status], None] | None) -> Result[Any]:
-    try:
-        run.wait(on_progress=on_progress)
-    except KeyboardInterrupt:
-        run.cancel()
-        raise
-    return run.result()
-
-
-def _release(client: Client, models: Iterable[str]) -> None:
-    client.close()
-    for model in filter(is_callable_model, models):
-        unregister_callable(model)
+            return result_of(run, follow)

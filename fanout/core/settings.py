@@ -7,7 +7,6 @@ import os
 import re
 import ssl
 from difflib import get_close_matches
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -42,7 +41,6 @@ __all__ = [
     "TLS_SCHEME",
     "UNIX_SCHEME",
     "Settings",
-    "check_traces",
     "load_settings",
     "parse_autoscale",
 ]
@@ -378,30 +376,3 @@ def _check_names(environment: Mapping[str, str]) -> None:
         if variable not in _named:
             _named.add(variable)
             _log.warning("%s is not a setting of fanout, and is ignored", variable)
-
-
-_OTLP = "http/protobuf"
-_PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-
-
-def check_traces(settings: Settings) -> None:
-    """Check that a worker of this process can send the traces that the settings request.
-
-    Raises:
-        SettingsError: The extra is not installed, or the protocol is not supported.
-    """
-    if settings.traces == "off":
-        return
-    try:
-        exporter = find_spec("opentelemetry.exporter.otlp.proto.http")
-    except ModuleNotFoundError:
-        # A package above it is missing.
-        exporter = None
-    if exporter is None:
-        raise SettingsError("FANOUT_TRACES: otlp needs an extra: pip install 'fanout-llm[otel]'")
-    for name in _PROTOCOLS:
-        if os.environ.get(name, _OTLP) not in {"", _OTLP}:
-            raise SettingsError(
-                f"{name}: workers speak {_OTLP} only (got {os.environ[name]!r}); "
-                "a collector listens for it on port 4318"
-            )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -147,51 +148,77 @@ async def complete_with_retries(
     ``window_tokens``, the model's context window, allows it. ``gate`` delays calls; waits for a rate
     limit do not count towards any time limit. ``timeout_s`` is the deadline of one call in seconds.
     ``keep`` gets the calls so far before each further one; the calls go on from ``so_far``. The usage
-    of a call has its cost by ``price``, which is that of the model, or None if unknown. ``rand``
-    returns a random number from 0 to 1.
+    of a call has its cost by ``price``; None is unknown. ``rand`` returns a number from 0 to 1.
     """
     tries = Tries(
         request, policy, clock(), reasks=max_reasks, window_tokens=window_tokens, so_far=so_far
     )
+    call = partial(_priced_call, llm, timeout_s=timeout_s, price=price)
+    check = partial(checked_answer, shape=request.shape, validate=validate,
+                    max_output_kb=max_output_kb, keeps_cut=keeps_cut)  # fmt: skip
     while True:
-        arrived, for_rate_s = clock(), 0.0
-        if gate is not None:
-            try:
-                for_rate_s = await gate.enter(tries.request, left_s=tries.left_s(arrived))
-            except LLMError as error:
-                return _failed(error, tries, clock() - tries.started)
-        tries.entered(waited_s=clock() - arrived, for_rate_s=for_rate_s)
         try:
-            with _Observed(tries.number, observe, clock) as observed:
-                reply = await _priced_call(llm, tries.request, timeout_s, price)
-                observed.reply = reply
-                text = await checked_answer(
-                    reply,
-                    shape=request.shape,
-                    validate=validate,
-                    max_output_kb=max_output_kb,
-                    keeps_cut=keeps_cut,
-                )
-        except WrongAnswerError as error:
-            # The model works; waiting does not help.
-            await _left(gate, tries.request, reply, None)
-            if not tries.reasks(error, reply):
-                return _failed(error, tries, clock() - tries.started)
-            await keep(tries.so_far(clock()))
+            await _enter(gate, tries, clock)
         except LLMError as error:
-            verdict = await _left(gate, tries.request, observed.reply, error) or judge_alone(error)
-            used = observed.usage(error)
-            wait_s = tries.failed(error, used, verdict, now=clock(), jitter=rand())
-            if wait_s is None:
-                result = _failed(error, tries, clock() - tries.started)
-                is_late = tries.may_retry(error.kind)
-                return msgspec.structs.replace(result, is_out_of_time=is_late)
+            return _failed(error, tries, clock() - tries.started)
+        observed = _Observed(tries.number, observe, clock)
+        try:
+            text, reply = await _attempt(call, check, tries.request, observed)
+        except LLMError as error:
+            result, wait_s = await _after_failure(error, observed, tries, gate, clock, rand)
+            if result is not None:
+                return result
             await keep(tries.so_far(clock()))
-            await sleep(wait_s)
+            if wait_s is not None:
+                await sleep(wait_s)
         else:
             await _left(gate, tries.request, reply, None)
             tries.used.append(reply.usage)
             return _answered(text, reply, request.shape, tries, clock() - tries.started)
+
+
+async def _enter(gate: CallGate | None, tries: Tries, clock: Callable[[], float]) -> None:
+    """Wait until the next call may begin. Raises LLMError if it may not."""
+    arrived, for_rate_s = clock(), 0.0
+    if gate is not None:
+        for_rate_s = await gate.enter(tries.request, left_s=tries.left_s(arrived))
+    tries.entered(waited_s=clock() - arrived, for_rate_s=for_rate_s)
+
+
+async def _attempt(
+    call: Callable[[LLMRequest], Awaitable[LLMReply]],
+    check: Callable[[LLMReply], Awaitable[str]],
+    request: LLMRequest,
+    observed: _Observed,
+) -> tuple[str, LLMReply]:
+    """Return the answer to a call, and the reply that has it. Raises LLMError."""
+    with observed:
+        reply = observed.reply = await call(request)
+        return await check(reply), reply
+
+
+async def _after_failure(
+    error: LLMError,
+    observed: _Observed,
+    tries: Tries,
+    gate: CallGate | None,
+    clock: Callable[[], float],
+    rand: Callable[[], float],
+) -> tuple[CallResult | None, float | None]:
+    """Return the result if there is no further call, and the seconds until it, None for at once."""
+    reply = observed.reply
+    if isinstance(error, WrongAnswerError) and reply is not None:
+        # The model works; waiting does not help.
+        await _left(gate, tries.request, reply, None)
+        asks_again = tries.reasks(error, reply)
+        return None if asks_again else _failed(error, tries, clock() - tries.started), None
+    verdict = await _left(gate, tries.request, reply, error) or judge_alone(error)
+    used = observed.usage(error)
+    wait_s = tries.failed(error, used, verdict, now=clock(), jitter=rand())
+    if wait_s is not None:
+        return None, wait_s
+    result = _failed(error, tries, clock() - tries.started)
+    return msgspec.structs.replace(result, is_out_of_time=tries.may_retry(error.kind)), None
 
 
 class _Observed:

@@ -12,6 +12,7 @@ import msgspec
 from typing_extensions import TypeVar
 
 from fanout.core.records import NOTHING_SAVED, share_of
+from fanout.runs.branch_errors import BranchError
 from fanout.runs.output_files import OutputFolder, require_no_wide, write_json
 from fanout.runs.rows import RowLayout, full_row
 from fanout.runs.status import saved_row
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 
 __all__ = [
-    "BranchError",
     "Output",
     "Result",
 ]
@@ -139,43 +139,6 @@ class Output(Generic[AnswerT]):
     def share(self) -> float | None:
         """The votes for the output, by all votes of the branch; None if it has none, or failed."""
         return share_of(self.votes) if self.kind is None else None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BranchError:
-    """One failed branch.
-
-    Attributes:
-        index: The position in ``Result.outputs`` that is None.
-        document: The document's name.
-        kind: Why it failed.
-        message: One line about the failure.
-        attempts: Calls made for it.
-        aspect: The name of its prompt, or None.
-        model: The model that it asked first.
-        sample: 0-based number of the sample.
-        columns: The other columns of the document's row: JSON values.
-        pages: The numbers of the pages that the chunk is on, from 1 on; empty if unknown.
-        headings: The path of headings at the chunk's beginning; empty if there is none.
-        finish_reason: Why the last answer ended, in the provider's words; None if it did not say.
-        votes: How often each answer was given, if the branch asked for several.
-        samples: How many answers it asked for; None in a run without ``certainty``.
-    """
-
-    index: int
-    document: str
-    kind: ErrorKind
-    message: str
-    attempts: int
-    aspect: str | None = None
-    model: str | None = None
-    sample: int = 0
-    columns: dict[str, Cell] = field(default_factory=dict)
-    pages: list[int] = field(default_factory=list)
-    headings: str = ""
-    finish_reason: str | None = None
-    votes: dict[str, int] = field(default_factory=dict)
-    samples: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)

@@ -18,6 +18,7 @@ from fanout.broker.publisher import Publisher
 from fanout.client.embedded.databases import put_back
 from fanout.core.errors import StoredDataError
 from fanout.core.ids import ShardId
+from fanout.core.permits import PermitRequest
 from fanout.core.queue_names import (
     BEHIND,
     BRANCHES_QUEUE,
@@ -27,7 +28,6 @@ from fanout.core.queue_names import (
     backlog_of,
 )
 from fanout.core.settings import load_settings
-from fanout.core.state import PermitRequest
 from tests.fakes import share_one
 from tests.integration.conftest import waiting
 

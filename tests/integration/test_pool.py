@@ -161,10 +161,10 @@ def test_a_copy_whose_holder_ends_the_branch_makes_no_call_and_goes(
 
 
 BUG = """
-import workers.branch.execution
+import workers.branch.answering
 def values(chunk, ref, sample):
     raise KeyError("the text of a document")
-workers.branch.execution._values = values
+workers.branch.answering.branch_values = values
 """
 
 

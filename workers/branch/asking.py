@@ -13,7 +13,6 @@ from fanout.core.errors import ModelError
 from fanout.core.gathered import LaneRecord
 from fanout.core.lanes import takes_lane
 from fanout.core.model_names import READER_MODEL, takes_seed
-from fanout.core.records import ErrorKind, Usage, total_usage
 from fanout.llm.answers import validate_json
 from fanout.llm.base import identity_of
 from fanout.llm.batches.base import batches_of
@@ -21,10 +20,11 @@ from fanout.llm.calls import CallResult, complete_with_retries
 from fanout.llm.error_kinds import ALWAYS
 from fanout.llm.prices import price_of
 from fanout.llm.registry import known_context_tokens
-from fanout.policy.fallback import asked_in_turn, falls_back, without_answer
-from fanout.policy.progress import EndedModel, Lesson, Progress
+from fanout.policy.fallback import asked_in_turn, falls_back
+from fanout.policy.progress import Lesson, Progress
 from fanout.policy.retries import RETRYABLE
 from workers.branch.answer_cache import CachedAnswer
+from workers.branch.asked_models import ended_model, joined, result_of, within, without_call
 from workers.branch.batch_lane import GatheredCalls, PreparedModel
 from workers.context.broken_models import unusable
 
@@ -103,28 +103,28 @@ class Asking:
         retries = self._spec.retries
         if not self._elapsed_s:
             return retries
-        return _within(retries, retries.max_elapsed_s - self._elapsed_s)
+        return within(retries, retries.max_elapsed_s - self._elapsed_s)
 
     async def _one_of(
         self, models: Sequence[str], request: LLMRequest, retries: RetrySpec, begun: Progress
     ) -> CallResult:
         """Ask models in turn, until one answers or the last one has not."""
-        ended = [(one.model, _result_of(one)) for one in begun.ended]
+        ended = [(one.model, result_of(one)) for one in begun.ended]
         before, calls = Progress(ended=begun.ended), begun.calls
         left_s = retries.max_elapsed_s - sum(one.elapsed_s for one in begun.ended)
         for number, model in enumerate(models[len(ended) :], len(ended) + 1):
             if ended:
-                retries = _within(retries, left_s)
+                retries = within(retries, left_s)
             is_last = number == len(models)
             result = await self._alive(model, request, retries, before, calls, gives_up=not is_last)
             ended.append((model, result))
             left_s -= result.elapsed_s
             if is_last or not falls_back(result.kind) or left_s <= 0:
                 break
-            before, calls = before.with_ended(_ended(model, result)), None
+            before, calls = before.with_ended(ended_model(model, result)), None
             if result.attempts:
                 await self._keep(before)
-        return _joined(ended)
+        return joined(ended)
 
     async def _alive(
         self,
@@ -176,7 +176,7 @@ class Asking:
         """Ask a model, unless an earlier sample has shown how it ends; learn from the result."""
         lesson = self._calls.so_far.lessons.get(model)
         if lesson is not None and lesson.kind is not None:
-            return _without_call(lesson.kind, lesson.message)
+            return without_call(lesson.kind, lesson.message)
         if so_far is None and lesson is not None:
             so_far = lesson.calls
 
@@ -247,24 +247,14 @@ class Asking:
                 compares = not self._calls.is_by_model
                 gate = self._claim.gate(gate, spec.timeout_s, compares=compares)
             call = partial(
-                complete_with_retries,
+                self._completing(model, price),
                 llm,
                 request,
                 policy=retries,
-                timeout_s=spec.timeout_s,
-                max_reasks=spec.max_reasks,
-                keeps_cut=spec.on_truncated == "keep",
-                window_tokens=self._window(model),
-                validate=validate_json if self._wants_json else None,
                 gate=gate,
-                # A document may be larger than an answer.
-                max_output_kb=(
-                    None if model == READER_MODEL else self._context.settings.max_output_kb
-                ),
                 observe=observe,
                 so_far=so_far,
                 keep=keep,
-                price=price,
                 sleep=wait,
             )
             if identity is None or not self._context.answers.is_on:
@@ -276,6 +266,23 @@ class Asking:
             return await models.in_flight.call(
                 self._stage_id.run_id, result, has_deadline=is_branch
             )
+
+    def _completing(
+        self, model: str, price: Price | None
+    ) -> Callable[..., Coroutine[Any, Any, CallResult]]:
+        """Return ``complete_with_retries`` as the run wants it for a model."""
+        spec = self._spec
+        return partial(
+            complete_with_retries,
+            timeout_s=spec.timeout_s,
+            max_reasks=spec.max_reasks,
+            keeps_cut=spec.on_truncated == "keep",
+            window_tokens=self._window(model),
+            validate=validate_json if self._wants_json else None,
+            # A document may be larger than an answer.
+            max_output_kb=None if model == READER_MODEL else self._context.settings.max_output_kb,
+            price=price,
+        )
 
     def _budgeted(self, model: str, llm: LLM) -> BudgetedCalls | None:
         """Return the budgets that the calls to a model must fit into; None if there are none."""
@@ -361,53 +368,3 @@ class Asking:
 
 async def _at_once(_seconds: float) -> None:
     """Wait for nothing."""
-
-
-def _within(retries: RetrySpec, left_s: float) -> RetrySpec:
-    return retries.model_copy(update={"max_elapsed_s": max(0.0, left_s)})
-
-
-def _ended(model: str, result: CallResult) -> EndedModel:
-    return EndedModel(
-        model=model,
-        kind=result.kind or ErrorKind.INTERNAL,
-        attempts=result.attempts,
-        usage=result.usage,
-        elapsed_s=result.elapsed_s,
-    )
-
-
-def _result_of(ended: EndedModel) -> CallResult:
-    return CallResult(
-        output=None,
-        kind=ended.kind,
-        message=None,
-        attempts=ended.attempts,
-        usage=ended.usage,
-        elapsed_s=ended.elapsed_s,
-    )
-
-
-def _without_call(kind: ErrorKind, message: str | None) -> CallResult:
-    return CallResult(
-        output=None, kind=kind, message=message, attempts=0, usage=Usage(), elapsed_s=0.0
-    )
-
-
-def _joined(ended: Sequence[tuple[str, CallResult]]) -> CallResult:
-    """Return what came of models that were asked in turn, with what all of them consumed."""
-    (first, result), (last, final) = ended[0], ended[-1]
-    if len(ended) == 1:
-        return result
-    called = {model: one.usage for model, one in ended if one.attempts}
-    before = [(model, one.kind) for model, one in ended[:-1] if one.kind is not None]
-    message = final.message and without_answer(final.message, before, last)
-    return structs.replace(
-        final,
-        message=message,
-        attempts=sum(one.attempts for _, one in ended),
-        usage=total_usage(list(called.values())),
-        elapsed_s=sum(one.elapsed_s for _, one in ended),
-        model=last if final.kind is None and last != first else None,
-        usage_of=called if set(called) != {first} else {},
-    )

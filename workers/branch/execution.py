@@ -13,29 +13,21 @@ from msgspec import structs
 from fanout.core.errors import (
     FanoutError,
     LostDataError,
-    ModelError,
-    PromptError,
     StorageError,
     StoredDataError,
     UnknownRunError,
 )
 from fanout.core.exhaustion import is_exhausted
-from fanout.core.lanes import first_lane
-from fanout.core.records import ErrorKind, Outcome, RunStatus, Variants
+from fanout.core.records import ErrorKind, Outcome, RunStatus
 from fanout.core.state import RecordRequest
-from fanout.inputs.prompt_layout import branch_values
-from fanout.llm.base import LLMRequest
 from fanout.llm.calls import CallAttempt
-from fanout.llm.error_kinds import FEW, MANY
 from fanout.llm.prices import price_of
 from fanout.policy.admission import is_draining, is_gathered_up
 from fanout.policy.consensus import AnswersSoFar
-from fanout.policy.packing import shard_chunk
-from fanout.policy.retries import STOPS_RUN
 from fanout.runs.enqueue import fleet_window
 from fanout.system.logs import RateLimitFilter, about
 from workers.branch.ahead import wait_for_sibling
-from workers.branch.asking import Asking
+from workers.branch.answering import LOST, answer
 from workers.branch.batch_lane import result_of, used_by
 from workers.branch.claims import (
     BranchGathered,
@@ -45,20 +37,16 @@ from workers.branch.claims import (
     Claim,
     require_call,
 )
-from workers.branch.consensus import ask_until_certain
-from workers.branch.outcomes import outcome_of, presentable, unanswered
+from workers.branch.outcomes import presentable, unanswered
 from workers.branch.places import Place
-from workers.context.inflight import CallStoppedError, StopReason, run_ending
+from workers.context.inflight import StopReason, run_ending
 from workers.telemetry.reports import Calls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fanout.core.answer_shape import AnswerShape
     from fanout.core.ids import BranchId, ShardId, StageId
-    from fanout.core.spec import RunSpec
     from fanout.core.state import BeginReply
-    from fanout.policy.prefixes import PromptCache
     from workers.context.leads import Lead
     from workers.context.progress import TrackedBranch
     from workers.context.worker_context import WorkerContext
@@ -255,7 +243,7 @@ class _Delivery:
             message = f"the worker died {times} times while it ran this branch"
             return unanswered(index, ErrorKind.POISONED, message, calls)
         try:
-            return await _answer(self._claim, self._context, self._shard_id, index, calls)
+            return await answer(self._claim, self._context, self._shard_id, index, calls)
         except BranchHandedBack:
             await self._claim.release()
             raise
@@ -264,7 +252,7 @@ class _Delivery:
             if isinstance(error, LostDataError) and await asyncio.to_thread(
                 is_lost, self._shard_id
             ):
-                return Outcome(index=index, kind=ErrorKind.LOST, message=_LOST)
+                return Outcome(index=index, kind=ErrorKind.LOST, message=LOST)
             await self._leave_to_others(error)
             raise BranchHandedBack from None
 
@@ -333,85 +321,3 @@ def _drain(context: WorkerContext, shard_id: ShardId) -> None:
         _log.warning(
             "no further shards are opened for now: %s", error, extra=about(shard_id.run_id)
         )
-
-
-# The branches of a reduce stage: one for each chunk.
-_SINGLE = Variants()
-_LOST = "the server has lost the input of this branch"
-
-
-async def _answer(
-    claim: Claim, context: WorkerContext, shard_id: ShardId, index: int, calls: Calls
-) -> Outcome:
-    try:
-        return await _call(claim, context, shard_id, index, calls)
-    except CallStoppedError as stopped:
-        if stopped.reason in (StopReason.HANDED_BACK, StopReason.PAUSED):
-            raise BranchHandedBack from None
-        kind, message = run_ending(stopped.reason, when="during the call")
-        return unanswered(index, kind, message, calls)
-    except LostDataError:
-        raise
-    except UnknownRunError:
-        return Outcome(index=index, kind=ErrorKind.LOST, message=_LOST)
-    except (PromptError, StoredDataError) as error:
-        return Outcome(index=index, kind=ErrorKind.BAD_REQUEST, message=str(error))
-    except ModelError as error:
-        kind = error.kind or ErrorKind.BAD_REQUEST
-        # Another worker may have the model that this one lacks.
-        calls.stop_after = FEW if kind in STOPS_RUN else MANY
-        return unanswered(index, kind, str(error), calls)
-
-
-async def _call(
-    claim: Claim, context: WorkerContext, shard_id: ShardId, index: int, calls: Calls
-) -> Outcome:
-    run_id, stage = shard_id.run_id, shard_id.stage
-    runs = context.runs
-    spec = await runs.specs(run_id)
-    shard = await runs.shards(shard_id)
-    variants = spec.variants if stage == 0 else _SINGLE
-    ref = variants.ref(index)
-    chunk = shard_chunk(shard, index, variants.count)
-    if chunk.error is not None:
-        return Outcome(index=index, kind=ErrorKind.BAD_REQUEST, message=chunk.error)
-    template = runs.template(shard_id.stage_id, ref.aspect)
-    limit = spec.max_tokens if stage == 0 else spec.aggregate_max_tokens
-    shape = runs.shape(run_id, is_aggregate=stage > 0)
-    plan = None if stage else runs.plan(run_id)
-    asking = Asking(claim, context, shard_id.stage_id, spec, calls)
-
-    async def ask(model: str, sample: int) -> Outcome:
-        values, cache = branch_values(chunk, ref, sample), None
-        if plan is None:
-            prompt = template.render(values, chunk.columns)
-        else:
-            lane, chunks = first_lane(spec.lane), len(shard.chunks)
-            prompt, cache = plan.prompt(chunk, ref, values, model=model, chunks=chunks, lane=lane)
-        request = _request(spec, prompt, limit, sample, shape, cache)
-        return outcome_of(index, await asking.answer(model, request, sample))
-
-    if stage > 0 or spec.certainty is None:
-        return await ask(ref.model or spec.model, ref.sample)
-    return await ask_until_certain(ask, claim, spec, calls, index)
-
-
-def _request(
-    spec: RunSpec,
-    prompt: str,
-    max_tokens: int | None,
-    sample: int,
-    shape: AnswerShape | None,
-    cache: PromptCache | None,
-) -> LLMRequest:
-    return LLMRequest(
-        prompt=prompt,
-        system=spec.system,
-        temperature=spec.temperature,
-        max_tokens=max_tokens,
-        seed=None if spec.seed is None else spec.seed + sample,
-        stop=spec.stop,
-        shape=shape,
-        lane=first_lane(spec.lane),
-        cache=cache,
-    )

@@ -14,7 +14,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
-from fanout.core.state import PermitRequest
+from fanout.core.permits import PermitRequest
 from fanout.system.logs import about
 from fanout.system.threads import copied
 from workers.context.admitted_run import AdmittedRun
@@ -22,7 +22,7 @@ from workers.context.admitted_run import AdmittedRun
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from fanout.core.state import PermitShare
+    from fanout.core.permits import PermitShare
 
 __all__ = ["Admission", "AdmissionClosedError"]
 

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 from fanout.client.embedded.server import EmbeddedServer, log_tail
 from fanout.client.embedded.state import StateFolder
 from fanout.core.errors import BrokerError, EmbeddedError, RunError, SettingsError
-from fanout.core.settings import check_traces, load_settings
+from fanout.core.settings import load_settings
+from fanout.core.trace_settings import check_traces
 from fanout.core.version import WIRE_VERSION
 from fanout.system.file_locks import is_held
 from fanout.system.open_files import fitting_concurrency

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from fanout.core.errors import StoredDataError
+from fanout.core.permits import PermitShare
 from fanout.core.rate_limits import (
     BURST_S,
     MAX_AHEAD_S,
@@ -13,7 +14,6 @@ from fanout.core.rate_limits import (
     Reservation,
     starts_s,
 )
-from fanout.core.state import PermitShare
 from fanout.policy.adaptive import reported
 from fanout.policy.outages import FIRST_PROBE_S, FORGET_S, MAX_PROBE_S, REOPEN_S, BreakerReply
 from fanout.stores import codec
@@ -23,8 +23,8 @@ from fanout.stores.redis.base import RedisBase, seconds, translated
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from fanout.core.permits import PermitRequest
     from fanout.core.rate_limits import LearntLimits, Rates
-    from fanout.core.state import PermitRequest
     from fanout.policy.adaptive import CallWindow, WindowReport
 
 __all__ = ["RedisLimits"]

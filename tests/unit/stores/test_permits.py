@@ -8,7 +8,7 @@ import pytest
 from redis.exceptions import ResponseError
 
 from fanout.core.errors import BrokerError, StoredDataError, UnknownRunError
-from fanout.core.state import PermitRequest, PermitShare
+from fanout.core.permits import PermitRequest, PermitShare
 from tests.fakes import share_one
 
 

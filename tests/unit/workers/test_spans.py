@@ -16,8 +16,9 @@ from opentelemetry.trace import SpanKind, StatusCode
 from fanout.core.errors import LLMError, SettingsError
 from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.records import ErrorKind, Outcome, RunStatus, Usage
-from fanout.core.settings import check_traces, load_settings
+from fanout.core.settings import load_settings
 from fanout.core.state import RecordRequest
+from fanout.core.trace_settings import check_traces
 from tests.fakes import RUN, FakeContext, record_one, run_branch
 from workers.context.inflight import StopReason
 from workers.reduce.stages import collect, expand
@@ -349,7 +350,7 @@ def test_a_model_string_becomes_a_provider_and_a_model(model, known_as):
 def test_traces_need_their_extra(monkeypatch):
     settings = load_settings(traces="otlp")
     check_traces(settings)
-    monkeypatch.setattr("fanout.core.settings.find_spec", lambda name: None)
+    monkeypatch.setattr("fanout.core.trace_settings.find_spec", lambda name: None)
     with pytest.raises(SettingsError, match=re.escape("pip install 'fanout-llm[otel]'")):
         check_traces(settings)
     check_traces(load_settings())

@@ -1,0 +1,150 @@
+"""The connections of a client: to its broker, or to the fleets that it embeds."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from fanout.client.arguments import checked_count
+from fanout.client.embedded.fleet import EmbeddedFleet, InProcessFleet
+from fanout.core.errors import BrokerError, SpecError, UnknownRunError
+from fanout.core.settings import load_settings
+from fanout.llm.callables import is_callable_model
+
+# Broker modules are imported on use, so that an embedded fleet starts meanwhile.
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Self
+
+    from fanout.client.connections import Connections
+    from fanout.client.embedded_runs import EmbeddedRuns
+    from fanout.stores import RedisStore
+
+__all__ = ["ConnectedClient"]
+
+
+class ConnectedClient:
+    """What connects a client; see ``Client``."""
+
+    def __init__(self, broker_url: str | None = None, *, concurrency: int | None = None) -> None:
+        self._settings = load_settings(broker_url=broker_url)
+        self._given_concurrency = checked_count("concurrency", concurrency)
+        if self._given_concurrency is not None and not self.is_embedded:
+            raise SpecError(
+                "has no effect with a broker, whose workers have their own; leave it out, and give "
+                "it to the workers (fanout worker --concurrency)",
+                field="concurrency",
+            )
+        self._concurrency = self._given_concurrency or self._settings.concurrency
+        self._lock = threading.Lock()
+        self._told = set[str]()
+        self._fleet: EmbeddedFleet | None = None
+        self._connections: Connections | None = None
+        self._embedded_runs: EmbeddedRuns | None = None
+        if self._settings.broker_url is not None:
+            self._connections = self._connect()
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the fleet is this client's own."""
+        return self._settings.broker_url is None
+
+    @property
+    def keeps_runs(self) -> bool:
+        """Whether this client's runs outlive it."""
+        return self._fleet is None or self._fleet.keeps
+
+    def goes_on_without(self, run_id: str) -> bool:
+        """Return whether a run has workers that are not this client's. Raises BrokerError."""
+        if not self.is_embedded:
+            return True
+        is_own = self._connections_of(run_id) is self._connections
+        return not is_own and self._embedded().has_other_worker(run_id)
+
+    @property
+    def broker_url(self) -> str | None:
+        """The server's URL, with its credentials; None before an embedded one has started."""
+        return self._fleet.broker_url if self._fleet is not None else self._settings.broker_url
+
+    def _connected(self, models: Iterable[str] = ()) -> Connections:
+        # Threads that submit their first runs at the same time share one fleet.
+        with self._lock:
+            if self._connections is None:
+                if not models:
+                    raise BrokerError(
+                        "no run was submitted yet, and no broker is configured: an embedded fleet "
+                        "is there while its client has runs"
+                    )
+                is_here = any(map(is_callable_model, models))
+                start = InProcessFleet.acquire if is_here else EmbeddedFleet
+                self._fleet = start(concurrency=self._concurrency)
+                try:
+                    self._connections = self._connect()
+                except BaseException:
+                    self._fleet.close()
+                    self._fleet = None
+                    raise
+            return self._connections
+
+    def _connect(self) -> Connections:
+        # First, as this import takes as long as the start of a fleet.
+        from fanout.client.connections import Connections
+
+        if self._fleet is None:
+            return Connections(self._settings)
+        return Connections(load_settings(broker_url=self._fleet.broker_url))
+
+    def _embedded(self) -> EmbeddedRuns:
+        """Return the runs of all embedded clients."""
+        from fanout.client.embedded_runs import EmbeddedRuns
+
+        with self._lock:
+            if self._embedded_runs is None:
+                self._embedded_runs = EmbeddedRuns(concurrency=self._concurrency)
+            return self._embedded_runs
+
+    def _connections_of(self, run_id: str) -> Connections:
+        """Return the connections to the server of a run. Raises UnknownRunError."""
+        if self._connections is not None or not self.is_embedded:
+            connections = self._connected()
+            with suppress(UnknownRunError):
+                connections.store.run(run_id)
+                return connections
+        if not self.is_embedded:
+            raise UnknownRunError(run_id)
+        return self._embedded().connections(run_id)
+
+    @property
+    def concurrency(self) -> int:
+        """Branches in flight of the embedded worker."""
+        return self._concurrency
+
+    def known_store(self) -> RedisStore | None:
+        """Return a store with what runs have shown of models, without starting a fleet."""
+        if self._connections is not None or not self.is_embedded:
+            return self._connected().store
+        return self._embedded().known_store()
+
+    def _check_storage(self) -> None:
+        if self._settings.storage is not None:
+            from fanout.stores.blobs import check_storage
+
+            check_storage(self._settings.storage)
+
+    def _check_fleet(self) -> None:
+        if self._fleet is not None:
+            self._fleet.check()
+
+    def close(self) -> None:
+        """Release connections, and stop an embedded fleet. Safe to call twice."""
+        for part in (self._connections, self._fleet, self._embedded_runs):
+            if part is not None:
+                part.close()
+        self._connections = self._fleet = self._embedded_runs = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()

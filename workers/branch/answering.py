@@ -1,0 +1,123 @@
+"""Puts the prompt of a branch to its models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fanout.core.errors import (
+    LostDataError,
+    ModelError,
+    PromptError,
+    StoredDataError,
+    UnknownRunError,
+)
+from fanout.core.lanes import first_lane
+from fanout.core.records import ErrorKind, Outcome, Variants
+from fanout.inputs.prompt_layout import branch_values
+from fanout.llm.base import LLMRequest
+from fanout.llm.error_kinds import FEW, MANY
+from fanout.policy.packing import shard_chunk
+from fanout.policy.retries import STOPS_RUN
+from workers.branch.asking import Asking
+from workers.branch.claims import BranchHandedBack
+from workers.branch.consensus import ask_until_certain
+from workers.branch.outcomes import outcome_of, unanswered
+from workers.context.inflight import CallStoppedError, StopReason, run_ending
+
+if TYPE_CHECKING:
+    from fanout.core.answer_shape import AnswerShape
+    from fanout.core.ids import ShardId
+    from fanout.core.spec import RunSpec
+    from fanout.policy.prefixes import PromptCache
+    from workers.branch.claims import Claim
+    from workers.context.worker_context import WorkerContext
+    from workers.telemetry.reports import Calls
+
+__all__ = ["LOST", "answer"]
+
+# The branches of a reduce stage: one for each chunk.
+_SINGLE = Variants()
+LOST = "the server has lost the input of this branch"
+
+
+async def answer(
+    claim: Claim, context: WorkerContext, shard_id: ShardId, index: int, calls: Calls
+) -> Outcome:
+    """Return the outcome of a branch from the calls to its models.
+
+    Raises:
+        BranchHandedBack: This worker stops, or the run is paused.
+        LostDataError: Its input is not here.
+    """
+    try:
+        return await _call(claim, context, shard_id, index, calls)
+    except CallStoppedError as stopped:
+        if stopped.reason in (StopReason.HANDED_BACK, StopReason.PAUSED):
+            raise BranchHandedBack from None
+        kind, message = run_ending(stopped.reason, when="during the call")
+        return unanswered(index, kind, message, calls)
+    except LostDataError:
+        raise
+    except UnknownRunError:
+        return Outcome(index=index, kind=ErrorKind.LOST, message=LOST)
+    except (PromptError, StoredDataError) as error:
+        return Outcome(index=index, kind=ErrorKind.BAD_REQUEST, message=str(error))
+    except ModelError as error:
+        kind = error.kind or ErrorKind.BAD_REQUEST
+        # Another worker may have the model that this one lacks.
+        calls.stop_after = FEW if kind in STOPS_RUN else MANY
+        return unanswered(index, kind, str(error), calls)
+
+
+async def _call(
+    claim: Claim, context: WorkerContext, shard_id: ShardId, index: int, calls: Calls
+) -> Outcome:
+    run_id, stage = shard_id.run_id, shard_id.stage
+    runs = context.runs
+    spec = await runs.specs(run_id)
+    shard = await runs.shards(shard_id)
+    variants = spec.variants if stage == 0 else _SINGLE
+    ref = variants.ref(index)
+    chunk = shard_chunk(shard, index, variants.count)
+    if chunk.error is not None:
+        return Outcome(index=index, kind=ErrorKind.BAD_REQUEST, message=chunk.error)
+    template = runs.template(shard_id.stage_id, ref.aspect)
+    limit = spec.max_tokens if stage == 0 else spec.aggregate_max_tokens
+    shape = runs.shape(run_id, is_aggregate=stage > 0)
+    plan = None if stage else runs.plan(run_id)
+    asking = Asking(claim, context, shard_id.stage_id, spec, calls)
+
+    async def ask(model: str, sample: int) -> Outcome:
+        values, cache = branch_values(chunk, ref, sample), None
+        if plan is None:
+            prompt = template.render(values, chunk.columns)
+        else:
+            lane, chunks = first_lane(spec.lane), len(shard.chunks)
+            prompt, cache = plan.prompt(chunk, ref, values, model=model, chunks=chunks, lane=lane)
+        request = _request(spec, prompt, limit, sample, shape, cache)
+        return outcome_of(index, await asking.answer(model, request, sample))
+
+    if stage > 0 or spec.certainty is None:
+        return await ask(ref.model or spec.model, ref.sample)
+    return await ask_until_certain(ask, claim, spec, calls, index)
+
+
+def _request(
+    spec: RunSpec,
+    prompt: str,
+    max_tokens: int | None,
+    sample: int,
+    shape: AnswerShape | None,
+    cache: PromptCache | None,
+) -> LLMRequest:
+    return LLMRequest(
+        prompt=prompt,
+        system=spec.system,
+        temperature=spec.temperature,
+        max_tokens=max_tokens,
+        seed=None if spec.seed is None else spec.seed + sample,
+        stop=spec.stop,
+        shape=shape,
+        lane=first_lane(spec.lane),
+        cache=cache,
+    )
