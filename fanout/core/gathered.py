@@ -122,6 +122,9 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         submitted_at: When the provider had it.
         polls: How often its status was asked for.
         answered: The requests with a result, as the provider says.
+        succeeded: The requests with an answer once it has ended, as the provider says; None if it does not.
+        is_whole: Whether the provider was done with all requests when it ended: none expired or was
+            cancelled.
         cancelled_at: When the provider was asked to cancel it, or None.
         problem: Why it could not be submitted or read so far, in one line.
     """
@@ -140,6 +143,8 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     submitted_at: float = 0.0
     polls: int = 0
     answered: int = 0
+    succeeded: int | None = None
+    is_whole: bool = False
     cancelled_at: float | None = None
     problem: str = ""
 

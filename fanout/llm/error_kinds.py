@@ -230,6 +230,18 @@ def _by_code(details: ErrorDetails, words: str) -> ErrorVerdict | None:
 
 # What selects flex in a request.
 _LANE_NAMES = frozenset(["service_tier", "serviceTier"])
+_LANE_CODES = frozenset(["invalid_service_tier", "unsupported_service_tier"])
+_LANE_HINT = "the model cannot be called in this lane: leave out lane, or give another one"
+_LANE = ErrorVerdict(ErrorKind.BAD_REQUEST, FEW, _LANE_HINT)
+_REFUSING = re.compile(r"invalid|unsupported|unknown|unrecogni[sz]ed|not (?:available|supported)")
+
+
+def _of_lane(details: ErrorDetails, words: str) -> bool:
+    """Say whether an error is about the field that selects a lane."""
+    if details.param in _LANE_NAMES or not _LANE_CODES.isdisjoint(details.codes):
+        return True
+    is_named = any(name.lower() in words for name in _LANE_NAMES)
+    return is_named and bool(_REFUSING.search(words))
 
 
 def _of_parameter(details: ErrorDetails) -> ErrorVerdict:
@@ -237,7 +249,7 @@ def _of_parameter(details: ErrorDetails) -> ErrorVerdict:
     name = details.param or (quoted[1] if quoted else "")
     hint = f"leave out {name}, or give another value" if name else None
     if name in _LANE_NAMES:
-        hint = "the model cannot be called in this lane: leave out lane, or give another one"
+        hint = _LANE_HINT
     return ErrorVerdict(ErrorKind.BAD_REQUEST, FEW, hint)
 
 
@@ -254,8 +266,9 @@ def _by_words(status: int, details: ErrorDetails, words: str) -> ErrorVerdict | 
         return ErrorVerdict(ErrorKind.BUDGET, FEW)
     if status not in _UNPROCESSED | {_OK, _FORBIDDEN}:
         return None
-    if _MODEL_WORDS.search(words):
-        return _MODEL
+    is_of_lane = _of_lane(details, words)
+    if is_of_lane or _MODEL_WORDS.search(words):
+        return _LANE if is_of_lane else _MODEL
     return _of_parameter(details) if PARAMETER_WORDS.search(words) else None
 
 

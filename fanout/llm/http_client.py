@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import aiohttp
@@ -18,7 +18,9 @@ from yarl import URL
 from fanout.core.errors import LLMError, ModelError
 from fanout.core.exhaustion import is_exhausted
 from fanout.core.records import ErrorKind, Usage
+from fanout.llm.body_lines import lines_of
 from fanout.llm.certificates import trust
+from fanout.llm.deadline import Deadline
 from fanout.llm.error_kinds import FEW
 from fanout.llm.http_errors import redacted_line
 from fanout.llm.proxies import proxy_for
@@ -27,9 +29,10 @@ from fanout.llm.reply_bodies import error_details, json_of
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
+    from fanout.llm.body_lines import Line
     from fanout.llm.reply_bodies import ErrorDetails
 
-__all__ = ["HttpClient", "HttpReply", "Line"]
+__all__ = ["HttpClient", "HttpReply"]
 
 # As in the provider's own client: a call fails if the server closes an idle connection under it.
 _KEEP_ALIVE_S = 5.0
@@ -42,8 +45,6 @@ _BECOMES_GET = frozenset({301, 302, 303})
 _SUCCESSES = range(200, 300)
 _SCHEMES = frozenset({"http", "https"})
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
-# The beginning of a line that is too long, which is all that is kept of it.
-_LINE_HEAD = 1_000
 
 
 class HttpReply(msgspec.Struct, frozen=True):
@@ -65,13 +66,6 @@ class HttpReply(msgspec.Struct, frozen=True):
     def error_details(self) -> ErrorDetails:
         """Return the error details in the body."""
         return error_details(self.body, self.headers.get("content-type", ""))
-
-
-class Line(NamedTuple):
-    """A line of a body, without its line break; only its beginning if it is too long."""
-
-    data: bytes
-    is_too_long: bool = False
 
 
 class HttpClient:
@@ -186,7 +180,8 @@ class HttpClient:
 
         Args:
             url: The address.
-            stall_s: Seconds within which some of the body has to arrive.
+            stall_s: Seconds within which some of the body has to arrive, and not too slowly; and within
+                which an error reply has to end.
             most_bytes: The longest line.
 
         Raises:
@@ -205,12 +200,14 @@ class HttpClient:
                     timeout=limits,
                 ) as response:
                     if response.status in _SUCCESSES:
-                        async for line in _lines(response, most_bytes):
+                        read = response.content.readany
+                        async for line in lines_of(read, most_bytes=most_bytes, slow_s=stall_s):
                             yield line
                         return
-                    body = await self._read(response)
+                    with Deadline(stall_s):
+                        body = await self._read(response)
                     reply = HttpReply(response.status, response.headers, body)
-            except (aiohttp.ClientError, ssl.SSLError) as error:
+            except (aiohttp.ClientError, ssl.SSLError, TimeoutError) as error:
                 problem = _no_reply(error)
                 break
             if reply.status not in _REDIRECTS or "location" not in reply.headers:
@@ -297,34 +294,6 @@ class HttpClient:
             await self._session.close()
 
 
-async def _lines(response: aiohttp.ClientResponse, most_bytes: int) -> AsyncIterator[Line]:
-    buffer, is_skipping = bytearray(), False
-    while block := await response.content.readany():
-        begin = 0
-        while (end := block.find(b"\n", begin)) >= 0:
-            buffer += block[begin:end]
-            begin = end + 1
-            if not is_skipping:
-                yield _line(buffer, most_bytes)
-            buffer.clear()
-            is_skipping = False
-        if not is_skipping:
-            buffer += block[begin:]
-        if len(buffer) > most_bytes:
-            # The rest of the line is read, and not kept.
-            yield _line(buffer, most_bytes)
-            buffer.clear()
-            is_skipping = True
-    if buffer and not is_skipping:
-        yield _line(buffer, most_bytes)
-
-
-def _line(buffer: bytearray, most_bytes: int) -> Line:
-    if len(buffer) > most_bytes:
-        return Line(bytes(buffer[:_LINE_HEAD]), is_too_long=True)
-    return Line(bytes(buffer))
-
-
 def _redirected(url: URL, reply: HttpReply) -> URL:
     """Return the target of a redirect within the same origin: no other server may get the prompt.
 
@@ -386,7 +355,7 @@ def _no_reply(error: Exception) -> LLMError:
         return LLMError(ErrorKind.CONNECTION, f"the proxy refuses: HTTP {error.status}")
     if isinstance(error, aiohttp.ClientResponseError):
         return LLMError(ErrorKind.SERVER_ERROR, "what the server sent is not HTTP")
-    is_late = isinstance(error, aiohttp.SocketTimeoutError)
+    is_late = isinstance(error, TimeoutError)
     message = redacted_line(str(error)) or type(error).__name__
     # A provider that has the request may go on with it, and bill it.
     is_sent = isinstance(error, _AFTER_SENDING) and not isinstance(

@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from fanout.core.lanes import Lane
     from fanout.policy.pricing import Price
 
-__all__ = ["NO_CALL", "NO_USAGE", "believable", "billed", "billed_at", "cost_usd", "token_count"]
+__all__ = [
+    "NO_CALL",
+    "NO_USAGE",
+    "UNKNOWN_USAGE",
+    "believable",
+    "billed",
+    "billed_at",
+    "cost_usd",
+    "token_count",
+]
 
 # Values above these are nonsense.
 _MAX_TOKENS = 1_000_000_000
@@ -45,7 +54,8 @@ NO_USAGE = Usage(
 )
 # No call at all.
 NO_CALL = structs.replace(NO_USAGE, calls=0)
-_UNKNOWN = Usage(calls=1)
+# A call that may have been billed.
+UNKNOWN_USAGE = Usage(calls=1)
 _TOKENS = QUANTITIES[:-1]
 _PARTS = {
     "cached_input_tokens": "input_tokens",
@@ -92,7 +102,7 @@ def billed(kind: ErrorKind | None, reported: Usage | None) -> Usage:
     """
     if reported is not None:
         return reported
-    return NO_USAGE if kind in _UNBILLED else _UNKNOWN
+    return NO_USAGE if kind in _UNBILLED else UNKNOWN_USAGE
 
 
 def billed_at(

@@ -19,6 +19,7 @@ from fanout.policy.lanes import is_due, most_calls
 from workers.batching.clients import LaneClients
 from workers.batching.provider_batch import LeadershipLostError, ProviderBatch, new_nonce
 from workers.batching.ready import ReadyBranches
+from workers.batching.slots import Slots
 from workers.batching.waiting_runs import WaitingRuns
 from workers.context.event_loop import LoopThread
 
@@ -34,9 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Batcher"]
 
-# Batches that are made in one round at most, and batches at the provider at a time.
+# Batches that are made in one round at most.
 _MADE_AT_ONCE = 8
-_AT_PROVIDER = 8
 # The share of its leadership that must be left when a batch is submitted.
 _SURE = 1 / 3
 _CLOSE_S = 5.0
@@ -223,22 +223,43 @@ class Batcher:
         unwanted = self._runs.look(records, epoch=self._epoch, may_exist=self._may_exist)
         self._ready.publish_all()
         now = self._store.now()
-        loop, _ = self._on_loop()
+        slots = Slots()
         for record in records:
-            if record.number in self._tasks or len(self._tasks) >= _AT_PROVIDER:
-                continue
-            batch = self._known(record)
-            if batch is None:
-                continue
-            batch.is_unwanted = unwanted.get(record.number, False)
-            if batch.is_to_cancel(now):
-                step = batch.cancel()
-            elif record.due_at <= now:
-                step = batch.advance()
-            else:
-                continue
-            led = self._led(record.number, step)
-            self._tasks[record.number] = asyncio.run_coroutine_threadsafe(led, loop.event_loop)
+            if record.number in self._tasks:
+                is_behind = self._batches[record.number].is_behind
+                slots.take(record.lane_id, record.stage, is_behind=is_behind)
+        for record in records:
+            self._take_step(record, slots, is_unwanted=unwanted.get(record.number, False), now=now)
+
+    def _take_step(
+        self, record: BatchRecord, slots: Slots, *, is_unwanted: bool, now: float
+    ) -> None:
+        """Let a batch take its next step, if that is due and its lane has a slot for it."""
+        number, lane_id = record.number, record.lane_id
+        is_forgotten = number in self._runs.forgotten and record.stage == "landing"
+        task = self._tasks.get(number)
+        if task is not None and is_forgotten:
+            # A later round ends it, when the step has ended.
+            task.cancel()
+        if task is not None or not (is_forgotten or slots.are_free(lane_id, record.stage)):
+            return
+        batch = self._known(record)
+        if batch is None:
+            return
+        batch.is_unwanted = is_unwanted
+        batch.may_land = slots.are_free(lane_id, "landing")
+        if is_forgotten:
+            step = batch.forget()
+        elif batch.is_to_cancel(now):
+            step = batch.cancel()
+        elif record.due_at <= now:
+            step = batch.advance()
+        else:
+            return
+        slots.take(lane_id, record.stage)
+        loop, _ = self._on_loop()
+        led = self._led(number, step)
+        self._tasks[number] = asyncio.run_coroutine_threadsafe(led, loop.event_loop)
 
     def _may_exist(self, record: BatchRecord) -> bool:
         """Return whether the provider may have a batch, as records say that are newer than ended steps."""

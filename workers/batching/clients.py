@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LaneApi", "LaneClients"]
 
-# Batches are few: files that go up and down, and questions about them.
-_CONCURRENCY = 8
+# Files that go up and down, and questions about them: more than the steps that a lane takes at a time.
+_CONCURRENCY = 32
 
 
 class LaneApi(NamedTuple):

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import secrets
 import tempfile
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from msgspec import structs
 
 from fanout.core.errors import LLMError
 from fanout.core.gathered import LandRequest
-from fanout.core.records import ErrorKind, Usage
+from fanout.core.records import ErrorKind
 from fanout.llm.batches import base
 from fanout.llm.batches.base import (
     BatchError,
@@ -30,7 +31,16 @@ from fanout.llm.batches.base import (
 from fanout.policy.lanes import poll_wait_s, retry_wait_s, scarce_calls
 from fanout.policy.retries import RETRYABLE
 from workers.batching.lines import write_lines
-from workers.batching.lost_results import NO_LINE, UNKNOWN, encoded, failed
+from workers.batching.lost_results import (
+    NO_LINE,
+    UNKNOWN,
+    encoded,
+    failed,
+    of_whole,
+    said_of,
+    unknown,
+    without_result,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,9 +60,10 @@ _LANDED_AT_ONCE = 200
 _FIND_AGAIN_S = 5.0
 # The batch as a whole is known to have failed for these for a moment only.
 _NO_ROOM = frozenset({ErrorKind.RATE_LIMITED, ErrorKind.SERVER_ERROR, ErrorKind.CONNECTION})
-_MAX_PROBLEM = 200
 # After so many, an error that does not pass by itself ends the calls: an hour, with the default settings.
 _MOST_TRIES = 60
+# The most replies to a submission that make no sense.
+_MOST_NONSENSE = 8
 
 _log = logging.getLogger(__name__)
 
@@ -113,6 +124,11 @@ class ProviderBatch:
         self._settles_at: float | None = None
         self._cancel_at = 0.0
         self._cancels = 0
+        # Whether its results may be read as soon as it has ended, and whether they wait for its branches.
+        self.may_land = True
+        self.is_behind = False
+        # When the provider first did not know it, if it has not known it since.
+        self._missing_at: float | None = None
 
     async def advance(self) -> None:
         """Take the next step of the batch.
@@ -122,6 +138,7 @@ class ProviderBatch:
             LeadershipLostError: Another process leads now.
         """
         try:
+            may_land = self.may_land or self.batch.stage == "landing"
             if self.batch.stage == "forming":
                 # No batch of it can be made with the key of this process.
                 await self._land_rest(b"")
@@ -130,7 +147,7 @@ class ProviderBatch:
                 await self._submit()
             elif self.batch.stage == "submitted":
                 await self._ask()
-            if self.batch.stage == "landing":
+            if self.batch.stage == "landing" and may_land:
                 await self._land()
         except LLMError as error:
             await self._try_later(error)
@@ -149,10 +166,14 @@ class ProviderBatch:
             await self._client.cancel(self.batch.batch_id)
         except LLMError as error:
             _log.warning("batch %d is not cancelled yet: %s", self.batch.number, error.kind)
-            await self._write(problem=_problem(error))
+            await self._write(problem=said_of(error))
             return
         now = await self._now()
         await self._write(cancelled_at=now, due_at=now, polls=0)
+
+    async def forget(self) -> None:
+        """End a batch that has ended at the provider, without its results: nobody waits for them."""
+        await self._end()
 
     async def _now(self) -> float:
         return await asyncio.to_thread(self._store.now)
@@ -169,13 +190,13 @@ class ProviderBatch:
         batch = self.batch
         if batch.batch_id and error.kind not in RETRYABLE and batch.tries >= _MOST_TRIES:
             _log.error("batch %d is given up: %s", batch.number, error.kind)
-            await self._fail(BatchError.of(error))
+            await self._lose(of_whole(error))
             return
         wait_s = retry_wait_s(batch.tries, retry_after_s=error.retry_after_s)
         wait_s = min(wait_s, self._settings.batch_poll_s)
         _log.warning("batch %d is tried again in %.0f s: %s", batch.number, wait_s, error.kind)
         due_at = await self._now() + wait_s
-        await self._write(tries=batch.tries + 1, due_at=due_at, problem=_problem(error))
+        await self._write(tries=batch.tries + 1, due_at=due_at, problem=said_of(error))
 
     async def _submit(self) -> None:
         if self.may_exist and await self._is_found():
@@ -206,10 +227,11 @@ class ProviderBatch:
             await self._write(due_at=now + self._find_wait_s)
         except LLMError as error:
             self.may_exist = False
-            if error.kind in RETRYABLE:
+            is_nonsense = error.is_own and self.batch.tries >= _MOST_NONSENSE
+            if error.kind in RETRYABLE and not is_nonsense:
                 await self._no_room(error)
             else:
-                await self._fail(BatchError.of(error))
+                await self._fail(of_whole(error))
         else:
             await self._submitted(batch_id)
 
@@ -246,8 +268,7 @@ class ProviderBatch:
 
     async def _is_found(self) -> bool:
         """Return whether the batch exists, or may exist for some time yet."""
-        batches = await asyncio.to_thread(self._store.batches)
-        known = {one.batch_id for one in batches if one.batch_id}
+        known = await self._known_ids()
         now = await self._now()
         try:
             batch_id = await self._client.find(self._intent(), known)
@@ -301,6 +322,8 @@ class ProviderBatch:
     async def _ask(self) -> None:
         batch = self.batch
         status = await self._client.status(batch.batch_id)
+        if status.state is not BatchState.GONE:
+            self._missing_at = None
         if status.state is BatchState.RUNNING:
             polls = batch.polls + 1
             answered = (status.succeeded or 0) + (status.failed or 0)
@@ -310,19 +333,44 @@ class ProviderBatch:
             await self._refused(status)
         elif status.state is BatchState.GONE:
             self._require_own()
-            message = "the provider has lost the batch, or deleted its results"
-            # It may have answered them.
-            usage = Usage(calls=1)
-            await self._fail(BatchError(kind=ErrorKind.SERVER_ERROR, message=message, usage=usage))
+            await self._missing()
         else:
-            await self._write(stage="landing", answered=status.requests or batch.calls, tries=0)
+            is_whole = status.state is BatchState.ENDED
+            await self._write(
+                stage="landing", answered=status.requests or batch.calls, tries=0,
+                succeeded=status.succeeded, is_whole=is_whole,
+            )  # fmt: skip
+
+    async def _missing(self) -> None:
+        """Ask again for a batch that the provider does not know, and look for it, for some time."""
+        now = await self._now()
+        self._missing_at = now if self._missing_at is None else self._missing_at
+        if not self._is_own or now >= self._missing_at + base.MISSING_S:
+            message = "the provider does not know the batch any more, or has deleted its results"
+            await self._lose(BatchError(kind=ErrorKind.SERVER_ERROR, message=message))
+            return
+        found = None
+        with suppress(BatchUnknownError):
+            found = await self._client.find(self._intent(), await self._known_ids())
+        if found is not None:
+            _log.warning("batch %d has another id now: %s", self.batch.number, found)
+            await self._submitted(found)
+            return
+        polls = self.batch.polls + 1
+        wait_s = min(self._poll_wait_s(polls), self._missing_at + base.MISSING_S - now)
+        problem = "the provider does not know the batch: it is asked again"
+        await self._write(polls=polls, due_at=now + wait_s, problem=problem)
+
+    async def _known_ids(self) -> set[str]:
+        batches = await asyncio.to_thread(self._store.batches)
+        return {one.batch_id for one in batches if one.batch_id}
 
     async def _refused(self, status: BatchStatus) -> None:
         """Let the calls of a batch that was refused as a whole fail, or be gathered anew."""
         batch, error = self.batch, status.error
         if error is None or error.kind not in _NO_ROOM:
-            message = "the provider refused the batch"
-            await self._fail(error or BatchError(kind=ErrorKind.SERVER_ERROR, message=message))
+            error = error or BatchError(kind=ErrorKind.SERVER_ERROR, message="")
+            await self._fail(of_whole(error))
             return
         held_s = retry_wait_s(5, retry_after_s=error.retry_after_s)
         hold = partial(
@@ -339,19 +387,24 @@ class ProviderBatch:
         await self._land_rest(failed(error))
         await self._end()
 
+    async def _lose(self, error: BatchError) -> None:
+        """Let all calls that have no result end with an error: they may have been billed."""
+        await self._land_rest(unknown(error))
+        # The batch may still run, and needs its file.
+        await self._end(discards=False)
+
     async def _land(self) -> None:
         """Land the results, as fast as branches take them."""
         some: list[BatchResult] = []
+        answers = 0
         async for result in self._client.results(self.batch.batch_id):
             some.append(result)
+            answers += result.reply is not None
             if len(some) >= _LANDED_AT_ONCE:
                 await self._land_some(some)
                 some = []
         await self._land_some(some)
-        is_cancelled = self.batch.cancelled_at is not None
-        kind = ErrorKind.CANCELLED if is_cancelled else ErrorKind.EXPIRED
-        missing = BatchError(kind=kind, message="the batch has no result for it")
-        await self._land_rest(failed(missing))
+        await self._land_rest(without_result(self.batch, answers=answers))
         scarce = partial(self._store.lane_scarce, held_s=0)
         await asyncio.to_thread(scarce, self._epoch, self.batch.lane_id)
         await self._end()
@@ -377,20 +430,20 @@ class ProviderBatch:
         if landed is None:
             raise LeadershipLostError
         await self._ready.publish()
-        await self._ready.wait_for_room({one.member.branch_id.run_id for one in requests})
+        self.is_behind = True
+        try:
+            await self._ready.wait_for_room({one.member.branch_id.run_id for one in requests})
+        finally:
+            self.is_behind = False
 
-    async def _end(self) -> None:
+    async def _end(self, *, discards: bool = True) -> None:
         batch = self.batch
         if not await asyncio.to_thread(self._store.end_batch, self._epoch, batch.number):
             raise LeadershipLostError
         self.batch = structs.replace(batch, number=0)
         _log.info("batch %d (%s) has ended", batch.number, batch.batch_id or "not made")
-        if batch.batch_id:
+        if batch.batch_id and discards:
             try:
                 await self._client.discard(batch.batch_id)
             except LLMError as error:
                 _log.info("the files of %s stay at the provider: %s", batch.batch_id, error.kind)
-
-
-def _problem(error: LLMError) -> str:
-    return f"{error.kind.value}: {error}"[:_MAX_PROBLEM]

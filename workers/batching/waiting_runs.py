@@ -41,6 +41,8 @@ class WaitingRuns:
         self._store = store
         # Those whose branches no longer wait for batches.
         self.over: set[str] = set()
+        # The batches whose results nobody waits for any more, even to count them.
+        self.forgotten: set[int] = set()
         self._shown: dict[str, list[RunBatch]] = {}
         # When each batch was first seen that nobody waits for.
         self._unwanted_at: dict[int, float] = {}
@@ -84,6 +86,11 @@ class WaitingRuns:
             number: self._unwanted_at.get(number, now)
             for number, is_so in unwanted.items()
             if is_so
+        }
+        self.forgotten = {
+            number
+            for number, left in of_batches.items()
+            if unwanted.get(number) and waiting.isdisjoint(left)
         }
         for run_id in sorted(waiting):
             own = [batch for batch in batches if run_id in of_batches[batch.number]]

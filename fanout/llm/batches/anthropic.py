@@ -34,6 +34,7 @@ from fanout.llm.batches.items import (
     next_page,
     seconds_of,
     undone,
+    unreadable,
 )
 from fanout.llm.batches.transfers import file_parts
 from fanout.llm.reply_bodies import error_details_in
@@ -204,9 +205,8 @@ class AnthropicBatches(HttpBatches[AnthropicLLM]):
         if kind in _UNDONE:
             return custom_id, undone(_UNDONE[kind])
         error = result.get("error")
-        error = (
-            error if isinstance(error, dict) else {"message": f"the result has the type {kind!r}"}
-        )
+        if not isinstance(error, dict):
+            return custom_id, unreadable(f"the result has the type {str(kind)[:40]!r}")
         codes = error_details_in(error).codes
         status = next((_STATUSES[code] for code in codes if code in _STATUSES), _SERVER_ERROR)
         return custom_id, item_reply(status, error)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fanout.llm.base import LLM, LLMRequest
 
 __all__ = [
+    "MISSING_S",
     "SETTLE_S",
     "BatchClient",
     "BatchError",
@@ -39,6 +40,8 @@ __all__ = [
 
 # Seconds for which a request that was cut off may still make its batch.
 SETTLE_S = 60.0
+# Seconds for which a provider may not know a batch that it has: its servers may not agree yet.
+MISSING_S = 300.0
 # The characters and the length that all providers accept.
 _CUSTOM_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 

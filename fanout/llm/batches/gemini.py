@@ -21,8 +21,8 @@ from fanout.llm.batches.base import (
     BatchStatus,
     require_custom_id,
 )
-from fanout.llm.batches.http_batches import CLOCK_SKEW_S, HttpBatches
-from fanout.llm.batches.items import count_of, item_reply, seconds_of
+from fanout.llm.batches.http_batches import CLOCK_SKEW_S, HttpBatches, nonsense
+from fanout.llm.batches.items import count_of, item_reply, seconds_of, unreadable
 from fanout.llm.batches.transfers import file_parts
 from fanout.llm.gemini import GeminiLLM
 from fanout.llm.http_errors import http_error
@@ -106,7 +106,7 @@ class GeminiBatches(HttpBatches[GeminiLLM]):
         file = content.get("file")
         made = file.get("name") if isinstance(file, dict) else content.get("name")
         if not isinstance(made, str) or not made:
-            raise LLMError(ErrorKind.SERVER_ERROR, "the server gives an uploaded file no name")
+            raise nonsense("an uploaded file has no name")
         return made
 
     async def _upload_place(self, name: str, size: int) -> URL:
@@ -189,7 +189,9 @@ class GeminiBatches(HttpBatches[GeminiLLM]):
         if isinstance(response, dict) and not _error_of(response):
             return key, item_reply(200, response)
         error = _error_of(item) or _error_of(response)
-        return key, item_reply(_status_of(error), {"error": error or "the result has no response"})
+        if not error:
+            return key, unreadable("the result has no response")
+        return key, item_reply(_status_of(error), {"error": error})
 
     async def _send_cancel(self, batch_id: str) -> None:
         await self._post(self._url(batch_id, ":cancel"), b"{}")

@@ -15,11 +15,14 @@ from fanout.core.records import ErrorKind
 from fanout.core.redaction import redacted
 from fanout.llm.batches import base
 from fanout.llm.batches.base import BatchError, BatchResult, BatchState, BatchUnknownError
+from fanout.llm.batches.items import unreadable
 from fanout.llm.batches.transfers import deadline
-from fanout.llm.http_client import HttpReply, Line
+from fanout.llm.body_lines import TooSlowError
+from fanout.llm.http_client import HttpReply
 from fanout.llm.http_model import HttpModel
 from fanout.llm.reply_bodies import json_of
 from fanout.llm.sound_replies import sound_reply
+from fanout.llm.usage import UNKNOWN_USAGE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
@@ -29,8 +32,9 @@ if TYPE_CHECKING:
 
     from fanout.llm.base import LLMReply, LLMRequest
     from fanout.llm.batches.base import BatchIntent, BatchLimits, BatchStatus
+    from fanout.llm.body_lines import Line
 
-__all__ = ["CLOCK_SKEW_S", "SLOWEST_UPLOAD", "Before", "HttpBatches"]
+__all__ = ["CLOCK_SKEW_S", "SLOWEST_UPLOAD", "Before", "HttpBatches", "nonsense"]
 
 # How far the clock of a provider may differ from ours.
 CLOCK_SKEW_S = 300.0
@@ -61,6 +65,7 @@ _UNCERTAIN = _PASSING - {ErrorKind.RATE_LIMITED}
 _NO_API = frozenset({404, 405, 501})
 _DENIED = frozenset({401, 403})
 _GONE = frozenset({404, 410})
+_ERRORS = range(400, 600)
 # An error of an item that may be the refusal of a part of its request.
 _REFUSALS = frozenset({400, 403, 422, 500, 501})
 _ID = re.compile(rb'"(?:custom_id|key)"\s*:\s*"([A-Za-z0-9_-]{1,64})"')
@@ -289,9 +294,9 @@ class HttpBatches(Generic[_Model]):
         try:
             content = reply.json()
         except ValueError as error:
-            raise _nonsense(str(error)) from None
+            raise nonsense(str(error)) from None
         if not isinstance(content, dict):
-            raise _nonsense("it is no object")
+            raise nonsense("it is no object")
         return content
 
     async def _pages(
@@ -327,7 +332,8 @@ class HttpBatches(Generic[_Model]):
                             yield result
             except LLMError as error:
                 breaks = 1 if len(seen) > before else breaks + 1
-                if error.kind not in _PASSING or breaks > _MOST_BREAKS:
+                is_final = error.kind not in _PASSING or breaks > _MOST_BREAKS
+                if is_final or isinstance(error, TooSlowError):
                     raise
                 wait_s = max(_FIRST_WAIT_S * 2**breaks, error.retry_after_s or 0.0)
             else:
@@ -364,14 +370,15 @@ class HttpBatches(Generic[_Model]):
         except LLMError as error:
             return BatchResult(custom_id=custom_id, error=self._item_error(found, error))
         except Exception as error:  # noqa: BLE001 - one bad item must not end the others
-            name = type(error).__name__
-            problem = LLMError(ErrorKind.SERVER_ERROR, f"the result is broken: {name}", is_own=True)
-            return BatchResult(custom_id=custom_id, error=BatchError.of(problem))
+            problem = unreadable(f"the result is broken: {type(error).__name__}")
+            return BatchResult(custom_id=custom_id, error=problem)
         return BatchResult(custom_id=custom_id, reply=msgspec.structs.replace(reply, lane="batch"))
 
     def _item_error(self, reply: HttpReply, error: LLMError) -> BatchError:
         # The provider was up, and the prompt may be at fault: no outage.
         error.is_own = True
+        if reply.status not in _ERRORS and error.usage is None:
+            error.usage = UNKNOWN_USAGE
         if reply.is_success or reply.status not in _REFUSALS:
             return BatchError.of(error)
         details = reply.error_details()
@@ -382,14 +389,15 @@ class HttpBatches(Generic[_Model]):
 _LOST = "the reply to the creation of a batch was lost, which may exist: {}"
 
 
-def _nonsense(reason: str) -> LLMError:
-    return LLMError(ErrorKind.SERVER_ERROR, f"the reply is not of a batch API: {reason}")
+def nonsense(reason: str) -> LLMError:
+    """Return the error of a reply that no batch API gives: it may not pass by itself."""
+    message = f"the reply is not of a batch API: {reason}"
+    return LLMError(ErrorKind.SERVER_ERROR, message, is_own=True)
 
 
 def _of_broken(data: bytes, reason: str) -> Iterator[BatchResult]:
     """Yield the error of a line that cannot be read, if it says whose it is."""
     found = _ID.search(data[:_HEAD])
     if found is not None:
-        message = f"the line of the result cannot be read: {reason}"
-        error = LLMError(ErrorKind.SERVER_ERROR, message, is_own=True)
-        yield BatchResult(custom_id=found[1].decode(), error=BatchError.of(error))
+        problem = unreadable(f"the line of the result cannot be read: {reason}")
+        yield BatchResult(custom_id=found[1].decode(), error=problem)

@@ -14,12 +14,13 @@ from fanout.core.records import ErrorKind
 from fanout.llm.batches.base import BatchError
 from fanout.llm.http_client import HttpReply
 from fanout.llm.http_errors import redacted_line
-from fanout.llm.usage import NO_USAGE
+from fanout.llm.usage import NO_USAGE, UNKNOWN_USAGE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["PAGE", "batches_in", "count_of", "item_reply", "next_page", "seconds_of", "undone"]
+__all__ = ["PAGE", "batches_in", "count_of", "item_reply", "next_page", "seconds_of", "undone",
+           "unreadable"]  # fmt: skip
 
 # How many batches a page of a list has.
 PAGE = 100
@@ -40,6 +41,12 @@ def undone(kind: ErrorKind, message: str = "") -> BatchError:
     """Return the error of a request that the provider did not come to: it cost nothing."""
     words = redacted_line(message) or _WORDS[kind]
     return BatchError.of(LLMError(kind, words, usage=_NOTHING, is_own=True))
+
+
+def unreadable(message: str) -> BatchError:
+    """Return the error of a result that cannot be read: the call may have been billed."""
+    error = LLMError(ErrorKind.SERVER_ERROR, message, usage=UNKNOWN_USAGE, is_own=True)
+    return BatchError.of(error)
 
 
 def batches_in(page: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -21,7 +21,7 @@ from fanout.llm.batches.base import (
     BatchStatus,
     require_custom_id,
 )
-from fanout.llm.batches.http_batches import CLOCK_SKEW_S, HttpBatches
+from fanout.llm.batches.http_batches import CLOCK_SKEW_S, HttpBatches, nonsense
 from fanout.llm.batches.items import (
     PAGE,
     batches_in,
@@ -30,6 +30,7 @@ from fanout.llm.batches.items import (
     next_page,
     seconds_of,
     undone,
+    unreadable,
 )
 from fanout.llm.batches.transfers import file_parts
 from fanout.llm.http_errors import http_error
@@ -124,7 +125,7 @@ class OpenAIBatches(HttpBatches[OpenAILLM]):
 
         made = self._object(await self._patiently(once)).get("id")
         if not isinstance(made, str) or not made:
-            raise LLMError(ErrorKind.SERVER_ERROR, "the server gives an uploaded file no id")
+            raise nonsense("an uploaded file has no id")
         return made
 
     async def _find(self, intent: BatchIntent, known_ids: Collection[str]) -> str | None:
@@ -180,11 +181,13 @@ class OpenAIBatches(HttpBatches[OpenAILLM]):
             status = count_of(response.get("status_code")) or (_BAD_REQUEST if error else 200)
             body = response.get("body")
             return custom_id, item_reply(status, {"error": error} if error and not body else body)
+        if not error:
+            return custom_id, unreadable("the result has no response")
         details = error_details_in({"error": error})
         for code in details.codes:
             if code in _UNDONE:
                 return custom_id, undone(_UNDONE[code], details.message)
-        return custom_id, item_reply(_BAD_REQUEST if error else 500, {"error": error})
+        return custom_id, item_reply(_BAD_REQUEST, {"error": error})
 
     async def _send_cancel(self, batch_id: str) -> None:
         await self._post(self._url(batch_id, "/cancel"), b"{}")

@@ -29,6 +29,7 @@ from fanout.llm.batches.base import (
 from fanout.llm.batches.transfers import file_parts
 from fanout.llm.http_client import HttpClient
 from fanout.llm.registry import make_llm
+from fanout.llm.usage import UNKNOWN_USAGE
 from tests.memory import peak_bytes
 
 APIS = ["openai", "anthropic", "gemini"]
@@ -383,10 +384,13 @@ def test_broken_results_are_errors_of_their_items(batch_provider, api, tmp_path)
     assert len(found) == len(results)
     assert sorted(found) == sorted([*broken, "r0", "r1"])
     assert [found[one].reply.text for one in ("r0", "r1")] == ["re: a", "re: b"]
-    for one in broken:
+    for one, line in broken.items():
         assert found[one].reply is None
-        assert found[one].error.is_own
+        problem = found[one].error
+        assert problem.is_own
         msgspec.json.encode(found[one])
+        # Only what the provider says to have failed may cost nothing.
+        assert '"error' in line or problem.usage == UNKNOWN_USAGE, line
 
 
 def test_a_line_without_end_is_not_kept(batch_provider, tmp_path, monkeypatch):

@@ -88,18 +88,25 @@ def test_a_refusal_for_capacity_is_told_from_a_rate_limit(provider, model, statu
     assert not caught.value.is_shed
 
 
+NO_FLEX = [
+    {"message": "Unknown parameter: 'NAME'", "param": "NAME", "code": "unknown_parameter"},
+    {
+        "message": "Flex is not available for this model; NAME 'flex'",
+        "code": "invalid_service_tier",
+    },
+    {"message": "no", "code": "invalid_service_tier"},
+    {"message": "The model m does not exist for NAME 'flex', which is not supported"},
+    {"message": "Invalid value for NAME", "status": "INVALID_ARGUMENT"},
+]
+
+
+@pytest.mark.parametrize("error", NO_FLEX)
 @pytest.mark.parametrize(
     ("model", "name"), [("openai/m", "service_tier"), ("gemini/m", "serviceTier")]
 )
-def test_a_model_without_flex_says_what_to_change(provider, model, name):
+def test_a_model_without_flex_says_what_to_change(provider, model, name, error):
     provider.status = 400
-    provider.body = {
-        "error": {
-            "message": f"Unknown parameter: '{name}'",
-            "param": name,
-            "code": "unknown_parameter",
-        }
-    }
+    provider.body = {"error": {key: value.replace("NAME", name) for key, value in error.items()}}
     with pytest.raises(LLMError, match="leave out lane, or give another") as caught:
         complete(model)
     assert caught.value.kind is ErrorKind.BAD_REQUEST

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from msgspec import structs
@@ -37,6 +37,9 @@ from workers.batching.clients import LaneApi
 from workers.branch.batch_lane import GatheredCalls
 from workers.branch.claims import BranchGathered, BranchParked
 from workers.branch.execution import BranchFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MODEL, OTHER = "openai/m", "openai/n"
 
@@ -66,6 +69,11 @@ class Provider:
         self.on_upload = None
         self.keeps_on = False
         self.account = "mine"
+        self.hangs = False
+        self.is_gone: Callable[[], bool] = lambda: False
+        self.ends_as = BatchState.ENDED
+        self.succeeded: int | None = None
+        self.discarded: list[str] = []
 
     def bought(self):
         return Counter(line["custom_id"] for lines in self.made.values() for line in lines)
@@ -122,15 +130,22 @@ class Client:
         return self._life.step(make)
 
     async def find(self, intent, known_ids):
-        return self._life.step(lambda: NONCES.get(intent.nonce))
+        found = NONCES.get(intent.nonce)
+        return self._life.step(lambda: None if found in known_ids else found)
 
     async def status(self, batch_id):
-        state = BatchState.RUNNING if self._provider.is_running else BatchState.ENDED
-        if batch_id in self._provider.cancelled:
+        provider = self._provider
+        state = BatchState.RUNNING if provider.is_running else provider.ends_as
+        if batch_id in provider.cancelled:
             state = BatchState.CANCELLED
-        return self._life.step(lambda: BatchStatus(state=state, requests=1))
+        if provider.is_gone():
+            state = BatchState.GONE
+        status = BatchStatus(state=state, requests=1, succeeded=provider.succeeded)
+        return self._life.step(lambda: status)
 
     async def results(self, batch_id):
+        if self._provider.hangs:
+            await asyncio.Event().wait()
         for result in self._provider.results_of[batch_id]:
             if result is not None:
                 yield self._life.step(lambda: result)  # noqa: B023 - called at once
@@ -146,7 +161,7 @@ class Client:
         self._life.step(lambda: self._provider.cancelled.append(batch_id))
 
     async def discard(self, batch_id):
-        self._life.step(lambda: None)
+        self._life.step(lambda: self._provider.discarded.append(batch_id))
 
     async def check(self):
         pass
@@ -370,12 +385,25 @@ def test_a_batch_whose_creation_has_no_reply_is_found_or_made_later(monkeypatch)
     fleet.batcher.close()
 
 
-def test_a_batch_that_the_provider_refuses_ends_its_calls(monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "tries", "fields"),
+    [
+        ("bad_request", 1, {"status": 400}),
+        ("auth", 1, {"status": 401}),
+        # A reply that makes no sense, such as an upload without an id.
+        ("server_error", 9, {"is_own": True, "status": 200}),
+    ],
+)
+def test_a_batch_that_the_provider_refuses_ends_its_calls(monkeypatch, kind, tries, fields):
     fleet = Fleet(monkeypatch, Provider(), count=3, retries={"max_attempts": 1})
-    fleet.provider.refuses = [error("bad_request")]
+    quoting = LLMError(ErrorKind(kind), "line 1 is bad: t0 of another", **fields)
+    fleet.provider.refuses = [quoting] * tries
     fleet.finish()
-    assert {outcome.kind for outcome in fleet.outcomes.values()} == {ErrorKind.BAD_REQUEST}
-    assert fleet.provider.made == {}
+    # A refused key stops the run.
+    kinds = {outcome.kind for outcome in fleet.outcomes.values()} - {ErrorKind.CANCELLED}
+    assert kinds == {ErrorKind(kind)}
+    assert not [one for one in fleet.outcomes.values() if "t0" in one.message]
+    assert (fleet.provider.made, fleet.provider.refuses) == ({}, [])
     fleet.batcher.close()
 
 
@@ -743,4 +771,70 @@ def test_a_batch_that_the_new_key_does_not_find_is_given_up_late(monkeypatch, st
     assert all(outcome.ok for outcome in fleet.outcomes.values())
     # What came of the first ones is not known.
     assert {outcome.usage.input_tokens for outcome in fleet.outcomes.values()} == {None}
+    fleet.batcher.close()
+
+
+def beat_until(fleet, condition):
+    for _ in range(300):
+        fleet.batcher.beat()
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it does not come to that")
+
+
+def test_results_that_do_not_arrive_hold_up_no_batches_and_end_when_nobody_waits(monkeypatch):
+    fleet = Fleet(monkeypatch, Provider(), count=10)
+    fleet.settings = load_settings(batch_wait_s=0.0001, batch_poll_s=0.0001, batch_calls=1)
+    fleet.provider.hangs = True
+    fleet.start(Life())
+    fleet.process()
+    stages = lambda: [batch.stage for batch in fleet.store.batches()]  # noqa: E731
+    beat_until(fleet, lambda: len(fleet.provider.made) == 10 and set(stages()) == {"landing"})
+    # A part of them is read at a time.
+    assert len(fleet.batcher._tasks) < 10
+    fleet.store.delete_run(RUN)
+    beat_until(fleet, lambda: not fleet.store.batches())
+    beat_until(fleet, lambda: all(task.done() for task in fleet.batcher._tasks.values()))
+    fleet.batcher.close()
+
+
+def test_a_batch_that_the_provider_does_not_know_at_first_is_asked_about_again(monkeypatch):
+    gone = iter([True, True])
+    provider = Provider()
+    provider.is_gone = lambda: next(gone, False)
+    fleet = Fleet(monkeypatch, provider)
+    fleet.finish()
+    fleet.check(calls=5)
+    assert len(provider.made) == len(provider.discarded) == 1
+    fleet.batcher.close()
+
+
+@pytest.mark.parametrize(
+    ("ends_as", "succeeded", "is_gone", "is_billed"),
+    [
+        (BatchState.ENDED, None, False, None),
+        (BatchState.ENDED, 1, False, None),
+        (BatchState.EXPIRED, None, False, 0),
+        (BatchState.EXPIRED, 1, False, 0),
+        (BatchState.EXPIRED, 2, False, None),
+        (BatchState.CANCELLED, 2, False, None),
+        (BatchState.CANCELLED, 1, False, 0),
+        (BatchState.ENDED, None, True, None),
+    ],
+)
+def test_a_call_without_a_result_costs_nothing_only_if_it_was_not_made(
+    monkeypatch, ends_as, succeeded, is_gone, is_billed
+):
+    monkeypatch.setattr(base, "MISSING_S", 0.0)
+    provider = Provider(lambda line: {"text": "answer"} if line["prompt"] == "t0" else None)
+    provider.ends_as, provider.succeeded, provider.is_gone = ends_as, succeeded, lambda: is_gone
+    fleet = Fleet(monkeypatch, provider, count=2, retries={"max_attempts": 1})
+    fleet.finish()
+    assert fleet.outcomes[0].ok is not is_gone
+    assert fleet.outcomes[1].usage.input_tokens == is_billed
+    is_unknown = is_billed is None
+    assert ("did not come to it" in fleet.outcomes[1].message) is not is_unknown
+    # One that may run yet needs its file.
+    assert provider.discarded == ([] if is_gone else ["batch_0"])
     fleet.batcher.close()
