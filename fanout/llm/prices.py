@@ -201,11 +201,13 @@ def _known(model: str, address: str | None, slot: int) -> Price | None:
 
 def _listed(model: str, address: str | None) -> _Listed | None:
     """Return a model's entry in the data."""
-    # The import takes some 0.2 s.
+    prefix, _, name = model.partition("/")
+    if prefix not in (*_PROVIDERS, "litellm"):
+        return None
+    # The import takes some 0.2 s, and loads an HTTP client, which nobody uses.
     from genai_prices.data_snapshot import find_provider_by_id, get_snapshot
 
     snapshot = get_snapshot()
-    prefix, _, name = model.partition("/")
     if prefix == "litellm":
         prefix, _, name = name.partition("/")
         provider = find_provider_by_id(snapshot.providers, prefix) if name else None

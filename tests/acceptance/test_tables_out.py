@@ -73,7 +73,7 @@ def test_a_table_comes_out_as_it_went_in_with_the_answers_beside_it(fanout, here
     for name, columns in columns_of(here).items():
         assert list(columns) == [
             "id", "score", "text", "output", "error_kind", "error", "document", "pages", "headings", "chunk",
-            "attempts", "input_tokens", "output_tokens", "cost_usd",
+            "attempts", "input_tokens", "output_tokens", "cost_usd", "cached", "saved_usd",
         ], name  # fmt: skip
         assert columns["id"] == [row["id"] for row in reviews], name
         assert list(map(str, columns["score"])) == [row["score"] for row in reviews], name

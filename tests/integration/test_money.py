@@ -84,7 +84,7 @@ def ask(client, provider, start_worker):
         spec = make_spec(
             model=f"openai/{FIRST}", fallback=[f"openai/{SECOND}"], choices="yes,no", prompt="{input}",
             aggregate_prompt="Sum {input}", labels="gold", max_tokens=50,
-            retries={"base_wait_s": 0.01}, **fields,
+            retries={"base_wait_s": 0.01}, cache=False, **fields,
         )  # fmt: skip
         rows = [
             {"text": f"{kind} {number}", "gold": "yes"} for kind in kinds for number in range(TIMES)
