@@ -15,6 +15,7 @@ __all__ = [
     "FilledBatch",
     "GatherReply",
     "GatherRequest",
+    "Joins",
     "LandRequest",
     "Landing",
     "LaneQueue",
@@ -25,7 +26,11 @@ __all__ = [
     "RunBatch",
 ]
 
-GatherVerdict = Literal["gathered", "done", "halted", "expired", "paused", "held", "gone"]
+GatherVerdict = Literal[
+    "gathered", "joined", "alone", "done", "halted", "expired", "paused", "held", "gone"
+]
+# Whether a call follows an identical one, if there is one: see GatherRequest.
+Joins = Literal["may", "never", "only"]
 # forming: its members are being chosen. intent: they are fixed, and it is about to be made.
 # submitted: the provider has it. landing: it has ended, and its results are being written.
 BatchStage = Literal["forming", "intent", "submitted", "landing"]
@@ -58,6 +63,9 @@ class GatherRequest(msgspec.Struct, frozen=True, kw_only=True):
         line: The line of the call in the file of a batch.
         lane_id: The lane.
         lane: The lane's record as JSON.
+        key: The key of the answer in hex; empty if the call neither leads nor follows.
+        joins: Whether it follows an identical call: ``may``; ``never``; or ``only``, and is not gathered
+            if there is none.
     """
 
     branch_id: BranchId
@@ -66,13 +74,17 @@ class GatherRequest(msgspec.Struct, frozen=True, kw_only=True):
     line: bytes
     lane_id: str
     lane: bytes
+    key: str = ""
+    joins: Joins = "may"
 
 
 class GatherReply(msgspec.Struct, frozen=True, kw_only=True):
     """The reply to a GatherRequest.
 
     Attributes:
-        verdict: ``gathered``, or why the branch makes no call: see BeginReply.
+        verdict: ``gathered``; ``joined``, if it waits for the answer of another branch; ``alone``, if
+            nothing was done, as there is none to wait for; or why the branch makes no call: see
+            BeginReply.
         settled: How many branches of its shard have ended or were gathered, with repeats.
     """
 

@@ -17,6 +17,7 @@ from fanout.core.errors import BrokerError, FanoutError, LLMError, ModelError
 from fanout.core.gathered import BatchRecord
 from fanout.policy.lanes import is_due, most_calls
 from workers.batching.clients import LaneClients
+from workers.batching.joined_calls import JoinedCalls
 from workers.batching.provider_batch import LeadershipLostError, ProviderBatch, new_nonce
 from workers.batching.ready import ReadyBranches
 from workers.batching.slots import Slots
@@ -80,6 +81,7 @@ class Batcher:
         self._ttl_s = ttl_s
         self._ready = ReadyBranches(store, publisher)
         self._runs = WaitingRuns(store)
+        self._joined = JoinedCalls(store)
         self._epoch = 0
         self._leads_until = 0.0
         self._loop: LoopThread | None = None
@@ -92,6 +94,7 @@ class Batcher:
         """Take or renew the leadership, and do what is due. Raises BrokerError."""
         if not self._leads():
             return
+        self._joined.wake(self._epoch)
         self._ready.publish_all()
         queues = self._store.lane_queues()
         records = self._store.batches()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,7 @@ class CachedAnswer:
         so_far: The calls of earlier deliveries.
 
     Attributes:
+        key: The key of the answer.
         settling: Ends when a new answer is kept; None if there is none.
     """
 
@@ -62,7 +64,7 @@ class CachedAnswer:
         self._max_output_kb = max_output_kb
         self._patience_s = spec.retries.max_elapsed_s
         shape = request.shape
-        self._key = answer_key(
+        self.key = answer_key(
             identity,
             prompt=request.prompt,
             system=request.system,
@@ -78,33 +80,44 @@ class CachedAnswer:
         )
 
     async def get(
-        self, call: Callable[[], Awaitable[CallResult]], on_wait: Callable[[], None]
+        self,
+        call: Callable[[], Awaitable[CallResult]],
+        on_wait: Callable[[], None],
+        *,
+        gathers: bool = False,
     ) -> CallResult:
         """Return a kept answer, or the result of ``call``, whose answer is kept.
 
         Args:
             call: Makes the calls.
             on_wait: Called when the branch begins to wait for the calls of another one.
+            gathers: Whether ``call`` gathers calls, which find those that they may follow.
 
         Raises:
             CallStoppedError: This worker stops. Also what ``call`` raises.
         """
         until = time.monotonic() + self._patience_s
-        while (flight := self._answers.flight(self._key)) is not None:
+        while (flight := self._answers.flight(self.key)) is not None:
             on_wait()
             try:
                 kept = await self._answers.awaited(flight)
             except LookupError:
+                if gathers:
+                    return await self._asked(self._answers.begin_alone(self.key), call)
                 continue
             if kept is not None:
                 return self._hit(kept)
             # It had no answer: to wait for one after the other would take for ever.
-            return await self._asked(self._answers.begin_alone(self._key), call)
-        return await self._lead(self._answers.begin(self._key), call, on_wait, until)
+            return await self._asked(self._answers.begin_alone(self.key), call)
+        return await self._lead(self._answers.begin(self.key), call, on_wait, until)
 
     async def keep(self, call: Callable[[], Awaitable[CallResult]]) -> CallResult:
-        """Return the result of ``call``, which is paid for already, and keep its answer."""
-        return await self._asked(self._answers.begin_alone(self._key), call)
+        """Return the result of ``call``, which is paid for already, once its answer is kept."""
+        result = await self._asked(self._answers.begin_alone(self.key), call)
+        if self.settling is not None:
+            # Branches of other processes may wait for it.
+            await asyncio.wait([self.settling])
+        return result
 
     async def _lead(
         self,

@@ -261,8 +261,8 @@ class Asking:
                 result = call()
             else:
                 # What a batch has brought is paid for: it is not to be left for a kept answer.
-                is_paid = gathered is not None and gathered[1].has_result
-                result = self._cached(identity, request, so_far, call, is_paid=is_paid)
+                calls = None if gathered is None else gathered[1]
+                result = self._cached(identity, request, so_far, call, calls)
             return await models.in_flight.call(
                 self._stage_id.run_id, result, has_deadline=is_branch
             )
@@ -297,8 +297,7 @@ class Asking:
         request: LLMRequest,
         so_far: CallsSoFar | None,
         call: Callable[[], Coroutine[Any, Any, CallResult]],
-        *,
-        is_paid: bool,
+        gathered: GatheredCalls | None,
     ) -> CallResult:
         """Return a kept answer, or the result of calls, whose answer is kept."""
         cached = CachedAnswer(
@@ -316,10 +315,14 @@ class Asking:
             await self._claim.takes_place()
             return await call()
 
-        if is_paid:
+        if gathered is not None:
+            gathered.key = cached.key.hex()
+        if gathered is not None and gathered.has_result:
+            # It is paid for: it is not to be left for a kept answer.
             result = await cached.keep(call)
         else:
-            result = await cached.get(called, self._claim.waits_for_answer)
+            wait, gathers = self._claim.waits_for_answer, gathered is not None
+            result = await cached.get(called, wait, gathers=gathers)
         if cached.settling is not None:
             self._calls.settling.append(cached.settling)
         return result

@@ -11,9 +11,10 @@ from fanout.core.errors import LLMError, StoredDataError
 from fanout.core.records import ErrorKind
 from fanout.llm.batches.base import BatchResult
 from fanout.llm.usage import NO_USAGE, billed_at
+from workers.branch.claims import BranchGathered
 
 if TYPE_CHECKING:
-    from fanout.core.gathered import LaneRecord, Prepared
+    from fanout.core.gathered import Joins, LaneRecord, Prepared
     from fanout.core.records import Usage
     from fanout.llm.base import LLMReply, LLMRequest
     from fanout.llm.batches.base import BatchClient
@@ -46,6 +47,10 @@ class GatheredCalls:
         place: The place of the model: 0 is the run's ``model``, and after that come ``all_models``.
         price: The price of the model; None if it is unknown.
         budgeted: The budgets that the calls must fit into; None for none.
+
+    Attributes:
+        key: The key of the answer that the calls are for, in hex; empty if it is not kept. A call follows
+            one of another branch with the same key, in place of being made.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class GatheredCalls:
         self._prepared = prepared
         self._place = place
         self._price = price
+        self.key = ""
         self.result: BatchResult | None = None
 
     @property
@@ -92,11 +98,26 @@ class GatheredCalls:
                 await self._budgeted.landed(item, request, used_by(self.result, self._price))
             self._claim.waits()
             return 0.0
-        line = await self._client.line(item, request)
+        joins: Joins = "may"
         if self._budgeted is not None:
+            await self._follow(item, self._budgeted)
             await self._budgeted.hold(item, request)
-        await self._claim.gather(item, line, self._lane)
+            joins = "never"
+        line = await self._client.line(item, request)
+        await self._claim.gather(item, line, self._lane, key=self.key, joins=joins)
         return 0.0
+
+    async def _follow(self, item: str, budgeted: BudgetedCalls) -> None:
+        """Follow an identical call, if there is one: nothing of the budget is held for that."""
+        if not self.key:
+            return
+        try:
+            await self._claim.gather(item, b"", self._lane, key=self.key, joins="only")
+        except BranchGathered as gathered:
+            if gathered.follows:
+                # An earlier delivery may have been about to make the call.
+                await budgeted.unhold(item)
+            raise
 
     async def leave(
         self, request: LLMRequest, reply: LLMReply | None, error: LLMError | None

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from fanout.core.errors import LLMError
-    from fanout.core.gathered import LaneRecord, Prepared
+    from fanout.core.gathered import Joins, LaneRecord, Prepared
     from fanout.core.ids import BranchId
     from fanout.core.state import BeginReply
     from fanout.llm.base import LLMReply, LLMRequest
@@ -61,11 +61,13 @@ class BranchGathered(Exception):  # noqa: N818 - it is no error
 
     Attributes:
         settled: How many branches of its shard have ended or were gathered.
+        follows: Whether it waits for the answer of an identical call.
     """
 
-    def __init__(self, settled: int) -> None:
+    def __init__(self, settled: int, *, follows: bool = False) -> None:
         super().__init__()
         self.settled = settled
+        self.follows = follows
 
 
 class BranchHeld(Exception):  # noqa: N818 - it is no error
@@ -239,8 +241,17 @@ class Claim:
         self._asked_at = asked_at
         self._context.models.in_flight.require_room()
 
-    async def gather(self, item: str, line: bytes, lane: LaneRecord) -> None:
-        """Gather the next call for a batch; this ends the delivery.
+    async def gather(
+        self, item: str, line: bytes, lane: LaneRecord, *, key: str = "", joins: Joins = "may"
+    ) -> None:
+        """Gather the next call for a batch; this ends the delivery, unless it may only follow another.
+
+        Args:
+            item: The id of the call.
+            line: Its line.
+            lane: What the calls of one batch have in common.
+            key: The key of its answer; empty if it neither leads nor follows.
+            joins: Whether it follows an identical call. See GatherRequest.
 
         Raises:
             BranchGathered: It is gathered, and the claim released.
@@ -258,12 +269,16 @@ class Claim:
                     line=line,
                     lane_id=lane.lane_id,
                     lane=msgspec.json.encode(lane),
+                    key=key,
+                    joins=joins,
                 )
             )
         )
         self.waits()
-        if reply.verdict == "gathered":
-            raise BranchGathered(reply.settled)
+        if reply.verdict == "alone":
+            return
+        if reply.verdict in ("gathered", "joined"):
+            raise BranchGathered(reply.settled, follows=reply.verdict == "joined")
         if reply.verdict in ("halted", "expired", "paused"):
             raise CallStoppedError(StopReason(reply.verdict))
         raise _NO_CALL[reply.verdict]

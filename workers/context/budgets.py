@@ -243,6 +243,11 @@ class BudgetedCalls:
                 await hold.end(item, NO_AMOUNTS)
             raise
 
+    async def unhold(self, item: str) -> None:
+        """Give back what may be reserved for a call that will not be made."""
+        for hold in self._holds:
+            await hold.end(item, NO_AMOUNTS)
+
     async def landed(self, item: str, request: LLMRequest, usage: Usage) -> None:
         """Note what a call has used whose result a batch has brought, with its cost."""
         used = used_by_call(usage, self._bounds.most(request))

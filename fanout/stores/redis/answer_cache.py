@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from fanout.core.kept_answers import AnswerRequest, AnswerSettled
 
-__all__ = ["FREE_S", "RedisAnswers"]
+__all__ = ["FREE_S", "RedisAnswers", "generations"]
 
 # Seconds for which nobody waits for an answer after a call for it has failed.
 FREE_S = 30.0
@@ -83,8 +83,7 @@ class RedisAnswers(RedisBlobReferences):
 
     @property
     def _answers(self) -> list[str]:
-        name = f"{self._prefix}:answers"
-        return [name, *(f"{name}:{number}" for number in range(_GENERATIONS))]
+        return [f"{self._prefix}:answers", *generations(self._prefix)]
 
     def _lease(self, key: bytes) -> str:
         return f"{self._prefix}:asking:{key.hex()}"
@@ -276,6 +275,11 @@ class RedisAnswers(RedisBlobReferences):
             saved_usd=fields.get("saved", 0.0),
             since=min(held("begun"), default=None),
         )
+
+
+def generations(prefix: str) -> list[str]:
+    """Return the keys of the hashes with kept answers."""
+    return [f"{prefix}:answers:{number}" for number in range(_GENERATIONS)]
 
 
 def _number(value: bytes) -> float:

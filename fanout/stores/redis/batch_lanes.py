@@ -22,7 +22,8 @@ from fanout.core.gathered import (
 from fanout.core.ids import BranchId
 from fanout.stores.redis import batch_scripts
 from fanout.stores.redis.base import run_keys, seconds, translated
-from fanout.stores.redis.gathered import RedisGathered, decoded, line_name
+from fanout.stores.redis.gathered import decoded, line_name
+from fanout.stores.redis.joined import RedisJoined
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -38,7 +39,7 @@ _PAGE = 500
 _LINES = 100
 
 
-class RedisBatchLanes(RedisGathered):
+class RedisBatchLanes(RedisJoined):
     """The batches, and the calls that are in none yet."""
 
     @translated

@@ -9,6 +9,8 @@ The steps of the process that makes batches carry its epoch, and do nothing once
 
 from __future__ import annotations
 
+from fanout.stores.redis.join_scripts import LEADER_STATE
+
 __all__ = ["DROP", "FILL", "FORGET_LANE", "GATHER", "LAND", "LEAD", "PUBLISHED", "PUT_BATCH", "RELEASE",
            "SCARCE", "SHOW", "UNPACK"]  # fmt: skip
 
@@ -38,16 +40,38 @@ if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return false end
 """
 
 # KEYS run, live, out, state, checkpoints, gathered, lanes, lane, queue, lines, branches, runs with gathered
-# branches; ARGV ttl, whether the run's deadline applies, run id, lane id, record of the lane, and for each
-# branch its position, token, its field of ``gathered``, its task id, item and line. Returns for each branch
-# a verdict, and how many branches of the shard have ended or were gathered. One begin of the branch counts,
-# so that the next delivery looks for a result. A call that is gathered again is written once.
+# branches, asked, followed; ARGV ttl, whether the run's deadline applies, run id, lane id, record of the
+# lane, prefix of a run's key, that of a key's followers, and for each branch its position, token, its field
+# of ``gathered``, its task id, item, line, the key of its answer ('' for none), and whether it ``may``,
+# ``only`` or ``never`` follows. Returns for each branch a verdict, and how many branches of the shard have
+# ended or were gathered. One begin of the branch counts, so that the next delivery looks for a result. A
+# call that is gathered again is written once.
 GATHER = f"""
 {_CLOCK}
+{LEADER_STATE}
 local run = redis.call('HMGET', KEYS[1], 'status', 'halt', 'deadline_at', 'paused')
 local finished = redis.call('EXISTS', KEYS[3]) == 1
-local writes = false
-local function verdict(position, token, field, task, item, line)
+local writes, joins = false, false
+local function has_leader(key, task)
+    local leader = redis.call('HGET', KEYS[13], key)
+    if not leader or leader:match('^%S+') == task then return false end
+    return leader_state(leader, ARGV[6]) ~= 'stopped'
+end
+local function follow(key, call)
+    redis.call('RPUSH', ARGV[7] .. key, call)
+    redis.call('EXPIRE', ARGV[7] .. key, ARGV[1])
+    redis.call('SADD', KEYS[14], key)
+end
+local function enqueue(item, task, line)
+    if redis.call('HSETNX', KEYS[10], item, line) == 1 then
+        redis.call('HINCRBY', KEYS[8], 'bytes', string.match(line, '^%d+'))
+    end
+    redis.call('HSET', KEYS[11], item, task)
+    redis.call('ZADD', KEYS[9], string.format('%.6f', now), item)
+    redis.call('HSET', KEYS[7], ARGV[4], ARGV[5])
+    redis.call('HSET', KEYS[8], 'newest', string.format('%.6f', now))
+end
+local function verdict(position, token, field, task, item, line, key, how)
     if not run[1] then return 'gone' end
     if finished or redis.call('HEXISTS', KEYS[2], position) == 1 then return 'done' end
     local claim = redis.call('HGET', KEYS[4], 't:' .. position)
@@ -55,27 +79,34 @@ local function verdict(position, token, field, task, item, line)
     if run[2] then return 'halted' end
     if run[3] and ARGV[2] == '1' and now >= tonumber(run[3]) then return 'expired' end
     if run[4] then return 'paused' end
+    if redis.call('HGET', KEYS[4], 'j:' .. position) == item then key = '' end
+    -- It waits already, or its result has just come: there is another message of it, or will be.
+    local result = redis.call('HGET', KEYS[5], 'p:' .. position)
+    local waits = redis.call('HGET', KEYS[6], field) == item
+        or (result and result:match('^%S+') == item)
+    local follows = not waits and key ~= '' and how ~= 'never' and has_leader(key, task)
+    if how == 'only' and not waits and not follows then return 'alone' end
     redis.call('HSET', KEYS[4], 'a:' .. position, 1)
     redis.call('HDEL', KEYS[4], 't:' .. position)
     writes = true
-    local mark = redis.call('HGET', KEYS[6], field)
-    local result = redis.call('HGET', KEYS[5], 'p:' .. position)
-    -- It waits already, or its result has just come: there is another message of it, or will be.
-    if mark == item or mark == 'ready:' .. item then return 'gathered' end
-    if result and result:match('^%S+') == item then return 'gathered' end
+    if waits then return 'gathered' end
     redis.call('HSET', KEYS[6], field, item)
-    if redis.call('HSETNX', KEYS[10], item, line) == 1 then
-        redis.call('HINCRBY', KEYS[8], 'bytes', string.match(line, '^%d+'))
-    end
-    redis.call('HSET', KEYS[11], item, task)
-    redis.call('ZADD', KEYS[9], string.format('%.6f', now), item)
     redis.call('HINCRBY', KEYS[4], 'gathered', 1)
+    joins = joins or key ~= ''
+    if follows then
+        follow(key, task .. ' ' .. item)
+        return 'joined'
+    end
+    if key ~= '' and not has_leader(key, task) then
+        redis.call('HSET', KEYS[13], key, task .. ' ' .. item)
+    end
+    enqueue(item, task, line)
     return 'gathered'
 end
 local verdicts = {{}}
-for i = 6, #ARGV, 6 do
-    local decision, settled = verdict(unpack(ARGV, i, i + 5)), 0
-    if decision == 'gathered' then
+for i = 8, #ARGV, 8 do
+    local decision, settled = verdict(unpack(ARGV, i, i + 7)), 0
+    if decision == 'gathered' or decision == 'joined' then
         local gathered = tonumber(redis.call('HGET', KEYS[4], 'gathered') or 0)
         settled = gathered + redis.call('HLEN', KEYS[2])
     end
@@ -83,11 +114,12 @@ for i = 6, #ARGV, 6 do
     verdicts[#verdicts + 1] = settled
 end
 if writes then
-    redis.call('HSET', KEYS[7], ARGV[4], ARGV[5])
-    redis.call('HSET', KEYS[8], 'newest', string.format('%.6f', now))
     redis.call('SADD', KEYS[12], ARGV[3])
     for _, key in ipairs({{KEYS[4], KEYS[6], KEYS[8], KEYS[9], KEYS[10], KEYS[11]}}) do
         redis.call('EXPIRE', key, ARGV[1])
+    end
+    if joins then
+        for i = 13, 14 do redis.call('EXPIRE', KEYS[i], ARGV[1]) end
     end
 end
 return verdicts

@@ -8,7 +8,8 @@ each with its mark) and ``{prefix}:run:{id}:batches`` (the batches with calls of
   ``:lines`` (their lines) and ``:branches`` (their branches): the calls of lane L that are in no batch;
 * ``:batches:all``: the batches; ``:batches:batch:B:members`` (items and their branches), ``:lines`` (until
   the provider has them) and ``:runs`` (how many of its calls each run has left);
-* ``:batches:ready``: branches to publish; ``:batches:runs``: the runs with gathered branches.
+* ``:batches:ready``: branches to publish; ``:batches:runs``: the runs with gathered branches;
+* ``:batches:asked``, ``:batches:followed``, ``:batches:joined:KEY``: see ``fanout.stores.redis.joined``.
 """
 
 from __future__ import annotations
@@ -64,6 +65,10 @@ class RedisGathered(RedisBlobReferences):
         return [self._batches("batch", str(number), part) for part in ("members", "lines", "runs")]
 
     @property
+    def _joined_prefix(self) -> str:
+        return self._batches("joined", "")
+
+    @property
     def _ready(self) -> str:
         return self._batches("ready")
 
@@ -71,8 +76,9 @@ class RedisGathered(RedisBlobReferences):
     def gather_all(self, requests: Sequence[GatherRequest]) -> list[GatherReply]:
         """Gather the next calls of branches, and release their claims; reply in order.
 
-        Nothing is written for a branch that has ended, has lost its claim, or must not call. A branch
-        that is gathered twice for one call waits for it once.
+        A call follows an identical one of another branch, if that leads. Nothing is written for a branch
+        that has ended, has lost its claim, or must not call. One that is gathered twice for one call waits
+        for it once.
         """
         groups: defaultdict[tuple[ShardId, str], list[int]] = defaultdict(list)
         for number, each in enumerate(requests):
@@ -92,11 +98,14 @@ class RedisGathered(RedisBlobReferences):
         keys = [run, *self._shard_keys(of), self._shard(of, "checkpoints")]
         keys += [f"{run}:gathered", self._batches("lanes")]
         keys += [*self._lane_keys(first.lane_id), self._batches("runs")]
+        keys += [self._batches("asked"), self._batches("followed")]
         args: list[Any] = [self._ttl_s, int(of.stage == 0), of.run_id, first.lane_id, first.lane]
+        args += [run_keys(self._prefix), self._joined_prefix]
         for request in requests:
             branch_id = request.branch_id
             args += [branch_id.position, request.token, codec.encode_parked(branch_id)]
-            args += [branch_id.task_id, request.item, self._held_line(request)]
+            args += [branch_id.task_id, request.item, self._held_line(request), request.key]
+            args.append(request.joins)
         flat = self._call(batch_scripts.GATHER, keys, args)
         return [
             GatherReply(verdict=verdict.decode(), settled=settled)
@@ -106,6 +115,8 @@ class RedisGathered(RedisBlobReferences):
     def _held_line(self, request: GatherRequest) -> bytes:
         """Return a line as the store holds it: its length, and the line or a reference to a file."""
         line, run_id = request.line, request.branch_id.run_id
+        if not line:
+            return b""
         held = zlib.compress(line, _LEVEL)
         if len(line) > _LARGE_LINE and self._blobs.root is not None:
             held = self._keep(run_id, line_name(request.item, run_id), held)

@@ -52,6 +52,7 @@ from fanout.stores.blobs import FileBlobs
 from fanout.stores.redis.batch_lanes import RedisBatchLanes
 from fanout.stores.redis.branches import RedisBranches
 from fanout.stores.redis.gathered import RedisGathered
+from fanout.stores.redis.joined import RedisJoined
 from fanout.stores.redis.runs import RedisRuns
 from fanout.stores.redis.stages import RedisStages
 from tests.fakes import RUN, begin_one, fake_store, make_shard, record_one, share_one
@@ -1217,17 +1218,17 @@ READS = {
         "members_left",
         "batch_runs",
     ),
-    *("ready_branches", "still_ready"),
+    *("ready_branches", "still_ready", "joined_keys"),
 }
 # Steps of the process that makes batches: they write nothing of a run.
 OF_BATCHES = {
     *("lead_batches", "next_batch_number", "fill_batch", "put_batch", "end_batch", "lane_scarce"),
-    *("unpack", "empty_lane"),
+    *("unpack", "empty_lane", "wake_joined"),
 }
 
 
 def test_each_step_of_the_store_is_among_those_that_may_come_late():
-    parts = (RedisRuns, RedisStages, RedisBranches, RedisGathered, RedisBatchLanes)
+    parts = (RedisRuns, RedisStages, RedisBranches, RedisGathered, RedisJoined, RedisBatchLanes)
     steps = {name for part in parts for name in vars(part) if name[0] != "_"}
     late = {name.split(" ")[0] for name in LATE}
     assert steps - READS - OF_BATCHES - late == {"create_run", "begin_delete", "delete_run"}

@@ -101,7 +101,7 @@ def key_of_ask():
         max_output_kb=100,
         so_far=None,
     )
-    return cached._key
+    return cached.key
 
 
 KEY = key_of_ask()

@@ -31,7 +31,7 @@ from fanout.llm.batches.base import (
 )
 from tests.fakes import RUN, FakeContext, Publisher, run_branch
 from workers.batching import batcher as batching
-from workers.batching import provider_batch, waiting_runs
+from workers.batching import joined_calls, provider_batch, waiting_runs
 from workers.batching.batcher import Batcher
 from workers.batching.clients import LaneApi
 from workers.branch.batch_lane import GatheredCalls
@@ -217,6 +217,7 @@ class MortalPublisher:
 
 class Model:
     account = "mine"
+    identity = MODEL
 
     def __init__(self, client):
         self._client = client
@@ -228,16 +229,18 @@ class Model:
 class Fleet:
     """A run in the batch lane, its branches, and the processes that make its batches."""
 
-    def __init__(self, monkeypatch, provider, count=5, **fields):
+    def __init__(self, monkeypatch, provider, count=5, texts=None, **fields):
         monkeypatch.setattr(base, "SETTLE_S", 0.0)
+        monkeypatch.setattr(joined_calls, "_GRACE_S", 0.0)
+        texts = texts or [f"t{i}" for i in range(count)]
         self.provider = provider
         options = {"model": MODEL, "lane": "batch", "retries": {"max_attempts": 3}, **fields}
         self.context = FakeContext(publisher=Publisher(), **options)
         self.store = self.context.store
         self.context.models.made[MODEL] = Model(Client(provider, Life()))
-        self.context.write([f"t{i}" for i in range(count)])
+        self.context.write(texts)
         self.store.open_shards(StageId(RUN, 0), window=100)
-        self.messages = [BranchId(RUN, 0, 0, position) for position in range(count)]
+        self.messages = [BranchId(RUN, 0, 0, position) for position in range(len(texts))]
         self.ids = itertools.count()
         self.settings = load_settings(batch_wait_s=0.0001, batch_poll_s=0.0001)
         self.life: Life = Life()
@@ -284,7 +287,8 @@ class Fleet:
         size = self.store.stage(StageId(RUN, 0)).total
         for _ in range(most):
             self.process()
-            if len(self.outcomes) == size and not self.store.batches():
+            waits = self.store.batches() or self.store.gathered(RUN)
+            if len(self.outcomes) == size and not waits:
                 return
             with suppress(Death):
                 self.beat()
@@ -342,15 +346,18 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required"
 def with_reasks(monkeypatch):
     seen = Counter()
     provider = Provider(lambda line: answers_later(line, seen))
-    return Fleet(monkeypatch, provider, prompt="{input}", schema=SCHEMA)
+    texts = ["t0", "t1", "t2", "t3", "t0", "t1", "t0"]
+    return Fleet(monkeypatch, provider, texts=texts, prompt="{input}", schema=SCHEMA)
 
 
 def test_a_call_that_is_made_again_is_in_the_next_batch(monkeypatch):
     fleet = with_reasks(monkeypatch)
     fleet.finish()
-    fleet.check(calls=7)
+    fleet.check(calls=6)
+    # What is there several times is asked for once, and again once.
+    assert [fleet.outcomes[position].saved.calls for position in (0, 4, 5, 6)] == [0, 1, 1, 1]
     made = [sorted(line["prompt"] for line in lines) for lines in fleet.provider.made.values()]
-    assert made == [["t0", "t1", "t2", "t3", "t4"], ["t0", "t1"]]
+    assert made == [["t0", "t1", "t2", "t3"], ["t0", "t1"]]
     fleet.batcher.close()
 
 
@@ -366,8 +373,46 @@ def test_a_death_at_any_step_loses_and_doubles_nothing(monkeypatch, is_done):
         fleet = with_reasks(monkeypatch)
         fleet.start(Life(dies_at, is_done=is_done))
         fleet.finish()
-        fleet.check(calls=7)
+        fleet.check(calls=6)
         fleet.batcher.close()
+
+
+@pytest.mark.parametrize("cause", ["fails", "has no room", "is evicted"])
+def test_identical_calls_are_made_on_their_own_if_the_first_has_no_answer_for_them(
+    monkeypatch, cause
+):
+    seen = Counter()
+
+    def answer(line):
+        seen["all"] += 1
+        return {"error": "bad_request"} if cause == "fails" and seen["all"] == 1 else {"text": "a"}
+
+    fleet = Fleet(monkeypatch, Provider(answer), texts=["t"] * 4)
+    if cause == "has no room":
+        monkeypatch.setattr(fleet.store, "_value", lambda *_: None)
+    if cause == "is evicted":
+        find = fleet.store.find_answers
+
+        def evicted(requests, **options):
+            fleet.store.clear_answers()
+            return find(requests, **options)
+
+        monkeypatch.setattr(fleet.store, "find_answers", evicted)
+    fleet.finish()
+    assert sum(outcome.ok for outcome in fleet.outcomes.values()) == 4 - (cause == "fails")
+    # At most one for each, and they do not wait for each other.
+    assert set(fleet.provider.bought().values()) == {1}
+    assert [len(lines) for lines in fleet.provider.made.values()] == [1, 3]
+    fleet.beat()
+    assert (fleet.store.gathered(RUN), fleet.store.joined_keys((0, 0))[1]) == (0, [])
+    fleet.batcher.close()
+
+
+def test_identical_calls_are_not_joined_without_kept_answers(monkeypatch):
+    fleet = Fleet(monkeypatch, Provider(), texts=["t"] * 3, cache=False)
+    fleet.finish()
+    fleet.check(calls=3)
+    fleet.batcher.close()
 
 
 def error(kind, **fields):

@@ -356,7 +356,7 @@ def test_a_call_of_a_batch_is_reserved_when_it_is_gathered_and_settled_when_it_l
             return item.encode()
 
     def calls(branch, landed=None):
-        async def gather(item, _line, _lane):
+        async def gather(item, _line, _lane, **_options):
             gathered.append(item)
 
         claim = SimpleNamespace(

@@ -1,0 +1,137 @@
+"""Calls of the batch lane that wait for the answer of an identical one."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+import redis
+
+from fanout.core.gathered import GatherRequest
+from fanout.core.ids import BranchId, ShardId
+from fanout.core.kept_answers import AnswerSettled, KeptAnswer
+from fanout.core.records import ErrorKind, Outcome, RunStatus
+from fanout.core.state import BeginRequest, RecordRequest
+from fanout.stores import RedisStore
+from tests.fakes import RUN, begin_one, fake_store, make_shard, record_one
+
+GATHER = GatherRequest(
+    branch_id=BranchId(RUN, 0, 0, 0),
+    token="t",
+    item="i-1",
+    line=b"{}",
+    lane_id="L",
+    lane=b'{"model":"m","account":""}',
+)
+
+
+@pytest.fixture(params=["fakeredis", "server"])
+def store(request):
+    if request.param == "fakeredis":
+        store = fake_store()
+    else:
+        store = RedisStore(redis.Redis.from_url(request.getfixturevalue("broker_url")))
+    yield store
+    store.close()
+
+
+KEY = "ab" * 20
+
+
+def gathers(store, run_id, position, **options):
+    """Gather the call of a branch that others may be identical to; return the verdict."""
+    branch = BranchId(run_id, 0, 0, position)
+    begin_one(store, BeginRequest(branch, token="t"))
+    asked = msgspec.structs.replace(
+        GATHER, branch_id=branch, item=f"{run_id}{position}-1", key=KEY, **options
+    )
+    [reply] = store.gather_all([asked])
+    return reply.verdict
+
+
+def wakes(store, epoch, grace_s=0.0):
+    """Wake followers; return those that were made ready."""
+    before = store.ready_branches(99)
+    _, keys = store.joined_keys((0, 0))
+    woken = store.wake_joined(epoch, keys, most=9, grace_s=grace_s)
+    ready = store.ready_branches(99)[len(before) :]
+    assert woken == len(ready)
+    return sorted((one.branch_id.run_id, one.branch_id.position) for one in ready)
+
+
+@pytest.fixture
+def followed(store):
+    """Two runs: a branch of the first leads, another one of it and two of the second follow."""
+    for run_id in (RUN, "r2"):
+        store.create_run(run_id, spec="{}", created_at=1.0)
+        store.put_shard(ShardId(run_id, 0, 0), make_shard())
+    verdicts = [gathers(store, *each) for each in [(RUN, 0), ("r2", 0), (RUN, 1), ("r2", 1)]]
+    assert verdicts == ["gathered", "joined", "joined", "joined"]
+    assert [queue.calls for queue in store.lane_queues()] == [1]
+    # They count as gathered, and healing leaves them alone.
+    assert [store.gathered(run_id) for run_id in (RUN, "r2")] == [2, 2]
+    assert store.shard_state(ShardId("r2", 0, 0)).held == frozenset({0, 1})
+    epoch = store.lead_batches("p", ttl_s=60).epoch
+    assert (wakes(store, epoch), store.wake_joined(epoch + 1, [KEY], most=9, grace_s=0)) == (
+        [],
+        None,
+    )
+    return store, epoch
+
+
+def test_followers_are_ready_when_the_answer_is_kept_or_its_call_has_ended_without_one(followed):
+    store, epoch = followed
+    # A copy of the leader's message, and of a follower's.
+    assert [gathers(store, RUN, 0), gathers(store, "r2", 0)] == ["gathered"] * 2
+    [leader] = [mark for page in store.gathered_marks(RUN) for mark in page if mark[0] == "0:0:0"]
+    store.release_gathered(epoch, RUN, [leader])
+    store.published(store.ready_branches(9))
+    assert wakes(store, epoch) == [], "it is under way"
+    assert record_one(
+        store, RecordRequest(BranchId(RUN, 0, 0, 0), Outcome(index=0, kind=ErrorKind.TIMEOUT))
+    ).first
+    assert wakes(store, epoch, 60.0) == [], "the answer may be on its way"
+    assert wakes(store, epoch, 60.0) == []
+    assert wakes(store, epoch) == [(RUN, 1), ("r2", 0), ("r2", 1)]
+    assert store.joined_keys((0, 0)) == ((0, 0), [])
+    # They do not wait for each other.
+    assert [gathers(store, RUN, 1), gathers(store, "r2", 1)] == ["gathered"] * 2
+    assert store.lane_queues()[0].calls == 3
+
+
+def test_followers_are_ready_when_any_branch_has_kept_the_answer(followed):
+    store, epoch = followed
+    answer = AnswerSettled(bytes.fromhex(KEY), "kept", KeptAnswer(text="a"))
+    assert store.settle_answers([answer], token="x", ttl_s=60, limit_mb=100) == [True]
+    assert wakes(store, epoch) == [(RUN, 1), ("r2", 0), ("r2", 1)]
+    assert store.joined_keys((0, 0)) == ((0, 0), [])
+
+
+@pytest.mark.parametrize("end", ["deleted", "halted", "overdue", "paused"])
+def test_the_first_follower_leads_once_the_run_of_the_leader_stops(followed, end):
+    store, epoch = followed
+    if end == "deleted":
+        store.delete_run(RUN)
+    elif end == "halted":
+        store.halt(RUN, RunStatus.CANCELLED)
+    elif end == "overdue":
+        store._redis.hset(f"fanout:run:{RUN}", "deadline_at", store.now() - 1)
+    else:
+        store.pause(RUN)
+        assert wakes(store, epoch) == [], "its call may be in a batch"
+        store._redis.hdel(f"fanout:run:{RUN}:gathered", "0:0:0")
+    assert wakes(store, epoch) == [("r2", 0)]
+    assert wakes(store, epoch) == [], "the others wait for it"
+    assert gathers(store, "r2", 0) == "gathered"
+    assert gathers(store, "r2", 2, joins="only") == "joined"
+    assert store.lane_queues()[0].calls == 2
+    assert wakes(store, epoch) == []
+
+
+def test_a_call_that_may_only_follow_is_left_if_there_is_none_to_follow(store):
+    run = RUN
+    store.create_run(run, spec="{}", created_at=1.0)
+    assert gathers(store, run, 0, joins="only", line=b"") == "alone"
+    assert (store.gathered(run), store.lane_queues()) == (0, [])
+    assert gathers(store, run, 0) == "gathered"
+    assert gathers(store, run, 1, joins="never") == "gathered"
+    assert store.lane_queues()[0].calls == 2
