@@ -2,6 +2,7 @@
 
     python benchmarks/cost.py [--suite job] [--documents 2000] [--tokens 2000] [--workers 2]
     python benchmarks/cost.py --suite aspects [--documents 50] [--tokens 4000]
+    python benchmarks/cost.py --ways batch     # only these, in the results that there are
 
 ``job``: three aspects over documents, of which 10 % are there twice; then the same again after 1 % of
 them have changed. A plain loop sends each prompt as it is written. fanout runs the job in each lane on
@@ -91,8 +92,11 @@ def job(options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for provider, model in MODELS.items():
         with BillingProvider(latency=options.latency) as mock:
-            rows.append(_row(provider, "loop", _loop_costs(mock, provider, model, passes)))
+            if "loop" in options.ways:
+                rows.append(_row(provider, "loop", _loop_costs(mock, provider, model, passes)))
             for lane in _LANES[provider]:
+                if lane not in options.ways:
+                    continue
                 fields = {"model": f"{provider}/{model}", "lane": lane}
                 costs = _fleet_costs(mock, options, passes, fields)
                 if not costs[0]["calls"].get(lane):
@@ -108,7 +112,7 @@ def aspects(options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for provider, model in MODELS.items():
         with BillingProvider(latency=options.latency) as mock:
-            for order in ("as_written", "auto"):
+            for order in options.ways:
                 fields = {"model": f"{provider}/{model}", "prompt_order": order}
                 costs = _fleet_costs(mock, options, [documents], fields)
                 rows.append(_row(provider, order, costs))
@@ -187,6 +191,7 @@ def _user(prompt: str) -> dict[str, str]:
 
 
 _SUITES = {"job": (job, 2_000, 2_000), "aspects": (aspects, 50, 4_000)}
+_WAYS = {"job": ("loop", "realtime", "flex", "batch"), "aspects": ("as_written", "auto")}
 
 
 def _parsed() -> argparse.Namespace:
@@ -201,8 +206,16 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--concurrency", type=int, default=16, help="of each worker")
     parser.add_argument("--latency", default="lognormal:0.05:0.5", help="as for provider.py")
+    parser.add_argument(
+        "--ways", help="some of loop,realtime,flex,batch: only these rows are made anew"
+    )
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    options.ways = options.ways.split(",") if options.ways else list(_WAYS[options.suite])
+    if unknown := set(options.ways) - set(_WAYS[options.suite]):
+        parser.error(
+            f"--ways: {', '.join(sorted(unknown))} is none of {', '.join(_WAYS[options.suite])}"
+        )
     _, documents, tokens = _SUITES[options.suite]
     options.documents = options.documents or documents
     options.tokens = options.tokens or tokens
@@ -210,10 +223,19 @@ def _parsed() -> argparse.Namespace:
     return options
 
 
+def _merged(rows: list[dict[str, Any]], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return new rows in the place of those before, and those that were not made anew."""
+    if set(options.ways) == set(_WAYS[options.suite]) or not options.out.exists():
+        return rows
+    new = {(row["provider"], row["way"]): row for row in rows}
+    before = json.loads(options.out.read_text())["rows"]
+    return [new.get((row["provider"], row["way"]), row) for row in before]
+
+
 def main() -> None:
     options = _parsed()
-    rows = _SUITES[options.suite][0](options)
-    told = {name: value for name, value in vars(options).items() if name != "out"}
+    rows = _merged(_SUITES[options.suite][0](options), options)
+    told = {name: value for name, value in vars(options).items() if name not in {"out", "ways"}}
     about = {"options": told, "machine": machine(), "versions": versions(_PACKAGES)}
     save(options.out, {**about, "rows": rows})
 
