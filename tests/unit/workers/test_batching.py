@@ -369,7 +369,7 @@ def test_a_death_at_any_step_loses_and_doubles_nothing(monkeypatch, is_done):
     whole.batcher.close()
     assert steps > 40
     # Each takes a tenth of a second.
-    for dies_at in range(1 + is_done, steps, 4):
+    for dies_at in range(1 + 5 * is_done, steps, 10):
         fleet = with_reasks(monkeypatch)
         fleet.start(Life(dies_at, is_done=is_done))
         fleet.finish()
@@ -405,6 +405,17 @@ def test_identical_calls_are_made_on_their_own_if_the_first_has_no_answer_for_th
     assert [len(lines) for lines in fleet.provider.made.values()] == [1, 3]
     fleet.beat()
     assert (fleet.store.gathered(RUN), fleet.store.joined_keys((0, 0))[1]) == (0, [])
+    fleet.batcher.close()
+
+
+def test_a_call_that_follows_another_one_reserves_nothing_of_the_budget(monkeypatch):
+    fleet = Fleet(monkeypatch, Provider(), texts=["t0", "t1", "t0", "t0"], budget={"calls": 2})
+    fleet.process()
+    assert fleet.store.gathered(RUN) == 4
+    fleet.finish()
+    fleet.check(calls=2)
+    state = fleet.store.budget(RUN)
+    assert (state.spent.calls, state.unsure.calls) == (2, 0)
     fleet.batcher.close()
 
 
@@ -571,7 +582,8 @@ def test_branches_of_a_stopped_run_do_not_wait_for_a_batch_of_others(monkeypatch
 
 
 def test_late_branches_of_an_automatic_lane_are_called_at_once(monkeypatch):
-    fleet = Fleet(monkeypatch, Provider(), count=2, lane="auto", deadline_s=1000)
+    texts = ["t0", "t1", "t0"]
+    fleet = Fleet(monkeypatch, Provider(), texts=texts, lane="auto", deadline_s=1000)
     called = []
 
     async def complete(request):
@@ -583,7 +595,7 @@ def test_late_branches_of_an_automatic_lane_are_called_at_once(monkeypatch):
     fleet.store._redis.hset("fanout:run:r1", "created_at", fleet.store.now() - 100)
     wait_at_provider(fleet)
     fleet.beat()
-    assert (called, fleet.store.gathered(RUN)) == ([], 2)
+    assert (called, fleet.store.gathered(RUN)) == ([], 3)
     fleet.store._redis.hset("fanout:run:r1", "deadline_at", fleet.store.now() + 50)
     fleet.finish()
     assert sorted(called) == [("t0", "realtime"), ("t1", "realtime")]
