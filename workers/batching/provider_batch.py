@@ -15,10 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msgspec import structs
-
 from fanout.core.errors import LLMError
-from fanout.core.gathered import LandRequest
 from fanout.core.records import ErrorKind
 from fanout.llm.batches import base
 from fanout.llm.batches.base import (
@@ -34,24 +31,16 @@ from workers.batching.lines import write_lines
 from workers.batching.lost_results import (
     NO_LINE,
     UNKNOWN,
-    encoded,
-    failed,
     of_whole,
     said_of,
-    unknown,
     without_result,
 )
+from workers.batching.stored_batch import LeadershipLostError, StoredBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from collections.abc import Set as AbstractSet
-
-    from fanout.core.gathered import BatchRecord, Member
-    from fanout.core.settings import Settings
+    from fanout.core.gathered import BatchRecord
     from fanout.llm.batches.base import BatchStatus
-    from fanout.stores import RedisStore
     from workers.batching.clients import LaneApi
-    from workers.batching.ready import ReadyBranches
 
 __all__ = ["LeadershipLostError", "ProviderBatch", "new_nonce"]
 
@@ -68,65 +57,20 @@ _MOST_NONSENSE = 8
 _log = logging.getLogger(__name__)
 
 
-class LeadershipLostError(Exception):
-    """Another process makes the batches now."""
-
-
 def new_nonce() -> str:
     """Return a random id of a batch."""
     return f"fanout-{secrets.token_hex(12)}"
 
 
-class ProviderBatch:
-    """One batch, for the process that leads.
+class ProviderBatch(StoredBatch):
+    """The steps of one batch, for the process that leads: see StoredBatch."""
 
-    Args:
-        batch: Its record.
-        api: The batch API of its lane.
-        store: Fails if the server is unreachable: a later round repeats the step.
-        patient: Waits for the server: for what the provider has taken already.
-        ready: Publishes branches.
-        settings: How often a batch is asked about.
-        epoch: Of the leadership.
-        is_sure: Whether this process leads for some time yet.
-        may_exist: Whether an earlier submission of it may have succeeded.
-
-    Attributes:
-        batch: Its record.
-        may_exist: Whether the provider may have it, while it has no id.
-        is_unwanted: Whether none of its runs waits for it any more.
-    """
-
-    def __init__(
-        self,
-        batch: BatchRecord,
-        api: LaneApi,
-        *,
-        store: RedisStore,
-        patient: RedisStore,
-        ready: ReadyBranches,
-        settings: Settings,
-        epoch: int,
-        is_sure: Callable[[], bool],
-        may_exist: bool,
-    ) -> None:
-        self.batch = batch
-        self._client, self._is_own = api
-        self._store = store
-        self._patient = patient
-        self._ready = ready
-        self._settings = settings
-        self._epoch = epoch
-        self._is_sure = is_sure
-        self.may_exist = may_exist
-        self.is_unwanted = False
+    def __init__(self, batch: BatchRecord, api: LaneApi, **fields: Any) -> None:
+        super().__init__(batch, api, **fields)
         # When a creation of this process that was cut off must have arrived.
         self._settles_at: float | None = None
         self._cancel_at = 0.0
         self._cancels = 0
-        # Whether its results may be read as soon as it has ended, and whether they wait for its branches.
-        self.may_land = True
-        self.is_behind = False
         # When the provider first did not know it, if it has not known it since.
         self._missing_at: float | None = None
 
@@ -174,17 +118,6 @@ class ProviderBatch:
     async def forget(self) -> None:
         """End a batch that has ended at the provider, without its results: nobody waits for them."""
         await self._end()
-
-    async def _now(self) -> float:
-        return await asyncio.to_thread(self._store.now)
-
-    async def _write(
-        self, *, store: RedisStore | None = None, has_lines: bool = True, **changes: Any
-    ) -> None:
-        self.batch = structs.replace(self.batch, **changes)
-        put = partial((store or self._store).put_batch, has_lines=has_lines)
-        if not await asyncio.to_thread(put, self._epoch, self.batch):
-            raise LeadershipLostError
 
     async def _try_later(self, error: LLMError) -> None:
         batch = self.batch
@@ -382,17 +315,6 @@ class ProviderBatch:
         await self._land_rest(b"")
         await self._end()
 
-    async def _fail(self, error: BatchError) -> None:
-        """Let all calls of the batch that have no result end with an error."""
-        await self._land_rest(failed(error))
-        await self._end()
-
-    async def _lose(self, error: BatchError) -> None:
-        """Let all calls that have no result end with an error: they may have been billed."""
-        await self._land_rest(unknown(error))
-        # The batch may still run, and needs its file.
-        await self._end(discards=False)
-
     async def _land(self) -> None:
         """Land the results, as fast as branches take them."""
         some: list[BatchResult] = []
@@ -408,42 +330,3 @@ class ProviderBatch:
         scarce = partial(self._store.lane_scarce, held_s=0)
         await asyncio.to_thread(scarce, self._epoch, self.batch.lane_id)
         await self._end()
-
-    async def _land_some(self, results: list[BatchResult]) -> None:
-        items = {result.custom_id: result for result in results}
-        members = await asyncio.to_thread(self._store.batch_members, self.batch.number, list(items))
-        await self._put([LandRequest(one, encoded(items[one.item])) for one in members])
-
-    async def _land_rest(self, result: bytes, *, but: AbstractSet[str] = frozenset()) -> None:
-        pages = self._store.members_left(self.batch.number)
-        while True:
-            page: list[Member] | None = await asyncio.to_thread(next, pages, None)
-            if page is None:
-                return
-            await self._put([LandRequest(one, result) for one in page if one.item not in but])
-
-    async def _put(self, requests: list[LandRequest]) -> None:
-        if not requests:
-            return
-        number = self.batch.number
-        landed = await asyncio.to_thread(self._store.land, self._epoch, number, requests)
-        if landed is None:
-            raise LeadershipLostError
-        await self._ready.publish()
-        self.is_behind = True
-        try:
-            await self._ready.wait_for_room({one.member.branch_id.run_id for one in requests})
-        finally:
-            self.is_behind = False
-
-    async def _end(self, *, discards: bool = True) -> None:
-        batch = self.batch
-        if not await asyncio.to_thread(self._store.end_batch, self._epoch, batch.number):
-            raise LeadershipLostError
-        self.batch = structs.replace(batch, number=0)
-        _log.info("batch %d (%s) has ended", batch.number, batch.batch_id or "not made")
-        if batch.batch_id and discards:
-            try:
-                await self._client.discard(batch.batch_id)
-            except LLMError as error:
-                _log.info("the files of %s stay at the provider: %s", batch.batch_id, error.kind)
