@@ -27,6 +27,8 @@ __all__ = ["WaitingRuns"]
 _PATIENCE_S = 60.0
 _LONG_PATIENCE_S = 600.0
 
+_STOPPING = "the run is stopping, and waits for what this batch has come to"
+
 _log = logging.getLogger(__name__)
 
 
@@ -185,7 +187,7 @@ class WaitingRuns:
         if run is None:
             self._shown.pop(run_id, None)
             return
-        shown = [_view(batch, run.read_at) for batch in batches]
+        shown = [_view(batch, run.read_at, is_over=run_id in self.over) for batch in batches]
         before = self._shown.get(run_id)
         if shown or before:
             self._store.show_batches(run_id, shown)
@@ -199,7 +201,7 @@ def _is_over(run: RunRecord | None) -> bool:
     )
 
 
-def _view(batch: BatchRecord, now: float) -> RunBatch:
+def _view(batch: BatchRecord, now: float, *, is_over: bool) -> RunBatch:
     is_cancelling = batch.cancelled_at is not None and batch.stage == "submitted"
     return RunBatch(
         number=batch.number,
@@ -208,5 +210,5 @@ def _view(batch: BatchRecord, now: float) -> RunBatch:
         calls=batch.calls,
         answered=batch.answered,
         age_s=round(now - batch.submitted_at, 1) if batch.submitted_at else None,
-        problem=batch.problem,
+        problem=batch.problem or (_STOPPING if is_over else ""),
     )
