@@ -14,7 +14,7 @@ from fanout.core.errors import LLMError, ModelError
 from fanout.core.records import ErrorKind
 from fanout.llm.base import LLMReply, LLMRequest
 from fanout.llm.finish_reasons import require_answer
-from fanout.llm.http_errors import refused_in_success
+from fanout.llm.http_errors import no_answer, refused_in_success
 from fanout.llm.http_model import DEFAULT_OUTPUT_KB, Form, HttpModel
 from fanout.llm.provider_usage import anthropic_usage
 from fanout.llm.reply_bodies import content_text, text_or_none
@@ -22,7 +22,6 @@ from fanout.llm.reply_bodies import content_text, text_or_none
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fanout.core.records import Usage
     from fanout.core.strict_schema import Dialect
     from fanout.llm.batches.base import BatchClient
     from fanout.llm.http_client import HttpReply
@@ -36,6 +35,7 @@ _VERSION = "2026-10-21"
 _VERSION_HEADER = "anthropic-version"
 _WITH_TEMPERATURE = {_VERSION_HEADER: "2023-06-01"}
 _NOT_FOUND = 404
+_MESSAGE = "a message"
 # The API requires a limit: the model's own, the first prefix that fits. For other models, the API says
 # it. Source: https://platform.claude.com/docs/en/about-claude/models/overview ("Max output").
 _MAX_TOKENS = {
@@ -263,18 +263,13 @@ def _message(reply: HttpReply, key: str) -> dict[str, Any]:
     try:
         content = reply.json()
     except ValueError as error:
-        raise _no_message(str(error)) from None
+        raise no_answer(_MESSAGE, str(error)) from None
     if isinstance(content, dict) and "content" in content:
         return content
     counts = content.get("usage") if isinstance(content, dict) else None
     usage = anthropic_usage(counts) if isinstance(counts, dict) else None
     problem = refused_in_success(content, headers=reply.headers, secrets=(key,), usage=usage)
-    raise problem or _no_message("it has no content", usage)
-
-
-def _no_message(reason: str, usage: Usage | None = None) -> LLMError:
-    # A server that is starting may answer so, or a proxy in front of it.
-    return LLMError(ErrorKind.SERVER_ERROR, f"the reply is not a message: {reason}", usage=usage)
+    raise problem or no_answer(_MESSAGE, "it has no content", usage)
 
 
 def _reply(message: dict[str, Any]) -> LLMReply:

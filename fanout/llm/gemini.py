@@ -15,14 +15,13 @@ from fanout.llm.base import LLMReply, LLMRequest
 from fanout.llm.confidence import OTHERS, token_of, tokens_of
 from fanout.llm.finish_reasons import require_answer
 from fanout.llm.gemini_schema import response_schema
-from fanout.llm.http_errors import refused_in_success
+from fanout.llm.http_errors import no_answer, refused_in_success
 from fanout.llm.http_model import DEFAULT_OUTPUT_KB, Form, HttpModel, header_value
 from fanout.llm.provider_usage import gemini_usage
 from fanout.llm.reply_bodies import text_or_none
 
 if TYPE_CHECKING:
     from fanout.core.answer_shape import AnswerShape
-    from fanout.core.records import Usage
     from fanout.core.strict_schema import Dialect
     from fanout.llm.base import Token
     from fanout.llm.batches.base import BatchClient
@@ -32,6 +31,7 @@ __all__ = ["GeminiLLM"]
 
 _BASE_URL = "https://generativelanguage.googleapis.com/v1beta"
 _NOT_FOUND = 404
+_ANSWER = "an answer"
 _ROLES = {"user": "user", "assistant": "model"}
 
 _encode = msgspec.json.Encoder().encode
@@ -140,9 +140,9 @@ def _content(reply: HttpReply, key: str) -> dict[str, Any]:
     try:
         content = reply.json()
     except ValueError as error:
-        raise _no_answer(str(error)) from None
+        raise no_answer(_ANSWER, str(error)) from None
     if not isinstance(content, dict):
-        raise _no_answer("it is no object")
+        raise no_answer(_ANSWER, "it is no object")
     feedback = content.get("promptFeedback")
     if isinstance(feedback, dict) and feedback.get("blockReason"):
         raise LLMError(
@@ -155,11 +155,7 @@ def _content(reply: HttpReply, key: str) -> dict[str, Any]:
     counts = content.get("usageMetadata")
     usage = gemini_usage(counts) if isinstance(counts, dict) else None
     problem = refused_in_success(content, headers=reply.headers, secrets=(key,), usage=usage)
-    raise problem or _no_answer("it has no candidates", usage)
-
-
-def _no_answer(reason: str, usage: Usage | None = None) -> LLMError:
-    return LLMError(ErrorKind.SERVER_ERROR, f"the reply is not an answer: {reason}", usage=usage)
+    raise problem or no_answer(_ANSWER, "it has no candidates", usage)
 
 
 def _reply(content: dict[str, Any]) -> LLMReply:
@@ -169,7 +165,8 @@ def _reply(content: dict[str, Any]) -> LLMReply:
     held = candidate.get("content")
     parts = held.get("parts") if isinstance(held, dict) else None
     if not isinstance(parts, list | None):
-        raise _no_answer("its parts are no list", gemini_usage(content.get("usageMetadata")))
+        usage = gemini_usage(content.get("usageMetadata"))
+        raise no_answer(_ANSWER, "its parts are no list", usage)
     texts = [
         part["text"]
         for part in parts or ()

@@ -17,7 +17,7 @@ from yarl import URL
 
 from fanout.core.errors import LLMError, ModelError
 from fanout.core.exhaustion import is_exhausted
-from fanout.core.records import ErrorKind, Usage
+from fanout.core.records import ErrorKind
 from fanout.llm.body_lines import lines_of
 from fanout.llm.certificates import trust
 from fanout.llm.deadline import Deadline
@@ -25,6 +25,7 @@ from fanout.llm.error_kinds import FEW
 from fanout.llm.http_errors import redacted_line
 from fanout.llm.proxies import proxy_for
 from fanout.llm.reply_bodies import error_details, json_of
+from fanout.llm.usage import UNKNOWN_USAGE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -343,6 +344,8 @@ _AFTER_SENDING = (
     aiohttp.SocketTimeoutError,
 )
 
+_BEFORE_SENDING = aiohttp.ClientConnectorError
+
 
 class _NotConnectedError(LLMError):
     """This process had no free descriptor for a connection."""
@@ -354,15 +357,14 @@ def _no_reply(error: Exception) -> LLMError:
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return LLMError(ErrorKind.CONNECTION, f"the proxy refuses: HTTP {error.status}")
     if isinstance(error, aiohttp.ClientResponseError):
-        return LLMError(ErrorKind.SERVER_ERROR, "what the server sent is not HTTP")
+        words = "what the server sent is not HTTP"
+        return LLMError(ErrorKind.SERVER_ERROR, words, usage=UNKNOWN_USAGE)
     is_late = isinstance(error, TimeoutError)
     message = redacted_line(str(error)) or type(error).__name__
     # A provider that has the request may go on with it, and bill it.
-    is_sent = isinstance(error, _AFTER_SENDING) and not isinstance(
-        error, aiohttp.ClientConnectorError
-    )
+    is_sent = isinstance(error, _AFTER_SENDING) and not isinstance(error, _BEFORE_SENDING)
     return LLMError(
         ErrorKind.TIMEOUT if is_late else ErrorKind.CONNECTION,
         message,
-        usage=Usage(calls=1) if is_sent else None,
+        usage=UNKNOWN_USAGE if is_sent else None,
     )

@@ -12,8 +12,10 @@ from msgspec.structs import replace
 
 from fanout.core import redaction as known_secrets
 from fanout.core.errors import LLMError
+from fanout.core.records import ErrorKind
 from fanout.llm.error_kinds import judge
 from fanout.llm.reply_bodies import error_details_in
+from fanout.llm.usage import UNKNOWN_USAGE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "http_error",
+    "no_answer",
     "redacted_line",
     "refused_in_success",
     "retry_after",
@@ -31,6 +34,9 @@ __all__ = [
 _MAX_MESSAGE = 300
 _OK = 200
 _ERROR_STATUSES = range(400, 600)
+# A success with an error of the server's own, and the time-outs of gateways (Cloudflare: 524): the
+# provider behind them may have worked, and bill it.
+_MAY_BE_BILLED = frozenset({_OK, 504, 524, 598, 599})
 _STATUS = re.compile(r"[0-9]{3}")
 # Characters of a message that are classified: a web page or an echoed prompt may be long.
 _LOOKED_AT = 4_000
@@ -53,13 +59,16 @@ def http_error(
     """Return the LLMError of an HTTP error reply.
 
     ``status`` is 200 if a success reply contains the error. ``secrets`` are keys that the message
-    must not repeat, and ``usage`` is what the reply reports.
+    must not repeat, and ``usage`` is what the reply reports. Without it, the usage is unknown where
+    the provider may bill the call.
     """
     message = details.message or f"Error code: {status}"
     looked_at = " ".join(message[:_LOOKED_AT].split())
     given_s = (retry_after(headers), details.wait_s, _wait_in(looked_at))
     asked_s = next((given for given in given_s if given is not None), None)
     verdict = judge(status, replace(details, message=looked_at, wait_s=asked_s))
+    if usage is None and verdict.kind is ErrorKind.SERVER_ERROR and status in _MAY_BE_BILLED:
+        usage = UNKNOWN_USAGE
     begin, hint = f"HTTP {status}: ", f"; {verdict.hint}" if verdict.hint else ""
     # A long message must not push out the hint.
     words = redacted_line(message, secrets)[: _MAX_MESSAGE - len(begin) - len(hint)]
@@ -91,6 +100,21 @@ def refused_in_success(
     statuses = (int(code) for code in details.codes if _STATUS.fullmatch(code))
     status = next((status for status in statuses if status in _ERROR_STATUSES), _OK)
     return http_error(status, details, headers=headers, secrets=secrets, usage=usage)
+
+
+def no_answer(what: str, reason: str, usage: Usage | None = None) -> LLMError:
+    """Return the LLMError of a success reply that has no answer, and is no error either.
+
+    A server that is starting may send it, or a proxy in front of one; but the provider may have
+    answered, and bill that.
+
+    Args:
+        what: What the reply should be.
+        reason: Why it is not.
+        usage: What the reply reports; None if it cannot be read.
+    """
+    message = f"the reply is not {what}: {reason}"
+    return LLMError(ErrorKind.SERVER_ERROR, message, usage=usage or UNKNOWN_USAGE)
 
 
 def _wait_in(message: str) -> float | None:

@@ -20,7 +20,7 @@ from fanout.llm.openai import json_schema_format
 from fanout.llm.provider_usage import openai_usage
 from fanout.llm.refusals import NOTHING, Refusals, Refused, refused_parts
 from fanout.llm.reply_bodies import content_text, error_details_in, text_or_none
-from fanout.llm.usage import cost_usd
+from fanout.llm.usage import UNKNOWN_USAGE, cost_usd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,8 +32,19 @@ __all__ = ["LiteLLM"]
 _UNPROCESSED = 400
 # The ends of the names of variables that say where a provider is, after its name.
 _ADDRESSES = ("_API_BASE", "_BASE_URL", "_API_VERSION")
-# The kinds of litellm's exceptions that have no status.
-_KINDS = {"Timeout": ErrorKind.TIMEOUT, "APIConnectionError": ErrorKind.CONNECTION}
+# The kinds of litellm's exceptions whose status means nothing. It also raises APIConnectionError for a
+# reply that it cannot read.
+_KINDS = {
+    "Timeout": ErrorKind.TIMEOUT,
+    "APIConnectionError": ErrorKind.CONNECTION,
+    "APIResponseValidationError": ErrorKind.SERVER_ERROR,
+}
+# The exceptions of httpx, aiohttp and Python before a request is sent.
+_UNSENT = frozenset(
+    {"ConnectError", "ConnectTimeout", "ClientConnectorError", "ClientConnectorDNSError",
+     "ConnectionRefusedError"}
+)  # fmt: skip
+_MOST_CAUSES = 10
 
 
 class LiteLLM:
@@ -143,7 +154,8 @@ class LiteLLM:
     def _error(self, error: Exception) -> LLMError:
         name = type(error).__name__
         if name in _KINDS:
-            return LLMError(_KINDS[name], redacted_line(str(error)))
+            usage = None if _is_unsent(error) else UNKNOWN_USAGE
+            return LLMError(_KINDS[name], redacted_line(str(error)), usage=usage)
         status = getattr(error, "status_code", None)
         if not isinstance(status, int):
             return LLMError(ErrorKind.INTERNAL, f"{name}: {redacted_line(str(error))}")
@@ -190,6 +202,18 @@ def _is_of(provider: str, owner: str) -> bool:
     """Say whether a variable may be a provider's: ``AZURE_`` is that of ``azure_ai``, too."""
     one, other = ("".join(filter(str.isalnum, name.upper())) for name in (provider, owner))
     return bool(one and other) and (one in other or other in one)
+
+
+def _is_unsent(error: BaseException) -> bool:
+    """Say whether an exception of litellm comes from a connection that was not made."""
+    cause: BaseException | None = error
+    for _ in range(_MOST_CAUSES):
+        if cause is None:
+            break
+        if type(cause).__name__ in _UNSENT:
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def _headers(response: Any) -> Mapping[str, str]:

@@ -13,7 +13,7 @@ from fanout.core.records import ErrorKind
 from fanout.llm.base import LLMReply, LLMRequest
 from fanout.llm.confidence import OTHERS, token_of, tokens_of
 from fanout.llm.finish_reasons import require_answer, require_complete
-from fanout.llm.http_errors import refused_in_success
+from fanout.llm.http_errors import no_answer, refused_in_success
 from fanout.llm.http_model import DEFAULT_OUTPUT_KB, Form, HttpModel, header_value
 from fanout.llm.provider_usage import openai_usage
 from fanout.llm.refusals import refuses_parameter
@@ -33,6 +33,7 @@ _BASE_URL = "https://api.openai.com/v1"
 _BAD_REQUEST, _NOT_FOUND = 400, 404
 # Codes of an error that is none.
 _FINE = frozenset({"0", "200", "ok", "success"})
+_COMPLETION = "a chat completion"
 _MAX_TOKENS, _MAX_COMPLETION_TOKENS = _LIMITS = ("max_tokens", "max_completion_tokens")
 
 
@@ -175,8 +176,7 @@ class OpenAILLM(HttpModel):
     def settled(self, reply: HttpReply) -> LLMReply:
         """See HttpModel."""
         if not reply.is_success:
-            billed = _fields(reply).get("usage")
-            raise self.error_of(reply, openai_usage(billed) if isinstance(billed, dict) else None)
+            raise self.error_of(reply, _usage_in(_fields(reply)))
         completion = _parsed(reply, self._key)
         if _says_error(completion):
             problem = _error_in(completion, reply, self._key)
@@ -263,6 +263,12 @@ def _fields(reply: HttpReply) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def _usage_in(content: Any) -> Usage | None:
+    """Return the usage that the JSON of a reply reports, whatever else is in it."""
+    counts = content.get("usage") if isinstance(content, dict) else None
+    return openai_usage(counts) if isinstance(counts, dict) else None
+
+
 def _listed_models(reply: HttpReply) -> set[str]:
     models = _fields(reply).get("data")
     models = models if isinstance(models, list) else []
@@ -279,10 +285,11 @@ def _parsed(reply: HttpReply, key: str) -> _Completion:
         content = reply.json()
         return msgspec.convert(content, _Completion)
     except msgspec.ValidationError as error:
-        problem = refused_in_success(content, headers=reply.headers, secrets=(key,))
-        raise problem or _no_completion(str(error)) from None
+        usage = _usage_in(content)
+        problem = refused_in_success(content, headers=reply.headers, secrets=(key,), usage=usage)
+        raise problem or no_answer(_COMPLETION, str(error), usage) from None
     except (ValueError, RecursionError) as error:
-        raise _no_completion(str(error)) from None
+        raise no_answer(_COMPLETION, str(error)) from None
 
 
 def _says_error(completion: _Completion) -> bool:
@@ -311,13 +318,6 @@ def _error_in(completion: _Completion, reply: HttpReply, key: str) -> LLMError |
     return refused_in_success(content, headers=reply.headers, secrets=(key,), usage=usage)
 
 
-def _no_completion(reason: str, usage: Usage | None = None) -> LLMError:
-    # A server that is starting may answer so, or a proxy in front of it.
-    return LLMError(
-        ErrorKind.SERVER_ERROR, f"the reply is not a chat completion: {reason}", usage=usage
-    )
-
-
 def _reply(completion: _Completion) -> LLMReply:
     usage = openai_usage(completion.usage)
     if not completion.choices:
@@ -342,7 +342,7 @@ def _reply(completion: _Completion) -> LLMReply:
     )
     if message is None:
         require_complete(reply)
-        raise _no_completion("its first choice has no message", usage)
+        raise no_answer(_COMPLETION, "its first choice has no message", usage)
     require_answer(reply)
     return reply
 

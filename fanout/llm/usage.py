@@ -54,7 +54,7 @@ NO_USAGE = Usage(
 )
 # No call at all.
 NO_CALL = structs.replace(NO_USAGE, calls=0)
-# A call that may have been billed.
+# A call of which nothing is known.
 UNKNOWN_USAGE = Usage(calls=1)
 _TOKENS = QUANTITIES[:-1]
 _PARTS = {
@@ -98,7 +98,8 @@ def billed(kind: ErrorKind | None, reported: Usage | None) -> Usage:
     """Return the usage of a call from its error kind and the usage that its provider reported.
 
     The reported usage counts, and is believable. Without it, a refused call consumed nothing, and
-    the usage of an abandoned call, such as one that timed out, is unknown.
+    the usage of an abandoned call, such as one that timed out, is unknown. An adapter reports
+    UNKNOWN_USAGE for a success that it cannot read: the provider may bill it.
     """
     if reported is not None:
         return reported

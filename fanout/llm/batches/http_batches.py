@@ -168,7 +168,7 @@ class HttpBatches(Generic[_Model]):
             return result.reply
         found = result.error
         if found is None:
-            raise LLMError(ErrorKind.SERVER_ERROR, "the batch has no result for it", is_own=True)
+            raise unreadable("the batch has no result for it").error()
         if found.details is not None and self._model.sends_otherwise(
             found.status or 0, found.details, request
         ):

@@ -22,10 +22,12 @@ from fanout.llm import LLMReply, LLMRequest
 from fanout.llm.anthropic import AnthropicLLM
 from fanout.llm.callables import CallableLLM
 from fanout.llm.calls import _call
+from fanout.llm.gemini import GeminiLLM
 from fanout.llm.http_client import HttpReply
 from fanout.llm.litellm import LiteLLM
 from fanout.llm.openai import OpenAILLM
 from fanout.llm.reply_bodies import json_of
+from fanout.llm.usage import NO_USAGE, UNKNOWN_USAGE, billed
 from tests.scripted_provider import anthropic_reply, openai_reply
 
 REQUEST = LLMRequest(prompt="p", max_tokens=9)
@@ -40,6 +42,23 @@ def anthropic_like(monkeypatch):
     monkeypatch.setenv("ANTHROPIC_API_KEY", "k")
     monkeypatch.setenv("ANTHROPIC_BASE_URL", "http://127.0.0.1:9")
     return AnthropicLLM("m")
+
+
+def gemini_like(monkeypatch):
+    monkeypatch.setenv("GEMINI_API_KEY", "k")
+    monkeypatch.setenv("GEMINI_BASE_URL", "http://127.0.0.1:9")
+    return GeminiLLM("m")
+
+
+@pytest.fixture
+def provider_of(monkeypatch):
+    made = {"openai": openai_like, "anthropic": anthropic_like, "gemini": gemini_like}
+    return lambda name: made[name](monkeypatch)
+
+
+def billed_of(outcome):
+    """Return what counts for a call whose reply is not an answer of several words."""
+    return outcome.usage if isinstance(outcome, LLMReply) else billed(outcome.kind, outcome.usage)
 
 
 ADAPTERS = {"openai": openai_like, "anthropic": anthropic_like}
@@ -166,6 +185,68 @@ def test_what_is_no_reply_is_a_server_error(adapter, name):
     llm, _ = adapter
     error = answers(llm, NO_REPLIES[name])
     assert error.kind is ErrorKind.SERVER_ERROR, error
+
+
+COUNTS = {
+    "openai": {"usage": {"prompt_tokens": 7, "completion_tokens": 3}},
+    "anthropic": {"usage": {"input_tokens": 7, "output_tokens": 3}},
+    "gemini": {"usageMetadata": {"promptTokenCount": 7, "candidatesTokenCount": 3}},
+}
+# What of a success reply is no answer, beside a sound usage.
+UNREADABLE: list[dict[str, Any]] = [
+    {}, {"choices": None}, {"choices": 7}, {"choices": [3]}, {"choices": [{"message": "text"}]},
+    {"choices": [{"message": {"content": []}}], "id": 1}, {"content": 7}, {"content": None},
+    {"candidates": 7}, {"candidates": "x"}, {"candidates": [{"content": {"parts": "x"}}]},
+    {"error": {"message": "it broke"}}, {"error": {"code": 503, "message": "busy"}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_success_that_is_no_answer_has_its_usage_or_an_unknown_one(provider_of, name):
+    llm = provider_of(name)
+    for part in UNREADABLE:
+        body = json.dumps({**part, **COUNTS[name]}).encode()
+        used = billed_of(answers(llm, body))
+        assert (used.input_tokens, used.output_tokens) == (7, 3), part
+        if body.endswith(b"}}"):
+            assert billed_of(answers(llm, body[:-2])) == UNKNOWN_USAGE
+    for page in (b"<html>hi</html>", b"", b"[]", b"7", b'{"detail": "starting"}'):
+        assert billed_of(answers(llm, page)) == UNKNOWN_USAGE, page
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "may_be_billed"),
+    [
+        (504, b"<html>late</html>", True), (524, b"", True), (504, b'{"error": "late"}', True),
+        (200, b'{"error": {"message": "it broke"}}', True),
+        (200, b'{"error": {"code": 504, "message": "late"}}', True),
+        (200, b'{"error": {"code": 503, "message": "busy"}}', False),
+        (200, b'{"error": {"code": "rate_limit_exceeded", "message": "slow"}}', False),
+        (500, b"", False), (503, b"", False), (401, b"", False), (429, b"", False),
+    ],
+)  # fmt: skip
+def test_only_a_refusal_is_certain_to_cost_nothing(provider_of, status, body, may_be_billed):
+    for name in COUNTS:
+        error = answers(provider_of(name), body, status)
+        assert billed_of(error) == (UNKNOWN_USAGE if may_be_billed else NO_USAGE), name
+
+
+@pytest.mark.parametrize(
+    ("name", "cause", "usage"),
+    [
+        ("APIConnectionError", ValueError("Unable to get json response"), UNKNOWN_USAGE),
+        ("APIConnectionError", ConnectionRefusedError("no"), NO_USAGE),
+        ("APIResponseValidationError", None, UNKNOWN_USAGE),
+        ("Timeout", None, UNKNOWN_USAGE),
+        ("RateLimitError", None, NO_USAGE),
+        ("GatewayTimeout", None, UNKNOWN_USAGE),
+    ],
+)
+def test_a_reply_that_litellm_cannot_read_may_be_billed(lite, name, cause, usage):
+    error: Any = type(name, (Exception,), {})("x")
+    error.status_code = 429 if name == "RateLimitError" else 504
+    error.__cause__ = cause
+    assert billed_of(lite._error(error)) == usage
 
 
 PART = {"type": "text", "text": "hi"}
