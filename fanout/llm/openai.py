@@ -264,7 +264,7 @@ def _fields(reply: HttpReply) -> dict[str, Any]:
 
 
 def _usage_in(content: Any) -> Usage | None:
-    """Return the usage that the JSON of a reply reports, whatever else is in it."""
+    """Return the usage that the JSON of a reply reports; None if it reports none."""
     counts = content.get("usage") if isinstance(content, dict) else None
     return openai_usage(counts) if isinstance(counts, dict) else None
 

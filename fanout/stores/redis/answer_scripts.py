@@ -43,8 +43,10 @@ end
 -- The counters go when nobody has asked for an answer for twice the time that one is kept.
 local function write_changes(kept_s)
     for name, by in pairs(changes) do
-        if by ~= 0 then
-            redis.call('HINCRBYFLOAT', KEYS[1], name, string.format('%.17g', by))
+        local text = string.format('%.17g', by)
+        -- A counter that is not a number begins anew: no answer may be lost for it.
+        if by ~= 0 and type(redis.pcall('HINCRBYFLOAT', KEYS[1], name, text)) == 'table' then
+            redis.call('HSET', KEYS[1], name, text)
         end
     end
     if kept_s then redis.call('EXPIRE', KEYS[1], 2 * kept_s) end

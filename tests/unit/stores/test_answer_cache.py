@@ -157,6 +157,19 @@ def test_a_damaged_answer_is_asked_for_anew(store, held):
     assert find(store, key(1))[0].answer == answer("new")
 
 
+@pytest.mark.parametrize("damage", ["x", "", "nan", "inf", "1 2"])
+def test_damaged_counters_lose_no_answer(store, damage):
+    keep(store, (key(1), answer(cost_usd=0.25)))
+    counters = store._answers[0]
+    for name in (*store._redis.hgetall(counters), "hits", "misses", "saved", "evicted"):
+        store._redis.hset(counters, name, damage)
+    assert find(store, key(1), key(2))[0].answer == answer(cost_usd=0.25)
+    assert keep(store, (key(2), answer("new"))) == [True]
+    assert find(store, key(2))[0].answer == answer("new")
+    stats = store.cache_stats()
+    assert (stats.hits, stats.misses, stats.saved_usd) == (2, 1, 0.25)
+
+
 def test_a_server_with_little_memory_left_keeps_none_and_makes_room(monkeypatch):
     store = fake_store()
     keep(store, (key(1), answer()))
