@@ -275,6 +275,10 @@ class FakeContext(WorkerContext):
     reports: Any
     settings: Any
     __setattr__ = object.__setattr__
+    kept_learnt = 0
+
+    def keep_learnt(self) -> None:
+        self.kept_learnt += 1
 
     def __init__(
         self, store: RedisStore | None = None, publisher: Publisher | None = None, **fields: Any

@@ -15,6 +15,7 @@ from fanout.cli.following import follow
 from fanout.cli.options import in_words, job_options, job_spec
 from fanout.cli.progress import Progress
 from fanout.cli.session import EMBEDDED, Faults, Stop, broker_option, one_object, print_json
+from fanout.client.arguments import checked_count
 from fanout.client.client import Client
 from fanout.client.trials import begin_trial, trial_of
 from fanout.core.queue_names import NO_CONSUMER
@@ -49,7 +50,8 @@ def command(
     sample in chunks (20 without it); --seed chooses another one. The calls are those of the job, so that
     the response cache has them when it runs. There is no aggregate.
     """
-    size = options.pop("sample") or _SAMPLE
+    size = checked_count("--sample", options["sample"]) or _SAMPLE
+    options["sample"] = None
     settings = load_settings(broker_url=broker_url)
     spec = job_spec(inputs, options, settings)
     progress = Progress(is_quiet=quiet, idle="" if settings.broker_url is None else NO_CONSUMER)

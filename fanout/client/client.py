@@ -174,8 +174,9 @@ class Client(ConnectedClient):
         """
         from fanout.client.trials import begin_trial, trial_of
 
-        count = checked_count("size", size) or 1
-        begun = begin_trial(self, spec, documents, size=count, notify=on_notice)
+        # None is no size, as 0 is none.
+        count = checked_count("size", size or 0)
+        begun = begin_trial(self, spec, documents, size=count or 0, notify=on_notice)
         begun.run.wait()
         return trial_of(begun)
 

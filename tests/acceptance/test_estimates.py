@@ -47,6 +47,7 @@ def test_an_estimate_and_a_dry_run_make_no_run(home):
     found = json.loads(fanout(home, "estimate", *job, "--json").stdout)
     assert (found["documents"], found["branches"], found["prompt"]) == (40, 40, "0: row 0")
     assert [one["lane"] for one in found["lanes"]] == ["realtime", "flex", "batch"]
+    assert json.loads(fanout(home, "run", *job, "--dry-run", "--json").stdout) == found
     shown = fanout(home, "run", *job, "--dry-run").stdout
     assert "40 documents, 40 chunks, 40 branches" in shown
     assert "0: row 0" in shown
@@ -64,6 +65,8 @@ def test_a_trial_runs_a_sample_with_the_prompts_of_the_job(home):
     assert first["cached"] == 0
     again = json.loads(fanout(home, "trial", *job, "--sample", "5", "--json", "-q").stdout)
     assert (again["cached"], again["cost_usd"]) == (5, first["cost_usd"])
+    learnt = [one["estimate"]["learnt_calls"] for one in (first, again)]
+    assert learnt == [0, 5], "also what the last calls of a worker have shown"
     picked = [one["document"] for one in first["outputs"]]
     assert [one["document"] for one in again["outputs"]] == picked, "the same seed, the same sample"
     lines = fanout(home, "run", *job, "--stream", "-q").stdout.splitlines()

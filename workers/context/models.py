@@ -106,7 +106,6 @@ class Models:
 
     async def aclose(self) -> None:
         """Close the models' connections, and stop watching the runs of calls."""
-        await self.limiter.ratios.flush()
         for llm in self.made.values():
             await llm.aclose()
         self.made.clear()

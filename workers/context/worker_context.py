@@ -28,7 +28,7 @@ from workers.context.run_caches import RunCaches
 from workers.telemetry.reports import Reports, make_telemetry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from redis import Redis
 
@@ -126,13 +126,21 @@ class WorkerContext:
         self._closers.append(callback)
 
     def wind_up(self) -> None:
-        """Send pending reports, and give back permits and budgets: the process is about to end."""
+        """Send what is pending, and give back permits and budgets: the process is about to end."""
         self.reports.close()
-        for ending in (self.admission.aclose(), self.budgets.aclose()):
-            giving = asyncio.run_coroutine_threadsafe(ending, self.loop.event_loop)
-            # If the server does not answer, they lapse.
-            with suppress(TimeoutError):
-                giving.result(_GIVE_BACK_S)
+        self._wait_for(self.admission.aclose())
+        self._wait_for(self.budgets.aclose())
+        self.keep_learnt()
+
+    def keep_learnt(self) -> None:
+        """Let the fleet have now what the calls of this process have shown of tokens and times."""
+        self._wait_for(self.models.limiter.ratios.flush())
+
+    def _wait_for(self, ending: Coroutine[Any, Any, None]) -> None:
+        """Wait for something that may be left undone if the server does not answer."""
+        pending = asyncio.run_coroutine_threadsafe(ending, self.loop.event_loop)
+        with suppress(TimeoutError):
+            pending.result(_GIVE_BACK_S)
 
     def close(self) -> None:
         """Close the models, the loop, the threads and the connections."""

@@ -164,6 +164,8 @@ def collect(context: WorkerContext, results: list[Any], shard_id: ShardId) -> di
     outcomes = _complete(context, shard_id, _failures(results))
     if _awaits_retry(store, shard_id, outcomes):
         raise TooEarlyError(shard_id)
+    # The run may end now, and with it an embedded worker.
+    context.keep_learnt()
     is_again = store.is_finished(shard_id)
     store.compact(shard_id, outcomes)
     if not is_again:

@@ -37,6 +37,19 @@ def test_an_aspect_that_is_given_twice_is_refused(tmp_path):
             "run a.txt -m fake -p {input} --max-workers 0",
             "--max-workers: must be 1 or more (got 0)",
         ),
+        ("trial a.txt -m fake -p {input} --sample 0", "--sample: must be a whole number from 1 on"),
+        (
+            "trial a.txt -m fake -p {input} --sample -3",
+            "--sample: must be a whole number from 1 on",
+        ),
+        (
+            "run a.txt -m fake -p {input} --dry-run --out x.csv",
+            "--out has no effect with --dry-run: leave one of them out",
+        ),
+        (
+            "run a.txt -m fake -p {input} --dry-run --out x.csv --out-mode 640",
+            "has no effect with --dry-run: leave one of them out",
+        ),
         (
             "run a.txt -m fake -p {input} --max-attempts 1 --base-wait-s 3",
             "--base-wait-s: has no effect with --max-attempts 1,",

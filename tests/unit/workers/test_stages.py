@@ -50,6 +50,7 @@ def test_a_stopped_run_is_not_published_but_recorded():
     expand(context, ShardId(RUN, 0, 0))
     assert context.publisher.sent == [("collect", 0, 0)]
     collect(context, [], ShardId(RUN, 0, 0))
+    assert context.kept_learnt == 1, "an embedded worker ends with its run"
     aggregate(context, StageId(RUN, 0))
     record = context.store.stage(StageId(RUN, 0))
     assert record.errors == {ErrorKind.CANCELLED: 2}

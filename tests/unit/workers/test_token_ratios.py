@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from msgspec.structs import astuple
@@ -12,8 +14,10 @@ from fanout.core.errors import BrokerError
 from fanout.core.rate_limits import Rates
 from fanout.core.records import Usage
 from fanout.llm.base import LLMReply, LLMRequest, Turn
+from workers.context.event_loop import LoopThread
 from workers.context.limiter import Limiter
 from workers.context.token_ratios import TokenRatios
+from workers.context.worker_context import WorkerContext
 
 # Two bytes a token, where the estimate says four.
 PROMPT = "some words " * 40
@@ -72,6 +76,33 @@ def test_of_many_calls_some_are_enough(counting, store):
     asyncio.run(see(TokenRatios(counting), 1_280))
     assert store.token_sums("m").calls == 256 + 1_024 / 8
     assert counting.trips <= 14
+
+
+class Ending(WorkerContext):
+    """The parts of a worker's process that keep what it has learnt."""
+
+    __setattr__ = object.__setattr__
+
+    def __init__(self, store):
+        self.loop = LoopThread()
+        self.models = SimpleNamespace(limiter=SimpleNamespace(ratios=TokenRatios(store)))
+        self.reports = SimpleNamespace(close=lambda: None)
+        nothing = SimpleNamespace(aclose=partial(asyncio.sleep, 0))
+        self.admission = self.budgets = nothing
+
+
+@pytest.mark.parametrize("ending", ["keep_learnt", "wind_up"])
+def test_what_the_last_calls_have_shown_is_kept(store, ending):
+    context = Ending(store)
+
+    async def call():
+        observe = context.models.limiter.ratios.observe
+        observe("m", LLMRequest(prompt=PROMPT), USAGE, elapsed_s=0.5)
+
+    context.loop.wait_for(call())
+    getattr(context, ending)()
+    assert store.token_sums("m").calls == 1
+    context.loop.close()
 
 
 def test_unknown_usage_teaches_nothing(counting):
