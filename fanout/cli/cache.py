@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from fanout.cli.session import EMBEDDED, broker_option, one_object, print_json, say
-from fanout.core.units import dollars, plural
+from fanout.core.units import byte_size, dollars, plural
 from fanout.system.terminal import print_line
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ def command(
 
 
 def _lines(stats: CacheStats) -> Iterator[str]:
-    size = f"{stats.bytes / 1e6:,.1f} MB"
-    yield f"{plural(stats.answers, 'answer is', 'answers are')} kept, which take about {size}"
+    kept = plural(stats.answers, "answer is", "answers are")
+    yield f"{kept} kept, which take about {byte_size(stats.bytes)}"
     asked = stats.hits + stats.misses
     share = "" if stats.hit_rate is None else f" ({stats.hit_rate:.1%})"
     yield f"{stats.hits:,} of {plural(asked, 'request', 'requests')} answered from them{share}"

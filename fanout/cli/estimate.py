@@ -75,13 +75,13 @@ def is_agreed(
         progress.note("not estimated: standard input can be read only once")
         return True
     estimate = client.estimate(spec, on_notice=lambda _notice: None)
-    lane = estimate.chosen
-    cost = lane.cost_usd_low if lane.cost_usd_high is None else lane.cost_usd_high
+    cost = estimate.chosen.cost_usd_likely
     if cost is not None and cost < settings.confirm_usd:
         return True
-    progress.warn(short_estimate(estimate))
     can_ask = sys.stdin.isatty() and sys.stderr.isatty()
-    if is_sure or cost is None or not can_ask:
+    is_asked = can_ask and cost is not None and not is_sure
+    progress.note(short_estimate(estimate), is_needed=is_asked)
+    if not is_asked:
         return True
     return click.confirm("run it?", err=True)
 

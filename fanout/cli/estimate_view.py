@@ -16,13 +16,16 @@ if TYPE_CHECKING:
 __all__ = ["estimate_lines", "short_estimate", "trial_lines"]
 
 _SHOWN_CHARS = 2_000
+_NARROWER = "--max-tokens, or a trial, narrows it"
 
 
 def estimate_lines(estimate: Estimate) -> Iterator[str]:
     """Yield an estimate, line by line."""
     yield from _counts(estimate)
     for lane in estimate.lanes:
-        yield f"{lane.lane}: {cost_text(lane)}{_time(lane)}"
+        yield f"{lane.lane}{_mark(estimate, lane)}: {cost_text(lane)}{_time(lane)}"
+    if estimate.is_wide:
+        yield f"the high end has the longest answers that the model can give: {_NARROWER}"
     yield from _unpriced(estimate)
     if estimate.learnt_calls == 0:
         yield "tokens: a quarter of the bytes, as no call of this model was seen yet"
@@ -34,6 +37,15 @@ def estimate_lines(estimate: Estimate) -> Iterator[str]:
         yield f"first prompt:\n{_shown(estimate.prompt)}"
 
 
+def _mark(estimate: Estimate, lane: LaneEstimate) -> str:
+    """Return which of several lanes is that of the job."""
+    if len(estimate.lanes) == 1:
+        return ""
+    if estimate.lane == "auto":
+        return {"batch": " (auto)", "realtime": " (auto, what would be late)"}.get(lane.lane, "")
+    return " (the lane of this job)" if lane.lane == estimate.lane else ""
+
+
 def _counts(estimate: Estimate) -> Iterator[str]:
     bad = f" ({estimate.bad_documents:,} cannot be used)" if estimate.bad_documents else ""
     yield (
@@ -41,7 +53,7 @@ def _counts(estimate: Estimate) -> Iterator[str]:
         f"{plural(estimate.chunks, 'chunk', 'chunks')}, "
         f"{plural(estimate.branches, 'branch', 'branches')}"
     )
-    yield f"calls: {_calls(estimate.calls)}"
+    yield f"branches: {_calls(estimate.calls)}"
     if estimate.reduce.calls_high:
         yield f"reduce: {_calls(estimate.reduce)}"
     if len(estimate.by_model) > 1:
@@ -51,7 +63,8 @@ def _counts(estimate: Estimate) -> Iterator[str]:
 
 def _calls(calls: Calls) -> str:
     return (
-        f"{_range(calls.calls_low, calls.calls_high)}, "
+        f"{_range(calls.calls_low, calls.calls_high)} "
+        f"{'call' if round(calls.calls_high) == 1 else 'calls'}, "
         f"{_range(calls.input_low, calls.input_high)} tokens in, "
         f"{_range(calls.output_low, calls.output_high)} out"
     )
@@ -68,9 +81,11 @@ def cost_text(lane: LaneEstimate) -> str:
     low, high = lane.cost_usd_low, lane.cost_usd_high
     if low is None:
         return "cost unknown"
-    if high is None:
-        return f"at least {dollars(low)}"
-    return dollars(low) if low == high else f"{dollars(low)} to {dollars(high)}"
+    least = f"at least {dollars(low)}"
+    span = least if high is None else f"{dollars(low)} to {dollars(high)}"
+    if low == high or lane.cost_usd_likely is None:
+        return dollars(low) if low == high else span
+    return f"about {dollars(lane.cost_usd_likely)} ({span})"
 
 
 def _time(lane: LaneEstimate) -> str:
@@ -93,10 +108,11 @@ def _unpriced(estimate: Estimate) -> Iterator[str]:
 def short_estimate(estimate: Estimate) -> str:
     """Return an estimate as one line."""
     unpriced = "".join(f"; {line}" for line in _unpriced(estimate))
+    wide = f"; {_NARROWER}" if estimate.is_wide else ""
     return (
         f"estimate: {plural(estimate.branches, 'branch', 'branches')}, "
         f"{_range(estimate.calls.input_low, estimate.calls.input_high)} tokens in, "
-        f"{cost_text(estimate.chosen)}{_time(estimate.chosen)}{unpriced}"
+        f"{cost_text(estimate.chosen)}{_time(estimate.chosen)}{wide}{unpriced}"
     )
 
 
@@ -111,7 +127,8 @@ def trial_lines(trial: Trial) -> Iterator[str]:
         yield "failed: " + ", ".join(f"{kind} {n:,}" for kind, n in sorted(trial.errors.items()))
     if trial.answers:
         low, middle, high = trial.answers
-        yield f"answers: {low:,} to {high:,} tokens, median {middle:,}"
+        median = "" if low == high else f", median {middle:,}"
+        yield f"answers: {_range(low, high)} {'token' if high == 1 else 'tokens'}{median}"
     yield f"all {plural(estimate.branches, 'branch', 'branches')}, by the sample:"
     yield f"  cost: {_projection(trial.cost_usd, dollars)}"
     yield f"  tokens in: {_projection(trial.input_tokens, '{:,.0f}'.format)}"
@@ -126,6 +143,8 @@ def trial_lines(trial: Trial) -> Iterator[str]:
 def _projection(found: Projection | None, shown: object) -> str:
     if found is None or not callable(shown):
         return "unknown"
+    if found.low is None or found.high is None:
+        return f"{shown(found.value)} (one chunk has no interval)"
     if found.low == found.high:
         return str(shown(found.value))
     return f"{shown(found.value)} (95 %: {shown(found.low)} to {shown(found.high)})"

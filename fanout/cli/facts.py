@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fanout.cli.speed import eta_s
 from fanout.core.records import RunStatus
-from fanout.core.units import clock, cost_of, count_of, known, plural
+from fanout.core.units import byte_size, clock, cost_of, count_of, known, plural
 from fanout.runs.status import saved_parts, truncation_notes
 
 if TYPE_CHECKING:
@@ -50,15 +50,14 @@ _LABEL = 10
 _LOAD_BAR = 10
 _SHOWN_KINDS = 6
 _MOST_BATCHES = 4
-_MB = 1_000_000
 _SILENT_S = 7.0
 # The columns of a table of runs, and whether each is a number; the model is last, as it may be long.
 RUN_COLUMNS = {
     "RUN": False, "CREATED": False, "STATUS": False, "DONE": True, "FAILED": True, "ELAPSED": True,
-    "CAP": True, "PRIORITY": True, "MODEL": False,
+    "COST": True, "CAP": True, "PRIORITY": True, "MODEL": False,
 }  # fmt: skip
 # Those that are left out if no run has any.
-_RARE_COLUMNS = frozenset({"CAP", "PRIORITY"})
+_RARE_COLUMNS = frozenset({"COST", "CAP", "PRIORITY"})
 _NO_WORKER = "none: start one with `fanout worker`"
 
 
@@ -231,6 +230,7 @@ def run_cells(status: Status, model: str) -> dict[str, str]:
         "DONE": done,
         "FAILED": f"{status.failed:,}",
         "ELAPSED": clock(status.elapsed_s),
+        "COST": cost_of(status.usage) if status.usage.known("cost_usd") else "",
         "CAP": known(status.max_workers) if status.max_workers else "",
         "PRIORITY": f"{status.priority:g}" if status.priority != 1 else "",
         "MODEL": model,
@@ -345,5 +345,5 @@ def _memory(fleet: FleetStatus) -> str:
     if fleet.memory is None:
         return "?"
     limit = fleet.memory.limit_bytes
-    used = f"{fleet.memory.used_bytes / _MB:,.1f} MB"
-    return f"{used} of {limit / _MB:,.1f} MB" if limit else f"{used}, no limit"
+    used = byte_size(fleet.memory.used_bytes)
+    return f"{used} of {byte_size(limit)}" if limit else f"{used}, no limit"

@@ -257,7 +257,10 @@ def _in_words(error: SpecError, job: Path | None, given: dict[str, Any]) -> Spec
     if option is None and job is not None:
         return SpecError(error.reason, field=f"{job}: {error.field}")
     reason = _with_options(error.reason, _OPTION_OF if job is None else given)
-    return SpecError(reason, field=_OPTION_OF.get(option or root, error.field))
+    field = _OPTION_OF.get(option or root, error.field)
+    # A part of what the option gives: one of its prices, or its columns.
+    is_part = option == root and inner and not inner.isdigit()
+    return SpecError(reason, field=f"{field} {inner}" if is_part else field)
 
 
 def _with_options(reason: str, names: Iterable[str]) -> str:

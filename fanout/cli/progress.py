@@ -92,9 +92,9 @@ class Progress(Follower):
             for module in ("views", "console" if self._notebook is None else "notebook"):
                 import_module(f"fanout.cli.{module}")
 
-    def note(self, text: str) -> None:
-        """Write a line that stays."""
-        if not self._is_quiet:
+    def note(self, text: str, *, is_needed: bool = False) -> None:
+        """Write a line that stays; ``is_needed``: even if the user asked for no progress."""
+        if is_needed or not self._is_quiet:
             self._write(text)
 
     def warn(self, text: str) -> None:

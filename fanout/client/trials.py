@@ -14,7 +14,7 @@ from fanout.core.tokens import BYTES_PER_TOKEN
 from fanout.inputs.documents import log_notice
 from fanout.inputs.sampling import sampled
 from fanout.inputs.token_counters import bytes_tokenizer
-from fanout.policy.estimates import Projection, project
+from fanout.policy.estimates import Calls, Projection, project, time_range
 from fanout.policy.metrics import share_estimate
 from fanout.runs.estimate import Estimate  # noqa: TC001 - msgspec reads the annotation
 
@@ -54,7 +54,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
         input_tokens: The same for those of prompts.
         failures: The same for branches without an answer.
         elapsed_s: What the branches of the sample took, one after the other.
-        time_s: What the job takes at the known limits, by the calls of the sample; None if unknown.
+        time_s: What the job takes at the known limits, by the calls of the sample; None if unknown, or
+            in a batch.
         answers: The lengths of the answers in tokens: the shortest, the median and the longest.
         estimate: The estimate of the whole job, made without the sample.
     """
@@ -76,8 +77,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON values; unknown values are None."""
-        made: dict[str, Any] = msgspec.to_builtins(self)
-        return made
+        return {**msgspec.to_builtins(self), "estimate": self.estimate.to_dict()}
 
 
 class BegunTrial(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,7 +173,7 @@ def trial_of(begun: BegunTrial) -> Trial:
             value=share.value * branches, low=share.low * branches, high=share.high * branches
         ),
         elapsed_s=elapsed_s,
-        time_s=_time_s(begun, elapsed_s / len(outputs) if outputs else None),
+        time_s=_time_s(begun, [one.elapsed_s for one in outputs if not one.cached]),
         answers=(lengths[0], lengths[len(lengths) // 2], lengths[-1]) if lengths else None,
         estimate=begun.estimate,
     )
@@ -196,10 +196,19 @@ def _projected(chunks: list[list[Output[Any]]], name: str, total: int) -> Projec
     return project([sum(one for one in some if one is not None) for some in values], total)
 
 
-def _time_s(begun: BegunTrial, call_s: float | None) -> float | None:
-    branches = begun.estimate.branches
-    known = [
-        branches * call_s / begun.places if begun.places and call_s else None,
-        branches * 60.0 / begun.rpm if begun.rpm else None,
-    ]
-    return max((one for one in known if one is not None), default=None)
+def _time_s(begun: BegunTrial, called_s: list[float]) -> float | None:
+    """Return how long the job takes by branches of which none was answered from the cache."""
+    estimate = begun.estimate
+    if estimate.lane == "batch":
+        return None
+    if not called_s:
+        return estimate.chosen.time_s_high
+    branch_s = sum(called_s) / len(called_s)
+    low, _ = time_range(
+        Calls(calls_low=estimate.branches, calls_high=estimate.branches),
+        requests_per_minute=begun.rpm,
+        tokens_per_minute=None,
+        places=begun.places,
+        call_s=branch_s,
+    )
+    return low

@@ -118,7 +118,7 @@ class Settings(BaseSettings):
         flower_user: The user name for the login to Flower.
         flower_password: The password for the login to Flower.
         flower_password_file: A file with that password.
-        confirm_usd: US dollars of an estimated cost from which `fanout run` says it and asks first.
+        confirm_usd: US dollars of a likely cost from which `fanout run` says it and asks first.
         prices: A YAML file with the prices of models, which win over the known ones.
         cache_dir: The folder of model weights, kept between runs.
         cache_ttl_s: Seconds for which an answer is kept for runs that ask the same.

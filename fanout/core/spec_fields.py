@@ -93,11 +93,26 @@ def as_tuple(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
+def _as_names(value: object) -> object:
+    """Return the names of models; a text may have several, with commas between them.
+
+    The parameters of a model, after ``?``, may have commas of their own.
+    """
+    names = as_tuple(value)
+    if not isinstance(names, (list, tuple)):
+        return names
+    found: list[object] = []
+    for name in names:
+        is_list = isinstance(name, str) and "," in name and "?" not in name
+        found += [one.strip() for one in name.split(",")] if is_list else [name]
+    return tuple(found)
+
+
 def _names(why_once: str) -> BeforeValidator:
     """Return a check of a list of models, of which none is there twice, and why."""
 
     def as_names(value: object) -> object:
-        names = as_tuple(value)
+        names = _as_names(value)
         twice = twice_in(names) if isinstance(names, (list, tuple)) else None
         if twice is not None:
             msg = f"has {twice!r} twice: {why_once}"
@@ -112,7 +127,7 @@ def with_models(fields: dict[str, Any]) -> dict[str, Any]:
 
     ``model`` may be a list; one model, however it is given, is ``model`` alone.
     """
-    model, models = as_tuple(fields.get("model")), as_tuple(fields.get("models"))
+    model, models = _as_names(fields.get("model")), _as_names(fields.get("models"))
     if isinstance(model, (list, tuple)) and len(model) > 1 and not models:
         models = model
     if not isinstance(models, (list, tuple)) or not models:

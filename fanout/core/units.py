@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fanout.core.records import Usage
 
 __all__ = [
+    "byte_size",
     "clock",
     "cost_of",
     "count_of",
@@ -30,6 +31,9 @@ _NARROW, _SPACE = "\N{NARROW NO-BREAK SPACE}", "\N{NO-BREAK SPACE}"
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86_400
 _MS = 0.001
 _LEAST_PERCENT = 0.1
+# A budget counts in billionths of a dollar.
+_LEAST_USD = 1e-10
+_KILO, _MEGA = 1_000, 1_000_000
 # From this value on, three digits round to 1,000 ms.
 _NEARLY_1_S = 0.9995
 # Numbers below this have two digits behind the first.
@@ -85,10 +89,21 @@ def share(part: int, whole: int) -> str:
 
 
 def dollars(cost_usd: float | None) -> str:
-    """Return US dollars; sums below one dollar have four decimals."""
+    """Return US dollars; sums below one dollar have up to four decimals, tiny ones two digits."""
     if cost_usd is None:
         return "unknown"
-    return f"${cost_usd:,.2f}" if cost_usd >= 1 or not cost_usd else f"${cost_usd:.4f}"
+    if cost_usd < _LEAST_USD or round(cost_usd, 4) >= 1:
+        return f"${cost_usd:,.2f}"
+    decimals = max(4, 1 - math.floor(math.log10(cost_usd)))
+    whole, _, rest = f"{cost_usd:.{decimals}f}".partition(".")
+    return f"${whole}.{rest.rstrip('0'):0<2}"
+
+
+def byte_size(count: float) -> str:
+    """Return a number of bytes in suitable units."""
+    if count >= _MEGA:
+        return f"{count / _MEGA:,.1f} MB"
+    return f"{count / _KILO:.0f} kB" if count >= _KILO else f"{count:.0f} bytes"
 
 
 def duration(seconds: float) -> str:

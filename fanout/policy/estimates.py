@@ -23,25 +23,36 @@ __all__ = [
     "Projection",
     "answer_range",
     "cost_range",
+    "is_telling",
+    "likely_answer",
+    "likely_cost",
     "project",
     "time_range",
     "tree_calls",
 ]
 
 # A mean is worth something from so many answers on; the total is within this factor of it.
-_SEEN = 20
+_SEEN = 10
 _WITHIN = 2.0
 _MINUTE_S = 60.0
+# Tokens of an answer, as long as none of the model was seen.
+_ASSUMED_ANSWER_TOKENS = 500.0
 
 
 class Calls(msgspec.Struct, frozen=True, kw_only=True):
-    """Calls of a model, and their tokens, each as a range. An upper end that is unknown is None."""
+    """Calls of a model, and their tokens, each as a range, and what is likely of it.
+
+    An upper end that is unknown is None.
+    """
 
     calls_low: float = 0
+    calls_likely: float = 0
     calls_high: float = 0
     input_low: float = 0
+    input_likely: float = 0
     input_high: float = 0
     output_low: float = 0
+    output_likely: float = 0
     output_high: float | None = 0
 
     def plus(self, other: Calls) -> Calls:
@@ -51,10 +62,13 @@ class Calls(msgspec.Struct, frozen=True, kw_only=True):
             high = self.output_high + other.output_high
         return Calls(
             calls_low=self.calls_low + other.calls_low,
+            calls_likely=self.calls_likely + other.calls_likely,
             calls_high=self.calls_high + other.calls_high,
             input_low=self.input_low + other.input_low,
+            input_likely=self.input_likely + other.input_likely,
             input_high=self.input_high + other.input_high,
             output_low=self.output_low + other.output_low,
+            output_likely=self.output_likely + other.output_likely,
             output_high=high,
         )
 
@@ -65,16 +79,24 @@ class LaneEstimate(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         lane: How the calls are bought.
         cost_usd_low: The least; None if a price is unknown.
+        cost_usd_likely: With answers as long as those of the model so far, or, if none was seen, of 500
+            tokens where they may be so long; None if a price is unknown.
         cost_usd_high: The most; None if a price is unknown, or the length of an answer has no limit.
         time_s_low: The least seconds by the limits that are known; None if none is, or in a batch.
-        time_s_high: The most by these.
+        time_s_high: The most by these; None in flex, too, where calls may wait long.
     """
 
     lane: Lane
     cost_usd_low: float | None
+    cost_usd_likely: float | None
     cost_usd_high: float | None
     time_s_low: float | None = None
     time_s_high: float | None = None
+
+
+def is_telling(seen: TokenSums) -> bool:
+    """Return whether the answers of a model so far say how long further ones are."""
+    return seen.answers >= _SEEN
 
 
 def answer_range(
@@ -87,12 +109,26 @@ def answer_range(
         most: The most that it can have; None if there is no limit.
         seen: The answers of the model so far, of any job.
     """
-    if seen.answers < _SEEN:
+    if not is_telling(seen):
         return least, most
     mean = seen.output_tokens / seen.answers
     high = max(mean * _WITHIN, least)
     low = max(mean / _WITHIN, least)
     return (low, high) if most is None else (min(low, most), min(high, most))
+
+
+def likely_answer(*, least: float, most: float | None, seen: TokenSums) -> float:
+    """Return the tokens that an answer likely has on average; see ``answer_range``."""
+    mean = seen.output_tokens / seen.answers if seen.answers else _ASSUMED_ANSWER_TOKENS
+    found = max(mean, least)
+    return found if most is None else min(found, most)
+
+
+def likely_cost(price: Price | None, calls: Calls, lane: Lane) -> float | None:
+    """Return the US dollars that calls likely cost; None if that is unknown."""
+    if price is None:
+        return None
+    return _cost(price, calls.calls_likely, calls.input_likely, calls.output_likely, lane)
 
 
 def cost_range(price: Price | None, calls: Calls, lane: Lane) -> tuple[float | None, float | None]:
@@ -128,6 +164,8 @@ def time_range(
 ) -> tuple[float | None, float | None]:
     """Return the least and the most seconds that calls take by the limits that are known.
 
+    No run is faster than one call.
+
     Args:
         calls: The calls of one model.
         requests_per_minute: Its limit of calls.
@@ -146,8 +184,11 @@ def time_range(
         most = None if out is None else (calls.input_high + out) * _MINUTE_S / tokens_per_minute
         high.append(most)
     if places and call_s:
-        low.append(calls.calls_low * call_s / places)
-        high.append(calls.calls_high * call_s / places)
+        low.append(ceil(calls.calls_low / places) * call_s)
+        high.append(ceil(calls.calls_high / places) * call_s)
+    if call_s and low:
+        low.append(call_s if calls.calls_low else 0.0)
+        high.append(call_s if calls.calls_high else 0.0)
     known = [one for one in high if one is not None]
     return max(low, default=None), max(known) if known and len(known) == len(high) else None
 
@@ -177,11 +218,14 @@ def tree_calls(
 
 
 class Projection(msgspec.Struct, frozen=True, kw_only=True):
-    """A sum over all chunks, by a sample of them, with its 95 % interval."""
+    """A sum over all chunks, by a sample of them, with its 95 % interval.
+
+    One chunk of several has no interval: its ends are None.
+    """
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the three numbers."""
@@ -196,17 +240,19 @@ _STUDENT = {
 
 
 def project(values: Sequence[float], total: int) -> Projection | None:
-    """Return the sum over ``total`` chunks by the values of a random sample; None if it is too small.
+    """Return the sum over ``total`` chunks by the values of a random sample; None if it is empty.
 
     The interval is Student's, with the correction for a finite population: a sample of all chunks has
     no error. (W. G. Cochran, Sampling Techniques, 1977, chapter 2.)
     """
     size = len(values)
-    if not size or (size == 1 and total > 1):
+    if not size:
         return None
     mean = sum(values) / size
     if size >= total:
         return Projection(value=mean * total, low=mean * total, high=mean * total)
+    if size == 1:
+        return Projection(value=mean * total, low=None, high=None)
     variance = sum((one - mean) ** 2 for one in values) / (size - 1)
     t = _STUDENT[max(freedom for freedom in _STUDENT if freedom <= size - 1)]
     margin = t * total * sqrt(variance / size * (1 - size / total))

@@ -41,7 +41,7 @@ def _settings(spec: RunSpec) -> Iterator[tuple[str, str]]:
     has_shape = spec.schema is not None or spec.choices or spec.output_format == "json"
     if has_shape or spec.aggregate_schema is not None:
         yield "max_reasks", f"{spec.max_reasks:,} after an answer that does not fit"
-    yield from _unusual(spec, on_truncated="fail", prompt_order="auto")
+    yield from _unusual(spec, on_truncated="fail", prompt_order="auto", lane="realtime")
     if spec.labels:
         yield (
             "labels",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 import msgspec
 
 from fanout.core.budgets import NO_AMOUNTS, Amounts, BudgetLimits
+from fanout.core.units import dollars
 
 if TYPE_CHECKING:
     from fanout.core.budgets import BudgetState
@@ -111,7 +112,7 @@ def _left(limit: float, spent: float) -> float:
 def amount_words(name: str, amount: float, *, is_bare: bool = False) -> str:
     """Return an amount of US dollars, calls or tokens with its unit, unless ``is_bare``."""
     if name == "usd":
-        return f"${amount:,.2f}" if amount >= 1 or not amount else f"${amount:,.4f}"
+        return dollars(amount)
     if is_bare:
         return f"{amount:,}"
     return f"{amount:,} {name if amount != 1 else name.removesuffix('s')}"

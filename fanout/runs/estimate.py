@@ -28,6 +28,9 @@ from fanout.policy.estimates import (
     LaneEstimate,
     answer_range,
     cost_range,
+    is_telling,
+    likely_answer,
+    likely_cost,
     time_range,
     tree_calls,
 )
@@ -65,6 +68,8 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
         unpriced: The models whose price is unknown.
         learnt_calls: The calls from which the tokens of the (first) model are known; 0 if they are a
             quarter of the bytes, None if a tokenizer counts them.
+        is_wide: Whether the high end goes by the longest answers that a model can give, as neither
+            ``max_tokens`` nor answers that were seen say more.
         prompt: The first prompt, as it would be sent.
         system: The system prompt.
     """
@@ -80,6 +85,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     lanes: list[LaneEstimate]
     unpriced: list[str]
     learnt_calls: float | None
+    is_wide: bool
     prompt: str | None
     system: str | None
 
@@ -91,6 +97,10 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON values; unknown values are None."""
         made: dict[str, Any] = msgspec.to_builtins(self)
+        for calls in (made["calls"], made["reduce"], *made["by_model"].values()):
+            calls.update({name: n if n is None else round(n) for name, n in calls.items()})
+        if self.learnt_calls is not None:
+            made["learnt_calls"] = round(self.learnt_calls)
         return made
 
 
@@ -206,6 +216,7 @@ class Estimator:
             ],
             unpriced=unpriced,
             learnt_calls=None if self._exact is not None else self._seen[spec.model].calls,
+            is_wide=self._chunks > 0 and any(map(self._is_wide, by_model)),
             prompt=self._prompt,
             system=spec.system,
         )
@@ -218,14 +229,18 @@ class Estimator:
             else TokenRatio.fitted(self._seen[model]).tokens_of(self._kinds)
         )
         low, high = self._times
-        least, most = self._answer_of(model)
+        middle = (low + high) / 2
+        least, likely, most = self._answer_of(model)
         calls = float(self._prompts)
         return Calls(
             calls_low=calls * low,
+            calls_likely=calls * middle,
             calls_high=calls * high,
             input_low=tokens * low,
+            input_likely=tokens * middle,
             input_high=tokens * high,
             output_low=calls * low * least,
+            output_likely=calls * middle * likely,
             output_high=None if most is None else calls * high * most,
         )
 
@@ -244,18 +259,25 @@ class Estimator:
         )
         return agreed / models, spec.samples
 
-    def _answer_of(self, model: str) -> tuple[float, float | None]:
-        """Return the fewest and the most tokens of an answer, on average."""
+    def _answer_of(self, model: str) -> tuple[float, float, float | None]:
+        """Return the fewest, the likely and the most tokens of an answer, on average."""
         spec = self._spec
         if spec.choices:
             sizes = [_tokens(label) for label in spec.choices]
-            return min(sizes), max(sizes) + _FRAME_TOKENS
-        most = spec.max_tokens or longest_answer(model) or known_context_tokens(model)
-        return answer_range(
-            least=1 if spec.schema is None else _least_of(spec.schema),
-            most=most,
-            seen=self._seen[model],
-        )
+            return min(sizes), sum(sizes) / len(sizes), max(sizes) + _FRAME_TOKENS
+        bound = spec.max_tokens or longest_answer(model) or known_context_tokens(model)
+        given = 1.0 if spec.schema is None else _least_of(spec.schema)
+        seen = self._seen[model]
+        least, most = answer_range(least=given, most=bound, seen=seen)
+        return least, likely_answer(least=least, most=most, seen=seen), most
+
+    def _is_wide(self, model: str) -> bool:
+        """Return whether only the model bounds its answers."""
+        spec = self._spec
+        if spec.choices or spec.max_tokens is not None:
+            return False
+        price = price_of(model, spec.price)
+        return not is_telling(self._seen[model]) and (price is None or not price.is_free)
 
     def _reduce(self) -> Calls:
         spec = self._spec
@@ -268,33 +290,40 @@ class Estimator:
             room = float(reduce_room(spec, ratio))
         except SpecError:
             room = 1.0
-        least, most = self._answer_of(spec.model)
+        least, likely, most = self._answer_of(spec.model)
         partial = float(spec.aggregate_max_tokens or ANSWER_TOKENS)
         # Each answer of a prompt: its samples, and those of each model.
         each = spec.variants.count / len(self._templates)
         models = len(spec.models) if spec.group_by in ("model", "fanout.model") else 1
-        low = high = Calls()
+        low = middle = high = Calls()
         for count in self._groups.values():
             for _ in range(models):
                 answers = count * each / models
                 low = low.plus(_tree(answers, room, least, 1.0, frame))
+                middle = middle.plus(_tree(answers, room, likely, partial, frame))
                 high = high.plus(_tree(answers, room, most or partial, partial, frame))
         return Calls(
             calls_low=low.calls_low,
+            calls_likely=middle.calls_low,
             calls_high=high.calls_high,
             input_low=low.input_low,
+            input_likely=middle.input_low,
             input_high=high.input_high,
             output_low=low.calls_low,
+            output_likely=middle.calls_low * min(partial, max(likely, ANSWER_TOKENS)),
             output_high=high.calls_high * partial,
         )
 
     def _in_lane(self, lane: Lane, by_model: Mapping[str, Calls]) -> LaneEstimate:
         spec = self._spec
         lows: list[float | None] = []
+        likely: list[float | None] = []
         highs: list[float | None] = []
         times: list[tuple[float | None, float | None]] = []
         for model, calls in by_model.items():
-            low, high = cost_range(price_of(model, spec.price), calls, lane)
+            price = price_of(model, spec.price)
+            low, high = cost_range(price, calls, lane)
+            likely.append(likely_cost(price, calls, lane))
             lows.append(low)
             highs.append(high)
             seen = self._seen[model]
@@ -312,11 +341,13 @@ class Estimator:
         return LaneEstimate(
             lane=lane,
             cost_usd_low=_sum(lows),
+            cost_usd_likely=_sum(likely),
             cost_usd_high=_sum(highs),
             time_s_low=max((low for low, _ in times if low is not None), default=None)
             if is_timed
             else None,
-            time_s_high=_most([high for _, high in times]) if is_timed else None,
+            # In flex, calls wait as long as the provider likes.
+            time_s_high=_most([high for _, high in times]) if lane == "realtime" else None,
         )
 
 

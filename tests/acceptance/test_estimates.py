@@ -81,6 +81,7 @@ def test_a_cost_above_the_threshold_is_told_before(home, monkeypatch):
     job = ["in.csv", "--model", "fake", *JOB, "--max-tokens", "20", *DEAR]
     done = fanout(home, "run", *job)
     assert "estimate: 40 branches" in done.stderr
+    assert "warning" not in done.stderr
     assert "row 0" not in done.stderr
     monkeypatch.setenv("FANOUT_CONFIRM_USD", "1e9")
     assert "estimate:" not in fanout(home, "run", *job).stderr

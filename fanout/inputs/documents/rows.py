@@ -10,6 +10,7 @@ import msgspec
 from fanout.core.cells import cell_of, is_missing
 from fanout.core.errors import InputError
 from fanout.core.records import Document
+from fanout.core.units import byte_size
 from fanout.inputs.documents.encodings import GIVE_ENCODING
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def faulty(
 
 def too_large(size: int, max_bytes: int) -> str:
     """Return the error of a document of ``size`` bytes."""
-    return f"{size / _MB:.1f} MB is {longer_than(max_bytes)}"
+    return f"{byte_size(size)} is {longer_than(max_bytes)}"
 
 
 def longer_than(max_bytes: int) -> str:

@@ -37,6 +37,17 @@ def test_an_aspect_that_is_given_twice_is_refused(tmp_path):
             "run a.txt -m fake -p {input} --max-workers 0",
             "--max-workers: must be 1 or more (got 0)",
         ),
+        ("run a.txt -m fake -p {input} --price input_mtok=0.2", "--price output_mtok: is required"),
+        (
+            "run a.txt -m fake -p {input} --price input_mtok=-1 --price output_mtok=1",
+            "--price input_mtok: must be 0 or more (got -1",
+        ),
+        (
+            "run a.txt -m fake -p {input} --price foo=1",
+            "--price foo: there is no such field (known: ",
+        ),
+        ("run a.txt -p {input} --models fake,fake", "--model: has 'fake' twice"),
+        ("run a.txt -m fake -p {input} --fallback a,", "--fallback: must not be empty"),
         ("trial a.txt -m fake -p {input} --sample 0", "--sample: must be a whole number from 1 on"),
         (
             "trial a.txt -m fake -p {input} --sample -3",

@@ -338,4 +338,4 @@ def test_the_summary_shows_the_known_part_of_a_cost():
         at_least={"output_tokens": 8, "cost_usd": 0.5},
     )
     line = summary(status(status=RunStatus.SUCCEEDED, usage=usage))
-    assert line.endswith("9 tokens in (4 cached), at least 8 out · at least $0.5000")
+    assert line.endswith("9 tokens in (4 cached), at least 8 out · at least $0.50")

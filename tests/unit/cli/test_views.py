@@ -92,7 +92,7 @@ def test_a_frame_has_all_there_is_to_know_of_a_run():
         f"reduce 1 {'━' * 10}{'┄' * 30} 25.0% 1/4",
         "speed    12.5 calls/s · 1,000 tokens/s in, 50 out · ETA 10.0 s",
         "latency  p50 0.4 s · p90 0.48 s · p99 0.498 s",
-        "usage    120 calls · 9,000 tokens in, 800 out · cost $0.2500",
+        "usage    120 calls · 9,000 tokens in, 800 out · cost $0.25",
         "retries  19 calls were made again",
         "errors   timeout 7 · rate_limited 3",
         "queues   control 0 · branches 92 (oldest 3.2 s) · taken 8 (renewed 1.0 s ago)",

@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 
 from fanout.core.records import Usage, total_usage
-from fanout.core.units import clock, dollars, duration, known, moment, plain, plural, share
+from fanout.core.units import (
+    byte_size,
+    clock,
+    dollars,
+    duration,
+    known,
+    moment,
+    plain,
+    plural,
+    share,
+)
 
 
 @pytest.mark.parametrize(
@@ -31,9 +41,16 @@ def test_durations_are_said_in_units_that_fit(seconds, said):
 
 
 def test_costs_are_said_with_the_digits_that_they_need():
-    assert [dollars(n) for n in (None, 0.0, 0.00123, 1234.5)] == [
-        "unknown", "$0.00", "$0.0012", "$1,234.50",
+    costs = (None, 0.0, 0.00123, 1234.5, 0.01, 0.5, 0.025, 0.99999, 0.0000123, 1e-9, 1e-300)
+    assert [dollars(n) for n in costs] == [
+        "unknown", "$0.00", "$0.0012", "$1,234.50", "$0.01", "$0.50", "$0.025", "$1.00",
+        "$0.000012", "$0.000000001", "$0.00",
     ]  # fmt: skip
+
+
+def test_sizes_are_said_in_the_unit_that_fits():
+    shown = [byte_size(n) for n in (0, 999, 18_400, 999_999, 1_000_000, 2_560_000_000)]
+    assert shown == ["0 bytes", "999 bytes", "18 kB", "1000 kB", "1.0 MB", "2,560.0 MB"]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from fanout.policy.estimates import (
     Projection,
     answer_range,
     cost_range,
+    likely_answer,
+    likely_cost,
     project,
     time_range,
     tree_calls,
@@ -75,6 +77,29 @@ def test_answers_are_as_long_as_they_were(least, most, seen, expected):
 
 
 @pytest.mark.parametrize(
+    ("least", "most", "seen", "expected"),
+    [
+        (1, 128_000, TokenSums(), 500),
+        (1, None, TokenSums(), 500),
+        (1, 40, TokenSums(), 40),
+        (900, None, TokenSums(), 900),
+        (1, 128_000, SEEN, 100),
+        (1, 128_000, TokenSums(calls=1, answers=1, output_tokens=7), 7),
+    ],
+)
+def test_an_answer_is_likely_as_long_as_others_were(least, most, seen, expected):
+    assert likely_answer(least=least, most=most, seen=seen) == expected
+
+
+def test_what_calls_likely_cost():
+    likely = Calls(calls_likely=10, input_likely=1_000, output_likely=100)
+    assert likely_cost(PRICE, likely, "realtime") == pytest.approx(0.002)
+    assert likely_cost(PRICE, likely.plus(likely), "batch") == pytest.approx(0.002)
+    assert likely_cost(None, likely, "realtime") is None
+    assert likely_cost(PRICE, Calls(), "realtime") == 0
+
+
+@pytest.mark.parametrize(
     ("limits", "expected"),
     [
         ({}, (None, None)),
@@ -82,6 +107,10 @@ def test_answers_are_as_long_as_they_were(least, most, seen, expected):
         ({"tokens_per_minute": 100_000}, (300.6, 360)),
         ({"places": 10, "call_s": 2.0}, (200, 200)),
         ({"places": 10}, (None, None)),
+        ({"call_s": 2.0}, (None, None)),
+        ({"places": 4_000, "call_s": 2.0}, (2.0, 2.0)),
+        ({"places": 999, "call_s": 2.0}, (4.0, 4.0)),
+        ({"requests_per_minute": 1e9, "call_s": 2.0}, (2.0, 2.0)),
         ({"requests_per_minute": 100, "places": 1, "call_s": 2.0}, (2_000, 2_000)),
     ],
 )
@@ -103,7 +132,8 @@ def test_a_reduce_is_a_tree():
 
 def test_a_sample_of_all_has_no_error():
     assert project([1.0, 2.0], 2) == Projection(value=3.0, low=3.0, high=3.0)
-    assert project([], 5) is project([1.0], 5) is None
+    assert project([], 5) is None
+    assert project([2.0], 5) == Projection(value=10.0, low=None, high=None), "a mean, no interval"
     assert project([4.0], 1) == Projection(value=4.0, low=4.0, high=4.0)
 
 

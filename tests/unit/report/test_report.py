@@ -237,7 +237,7 @@ def test_what_is_not_known_is_said_to_be_unknown_and_what_is_known_is_a_least():
     branches = [branch(0), branch(1, usage=unknown), branch(2, ErrorKind.TIMEOUT, usage=unknown)]
     text = read(branches, usage=total_usage([one.usage for one in branches])).text
     assert "Tokens unknown at least 10 in, 2 out: 1 of 2 answers came with a count" in text
-    assert "Cost unknown at least $0.5000: the cost of 1 of 2 answers is known" in text
+    assert "Cost unknown at least $0.50: the cost of 1 of 2 answers is known" in text
     none = read([branch(0, usage=unknown)]).text
     assert "Tokens unknown no answer came with a count" in none
     assert "Cost unknown no price is known" in none

@@ -21,7 +21,7 @@ STATE = BudgetState(
 def test_it_says_what_is_spent_of_what_and_of_what_nothing_is_known():
     now = BudgetStatus.of(STATE)
     assert now.words == (
-        "budget: $3.23 of $5.00, 41 of 100 calls spent (up to $0.0200, 1 call of it by calls of which "
+        "budget: $3.23 of $5.00, 41 of 100 calls spent (up to $0.02, 1 call of it by calls of which "
         "nothing is known)"
     )
     assert now.left_words == "$1.77, 59 calls"

@@ -131,6 +131,29 @@ def test_the_calls_of_the_reduce_are_counted(group, least):
     assert total.calls_high == 30 + found.reduce.calls_high
 
 
+def test_the_longest_answers_of_a_model_are_no_likely_cost():
+    found, _ = estimated({}, documents(4))
+    assert found.is_wide
+    assert found.chosen.cost_usd_high > 1
+    assert found.chosen.cost_usd_likely == pytest.approx(4 * 500 * 2e-6, rel=0.1)
+    seen = TokenSums(calls=20, answers=20, output_tokens=200)
+    learnt, _ = estimated({}, documents(4), seen=seen)
+    limited, _ = estimated({"max_tokens": 10}, documents(4))
+    for one in (learnt, limited):
+        assert not one.is_wide
+        assert one.chosen.cost_usd_low < one.chosen.cost_usd_likely <= one.chosen.cost_usd_high
+        assert one.chosen.cost_usd_high < 0.001
+
+
+def test_json_counts_calls_and_tokens_in_whole_numbers():
+    found, _ = estimated(
+        {"samples": 9, "certainty": 0.9, "aggregate_prompt": "Sum: {input}"}, documents(3)
+    )
+    shown = found.to_dict()
+    for calls in (shown["calls"], shown["reduce"], *shown["by_model"].values()):
+        assert {type(count) for count in calls.values()} == {int}
+
+
 def test_an_unknown_price_is_unknown():
     found, _ = estimated({"model": "openai/no-such-model", "max_tokens": 9}, documents(2))
     assert found.unpriced == ["openai/no-such-model"]
@@ -140,6 +163,7 @@ def test_an_unknown_price_is_unknown():
 def test_the_time_follows_from_limits():
     seen = TokenSums(calls=100, answers=100, output_tokens=900, elapsed_s=300)
     found, _ = estimated({"max_tokens": 9}, documents(60), seen=seen, places=2)
+    assert (found.lanes[1].time_s_low, found.lanes[1].time_s_high) == (90, None), "flex may wait"
     assert found.chosen.time_s_low == pytest.approx(90)
     assert found.lanes[2].time_s_low is None, "a batch comes when it comes"
     limited, _ = estimated({"requests_per_minute": 6, "max_tokens": 9}, documents(60))

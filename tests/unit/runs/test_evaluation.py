@@ -102,7 +102,7 @@ def test_a_failed_call_of_which_nothing_is_known_makes_the_cost_a_least():
     ]
     one = only(evaluate(spec, branches))
     assert (one.cost_usd, one.cost_at_least_usd, one.cost_per_correct_usd) == (None, 0.01, None)
-    assert (one.shown_cost_per_correct, one.tokens_per_correct) == ("at least $0.0100", 40)
+    assert (one.shown_cost_per_correct, one.tokens_per_correct) == ("at least $0.01", 40)
     assert one.calls == 2
     # Nothing at all is known.
     one = only(evaluate(spec, branches[1:]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from msgspec.structs import astuple
@@ -81,9 +82,14 @@ def test_of_many_calls_some_are_enough(counting, store):
 class Ending(WorkerContext):
     """The parts of a worker's process that keep what it has learnt."""
 
+    loop: Any
+    models: Any
+    reports: Any
+    admission: Any
+    budgets: Any
     __setattr__ = object.__setattr__
 
-    def __init__(self, store):
+    def __init__(self, store: Any) -> None:
         self.loop = LoopThread()
         self.models = SimpleNamespace(limiter=SimpleNamespace(ratios=TokenRatios(store)))
         self.reports = SimpleNamespace(close=lambda: None)
