@@ -358,6 +358,10 @@ def test_a_table_of_runs_has_columns_for_caps_and_priorities_if_there_are_any():
     assert [(cells[0], cells[7:]) for cells in piped] == [
         ("a", ["s", "openai/x"]), ("b", ["s", "fake"]), ("c", ["s", "fake"])
     ]  # fmt: skip
+    paid = (status(run_id="d", usage=Usage(calls=1, cost_usd=0.5)), "openai/x")
+    head, *_, last = runs_lines([*rows, paid])
+    assert last[: head.index("COST") + 4].endswith(" $0.50")
+    assert "COST" not in runs_lines(rows)[0]
     for chosen, gone in ((rows[:1], "PRIORITY"), (rows[1:], "CAP"), (rows[2:], "PRIORITY")):
         assert gone not in runs_lines(chosen)[0]
 

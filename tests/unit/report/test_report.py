@@ -243,6 +243,8 @@ def test_what_is_not_known_is_said_to_be_unknown_and_what_is_known_is_a_least():
     assert "Cost unknown no price is known" in none
     known = read([branch(0)], usage=Usage(calls=1, input_tokens=9, output_tokens=1, cost_usd=2.0))
     assert "Tokens 10 9 in, 1 out" in known.text
+    cached = Usage(calls=1, input_tokens=9, output_tokens=1, cached_input_tokens=4)
+    assert "Tokens 10 9 in (4 cached), 1 out" in read([branch(0)], usage=cached).text
     assert "Cost $2.00" in known.text
 
 
@@ -313,8 +315,9 @@ def test_the_answers_of_a_vote_are_no_calls_that_were_made_again():
          "by a k 7 schema an object with a, b max_reasks 2", "output_format"),
         ({"schema": {"type": "integer"}}, 'schema {"type": "integer"}', "output_format"),
         ({"reduce": "llm", "aggregate_prompt": "{input}", "aggregate_schema": {"type": "string"},
-          "on_truncated": "keep", "prompt_order": "as_written"},
-         "max_reasks 2 after an answer that does not fit on_truncated keep prompt_order as_written",
+          "on_truncated": "keep", "prompt_order": "as_written", "lane": "flex",
+          "model": "openai/x"},
+         "on_truncated keep prompt_order as_written lane flex",
          "measures"),
     ],
 )  # fmt: skip

@@ -1,0 +1,87 @@
+"""Estimates and trials as text."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from msgspec.structs import replace
+
+from fanout.cli.estimate_view import estimate_lines, short_estimate, trial_lines
+from fanout.client.trials import BegunTrial, trial_of
+from fanout.core.records import Document, Usage
+from fanout.core.spec import make_spec
+from fanout.policy.token_ratio import TokenSums
+from fanout.runs.estimate import Estimator
+
+
+def estimate(documents=200, **fields):
+    spec = make_spec(**{"model": "openai/gpt-5-mini", "prompt": "Read: {input}", **fields})
+    estimator = Estimator(spec, seen=lambda _model: TokenSums(), places=8)
+    list(estimator.documents(Document(name=f"{at}", index=at, text="x") for at in range(documents)))
+    return estimator.result()
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({}, "branches: 200 calls, 350 tokens in, 200 to 25,600,000 out"),
+        ({}, "realtime (the lane of this job): about $0.2001 ($0.00049 to $51.20)"),
+        ({}, "batch: about $0.10 ($0.00024 to $25.60), within a day"),
+        (
+            {},
+            "the high end has the longest answers that the model can give: --max-tokens, or a trial,",
+        ),
+        ({"documents": 1, "max_tokens": 9}, "branches: 1 call, 2 tokens in, 1 to 9 out"),
+        ({"lane": "batch", "max_tokens": 9}, "batch (the lane of this job): about $0.0018"),
+        ({"lane": "auto", "deadline_s": 9, "max_tokens": 9}, "batch (auto): about $0.0018"),
+        (
+            {"lane": "auto", "deadline_s": 9, "max_tokens": 9},
+            "realtime (auto, what would be late): about $0.0037",
+        ),
+        ({"aggregate_prompt": "Sum: {input}", "max_tokens": 9}, "reduce: 1 call, "),
+    ],
+)
+def test_an_estimate_says_what_is_likely_and_in_which_lane(fields, line):
+    shown = list(estimate_lines(estimate(**fields)))
+    assert [one for one in shown if one.startswith(line)], shown
+
+
+def test_a_short_one_says_what_narrows_it():
+    assert short_estimate(estimate()).endswith("; --max-tokens, or a trial, narrows it")
+    assert "narrows" not in short_estimate(estimate(max_tokens=9))
+    assert "narrows" not in short_estimate(estimate(choices="yes,no"))
+
+
+def output(chunk, *, cached=False):
+    usage = Usage(calls=1, input_tokens=5, output_tokens=17, cost_usd=0.002)
+    return SimpleNamespace(
+        chunk=chunk, kind=None, usage=usage, saved=None, cached=cached, elapsed_s=0.1
+    )
+
+
+def tried(outputs, *, lane="realtime"):
+    run = SimpleNamespace(run_id="r", outcomes=lambda: iter(outputs))
+    found = replace(estimate(), lane=lane)
+    return trial_of(BegunTrial(run=run, estimate=found, places=8, rpm=None))
+
+
+def test_a_trial_of_one_chunk_has_a_mean_and_no_interval():
+    shown = list(trial_lines(tried([output(0)])))
+    assert "answers: 17 tokens" in shown
+    assert "  cost: $0.40 (one chunk has no interval)" in shown
+
+
+def test_no_job_is_faster_than_one_of_its_calls():
+    found = tried([output(at) for at in range(5)])
+    assert found.time_s == pytest.approx(25 * 0.1)
+    few = replace(found.estimate, branches=5)
+    run = SimpleNamespace(run_id="r", outcomes=lambda: iter([output(0)]))
+    few_of = BegunTrial(run=run, estimate=few, places=8, rpm=None)
+    assert trial_of(few_of).time_s == pytest.approx(0.1)
+
+
+def test_answers_from_the_cache_do_not_say_how_long_a_call_takes():
+    assert tried([output(0), output(1, cached=True)]).time_s == pytest.approx(25 * 0.1)
+    assert tried([output(0, cached=True)]).time_s is None
+    assert tried([output(0)], lane="batch").time_s is None
