@@ -322,7 +322,9 @@ def test_the_answers_of_a_vote_are_no_calls_that_were_made_again():
     ],
 )  # fmt: skip
 def test_what_was_asked_of_the_answers_is_a_setting(fields, shown, absent):
-    text = read([branch(0)], spec=make_spec(model="fake", prompt="{input}", **fields)).text
+    text = read(
+        [branch(0)], spec=make_spec(**{"model": "fake", "prompt": "{input}", **fields})
+    ).text
     settings = text.partition("Settings ")[2]
     assert shown in settings
     assert absent not in settings
