@@ -17,6 +17,7 @@ __all__ = [
     "BudgetReply",
     "BudgetReport",
     "BudgetState",
+    "BudgetStep",
     "nano_usd_of",
 ]
 
@@ -109,6 +110,31 @@ class BudgetReport(msgspec.Struct, frozen=True, kw_only=True):
     held: Amounts = NO_AMOUNTS
     spent: Amounts = NO_AMOUNTS
     asked: tuple[tuple[Amounts, bool], ...] = ()
+
+
+class BudgetStep(msgspec.Struct, frozen=True, kw_only=True):
+    """A step of a call that no process waits for, such as one of a batch: it is reserved, or settled.
+
+    What is reserved counts as used until it is settled. Each step of a call counts once.
+
+    Attributes:
+        call: The unique id of the call.
+        run_id: The run whose budget it is; empty for the budget of a day.
+        day: The name of the budget of a day.
+        limits: The limits of that; those of a run are in its record.
+        amounts: The most that the call can use, or what it has used. None if that is unknown: then what
+            is reserved counts.
+        is_reduce: Whether the call is of the reduce.
+        ends: Whether the call has ended.
+    """
+
+    call: str = ""
+    run_id: str = ""
+    day: str = ""
+    limits: BudgetLimits = BudgetLimits()
+    amounts: Amounts | None = None
+    is_reduce: bool = False
+    ends: bool = False
 
 
 class BudgetState(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from fanout.core.budgets import NANO, Amounts, BudgetLimits, nano_usd_of
+from fanout.core.budgets import NANO, NO_AMOUNTS, Amounts, BudgetLimits, BudgetState, nano_usd_of
 from fanout.policy.pricing import most_usd
 
 if TYPE_CHECKING:
-    from fanout.core.budgets import BudgetState
     from fanout.core.lanes import Lane
     from fanout.core.records import Usage
     from fanout.policy.pricing import Price
@@ -27,9 +26,11 @@ __all__ = [
     "Fit",
     "fit",
     "fits",
+    "known_use",
     "map_limits",
     "most_of_call",
     "over_budget",
+    "too_large",
     "used_by_call",
 ]
 
@@ -62,6 +63,12 @@ def fit(most: Amounts, state: BudgetState, *, is_reduce: bool) -> Fit:
         return Fit.NEVER
     is_now = fits(most, used=state.used + state.held, limits=limits)
     return Fit.FITS if is_now else Fit.LATER
+
+
+def too_large(most: Amounts, state: BudgetState, *, is_reduce: bool) -> bool:
+    """Say whether a call would not even fit into a budget of which nothing is used."""
+    limits = state.limits if is_reduce else state.map_limits
+    return not fits(most, used=NO_AMOUNTS, limits=limits)
 
 
 def map_limits(limits: BudgetLimits, *, has_reduce: bool) -> BudgetLimits:
@@ -112,17 +119,31 @@ def used_by_call(usage: Usage, most: Amounts) -> Amounts:
     )
 
 
-def over_budget(most: Amounts, state: BudgetState, *, is_reduce: bool) -> str:
-    """Return why a call does not fit, for the error of its branch."""
+def known_use(usage: Usage) -> Amounts | None:
+    """Return what a call has used; None if its provider does not say all of that."""
+    cost_usd, read, written = usage.cost_usd, usage.input_tokens, usage.output_tokens
+    if cost_usd is None or read is None or written is None:
+        return None
+    return Amounts(nano_usd=nano_usd_of(cost_usd), calls=usage.calls, tokens=read + written)
+
+
+def over_budget(
+    most: Amounts, state: BudgetState, *, is_reduce: bool, budget: str = "the run's budget"
+) -> str:
+    """Return why a call does not fit, for the error of its branch; ``budget`` names the budget."""
     limits = state.limits if is_reduce else state.map_limits
+    if too_large(most, state, is_reduce=is_reduce):
+        # Also when nothing is spent.
+        state = BudgetState(limits=state.limits, map_limits=state.map_limits)
     named = next(
         name for name in _NAMES if not fits(most, used=state.used, limits=_only(limits, name))
     )
     spent, limit = getattr(state.used, named), getattr(state.limits, named)
     needed, kept = getattr(most, named), limit - getattr(limits, named)
+    is_spent = f"{_shown(named, spent)} spent, and " if spent else ""
     text = (
-        f"the run's budget of {_shown(named, limit)} has no room for this call: "
-        f"{_shown(named, spent)} spent, and it may use {_shown(named, needed)}"
+        f"{budget} of {_shown(named, limit)} has no room for this call: "
+        f"{is_spent}it may use {_shown(named, needed)}"
     )
     return f"{text} ({_shown(named, kept)} kept for the reduce)" if kept else text
 

@@ -136,7 +136,7 @@ class WaitingRuns:
             self._store.drop_gathered_run(run_id)
             return
         if is_late:
-            count = self._release(epoch, run_id, batches, result=b"", promotes=True)
+            count = self._release(epoch, run_id, batches, result=UNKNOWN, promotes=True)
             if count:
                 text = "%d branches no longer wait for their batches, to be in time"
                 _log.info(text, count, extra=about(run_id))

@@ -340,10 +340,6 @@ class Asking:
             return None
         prepared = await self._claim.prepared()
         run_id = self._stage_id.run_id
-        if prepared.is_promoted or (
-            self._spec.lane == "auto" and await self._context.models.late.is_late(run_id)
-        ):
-            return None
         lane = LaneRecord(model=model, account=getattr(llm, "account", ""))
         earlier = self._calls.earlier.attempts + len(self._calls.attempts)
         gate = GatheredCalls(
@@ -356,6 +352,15 @@ class Asking:
             price=price,
             budgeted=budgeted,
         )
+        if prepared.is_promoted or (
+            self._spec.lane == "auto"
+            # It is paid for.
+            and not gate.has_reply
+            and await self._context.models.late.is_late(run_id)
+        ):
+            if self._claim.has_checkpoint:
+                await gate.give_up()
+            return None
         return PreparedModel(client, gate), gate
 
     def _window(self, model: str) -> int | None:

@@ -12,9 +12,11 @@ from fanout.core.records import ErrorKind
 from fanout.llm.batches.base import BatchResult
 from fanout.llm.usage import NO_USAGE, billed_at
 from workers.branch.claims import BranchGathered
+from workers.context.inflight import CallStoppedError
 
 if TYPE_CHECKING:
     from fanout.core.gathered import Joins, LaneRecord, Prepared
+    from fanout.core.ids import BranchId
     from fanout.core.records import Usage
     from fanout.llm.base import LLMReply, LLMRequest
     from fanout.llm.batches.base import BatchClient
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from workers.branch.claims import Claim
     from workers.context.budgets import BudgetedCalls
 
-__all__ = ["GatheredCalls", "PreparedModel", "result_of", "used_by"]
+__all__ = ["GatheredCalls", "PreparedModel", "item_of", "result_of", "used_by"]
 
 _ITEM_BYTES = 12
 # What the provider did not come to is sent again. Both cost nothing.
@@ -81,12 +83,24 @@ class GatheredCalls:
         """Whether a batch has brought the result of the next call."""
         return self._prepared.item == self._item(self._number + 1)
 
+    @property
+    def has_reply(self) -> bool:
+        """Whether that is an answer."""
+        return self.has_result and result_of(self._prepared.result).reply is not None
+
     def _item(self, number: int) -> str:
-        # The same for this call in each delivery, however its request is written down by then, and with a
-        # new key: workers learn what a provider takes. Another one after a retry of the run.
-        call = f"{self._claim.branch_id.task_id} {self._lane.model} {self._prepared.since}"
-        digest = hashlib.blake2b(call.encode(), digest_size=_ITEM_BYTES).hexdigest()
-        return f"{digest}-{self._place}-{number}"
+        branch_id, since = self._claim.branch_id, self._prepared.since
+        return item_of(branch_id, self._lane.model, self._place, number, since=since)
+
+    async def give_up(self) -> None:
+        """Settle what is reserved for the next call, which does not wait for a batch any more.
+
+        What a provider has made of it is in its result.
+        """
+        if self._budgeted is not None:
+            result = result_of(self._prepared.result) if self.has_result else None
+            usage = None if result is None else used_by(result, self._price)
+            await self._budgeted.unhold(self._item(self._number + 1), usage)
 
     async def enter(self, request: LLMRequest, *, left_s: float) -> float:  # noqa: ARG002 - a gate
         """Let a call go on that has its result, else gather it. See Claim.gather."""
@@ -104,7 +118,12 @@ class GatheredCalls:
             await self._budgeted.hold(item, request)
             joins = "never"
         line = await self._client.line(item, request)
-        await self._claim.gather(item, line, self._lane, key=self.key, joins=joins)
+        try:
+            await self._claim.gather(item, line, self._lane, key=self.key, joins=joins)
+        except CallStoppedError:
+            if self._budgeted is not None:
+                await self._budgeted.unhold(item, insists=False)
+            raise
         return 0.0
 
     async def _follow(self, item: str, budgeted: BudgetedCalls) -> None:
@@ -147,6 +166,24 @@ class PreparedModel:
 
     async def aclose(self) -> None:
         """See LLM."""
+
+
+def item_of(branch_id: BranchId, model: str, place: int, number: int, *, since: str = "") -> str:
+    """Return the id of a call of a branch for a batch.
+
+    It is the same in each delivery, however its request is written down by then, and with a new key:
+    workers learn what a provider takes. It is another one after a retry of the run.
+
+    Args:
+        branch_id: The branch.
+        model: The model.
+        place: Its place: 0 is the run's ``model``, and after that come ``all_models``.
+        number: Counts the calls of the branch from 1.
+        since: When the run was last retried; empty for never.
+    """
+    call = f"{branch_id.task_id} {model} {since}"
+    digest = hashlib.blake2b(call.encode(), digest_size=_ITEM_BYTES).hexdigest()
+    return f"{digest}-{place}-{number}"
 
 
 def result_of(held: bytes) -> BatchResult:

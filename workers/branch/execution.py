@@ -20,15 +20,12 @@ from fanout.core.errors import (
 from fanout.core.exhaustion import is_exhausted
 from fanout.core.records import ErrorKind, Outcome, RunStatus
 from fanout.core.state import RecordRequest
-from fanout.llm.calls import CallAttempt
-from fanout.llm.prices import price_of
 from fanout.policy.admission import is_draining, is_gathered_up
 from fanout.policy.consensus import AnswersSoFar
 from fanout.runs.enqueue import fleet_window
 from fanout.system.logs import RateLimitFilter, about
 from workers.branch.ahead import wait_for_sibling
 from workers.branch.answering import LOST, answer
-from workers.branch.batch_lane import result_of, used_by
 from workers.branch.claims import (
     BranchGathered,
     BranchGone,
@@ -37,6 +34,7 @@ from workers.branch.claims import (
     Claim,
     require_call,
 )
+from workers.branch.late_results import count_unused
 from workers.branch.outcomes import presentable, unanswered
 from workers.branch.places import Place
 from workers.context.inflight import StopReason, run_ending
@@ -233,12 +231,13 @@ class _Delivery:
         if begun.deliveries != 1:
             await self._restore(calls)
         if begun.verdict in ("halted", "expired"):
-            await self._count_prepared(calls)
+            await count_unused(self._claim, self._context, calls)
             kind, message = run_ending(
                 StopReason(begun.verdict), when="before this branch was called"
             )
             return unanswered(index, kind, message, calls)
         if begun.deliveries > self._context.settings.max_deliveries:
+            await count_unused(self._claim, self._context, calls)
             times = begun.deliveries - 1
             message = f"the worker died {times} times while it ran this branch"
             return unanswered(index, ErrorKind.POISONED, message, calls)
@@ -268,27 +267,6 @@ class _Delivery:
             return
         except StoredDataError as error:
             _log.warning("a branch begins anew: %s", error, extra=about(self._id))
-
-    async def _count_prepared(self, calls: Calls) -> None:
-        """Count a call of a batch whose result comes too late to be used."""
-        prepared = await self._claim.prepared()
-        if prepared.number != calls.earlier.attempts + 1:
-            # It is counted already, or there is none.
-            return
-        try:
-            spec = await self._context.runs.specs(self._id.run_id)
-            result = result_of(prepared.result)
-        except (UnknownRunError, StoredDataError):
-            return
-        model, error = (spec.model, *spec.all_models)[prepared.place], result.error
-        call = CallAttempt(
-            number=prepared.number,
-            started_at=calls.started_at,
-            elapsed_s=0.0,
-            kind=None if error is None else error.kind,
-            usage=used_by(result, price_of(model, spec.price)),
-        )
-        calls.ended(model, call)
 
     async def _leave_to_others(self, error: Exception) -> None:
         """Give back a branch whose input this worker cannot read: another worker may."""

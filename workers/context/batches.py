@@ -50,7 +50,7 @@ class Batches(Generic[_Asked, _Given]):
     def __init__(
         self,
         carry_out: Callable[[list[_Asked]], Sequence[_Given]],
-        threads: Executor,
+        threads: Executor | None,
         linger_s: Callable[[], float] = lambda: 0.0,
         abandoned: Callable[[_Asked], None] | None = None,
     ) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from fanout.core.budgets import NO_AMOUNTS, Amounts, BudgetReport
 from fanout.core.errors import BrokerError, LLMError, UnknownRunError
 from fanout.core.records import ErrorKind
-from fanout.policy.budgets import Fit, fit, fits, over_budget
+from fanout.policy.budgets import Fit, fit, fits, over_budget, too_large
 from fanout.system.logs import RateLimitFilter
 from workers.context.inflight import CallStoppedError, StopReason
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fanout.core.budgets import BudgetReply, BudgetState
     from workers.context.inflight import InFlight
 
-__all__ = ["BudgetAccount", "over"]
+__all__ = ["BudgetAccount", "require_fit"]
 
 # Calls that one report asks for: a script blocks the server while it runs.
 _AT_ONCE = 100
@@ -63,7 +63,8 @@ class BudgetAccount:
         process: The unique name of this process.
         in_flight: Ends what waits when a run or this worker stops.
         dies_after_s: Seconds without a report after which the server takes this process for dead.
-        waits: Whether a call that never fits waits for the next day; else it fails.
+        day: The name of the budget of a day: a call that does not fit today waits for the next day. Empty
+            for the budget of a run: there it fails.
         clock: Monotonic seconds.
     """
 
@@ -74,14 +75,14 @@ class BudgetAccount:
         process: str,
         in_flight: InFlight,
         dies_after_s: float,
-        waits: bool = False,
+        day: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._send = send
         self._process = process
         self._in_flight = in_flight
         self._beat_s = dies_after_s / 4
-        self._waits = waits
+        self._day = day
         self._clock = clock
         self._users = 0
         self._idle_since = clock()
@@ -164,10 +165,8 @@ class BudgetAccount:
     def require_room(self, most: Amounts, *, is_reduce: bool) -> None:
         """Raise LLMError if it was known a moment ago that a call does not fit."""
         state = self._state
-        if state is None or self._waits or self._clock() - self._read_at >= _FRESH_S:
-            return
-        if fit(most, state, is_reduce=is_reduce) is Fit.NEVER:
-            raise over(most, state, is_reduce=is_reduce)
+        if state is not None and self._clock() - self._read_at < _FRESH_S:
+            require_fit(most, state, is_reduce=is_reduce, day=self._day)
 
     def _start(self) -> None:
         if self._keeper is None or self._keeper.done():
@@ -256,11 +255,12 @@ class BudgetAccount:
             else:
                 ask.granted.set_result(None)
         never = self._never(reply.state)
-        if not self._waits:
-            for ask in never:
+        for ask in never:
+            try:
+                require_fit(ask.most, reply.state, is_reduce=ask.is_reduce, day=self._day)
+            except LLMError as problem:
                 del self._waiting[ask]
                 if not ask.granted.done():
-                    problem = over(ask.most, reply.state, is_reduce=ask.is_reduce)
                     ask.granted.set_exception(problem)
         if granted:
             self._poll_s = _FIRST_POLL_S
@@ -289,8 +289,24 @@ class BudgetAccount:
                 ask.granted.set_exception(CallStoppedError(StopReason.HALTED))
 
 
-def over(most: Amounts, state: BudgetState, *, is_reduce: bool) -> LLMError:
-    """Return the error of a call for which what is spent leaves no room."""
-    # The run goes on: only an account without money stops it.
-    message = over_budget(most, state, is_reduce=is_reduce)
-    return LLMError(ErrorKind.BUDGET, message, stop_after=0)
+def require_fit(most: Amounts, state: BudgetState, *, is_reduce: bool, day: str) -> None:
+    """Raise LLMError if a call never fits: into the budget of a day, also on no other day.
+
+    Args:
+        most: The most that it can use.
+        state: The budget.
+        is_reduce: Whether it is of the reduce.
+        day: The name of the budget of a day, or empty.
+    """
+    if day:
+        budget, is_over = f"the workers' budget of a day for {day}", too_large
+    else:
+        budget, is_over = "the run's budget", _never_fits
+    if is_over(most, state, is_reduce=is_reduce):
+        # The run goes on: only an account without money stops it.
+        message = over_budget(most, state, is_reduce=is_reduce, budget=budget)
+        raise LLMError(ErrorKind.BUDGET, message, stop_after=0)
+
+
+def _never_fits(most: Amounts, state: BudgetState, *, is_reduce: bool) -> bool:
+    return fit(most, state, is_reduce=is_reduce) is Fit.NEVER

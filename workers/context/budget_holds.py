@@ -4,70 +4,84 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from functools import partial
 from typing import TYPE_CHECKING
 
-from fanout.core.errors import BrokerError, UnknownRunError
-from fanout.policy.budgets import Fit, fit
-from workers.context.budget_account import over
+from msgspec import structs
+
+from fanout.core.errors import BrokerError
+from fanout.system.logs import RateLimitFilter
+from workers.context.budget_account import require_fit
 from workers.context.inflight import CallStoppedError, StopReason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
-    from fanout.core.budgets import Amounts, BudgetReply
+    from fanout.core.budgets import Amounts, BudgetReply, BudgetStep
     from workers.context.inflight import InFlight
 
 __all__ = ["BudgetHold"]
 
 # Seconds until a call asks again for room, or tries an unreachable server again.
 _AGAIN_S = 1.0
+_LAST_AGAIN_S = 10.0
+_GROWTH = 1.5
+_LOG_S = 30.0
 
 _log = logging.getLogger(__name__)
+_log.addFilter(RateLimitFilter(_LOG_S))
 
 
 class BudgetHold:
     """A budget that calls of batches must fit into.
 
     Args:
-        send: Sends a step to the server; it blocks.
-        waits: Whether a call that never fits waits for the next day; else it fails.
+        send: Takes a step at the server; the reply is None if there is no such run.
+        of: Names the budget. If it is that of a day, a call that does not fit waits; else it fails.
+        in_flight: Ends what waits when this worker stops.
     """
 
-    def __init__(self, send: Callable[..., BudgetReply], *, waits: bool = False) -> None:
+    def __init__(
+        self,
+        send: Callable[[BudgetStep], Awaitable[BudgetReply | None]],
+        of: BudgetStep,
+        in_flight: InFlight,
+    ) -> None:
         self._send = send
-        self._waits = waits
+        self._of = of
+        self._in_flight = in_flight
 
-    async def take(self, item: str, most: Amounts, *, is_reduce: bool, in_flight: InFlight) -> None:
+    async def take(self, item: str, most: Amounts, *, is_reduce: bool) -> None:
         """Reserve the most that a call can use, perhaps after a wait.
 
         Raises:
             LLMError: What is spent or reserved for batches leaves no room for it.
             CallStoppedError: The run is gone, or this worker stops.
         """
-        while True:
-            reply = await self._sent(partial(self._send, item, most, is_reduce=is_reduce))
-            if reply is not None and reply.granted[0]:
-                return
-            is_over = reply is not None and not self._waits
-            if reply is not None and is_over:
-                state = reply.state
-                if fit(most, state, is_reduce=is_reduce) is Fit.NEVER:
-                    raise over(most, state, is_reduce=is_reduce)
-            await in_flight.wait(_AGAIN_S)
+        pause_s = _AGAIN_S
+        step = structs.replace(self._of, call=item, amounts=most, is_reduce=is_reduce)
+        while (reply := await self._sent(step)) is None or not reply.granted[0]:
+            if reply is not None:
+                require_fit(most, reply.state, is_reduce=is_reduce, day=self._of.day)
+            await self._in_flight.wait(pause_s)
+            pause_s = min(_LAST_AGAIN_S, pause_s * _GROWTH)
 
-    async def end(self, item: str, used: Amounts) -> None:
-        """Settle what a call has used. Raises CallStoppedError if the run is gone."""
+    async def end(self, item: str, used: Amounts | None, *, insists: bool = True) -> None:
+        """Settle what a call has used; None if it is unknown.
+
+        ``insists``: whether to wait for an unreachable server. Raises CallStoppedError if the run is gone.
+        """
+        step = structs.replace(self._of, call=item, amounts=used, ends=True)
         # The server may be unreachable for a while.
-        while await self._sent(partial(self._send, item, used, ends=True)) is None:  # noqa: ASYNC110
+        while await self._sent(step) is None and insists:  # noqa: ASYNC110
             await asyncio.sleep(_AGAIN_S)
 
-    async def _sent(self, step: Callable[[], BudgetReply]) -> BudgetReply | None:
+    async def _sent(self, step: BudgetStep) -> BudgetReply | None:
         """Return the reply; None if the server is unreachable."""
         try:
-            return await asyncio.to_thread(step)
-        except UnknownRunError:
-            raise CallStoppedError(StopReason.HALTED) from None
+            reply = await self._send(step)
         except BrokerError as error:
             _log.warning("cannot reserve what a call of a batch may use: %s", error)
             return None
+        if reply is None:
+            raise CallStoppedError(StopReason.HALTED)
+        return reply

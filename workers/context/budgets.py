@@ -7,14 +7,14 @@ from collections import OrderedDict
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fanout.core.budgets import NO_AMOUNTS, Amounts
+from fanout.core.budgets import NO_AMOUNTS, Amounts, BudgetStep
 from fanout.core.day_budgets import matching
-from fanout.core.errors import ModelError
+from fanout.core.errors import LLMError, ModelError
 from fanout.core.model_names import READER_MODEL
 from fanout.llm.call_bounds import CallBounds
 from fanout.llm.usage import billed
-from fanout.policy.budgets import used_by_call
-from fanout.policy.pricing import priced
+from fanout.policy.budgets import known_use, used_by_call
+from workers.context.batches import Batches
 from workers.context.budget_account import BudgetAccount
 from workers.context.budget_holds import BudgetHold
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from typing import Self
 
     from fanout.core.budgets import BudgetLimits
-    from fanout.core.errors import LLMError
     from fanout.core.ids import StageId
     from fanout.core.records import Usage
     from fanout.core.spec import RunSpec
@@ -63,6 +62,8 @@ class Budgets:
         self._in_flight = in_flight
         self._days = days
         self._dies_after_s = dies_after_s
+        # One thread takes them for all branches.
+        self._hold = Batches(store.hold_budgets, None)
         self._make = partial(
             BudgetAccount,
             process=process,
@@ -84,7 +85,7 @@ class Budgets:
             ModelError: One cannot be kept, as something of the model is unknown.
         """
         is_reduce = stage_id.stage > 0
-        names = [] if model == READER_MODEL else matching(model, self._days)
+        names = self._names(model)
         if not names and not spec.budget.is_limited:
             return None
         bounds = CallBounds(spec, model, llm)
@@ -95,18 +96,38 @@ class Budgets:
             if problem is not None:
                 raise ModelError(f"{what} in {problem[0]} {problem[1]}")
         accounts = [self._of_day(name) for name in names]
-        holds = [
-            BudgetHold(
-                partial(self._store.hold_day_budget, name, limits=self._days[name]), waits=True
-            )
-            for name in names
-        ]
         if spec.budget.is_limited:
             accounts.append(self._of_run(stage_id.run_id))
-            holds.append(BudgetHold(partial(self._store.hold_budget, stage_id.run_id)))
-        return BudgetedCalls(
-            accounts, bounds, is_reduce=is_reduce, holds=holds, in_flight=self._in_flight
-        )
+        holds = self._holds(stage_id, spec, model)
+        return BudgetedCalls(accounts, bounds, is_reduce=is_reduce, holds=holds)
+
+    async def unhold(
+        self, stage_id: StageId, spec: RunSpec, model: str, item: str, usage: Usage | None
+    ) -> None:
+        """Settle what is reserved for a call of a batch whose branch makes no call any more.
+
+        Args:
+            stage_id: The stage of the branch.
+            spec: Its run's spec.
+            model: The model.
+            item: The call.
+            usage: What it has used; None if it was not made.
+
+        Raises:
+            CallStoppedError: The run is gone.
+        """
+        used = NO_AMOUNTS if usage is None else known_use(usage)
+        for hold in self._holds(stage_id, spec, model):
+            await hold.end(item, used)
+
+    def _names(self, model: str) -> list[str]:
+        return [] if model == READER_MODEL else matching(model, self._days)
+
+    def _holds(self, stage_id: StageId, spec: RunSpec, model: str) -> list[BudgetHold]:
+        of = [BudgetStep(day=name, limits=self._days[name]) for name in self._names(model)]
+        if spec.budget.is_limited:
+            of.append(BudgetStep(run_id=stage_id.run_id))
+        return [BudgetHold(self._hold, one, self._in_flight) for one in of]
 
     async def aclose(self) -> None:
         """Report what was used; the loop is about to end."""
@@ -132,7 +153,7 @@ class Budgets:
                 limits=self._days[name],
                 dies_after_s=self._dies_after_s,
             )
-            account = self._of_days[name] = self._make(report, waits=True)
+            account = self._of_days[name] = self._make(report, day=name)
         return account
 
 
@@ -144,7 +165,6 @@ class BudgetedCalls:
         bounds: The most that a call can use.
         is_reduce: Whether the branch is of the reduce.
         holds: The same budgets for calls that no process waits for.
-        in_flight: Ends what waits when the run or this worker stops.
     """
 
     def __init__(
@@ -154,10 +174,8 @@ class BudgetedCalls:
         *,
         is_reduce: bool,
         holds: Sequence[BudgetHold],
-        in_flight: InFlight,
     ) -> None:
         self._holds = holds
-        self._in_flight = in_flight
         self._accounts = accounts
         self._bounds = bounds
         self._is_reduce = is_reduce
@@ -170,14 +188,15 @@ class BudgetedCalls:
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        if self._most is not None:
-            # The call was admitted, and has not begun.
-            self._settle(NO_AMOUNTS)
+        self.give_back()
         for account in self._accounts:
             account.closes()
 
     def gate(self, gate: CallGate) -> CallGate:
-        """Return a gate that lets a call through once it fits; ``gate`` comes first."""
+        """Return a gate that lets a call through once it fits; ``gate`` comes after that.
+
+        So a call that waits for room, perhaps for hours, has not taken a part of a rate limit.
+        """
         return _BudgetGate(self, gate)
 
     def observing(self, observe: Callable[[CallAttempt], None]) -> Callable[[CallAttempt], None]:
@@ -198,7 +217,13 @@ class BudgetedCalls:
         if usage is None:
             self._settle(most)
         else:
-            self._settle(used_by_call(priced(usage, self._bounds.price), most))
+            # It has its cost, by the lane that it was bought in.
+            self._settle(used_by_call(usage, most))
+
+    def give_back(self) -> None:
+        """Give back what is reserved for a call that has not begun."""
+        if self._most is not None:
+            self._settle(NO_AMOUNTS)
 
     def require_room(self, request: LLMRequest) -> None:
         """Raise LLMError if it is known that a call does not fit."""
@@ -236,17 +261,28 @@ class BudgetedCalls:
         held: list[BudgetHold] = []
         try:
             for hold in self._holds:
-                await hold.take(item, most, is_reduce=self._is_reduce, in_flight=self._in_flight)
+                await hold.take(item, most, is_reduce=self._is_reduce)
                 held.append(hold)
-        except BaseException:
+        except LLMError:
+            # Otherwise there is another delivery, which holds the same.
             for hold in held:
-                await hold.end(item, NO_AMOUNTS)
+                await hold.end(item, NO_AMOUNTS, insists=False)
             raise
 
-    async def unhold(self, item: str) -> None:
-        """Give back what may be reserved for a call that will not be made."""
+    async def unhold(self, item: str, usage: Usage | None = None, *, insists: bool = True) -> None:
+        """Settle what is reserved for a call that nobody waits for any more.
+
+        Args:
+            item: The call.
+            usage: What it has used, with its cost; None if it was not made.
+            insists: Whether to wait for an unreachable server.
+
+        Raises:
+            CallStoppedError: The run is gone.
+        """
+        used = NO_AMOUNTS if usage is None else known_use(usage)
         for hold in self._holds:
-            await hold.end(item, NO_AMOUNTS)
+            await hold.end(item, used, insists=insists)
 
     async def landed(self, item: str, request: LLMRequest, usage: Usage) -> None:
         """Note what a call has used whose result a batch has brought, with its cost."""
@@ -270,10 +306,14 @@ class _BudgetGate:
     async def enter(self, request: LLMRequest, *, left_s: float) -> float:
         """See CallGate; a wait for the budget counts as one for a rate limit."""
         self._calls.require_room(request)
-        for_rate_s = await self._gate.enter(request, left_s=left_s)
         came = time.monotonic()
         await self._calls.reserve(request)
-        return for_rate_s + time.monotonic() - came
+        waited_s = time.monotonic() - came
+        try:
+            return waited_s + await self._gate.enter(request, left_s=left_s)
+        except BaseException:
+            self._calls.give_back()
+            raise
 
     async def leave(
         self, request: LLMRequest, reply: LLMReply | None, error: LLMError | None

@@ -185,11 +185,11 @@ class RedisBase:
         """The server's address, without credentials."""
         return address_of(self._redis)
 
-    def _call(self, script: str, keys: Sequence[str], args: Iterable[Any]) -> Any:
-        """Run a Lua script on the server."""
+    def _call(self, script: str, keys: Sequence[str], args: Iterable[Any], pipe: Any = None) -> Any:
+        """Run a Lua script on the server; add it to a pipeline, if there is one."""
         if script not in self._scripts:
             self._scripts[script] = self._redis.register_script(script)
-        return self._scripts[script](keys=keys, args=args)
+        return self._scripts[script](keys=keys, args=args, client=pipe)
 
     @property
     def is_embedded(self) -> bool:

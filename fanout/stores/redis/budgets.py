@@ -12,7 +12,7 @@ from fanout.stores.redis.base import RedisBase, seconds, translated
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fanout.core.budgets import BudgetReport
+    from fanout.core.budgets import BudgetReport, BudgetStep
 
 __all__ = ["RedisBudgets", "budget_fields"]
 
@@ -59,56 +59,30 @@ class RedisBudgets(RedisBase):
         return _reply(self._call(budget_scripts.REPORT_BUDGET, [self._day_budget(name)], args))
 
     @translated
-    def hold_budget(
-        self,
-        run_id: str,
-        call: str,
-        amounts: Amounts,
-        *,
-        is_reduce: bool = False,
-        ends: bool = False,
-    ) -> BudgetReply:
-        """Reserve what a call can use that no process waits for, such as one of a batch.
+    def hold_budgets(self, steps: Sequence[BudgetStep]) -> list[BudgetReply | None]:
+        """Take steps of calls that no process waits for; return the replies in order.
 
-        What is reserved counts as used until the call ends. Each step counts once.
-
-        Args:
-            run_id: The run.
-            call: A unique id of the call.
-            amounts: The most that it can use, or what it has used.
-            is_reduce: Whether it is of the reduce.
-            ends: Whether the call has ended.
-
-        Raises:
-            UnknownRunError: There is no such run.
+        One is None if there is no such run.
         """
-        run = self._run(run_id)
-        keys = [f"{run}:budget", f"{run}:budget:held", run]
-        args = _hold_args(call, amounts, self._ttl_s, BudgetLimits())
-        args += [int(is_reduce)]
-        args[1] = int(not ends)
-        reply = self._call(budget_scripts.HOLD_BUDGET, keys, args)
-        if not reply:
-            raise UnknownRunError(run_id)
-        return _reply(reply)
+        with self._redis.pipeline(transaction=False) as pipe:
+            for step in steps:
+                self._call(
+                    budget_scripts.HOLD_BUDGET, self._hold_keys(step), self._hold_args(step), pipe
+                )
+            replies = pipe.execute()
+        return [_reply(reply) if reply else None for reply in replies]
 
-    @translated
-    def hold_day_budget(
-        self,
-        name: str,
-        call: str,
-        amounts: Amounts,
-        *,
-        limits: BudgetLimits,
-        is_reduce: bool = False,
-        ends: bool = False,
-    ) -> BudgetReply:
-        """Reserve from a budget of the fleet for this day: see ``hold_budget``."""
-        keys = [self._day_budget(name), f"{self._prefix}:budget-held:{name}"]
-        args = _hold_args(call, amounts, _KEPT_S, limits)
-        args += [int(is_reduce)]
-        args[1] = int(not ends)
-        return _reply(self._call(budget_scripts.HOLD_BUDGET, keys, args))
+    def _hold_keys(self, step: BudgetStep) -> list[str]:
+        if step.run_id:
+            run = self._run(step.run_id)
+            return [f"{run}:budget", f"{run}:budget:held", run]
+        return [self._day_budget(step.day), f"{self._prefix}:budget-held:{step.day}"]
+
+    def _hold_args(self, step: BudgetStep) -> list[Any]:
+        ttl_s = self._ttl_s if step.run_id else _KEPT_S
+        args = [step.call, int(not step.ends), 0, ttl_s, *_given(step.limits)]
+        amounts = ("", "", "") if step.amounts is None else _numbers(step.amounts)
+        return [*args, *amounts, int(step.is_reduce)]
 
     @translated
     def budget(self, run_id: str) -> BudgetState:
@@ -169,14 +143,14 @@ def budget_fields(limits: BudgetLimits, map_limits: BudgetLimits) -> dict[str, i
     return fields
 
 
-def _hold_args(call: str, amounts: Amounts, ttl_s: int, limits: BudgetLimits) -> list[Any]:
-    given = ["" if one is None else one for one in (limits.nano_usd, limits.calls, limits.tokens)]
-    return [call, 1, 0, ttl_s, *given, *given, *_numbers(amounts)]
+def _given(limits: BudgetLimits) -> list[Any]:
+    """Return limits of all calls, and the same of the branches, as the scripts take them."""
+    numbers = (limits.nano_usd, limits.calls, limits.tokens)
+    return 2 * ["" if one is None else one for one in numbers]
 
 
 def _args(report: BudgetReport, dies_after_s: float, ttl_s: int, limits: BudgetLimits) -> list[Any]:
-    given = ["" if one is None else one for one in (limits.nano_usd, limits.calls, limits.tokens)]
-    args: list[Any] = [report.session, report.number, dies_after_s, ttl_s, *given, *given]
+    args: list[Any] = [report.session, report.number, dies_after_s, ttl_s, *_given(limits)]
     args += [*_numbers(report.held), *_numbers(report.spent)]
     for most, is_reduce in report.asked:
         args += [*_numbers(most), int(is_reduce)]

@@ -117,4 +117,7 @@ def test_the_error_says_what_is_spent_of_what():
     state = BudgetState(limits=BudgetLimits(calls=1), map_limits=BudgetLimits(calls=1),
                         spent=calls(1))  # fmt: skip
     assert "budget of 1 call has no room" in over_budget(calls(1), state, is_reduce=False)
+    # One that is too large by itself.
+    text = over_budget(calls(2), state, is_reduce=False, budget="the budget")
+    assert text == "the budget of 1 call has no room for this call: it may use 2 calls"
     assert calls(0) == NO_AMOUNTS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fanout.core.budgets import Amounts, BudgetLimits, BudgetState, nano_usd_of
+from fanout.core.budgets import Amounts, BudgetLimits, BudgetState, BudgetStep, nano_usd_of
 from fanout.core.errors import RunError, SpecError
 from fanout.core.spec import make_spec
 from fanout.runs.budget_status import BudgetStatus
@@ -100,7 +100,7 @@ def test_a_new_budget_replaces_the_limits_that_it_gives(store):
 
 def test_a_new_budget_without_room_or_for_a_run_without_one_is_refused(store):
     run = created(store, budget={"calls": 10})
-    store.hold_budget("r", "c", Amounts(calls=7))
+    store.hold_budgets([BudgetStep(run_id="r", call="c", amounts=Amounts(calls=7))])
     with pytest.raises(SpecError, match=r"^budget\.calls: must be more than the 7 calls .*got 7"):
         new_limits(store, run, checked_budget({"calls": 7}))
     store.delete_run("r")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fanout.core.budgets import NO_AMOUNTS, Amounts, BudgetLimits, BudgetReport
+from fanout.core.budgets import NO_AMOUNTS, Amounts, BudgetLimits, BudgetReport, BudgetStep
 from fanout.core.errors import UnknownRunError
 
 RUN = "budgeted"
@@ -176,24 +176,32 @@ def test_what_is_granted_to_many_processes_never_passes_the_limit(store, seed):
             assert booked <= getattr(limits, part)
 
 
+def held(store, call, amounts, **step):
+    [reply] = store.hold_budgets([BudgetStep(run_id=RUN, call=call, amounts=amounts, **step)])
+    return reply
+
+
 def test_a_call_of_a_batch_counts_as_used_until_it_is_settled_and_each_step_counts_once(store, run):
     most, used = Amounts(nano_usd=40, calls=1), Amounts(nano_usd=7, calls=1)
     for _ in range(2):
-        assert store.hold_budget(run, "b1", most).granted == (True,)
-    reply = store.hold_budget(run, "b2", most)
-    assert reply.state.unsure == most + most
-    assert store.hold_budget(run, "b3", most).granted == (False,)
+        assert held(store, "b1", most).granted == (True,)
+    assert held(store, "b2", most).state.unsure == most + most
+    assert held(store, "b3", most).granted == (False,)
     assert report(store, 1, asks=2).granted == (True, False), "10 of 90 are left"
     for _ in range(2):
-        state = store.hold_budget(run, "b1", used, ends=True).state
+        state = held(store, "b1", used, ends=True).state
     assert (state.spent, state.unsure, state.held) == (used, most, ONE)
-    assert store.hold_budget(run, "b3", Amounts(nano_usd=33, calls=1)).granted == (True,)
+    assert held(store, "b3", Amounts(nano_usd=33, calls=1)).granted == (True,)
     # The reduce has a part of its own.
-    assert store.hold_budget(run, "r", Amounts(nano_usd=10), is_reduce=True).granted == (True,)
-    assert store.hold_budget(run, "r2", Amounts(nano_usd=1), is_reduce=True).granted == (False,)
+    assert held(store, "r", Amounts(nano_usd=10), is_reduce=True).granted == (True,)
+    assert held(store, "r2", Amounts(nano_usd=1), is_reduce=True).granted == (False,)
+    # One of which nothing is known has used what it may.
+    assert held(store, "b2", None, ends=True).state.spent == used + most
+    assert held(store, "b2", None, ends=True).state.spent == used + most
+    steps = [BudgetStep(run_id=run_id, call="x", amounts=most) for run_id in ("none", RUN, "no")]
+    assert [reply is None for reply in store.hold_budgets(steps)] == [True, False, True]
     store.delete_run(run)
-    with pytest.raises(UnknownRunError):
-        store.hold_budget(run, "b4", most)
+    assert held(store, "b4", most) is None
     assert not list(store._redis.scan_iter(f"*{run}*"))
 
 
@@ -204,7 +212,8 @@ LIMITS = BudgetLimits(calls=10)
 def hold(store, call, calls=1, *, ends=False):
     """Reserve from the budget of the day, or settle; return whether it fits, and the state."""
     amounts = Amounts(calls=calls)
-    reply = store.hold_day_budget("*", call, amounts, limits=LIMITS, ends=ends)
+    step = BudgetStep(day="*", limits=LIMITS, call=call, amounts=amounts, ends=ends)
+    [reply] = store.hold_budgets([step])
     return reply.granted == (True,), reply.state
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from msgspec import structs
 
+from fanout.core.budgets import BudgetLimits
 from fanout.core.errors import LLMError
 from fanout.core.gathered import BatchRecord, LaneRecord, Prepared
 from fanout.core.ids import BranchId, ShardId, StageId
@@ -29,7 +30,7 @@ from fanout.llm.batches.base import (
     BatchStatus,
     BatchUnknownError,
 )
-from tests.fakes import RUN, FakeContext, Publisher, run_branch
+from tests.fakes import RUN, Calls, FakeContext, Publisher, run_branch
 from workers.batching import batcher as batching
 from workers.batching import joined_calls, provider_batch, waiting_runs
 from workers.batching.batcher import Batcher
@@ -37,6 +38,7 @@ from workers.batching.clients import LaneApi
 from workers.branch.batch_lane import GatheredCalls
 from workers.branch.claims import BranchGathered, BranchParked
 from workers.branch.execution import BranchFailed
+from workers.context.budgets import Budgets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -499,8 +501,10 @@ def wait_at_provider(fleet):
 
 def test_the_answers_of_a_cancelled_run_are_counted(monkeypatch):
     answers = {"t0": {"text": "answer"}}
-    fleet = Fleet(monkeypatch, Provider(lambda line: answers.get(line["prompt"])), count=3)
+    provider = Provider(lambda line: answers.get(line["prompt"]))
+    fleet = Fleet(monkeypatch, provider, count=3, budget={"calls": 9})
     wait_at_provider(fleet)
+    assert fleet.store.budget(RUN).unsure.calls == 3
     assert fleet.store.halt(RUN, RunStatus.CANCELLED)
     fleet.beat()
     # The status says what it waits for.
@@ -510,6 +514,36 @@ def test_the_answers_of_a_cancelled_run_are_counted(monkeypatch):
     assert fleet.provider.cancelled == ["batch_0"]
     known = [fleet.outcomes[position].usage for position in range(3)]
     assert [usage.input_tokens for usage in known] == [5, 0, 0]
+    state = fleet.store.budget(RUN)
+    assert (state.spent.calls, state.unsure.calls) == (3, 0)
+    fleet.batcher.close()
+
+
+@pytest.mark.parametrize("ends", ["promoted", "stopped", "poisoned"])
+def test_what_is_reserved_for_a_call_that_is_in_no_batch_is_given_back(monkeypatch, ends):
+    fleet = Fleet(monkeypatch, Provider(), count=2, budget={"calls": 9})
+
+    async def complete(_request):
+        return LLMReply(text="now", usage=Usage(calls=1))
+
+    fleet.context.models.made[MODEL].complete = complete
+    days = {"*": BudgetLimits(calls=9)}
+    fleet.context.budgets = Budgets(fleet.store, Calls(), days, process="me", dies_after_s=15)
+    fleet.process()
+    assert fleet.store.budget(RUN).unsure.calls == 2
+    if ends == "stopped":
+        assert fleet.store.halt(RUN, RunStatus.CANCELLED)
+    if ends == "poisoned":
+        fleet.context.settings = load_settings(max_deliveries=1)
+    [marks] = fleet.store.gathered_marks(RUN)
+    epoch = fleet.store.lead_batches("me", ttl_s=0.001).epoch
+    assert fleet.store.release_gathered(epoch, RUN, marks, promotes=ends == "promoted") == 2
+    fleet.finish()
+    asyncio.run(fleet.context.budgets.aclose())
+    [of_day], _ = fleet.store.day_budgets(["*"])
+    made = 2 if ends == "promoted" else 0
+    for state in (fleet.store.budget(RUN), of_day):
+        assert (state.spent.calls, state.unsure.calls) == (made, 0)
     fleet.batcher.close()
 
 
@@ -586,7 +620,8 @@ def test_branches_of_a_stopped_run_do_not_wait_for_a_batch_of_others(monkeypatch
 
 def test_late_branches_of_an_automatic_lane_are_called_at_once(monkeypatch):
     texts = ["t0", "t1", "t0"]
-    fleet = Fleet(monkeypatch, Provider(), texts=texts, lane="auto", deadline_s=1000)
+    options = {"lane": "auto", "deadline_s": 1000, "budget": {"calls": 9}}
+    fleet = Fleet(monkeypatch, Provider(), texts=texts, **options)
     called = []
 
     async def complete(request):
@@ -605,6 +640,22 @@ def test_late_branches_of_an_automatic_lane_are_called_at_once(monkeypatch):
     assert {outcome.output for outcome in fleet.outcomes.values()} == {"now"}
     assert fleet.provider.cancelled == ["batch_0"]
     assert fleet.store.stage(StageId(RUN, 0)).usage.calls == 2
+    # The provider may bill the calls of the batch, too.
+    asyncio.run(fleet.context.budgets.aclose())
+    state = fleet.store.budget(RUN)
+    assert (state.spent.calls, state.unsure.calls) == (4, 0)
+    fleet.batcher.close()
+
+
+def test_a_late_branch_takes_the_answer_that_its_batch_has_brought(monkeypatch):
+    fleet = Fleet(monkeypatch, Provider(), count=2, lane="auto", deadline_s=1000)
+    wait_at_provider(fleet)
+    fleet.provider.is_running = False
+    while not fleet.context.publisher.sent:
+        fleet.beat()
+    fleet.store._redis.hset("fanout:run:r1", "deadline_at", fleet.store.now() + 50)
+    fleet.finish()
+    fleet.check(calls=2)
     fleet.batcher.close()
 
 

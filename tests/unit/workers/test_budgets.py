@@ -83,6 +83,8 @@ def test_an_account_without_money_stops_the_run_as_before():
         (lambda _: reply(cost_usd=0.001), 0.001),
         # Without a cost its tokens have one.
         (lambda _: reply(), 0.0005),
+        # Bought in the lane flex, for half the price.
+        (lambda _: msgspec.structs.replace(reply(), lane="flex"), 0.00025),
         # A refusal costs nothing, and a call of which nothing is known what it can cost at most.
         (lambda _: LLMError(ErrorKind.CONTENT_FILTER, "no"), 0.0),
         (lambda _: LLMError(ErrorKind.TIMEOUT, "late", is_own=True), 0.03),
@@ -93,6 +95,8 @@ def test_an_account_without_money_stops_the_run_as_before():
 )  # fmt: skip
 def test_a_call_counts_with_what_its_provider_says(script, spent):
     given = {key: value for key, value in PRICED.items() if spent != 0.001 or key != "price"}
+    if spent == 0.00025:
+        given |= {"model": "openai/m", "lane": "flex"}
     context, [outcome] = processed(script, 1, budget={"usd": 1.0}, **given)
     assert used(context).usd == pytest.approx(spent)
     assert used(context).calls == outcome.usage.calls
@@ -332,6 +336,105 @@ def test_calls_beyond_the_budget_of_a_day_wait_for_the_next_day(monkeypatch, ser
     assert kinds(outcomes.values()) == [None] * 3
     [state], _ = context.store.day_budgets(["fake*"])
     assert state.used.calls == 1
+
+
+TINY = {"fake*": BudgetLimits(tokens=5)}
+
+
+def test_a_call_that_fits_into_no_day_fails_and_does_not_wait():
+    context = FakeContext(max_tokens=100)
+    context.budgets = budgets = Budgets(context.store, Calls(), TINY, process="me", dies_after_s=15)
+    context.write(["a", "b"])
+    context.process()
+    outcomes = context.store.outcomes(ShardId(RUN, 0, 0)).values()
+    assert kinds(outcomes) == [ErrorKind.BUDGET] * 2
+    [message] = {outcome.message for outcome in outcomes}
+    assert message == (
+        "the workers' budget of a day for fake* of 5 tokens has no room for this call: "
+        "it may use 101 tokens"
+    )
+    # In a batch, too.
+    calls = budgets.calls(StageId(RUN, 0), context.spec, "fake", context.llm)
+    with pytest.raises(LLMError, match="has no room"):
+        asyncio.run(calls.hold("item", LLMRequest(prompt="a", max_tokens=100)))
+
+
+class Gate:
+    """A gate that refuses calls, or counts them."""
+
+    entered = 0
+    problem: Exception | None = None
+
+    async def enter(self, _request, *, left_s):
+        self.entered += 1
+        if self.problem is not None:
+            raise self.problem
+        return 1.5
+
+
+def test_a_call_passes_its_rate_limit_after_its_budget_and_gives_back_if_it_does_not():
+    context = FakeContext(budget={"calls": 1})
+    request = LLMRequest(prompt="p")
+    gate = Gate()
+
+    async def work():
+        made = [
+            context.budgets.calls(StageId(RUN, 0), context.spec, "fake", context.llm)
+            for _ in range(2)
+        ]
+        first, second = (calls.gate(gate) for calls in made)
+        gate.problem = LLMError(ErrorKind.RATE_LIMITED, "full")
+        with made[0], made[1]:
+            with pytest.raises(LLMError, match="full"):
+                await first.enter(request, left_s=1)
+            gate.problem = None
+            assert await second.enter(request, left_s=1) >= 1.5
+            waiting = asyncio.create_task(first.enter(request, left_s=1))
+            await asyncio.sleep(0.05)
+            assert (waiting.done(), gate.entered) == (False, 2)
+            made[1].give_back()
+            await waiting
+        await context.budgets.aclose()
+
+    asyncio.run(work())
+    assert gate.entered == 3
+    state = context.store.budget(RUN)
+    assert state.used == state.held == NO_AMOUNTS
+
+
+def test_calls_of_batches_reserve_together_and_end_while_the_server_is_away(monkeypatch):
+    context = FakeContext(budget={"calls": 50})
+    sent = []
+    take = context.store.hold_budgets
+
+    def hold(steps):
+        sent.append(len(steps))
+        if is_away:
+            raise BrokerError("it is away")
+        return take(steps)
+
+    monkeypatch.setattr("fanout.stores.RedisStore.hold_budgets", lambda _, steps: hold(steps))
+    context.budgets = Budgets(context.store, Calls(), {}, process="me", dies_after_s=15)
+    is_away = False
+    calls = context.budgets.calls(StageId(RUN, 0), context.spec, "fake", context.llm)
+    request = LLMRequest(prompt="p")
+
+    async def work():
+        nonlocal is_away
+        await asyncio.gather(*(calls.hold(f"i{number}", request) for number in range(40)))
+        assert sum(sent) == 40
+        assert len(sent) <= 3
+        is_away = True
+        for step in (calls.hold("x", request), calls.unhold("i1")):
+            task = asyncio.create_task(step)
+            await asyncio.sleep(0.05)
+            task.cancel()
+            async with asyncio.timeout(5):
+                await asyncio.wait([task])
+            assert task.cancelled()
+        await calls.unhold("i1", insists=False)
+
+    asyncio.run(work())
 
 
 @pytest.mark.parametrize(
