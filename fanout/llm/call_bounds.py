@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from fanout.core.tokens import utf8_bytes
 from fanout.llm.callables import CallableLLM, takes_prompt_only
 from fanout.llm.prices import price_of
 from fanout.llm.registry import known_context_tokens
 from fanout.policy.budgets import most_of_call
+from fanout.policy.pricing import priced
 
 if TYPE_CHECKING:
     from fanout.core.budgets import Amounts, BudgetLimits
+    from fanout.core.lanes import Lane
+    from fanout.core.records import Usage
     from fanout.core.spec import RunSpec
     from fanout.llm.base import LLM, LLMRequest
     from fanout.policy.pricing import Price
@@ -47,6 +52,11 @@ _LONGEST = {
 _ADDED_TOKENS = 256
 _ADDED_TO_SCHEMA_TOKENS = 1_024
 _ADDED_TO_MESSAGE_TOKENS = 16
+_IN_JOB = (
+    "as price (input_mtok and output_mtok, in dollars per million tokens), or in the file of "
+    "FANOUT_PRICES"
+)
+_OF_WORKERS = "in the file of FANOUT_PRICES where the workers run; a job's own price does not count"
 
 
 def longest_answer(model: str) -> int | None:
@@ -78,13 +88,19 @@ class CallBounds:
         spec: The job.
         model: The model.
         llm: The model as it is called, which may know its longest answer; None if it is not at hand.
+        trusts_job: Whether the prices that the job gives count: not for what the operator limits.
 
     Attributes:
         price: The price of the model; None if it is unknown.
     """
 
-    def __init__(self, spec: RunSpec, model: str, llm: LLM | None = None) -> None:
-        self.price: Price | None = price_of(model, spec.price)
+    def __init__(
+        self, spec: RunSpec, model: str, llm: LLM | None = None, *, trusts_job: bool = True
+    ) -> None:
+        of_job = price_of(model, spec.price)
+        self.price: Price | None = of_job if trusts_job else price_of(model)
+        self._prices_anew = self.price != of_job
+        self._where = _IN_JOB if trusts_job else _OF_WORKERS
         self._model = model
         self._llm = llm
         self._window = known_context_tokens(model)
@@ -103,6 +119,12 @@ class CallBounds:
         answer_tokens = self.answer_tokens(request, request.max_tokens)
         return most_of_call(prompt_tokens, answer_tokens, price=self.price, lane=request.lane)
 
+    def own(self, usage: Usage, lane: Lane) -> Usage:
+        """Return the usage of a call, which has its cost for the job, with its cost by these bounds."""
+        if not self._prices_anew:
+            return usage
+        return priced(structs.replace(usage, cost_usd=None, at_least={}), self.price, lane)
+
     def unkept(self, limits: BudgetLimits, max_tokens: int | None) -> tuple[str, str] | None:
         """Return the field of a budget that cannot be kept, and why; None if it can be.
 
@@ -117,9 +139,7 @@ class CallBounds:
             return field, f"cannot be kept: what {model} uses is unknown; give a budget in calls"
         if limits.usd is not None and self.price is None:
             return "usd", (
-                f"cannot be kept: the price of {model} is unknown; give it as price "
-                "(input_mtok and output_mtok, in dollars per million tokens), or in the file of "
-                "FANOUT_PRICES"
+                f"cannot be kept: the price of {model} is unknown; give it {self._where}"
             )
         needs_length = limits.tokens is not None or (
             limits.usd is not None and self.price is not None and not self.price.is_free

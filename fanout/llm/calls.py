@@ -110,6 +110,7 @@ class CallAttempt(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
     response_id: str | None = None
     finish_reason: str | None = None
+    lane: Lane | None = None
 
 
 async def _keep_nothing(_so_far: CallsSoFar) -> None:
@@ -257,6 +258,7 @@ class _Observed:
                 model=reply.model if reply else None,
                 response_id=reply.response_id if reply else None,
                 finish_reason=reason,
+                lane=reply.lane if reply else None,
             )
         )
 

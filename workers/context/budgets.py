@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from fanout.core.budgets import BudgetLimits
     from fanout.core.ids import StageId
+    from fanout.core.lanes import Lane
     from fanout.core.records import Usage
     from fanout.core.spec import RunSpec
     from fanout.llm.base import LLM, LLMReply, LLMRequest
@@ -88,11 +89,13 @@ class Budgets:
         names = self._names(model)
         if not names and not spec.budget.is_limited:
             return None
-        bounds = CallBounds(spec, model, llm)
+        bounds = self._bounds(spec, model, llm)
         max_tokens = spec.aggregate_max_tokens if is_reduce else spec.max_tokens
         limits = [(f"the workers' budget of a day for {name}", self._days[name]) for name in names]
-        for what, limit in [*limits, ("the budget", spec.budget.limits)]:
-            problem = bounds.unkept(limit, max_tokens)
+        limits.append(("the budget", spec.budget.limits))
+        # Without a budget of the run, the last has no bounds.
+        for (what, limit), bound in zip(limits, bounds, strict=False):
+            problem = bound.unkept(limit, max_tokens)
             if problem is not None:
                 raise ModelError(f"{what} in {problem[0]} {problem[1]}")
         accounts = [self._of_day(name) for name in names]
@@ -116,9 +119,17 @@ class Budgets:
         Raises:
             CallStoppedError: The run is gone.
         """
-        used = NO_AMOUNTS if usage is None else known_use(usage)
-        for hold in self._holds(stage_id, spec, model):
-            await hold.end(item, used)
+        for hold, bound in zip(
+            self._holds(stage_id, spec, model), self._bounds(spec, model), strict=True
+        ):
+            await hold.end(item, _known(bound, usage))
+
+    def _bounds(self, spec: RunSpec, model: str, llm: LLM | None = None) -> list[CallBounds]:
+        """Return the bounds of a call by each of its budgets: those of the day, then the run's."""
+        names = self._names(model)
+        of_days = [CallBounds(spec, model, llm, trusts_job=False)] * len(names)
+        of_run = [CallBounds(spec, model, llm)] if spec.budget.is_limited else []
+        return [*of_days, *of_run]
 
     def _names(self, model: str) -> list[str]:
         return [] if model == READER_MODEL else matching(model, self._days)
@@ -162,7 +173,7 @@ class BudgetedCalls:
 
     Args:
         accounts: The budgets, those first whose calls wait longest.
-        bounds: The most that a call can use.
+        bounds: What a call can use and has used, by each of these.
         is_reduce: Whether the branch is of the reduce.
         holds: The same budgets for calls that no process waits for.
     """
@@ -170,7 +181,7 @@ class BudgetedCalls:
     def __init__(
         self,
         accounts: Sequence[BudgetAccount],
-        bounds: CallBounds,
+        bounds: Sequence[CallBounds],
         *,
         is_reduce: bool,
         holds: Sequence[BudgetHold],
@@ -180,7 +191,8 @@ class BudgetedCalls:
         self._bounds = bounds
         self._is_reduce = is_reduce
         # Of the call in flight.
-        self._most: Amounts | None = None
+        self._most: Sequence[Amounts] = ()
+        self._lane: Lane = "realtime"
 
     def __enter__(self) -> Self:
         for account in self._accounts:
@@ -210,25 +222,31 @@ class BudgetedCalls:
 
     def _ended(self, attempt: CallAttempt) -> None:
         """Note what a call has used; one of which nothing is known has used what it may."""
-        most = self._most
-        if most is None:
-            return
         usage = billed(attempt.kind, attempt.usage) if attempt.kind else attempt.usage
         if usage is None:
-            self._settle(most)
+            self._settle(self._most)
         else:
             # It has its cost, by the lane that it was bought in.
-            self._settle(used_by_call(usage, most))
+            self._settle(self._used(usage, self._most, attempt.lane or self._lane))
+
+    def _most_of(self, request: LLMRequest) -> list[Amounts]:
+        """Return the most that a call can use, by each budget."""
+        return [bound.most(request) for bound in self._bounds]
+
+    def _used(self, usage: Usage, most: Sequence[Amounts], lane: Lane) -> list[Amounts]:
+        """Return what a call has used, by each budget."""
+        return [
+            used_by_call(bound.own(usage, lane), one)
+            for bound, one in zip(self._bounds, most, strict=False)
+        ]
 
     def give_back(self) -> None:
         """Give back what is reserved for a call that has not begun."""
-        if self._most is not None:
-            self._settle(NO_AMOUNTS)
+        self._settle([NO_AMOUNTS] * len(self._most))
 
     def require_room(self, request: LLMRequest) -> None:
         """Raise LLMError if it is known that a call does not fit."""
-        most = self._bounds.most(request)
-        for account in self._accounts:
+        for account, most in zip(self._accounts, self._most_of(request), strict=True):
             account.require_room(most, is_reduce=self._is_reduce)
 
     async def reserve(self, request: LLMRequest) -> None:
@@ -238,17 +256,17 @@ class BudgetedCalls:
             LLMError: What is spent leaves no room for it.
             CallStoppedError: The run or this worker stops.
         """
-        most = self._bounds.most(request)
-        taken: list[BudgetAccount] = []
+        most = self._most_of(request)
+        taken: list[tuple[BudgetAccount, Amounts]] = []
         try:
-            for account in self._accounts:
-                await account.take(most, is_reduce=self._is_reduce)
-                taken.append(account)
+            for account, one in zip(self._accounts, most, strict=True):
+                await account.take(one, is_reduce=self._is_reduce)
+                taken.append((account, one))
         except BaseException:
-            for account in taken:
-                account.settle(most, NO_AMOUNTS)
+            for account, one in taken:
+                account.settle(one, NO_AMOUNTS)
             raise
-        self._most = most
+        self._most, self._lane = most, request.lane
 
     async def hold(self, item: str, request: LLMRequest) -> None:
         """Reserve the most that a call can use that goes into a batch.
@@ -257,10 +275,9 @@ class BudgetedCalls:
             LLMError: What is spent or reserved leaves no room for it.
             CallStoppedError: The run is gone, or this worker stops.
         """
-        most = self._bounds.most(request)
         held: list[BudgetHold] = []
         try:
-            for hold in self._holds:
+            for hold, most in zip(self._holds, self._most_of(request), strict=True):
                 await hold.take(item, most, is_reduce=self._is_reduce)
                 held.append(hold)
         except LLMError:
@@ -280,20 +297,25 @@ class BudgetedCalls:
         Raises:
             CallStoppedError: The run is gone.
         """
-        used = NO_AMOUNTS if usage is None else known_use(usage)
-        for hold in self._holds:
-            await hold.end(item, used, insists=insists)
+        for hold, bound in zip(self._holds, self._bounds, strict=True):
+            await hold.end(item, _known(bound, usage), insists=insists)
 
     async def landed(self, item: str, request: LLMRequest, usage: Usage) -> None:
         """Note what a call has used whose result a batch has brought, with its cost."""
-        used = used_by_call(usage, self._bounds.most(request))
-        for hold in self._holds:
-            await hold.end(item, used)
+        used = self._used(usage, self._most_of(request), "batch")
+        for hold, one in zip(self._holds, used, strict=True):
+            await hold.end(item, one)
 
-    def _settle(self, used: Amounts) -> None:
-        most, self._most = self._most, None
-        for account in self._accounts:
-            account.settle(most or NO_AMOUNTS, used)
+    def _settle(self, used: Sequence[Amounts]) -> None:
+        """Settle what is reserved, if something is."""
+        most, self._most = self._most, ()
+        for account, reserved, one in zip(self._accounts, most, used, strict=False):
+            account.settle(reserved, one)
+
+
+def _known(bound: CallBounds, usage: Usage | None) -> Amounts | None:
+    """Return what a call of a batch has used; None if that is not known."""
+    return NO_AMOUNTS if usage is None else known_use(bound.own(usage, "batch"))
 
 
 class _BudgetGate:

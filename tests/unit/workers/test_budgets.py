@@ -437,6 +437,47 @@ def test_calls_of_batches_reserve_together_and_end_while_the_server_is_away(monk
     asyncio.run(work())
 
 
+DEAR = {"input_mtok": 0.0, "output_mtok": 100.0}
+FREE_OF_CHARGE = {"input_mtok": 0.0, "output_mtok": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("model", "of_job", "of_workers", "usd"),
+    [
+        ("fake", {"price": FREE_OF_CHARGE}, DEAR, 0.0005),
+        ("openai/gpt-4o", {"price": FREE_OF_CHARGE, "lane": "flex"}, DEAR, 0.00025),
+        ("fake", {"price": DEAR}, FREE_OF_CHARGE, 0.0),
+        ("fake", {"price": FREE_OF_CHARGE, "budget": {"usd": 1.0}}, DEAR, 0.0005),
+        # The listed price holds without one of the workers; an unknown one is refused.
+        ("openai/gpt-4o", {"price": FREE_OF_CHARGE}, None, 0.000075),
+        ("openai/unheard-of", {"price": DEAR}, None, None),
+    ],
+)
+def test_the_price_of_a_job_does_not_count_for_the_budget_of_a_day(
+    monkeypatch, tmp_path, model, of_job, of_workers, usd
+):
+    if of_workers is not None:
+        (tmp_path / "prices.yaml").write_text(msgspec.json.encode({model: of_workers}).decode())
+        monkeypatch.setenv("FANOUT_PRICES", str(tmp_path / "prices.yaml"))
+    days = {"*": BudgetLimits(nano_usd=10**9)}
+    context = FakeContext(model=model, max_tokens=100, **of_job)
+    context.models.made = {model: FakeLLM(script=lambda _: reply())}
+    context.budgets = Budgets(context.store, Calls(), days, process="me", dies_after_s=15)
+    context.write(["a"])
+    context.process()
+    asyncio.run(context.budgets.aclose())
+    [outcome] = context.store.outcomes(ShardId(RUN, 0, 0)).values()
+    if usd is None:
+        assert "a job's own price does not count" in (outcome.message or "")
+        return
+    own = of_job["price"]["output_mtok"] * 5 / 1e6
+    assert outcome.usage.cost_usd == pytest.approx(own)
+    [state], _ = context.store.day_budgets(["*"])
+    assert state.used.usd == pytest.approx(usd)
+    if "budget" in of_job:
+        assert used(context).usd == pytest.approx(own)
+
+
 @pytest.mark.parametrize(
     ("result", "spent"),
     [
