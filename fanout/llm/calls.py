@@ -21,7 +21,7 @@ from fanout.llm.deadline import Deadline
 from fanout.llm.finish_reasons import ending
 from fanout.llm.sound_replies import sound_error, sound_reply
 from fanout.llm.tries import Tries, message_of
-from fanout.llm.usage import billed, billed_at
+from fanout.llm.usage import NO_CALL, billed, billed_at
 from fanout.policy.outages import judge_alone
 from fanout.policy.progress import Lesson  # noqa: TC001 - msgspec reads the annotation
 from fanout.policy.retries import stop_after
@@ -343,7 +343,7 @@ def _failed(error: LLMError, tries: Tries, elapsed_s: float) -> CallResult:
         kind=error.kind,
         message=message_of(error),
         attempts=tries.number,
-        usage=total_usage(tries.used),
+        usage=total_usage(tries.used) if tries.used else NO_CALL,
         elapsed_s=elapsed_s,
         stop_after=stop_after(error.kind, error.stop_after),
         finish_reason=_reason(error.finish_reason),

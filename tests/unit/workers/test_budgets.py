@@ -18,6 +18,7 @@ from fanout.llm import FakeLLM
 from fanout.llm.base import LLMReply, LLMRequest
 from fanout.llm.batches.base import BatchError, BatchResult
 from fanout.llm.prices import price_of
+from fanout.llm.usage import NO_CALL
 from tests.fakes import RUN, Calls, FakeContext, fake_store
 from workers.branch.batch_lane import GatheredCalls
 from workers.context.budget_account import BudgetAccount
@@ -58,7 +59,7 @@ def test_branches_that_do_not_fit_fail_and_the_run_succeeds_with_the_others():
     context, outcomes = processed(lambda _: reply(), budget={"calls": 3})
     assert kinds(outcomes) == [None, None, None, ErrorKind.BUDGET]
     last = outcomes[-1]
-    assert last.attempts == last.usage.calls == 0
+    assert (last.attempts, last.usage) == (0, NO_CALL)
     assert last.message == (
         "the run's budget of 3 calls has no room for this call: 3 calls spent, and it may use 1 call"
     )
