@@ -14,7 +14,7 @@ from fanout.cli.session import EMBEDDED, Faults, any_client, broker_option, one_
 from fanout.core.settings import load_settings
 from fanout.inputs.documents.files import STDIN
 from fanout.llm.prices import price_of
-from fanout.system.terminal import print_text
+from fanout.system.terminal import asks, print_text
 
 if TYPE_CHECKING:
     from fanout.client.client import Client
@@ -83,7 +83,7 @@ def is_agreed(
     progress.note(short_estimate(estimate), is_needed=is_asked)
     if not is_asked:
         return True
-    return click.confirm("run it?", err=True)
+    return asks("run it?")
 
 
 def _is_paid(spec: RunSpec) -> bool:

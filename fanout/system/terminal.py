@@ -15,7 +15,10 @@ import re
 import sys
 from typing import Any, TextIO
 
+import click
+
 __all__ = [
+    "asks",
     "can_draw",
     "indented",
     "notebook_shell",
@@ -75,6 +78,11 @@ def notebook_shell() -> Any:
     # Loaded by the kernel, and by nothing here.
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return shell if hasattr(shell, "kernel") else None
+
+
+def asks(question: str) -> bool:
+    """Ask on standard error, and return whether the user says yes; an interruption ends the command."""
+    return click.confirm(one_line(question), err=True)
 
 
 def print_line(text: str, *, err: bool = False) -> None:
