@@ -66,7 +66,8 @@ def test_a_budget_is_kept_although_a_worker_dies_and_a_retry_goes_on(
     assert budget.unsure.usd <= 24 * MOST_USD + 1e-9
     assert budget.spent.usd > 0.15 - MOST_USD, "less than one call is left"
     known = status.usage.cost_usd
-    assert known <= budget.spent.usd - budget.unsure.usd + 1e-9
+    # The worker may have died between an outcome and the report of what it used.
+    assert known <= budget.spent.usd + 1e-9
     assert known == pytest.approx(budget.spent.usd - budget.unsure.usd, abs=24 * MOST_USD)
     failed = [branch for branch in run.outcomes() if branch.kind is not None]
     assert all("budget of $0.15 has no room" in branch.message for branch in failed)
