@@ -176,14 +176,16 @@ class CallPlaces:
 
     async def _report(self) -> bool:
         """Report once; return whether to go on."""
-        report, self._done, self._busy_s = self._news(), 0, 0.0
-        self._refused_at = None
+        report, refused_at = self._news(), self._refused_at
+        self._done, self._busy_s, self._refused_at = 0, 0.0, None
         is_idle = not (self.in_flight or self._waiting)
         tell = partial(self._store.report_window, self._model, report)
         told = await ask_store(tell, f"cannot tell the fleet how many calls {self._model} has")
         if told is None:
-            # The server is away: the part of before holds.
-            return True
+            # The server is away, or others have reported too often: the part of before holds, and the
+            # next report has what this one had.
+            self._tell_again(report, refused_at)
+            return not is_idle
         window, now = told
         before, self._share = self._share, self._part(window, now)
         if (before is None) != (self._share is None):
@@ -194,6 +196,12 @@ class CallPlaces:
             )
         self._admit()
         return window is not None and window.size is not None and not is_idle
+
+    def _tell_again(self, lost: WindowReport, refused_at: float | None) -> None:
+        self._done += lost.done
+        self._busy_s += lost.busy_s
+        if self._refused_at is None:
+            self._refused_at = refused_at
 
     def _news(self) -> WindowReport:
         slow_s = None

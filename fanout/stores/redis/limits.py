@@ -34,7 +34,7 @@ _KEPT_S = 3_600
 # A script blocks the server while it runs: a call for this many runs takes about 3 ms.
 _RUNS_AT_ONCE = 200
 # Processes report twice a second: two that do so at the same moment try again.
-_TRIES = 8
+_TRIES = 40
 # In place of permits that cannot be read.
 _DAMAGED = -2
 

@@ -193,7 +193,7 @@ def test_jsonl_rows_are_named_by_line(here):
             "not valid UTF-8 (byte 0xe9 at offset 13); give its encoding (--encoding)",
         ),
         (b'{"text": " "}', "the document is empty"),
-        (b'"' + b"x" * MAX + b'"', "0.0 MB is longer than the 0.001 MB a document may have"),
+        (b'"' + b"x" * MAX + b'"', "1 kB is longer than the 0.001 MB a document may have"),
         (b"[" * 900, "not "),
     ],
 )

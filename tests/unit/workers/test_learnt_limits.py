@@ -14,6 +14,7 @@ from fanout.core.spec_fields import RetrySpec
 from fanout.llm import FakeLLM, LLMReply, LLMRequest
 from fanout.llm.calls import complete_with_retries
 from fanout.policy.adaptive import WindowReport
+from workers.context.call_window import CallPlaces, plainly
 from workers.context.limiter import Limiter
 
 TIGHT = SeenLimits(requests=SeenLimit(limit=6_000, remaining=2_000, reset_s=40))
@@ -256,3 +257,29 @@ def test_reports_at_the_same_moment_all_count(store):
         return store.report_window("m", WindowReport(process="a", in_flight=2))[0]
 
     assert set(asyncio.run(at_once()).members) == set("abc")
+
+
+def test_what_a_lost_report_had_is_in_the_next():
+    told = []
+
+    class Away:
+        """A server that takes the second report only."""
+
+        def report_window(self, model, report):
+            told.append(report)
+            return None if len(told) == 1 else (None, 0.0)
+
+    async def main():
+        places = CallPlaces(Away(), "m", clock=lambda: 5.0, until=plainly)
+        await places.enter()
+        refusal = LLMError(ErrorKind.RATE_LIMITED, "slower")
+        places.failed(refusal, began=3.0, is_paced=False, timeout_s=None)
+        places.succeeded(2.0, None)
+        await until(lambda: len(told) >= 2)
+        await places.aclose()
+
+    asyncio.run(main())
+    assert [(each.done, each.busy_s, each.refused_age_s) for each in told[:2]] == [
+        (1, 2.0, 2.0),
+        (1, 2.0, 2.0),
+    ]
