@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = [
-    "NOTHING_SAVED",
+    "NO_CALL",
     "QUANTITIES",
     "TERMINAL",
     "BranchRef",
@@ -254,8 +254,8 @@ QUANTITIES = (
 )
 
 
-# Where no answer came from the cache.
-NOTHING_SAVED = Usage(
+# No call at all.
+NO_CALL = Usage(
     input_tokens=0,
     cached_input_tokens=0,
     cache_write_tokens=0,

@@ -12,7 +12,7 @@ import msgspec
 
 from fanout.core.errors import LLMError
 from fanout.core.lanes import Lane  # noqa: TC001 - msgspec reads the annotation
-from fanout.core.records import ErrorKind, Usage, total_usage
+from fanout.core.records import NO_CALL, ErrorKind, Usage, total_usage
 from fanout.core.redaction import redacted
 from fanout.llm.answers import WrongAnswerError, checked_answer, storable
 from fanout.llm.base import LLMReply, unexpected
@@ -21,7 +21,7 @@ from fanout.llm.deadline import Deadline
 from fanout.llm.finish_reasons import ending
 from fanout.llm.sound_replies import sound_error, sound_reply
 from fanout.llm.tries import Tries, message_of
-from fanout.llm.usage import NO_CALL, billed, billed_at
+from fanout.llm.usage import billed, billed_at
 from fanout.policy.outages import judge_alone
 from fanout.policy.progress import Lesson  # noqa: TC001 - msgspec reads the annotation
 from fanout.policy.retries import stop_after

@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import time
+from abc import ABC, abstractmethod
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,7 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
     refused: Refused = NOTHING
 
 
-class HttpModel:
+class HttpModel(ABC):
     """A model behind a provider's HTTP API.
 
     Args:
@@ -196,13 +197,13 @@ class HttpModel:
             error.is_shed = lacks_capacity(reply.status, reply.error_details())
             raise
 
+    @abstractmethod
     def settled(self, reply: HttpReply) -> LLMReply:
         """Return the answer in a reply to a call.
 
         Raises:
             LLMError: It is an error reply, or has no answer.
         """
-        raise NotImplementedError
 
     async def prepared(self, request: LLMRequest) -> bytes:
         """Return the body of a call, by all that is known of the server.
@@ -234,9 +235,9 @@ class HttpModel:
             max_tokens=request.max_tokens,
         )
 
+    @abstractmethod
     def _body(self, request: LLMRequest, form: Form) -> bytes:
         """Return a request as the provider takes it."""
-        raise NotImplementedError
 
     def _form(self, request: LLMRequest) -> Form:
         """Return what to send with a request, by all that is known of the server."""

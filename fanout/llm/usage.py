@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
 
-from fanout.core.records import QUANTITIES, ErrorKind, Usage
+from fanout.core.records import NO_CALL, QUANTITIES, ErrorKind, Usage
 from fanout.policy.pricing import priced
 
 if TYPE_CHECKING:
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from fanout.policy.pricing import Price
 
 __all__ = [
-    "NO_CALL",
     "NO_USAGE",
     "UNKNOWN_USAGE",
     "believable",
@@ -43,17 +42,7 @@ _UNBILLED = frozenset(
     }
 )
 # A call that consumed nothing.
-NO_USAGE = Usage(
-    calls=1,
-    input_tokens=0,
-    cached_input_tokens=0,
-    cache_write_tokens=0,
-    output_tokens=0,
-    reasoning_tokens=0,
-    cost_usd=0.0,
-)
-# No call at all.
-NO_CALL = structs.replace(NO_USAGE, calls=0)
+NO_USAGE = structs.replace(NO_CALL, calls=1)
 # A call of which nothing is known.
 UNKNOWN_USAGE = Usage(calls=1)
 _TOKENS = QUANTITIES[:-1]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic
 import msgspec
 from typing_extensions import TypeVar
 
-from fanout.core.records import NOTHING_SAVED, share_of
+from fanout.core.records import NO_CALL, share_of
 from fanout.runs.branch_errors import BranchError
 from fanout.runs.output_files import OutputFolder, require_no_wide, write_json
 from fanout.runs.rows import RowLayout, full_row
@@ -118,7 +118,7 @@ class Output(Generic[AnswerT]):
     headings: str = ""
     text: str | None = None
     json: Any = None
-    saved: Usage = NOTHING_SAVED
+    saved: Usage = NO_CALL
 
     @property
     def cached(self) -> bool:
@@ -177,7 +177,7 @@ class Result(Generic[AnswerT]):
     aggregated_json: Any = None
     evaluation: Evaluation | None = None
     usage_by_model: dict[str, Usage] = field(default_factory=dict)
-    saved: Usage = NOTHING_SAVED
+    saved: Usage = NO_CALL
 
     @property
     def aggregated_value(self) -> Any:

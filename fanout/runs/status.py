@@ -11,7 +11,7 @@ from msgspec import structs
 from fanout.aggregators import Aggregate  # noqa: TC001 - msgspec reads the annotation
 from fanout.core.gathered import RunBatch  # noqa: TC001 - part of the public record
 from fanout.core.latency import Latency
-from fanout.core.records import NOTHING_SAVED, ErrorKind, RunStatus, Usage
+from fanout.core.records import NO_CALL, ErrorKind, RunStatus, Usage
 from fanout.core.units import cost_of, plural
 from fanout.runs.budget_status import BudgetStatus  # noqa: TC001 - part of a public record
 
@@ -132,7 +132,7 @@ class Status:
     kept_truncated: int = 0
     usage_by_model: dict[str, Usage] = field(default_factory=dict)
     budget: BudgetStatus | None = None
-    saved: Usage = NOTHING_SAVED
+    saved: Usage = NO_CALL
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-able values, as ``fanout status --json`` prints them."""
@@ -161,7 +161,7 @@ def saved_row(saved: Usage) -> dict[str, Any]:
     return {
         "cached": saved.calls,
         "saved_usd": saved.cost_usd if is_any else 0.0,
-        "saved": (saved if is_any else NOTHING_SAVED).to_dict(),
+        "saved": (saved if is_any else NO_CALL).to_dict(),
     }
 
 

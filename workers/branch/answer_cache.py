@@ -10,10 +10,9 @@ from msgspec import structs
 
 from fanout.core.answer_key import answer_key
 from fanout.core.kept_answers import KeptAnswer
-from fanout.core.records import total_usage
+from fanout.core.records import NO_CALL, total_usage
 from fanout.llm.answers import rechecked_answer, validate_json
 from fanout.llm.calls import CallResult
-from fanout.llm.usage import NO_CALL
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 import time
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import msgspec
@@ -80,7 +81,7 @@ _Model = TypeVar("_Model", bound=HttpModel)
 Before: TypeAlias = "Callable[[], Awaitable[None]]"
 
 
-class HttpBatches(Generic[_Model]):
+class HttpBatches(ABC, Generic[_Model]):
     """A provider's batch API behind HTTP: see BatchClient.
 
     Args:
@@ -99,27 +100,29 @@ class HttpBatches(Generic[_Model]):
 
     # What the providers differ in.
 
+    @abstractmethod
     async def _find(self, intent: BatchIntent, known_ids: Collection[str]) -> str | None:
-        raise NotImplementedError
+        """Return the id of the batch of an intent; None if the provider has none."""
 
+    @abstractmethod
     async def status(self, batch_id: str) -> BatchStatus:
         """See BatchClient."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def _create(self, path: Path, intent: BatchIntent, before: Before | None) -> str:
         """Make a batch; return its id. Sends the request that makes it once, after ``before``."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def _places(self, batch_id: str) -> list[URL]:
         """Return the addresses of the results of a batch: JSON Lines."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _read(self, item: dict[str, Any]) -> tuple[Any, HttpReply | BatchError]:
         """Return the custom id of a line, and the reply in it, or why there is none."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def _send_cancel(self, batch_id: str) -> None:
-        raise NotImplementedError
+        """Ask the provider to cancel a batch."""
 
     _list_path: str
 

@@ -10,12 +10,11 @@ from msgspec import structs
 from fanout.core.answer_shape import shape_of
 from fanout.core.errors import BrokerError
 from fanout.core.kept_answers import AnswerSettled, KeptAnswer
-from fanout.core.records import ErrorKind, Usage
+from fanout.core.records import NO_CALL, ErrorKind, Usage
 from fanout.core.settings import load_settings
 from fanout.core.spec import make_spec
 from fanout.llm.base import LLMRequest
 from fanout.llm.calls import CallResult
-from fanout.llm.usage import NO_CALL
 from fanout.policy.progress import CallsSoFar
 from fanout.stores import RedisStore
 from tests.fakes import InlineExecutor, fake_store

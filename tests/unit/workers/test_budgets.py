@@ -13,12 +13,11 @@ from fanout.core.budgets import NO_AMOUNTS, Amounts, BudgetLimits
 from fanout.core.errors import BrokerError, LLMError
 from fanout.core.gathered import LaneRecord, Prepared
 from fanout.core.ids import BranchId, ShardId, StageId
-from fanout.core.records import ErrorKind, RunStatus, Usage
+from fanout.core.records import NO_CALL, ErrorKind, RunStatus, Usage
 from fanout.llm import FakeLLM
 from fanout.llm.base import LLMReply, LLMRequest
 from fanout.llm.batches.base import BatchError, BatchResult
 from fanout.llm.prices import price_of
-from fanout.llm.usage import NO_CALL
 from tests.fakes import RUN, Calls, FakeContext, fake_store
 from workers.branch.batch_lane import GatheredCalls
 from workers.context.budget_account import BudgetAccount
