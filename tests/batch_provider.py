@@ -70,6 +70,7 @@ class BatchProvider:
     * create_failed: HTTP 500, and no batch is made
     * create_lost: the batch is made, and the connection closes without a reply
     * create_late: as create_lost, and the batch is made `late_s` after that
+    * create_nameless: the batch is made, and the reply has no id
     * create_refused: HTTP 429
     * poll_failed, results_failed, cancel_failed, list_failed: HTTP 500
     * results_cut: the connection closes in the middle of the results
@@ -392,7 +393,7 @@ class _Handler(BaseHTTPRequestHandler):
         if is_late or is_lost:
             self.hang_up()
             return
-        self.send(200, view(batch))
+        self.send(200, {} if provider.fails("create_nameless") else view(batch))
 
     def polled(self, batch_id: str, view: Callable[[MadeBatch], Any]) -> None:
         batch = self.provider.batch(batch_id)

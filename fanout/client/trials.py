@@ -163,7 +163,7 @@ def trial_of(begun: BegunTrial) -> Trial:
         branches=len(outputs),
         succeeded=len(outputs) - failed,
         errors=dict(Counter(one.kind.value for one in outputs if one.kind is not None)),
-        cached=sum(bool(getattr(one, "cached", False)) for one in outputs),
+        cached=sum(one.cached for one in outputs),
         cost_usd=_projected(chunks, "cost_usd", total),
         output_tokens=_projected(chunks, "output_tokens", total),
         input_tokens=_projected(chunks, "input_tokens", total),
@@ -181,11 +181,7 @@ def trial_of(begun: BegunTrial) -> Trial:
 
 def _used(one: Output[Any], name: str) -> float | None:
     """Return what a branch used, or, where its answer was cached, what that answer had used."""
-    saved = getattr(one, "saved", None)
-    if saved is not None and saved.calls:
-        value: float | None = getattr(saved, name)
-        return value
-    found: float | None = getattr(one.usage, name)
+    found: float | None = getattr(one.saved if one.cached else one.usage, name)
     return found
 
 

@@ -123,12 +123,12 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         number: Its number in the fleet.
         lane_id: Its lane.
         stage: How far it is.
-        calls: How many calls it was made of.
+        calls: How many calls it was made of; while it is forming, the most of them.
         bytes: The size of their lines.
         nonce: The random id by which the provider's list of batches is searched.
-        intent_at: When its members were fixed.
+        intent_at: When its members were fixed; later, when it was last about to be made.
         first_item: The item of the first line of its file.
-        tries: How often it was submitted without success since it could be found out.
+        tries: How many steps of its stage have failed at the provider so far, one after the other.
         due_at: When it is looked at next.
         batch_id: The provider's id, or empty.
         submitted_at: When the provider had it.

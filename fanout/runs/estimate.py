@@ -48,7 +48,7 @@ __all__ = ["Estimate", "Estimator"]
 # Tokens of a label beside its text, and of the line that names an answer in a reduce.
 _FRAME_TOKENS = 2
 _PLACE_TOKENS = 20
-# Groups that are told apart; of more, the size is guessed from these.
+# Groups that are told apart; the chunks of more are taken to be in groups of the same sizes.
 _MOST_GROUPS = 100_000
 
 
@@ -127,12 +127,15 @@ class Estimator:
         own = ratio_of(spec.tokenizer)
         is_exact = spec.tokenizer is not None and own is None
         self._exact = make_counter(spec.tokenizer, model=spec.model) if is_exact else None
-        self._shape = _shape_of(spec.schema, spec.choices)
+        shape = _shape_of(spec.schema, spec.choices)
         self._kinds = [0.0] * len(KINDS)
         self._exact_tokens = 0
         self._prompt: str | None = None
         self._documents = self._bad = self._chunks = self._bad_chunks = self._prompts = 0
         self._groups: Counter[str] = Counter()
+        # The chunks of the groups beyond these.
+        self._ungrouped = 0
+        self._shape_bytes = 0 if shape is None else utf8_bytes(shape.in_words)
 
     def documents(self, documents: Iterable[Document]) -> Iterator[Chunk]:
         """Read documents; yield their chunks, those that cannot be used excepted, with their numbers."""
@@ -162,8 +165,7 @@ class Estimator:
             self._prompts += 1
             if self._exact is not None:
                 self._exact_tokens += self._exact(prompt) + self._exact(spec.system or "")
-            shape_bytes = 0 if self._shape is None else utf8_bytes(self._shape.in_words)
-            kinds = bytes_by_kind((prompt, spec.system or ""), shape_bytes=shape_bytes)
+            kinds = bytes_by_kind((prompt, spec.system or ""), shape_bytes=self._shape_bytes)
             self._kinds = [one + more for one, more in zip(self._kinds, kinds, strict=True)]
             if spec.reduction == "llm":
                 self._count_group(chunk, aspect)
@@ -188,6 +190,8 @@ class Estimator:
         )
         if group in self._groups or len(self._groups) < _MOST_GROUPS:
             self._groups[group] += 1
+        else:
+            self._ungrouped += 1
 
     def result(self) -> Estimate:
         """Return the estimate for what was counted."""
@@ -302,16 +306,17 @@ class Estimator:
                 low = low.plus(_tree(answers, room, least, 1.0, frame))
                 middle = middle.plus(_tree(answers, room, likely, partial, frame))
                 high = high.plus(_tree(answers, room, most or partial, partial, frame))
+        all_groups = 1 + self._ungrouped / self._groups.total()
         return Calls(
-            calls_low=low.calls_low,
-            calls_likely=middle.calls_low,
-            calls_high=high.calls_high,
-            input_low=low.input_low,
-            input_likely=middle.input_low,
-            input_high=high.input_high,
-            output_low=low.calls_low,
-            output_likely=middle.calls_low * min(partial, max(likely, ANSWER_TOKENS)),
-            output_high=high.calls_high * partial,
+            calls_low=low.calls_low * all_groups,
+            calls_likely=middle.calls_low * all_groups,
+            calls_high=high.calls_high * all_groups,
+            input_low=low.input_low * all_groups,
+            input_likely=middle.input_low * all_groups,
+            input_high=high.input_high * all_groups,
+            output_low=low.calls_low * all_groups,
+            output_likely=middle.calls_low * all_groups * min(partial, max(likely, ANSWER_TOKENS)),
+            output_high=high.calls_high * all_groups * partial,
         )
 
     def _in_lane(self, lane: Lane, by_model: Mapping[str, Calls]) -> LaneEstimate:

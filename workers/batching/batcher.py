@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Batcher"]
 
-# Batches that are made in one round at most.
+# Batches of a lane that are made in one round at most.
 _MADE_AT_ONCE = 8
 # The share of its leadership that must be left when a batch is submitted.
 _SURE = 1 / 3
@@ -98,7 +98,12 @@ class Batcher:
         self._ready.publish_all()
         queues = self._store.lane_queues()
         records = self._store.batches()
-        if not queues and not records and not self._store.gathered_runs():
+        if (
+            not queues
+            and not records
+            and not self._runs.remembers
+            and not self._store.gathered_runs()
+        ):
             return
         for queue in queues:
             self._make_batches(queue)

@@ -71,6 +71,8 @@ class ProviderBatch(StoredBatch):
         self._settles_at: float | None = None
         self._cancel_at = 0.0
         self._cancels = 0
+        # How many replies to its creation, one after the other, made no sense.
+        self._nonsense = 0
         # When the provider first did not know it, if it has not known it since.
         self._missing_at: float | None = None
 
@@ -154,12 +156,17 @@ class ProviderBatch(StoredBatch):
         await self._write(intent_at=await self._now())
         try:
             batch_id = await self._client.submit(path, self._intent(), before=self._before_creation)
-        except BatchUnknownError:
+        except BatchUnknownError as error:
+            self._nonsense += error.is_own
+            if self._nonsense > _MOST_NONSENSE:
+                # Each of them may have made a batch, which is nowhere to be found.
+                await self._lose(BatchError.of(error))
+                return
             now = await self._now()
             self.may_exist, self._settles_at = True, now + base.SETTLE_S
-            await self._write(due_at=now + self._find_wait_s)
+            await self._write(due_at=now + self._find_wait_s, problem=said_of(error))
         except LLMError as error:
-            self.may_exist = False
+            self.may_exist, self._nonsense = False, 0
             is_nonsense = error.is_own and self.batch.tries >= _MOST_NONSENSE
             if error.kind in RETRYABLE and not is_nonsense:
                 await self._no_room(error)

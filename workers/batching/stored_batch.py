@@ -134,7 +134,6 @@ class StoredBatch:
         batch = self.batch
         if not await asyncio.to_thread(self._store.end_batch, self._epoch, batch.number):
             raise LeadershipLostError
-        self.batch = structs.replace(batch, number=0)
         _log.info("batch %d (%s) has ended", batch.number, batch.batch_id or "not made")
         if batch.batch_id and discards:
             try:

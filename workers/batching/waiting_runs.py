@@ -49,6 +49,11 @@ class WaitingRuns:
         # When each batch was first seen that nobody waits for.
         self._unwanted_at: dict[int, float] = {}
 
+    @property
+    def remembers(self) -> bool:
+        """Whether views may still show batches of a run that waits for none."""
+        return bool(self._shown)
+
     def look(
         self,
         batches: Sequence[BatchRecord],

@@ -170,7 +170,10 @@ class BatchResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class BatchUnknownError(LLMError):
-    """The reply to the creation of a batch was lost: it may exist. See ``BatchClient.find``."""
+    """The reply to the creation of a batch was lost: it may exist. See ``BatchClient.find``.
+
+    It has ``is_own`` if the provider did reply, and the reply names no batch.
+    """
 
 
 class BatchClient(Protocol):

@@ -283,9 +283,11 @@ class HttpBatches(ABC, Generic[_Model]):
         except LLMError as error:
             if error.kind not in _UNCERTAIN:
                 raise
-            raise BatchUnknownError(ErrorKind.SERVER_ERROR, _LOST.format(error)) from None
+            message = _LOST.format(error)
+            raise BatchUnknownError(ErrorKind.SERVER_ERROR, message, is_own=error.is_own) from None
         if not isinstance(made, str) or not made:
-            raise BatchUnknownError(ErrorKind.SERVER_ERROR, _LOST.format("it has no id"))
+            message = _LOST.format("it has no id")
+            raise BatchUnknownError(ErrorKind.SERVER_ERROR, message, is_own=True)
         return made
 
     def _success(self, reply: HttpReply) -> HttpReply:

@@ -127,7 +127,7 @@ return verdicts
 
 # KEYS leader, lane, queue, lines, branches, batch's members, batch's lines, batch's runs, ready; ARGV
 # epoch, ttl, prefix of a run's key, the most calls and bytes of the batch, how many calls to look at, and
-# whether all are only made ready. Returns {calls, bytes, full}. The calls move from the lane to the batch;
+# whether all are only made ready. Returns {calls, bytes, full, the first item}. The calls move to the batch;
 # those of runs that were stopped, are paused or overdue are made ready instead, so that their branches end
 # or are parked.
 FILL = f"""

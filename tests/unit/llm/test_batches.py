@@ -268,6 +268,20 @@ def test_a_batch_whose_reply_was_lost_is_found_and_not_made_again(batch_provider
     assert len(results) == 2
 
 
+def test_a_reply_that_names_no_batch_is_told_from_one_that_is_lost(batch_provider, api, tmp_path):
+    async def step(lane):
+        errors = []
+        for fault in ("create_nameless", "create_lost"):
+            batch_provider.faults[fault] = 1
+            with pytest.raises(BatchUnknownError) as caught:
+                await lane.client._create(lane.path, await lane.write(["a"]), None)
+            errors.append(caught.value)
+        return errors
+
+    assert [error.is_own for error in with_lane(api, tmp_path, step)] == [True, False]
+    assert len(batch_provider.batches) == 2
+
+
 def test_a_batch_that_is_made_late_is_found_by_a_later_look(batch_provider, api, tmp_path):
     batch_provider.faults["create_late"] = 1
     batch_provider.late_s = 0.3

@@ -12,6 +12,7 @@ from fanout.core.tokens import estimate_tokens
 from fanout.inputs.prompt_layout import branch_values
 from fanout.llm.prompt_plans import plan_of
 from fanout.policy.token_ratio import TokenSums, bytes_by_kind
+from fanout.runs import estimate
 from fanout.runs.estimate import Estimator
 
 
@@ -121,8 +122,11 @@ def test_a_vote_may_end_early():
     assert 4 < found.calls.calls_low < found.calls.calls_high == 36
 
 
-@pytest.mark.parametrize(("group", "least"), [(None, 1), ("document", 30)])
-def test_the_calls_of_the_reduce_are_counted(group, least):
+@pytest.mark.parametrize(
+    ("group", "least", "most_groups"), [(None, 1, 9), ("document", 30, 99), ("document", 30, 8)]
+)
+def test_the_calls_of_the_reduce_are_counted(monkeypatch, group, least, most_groups):
+    monkeypatch.setattr(estimate, "_MOST_GROUPS", most_groups)
     fields = {"aggregate_prompt": "Sum up: {input}", "group_by": group, "max_tokens": 500}
     found, _ = estimated({**fields, "context_tokens": 4_000}, documents(30))
     assert found.reduce.calls_low == least

@@ -12,6 +12,7 @@ from fanout.core.kept_answers import AnswerSettled, KeptAnswer
 from fanout.core.records import ErrorKind, Outcome, RunStatus
 from fanout.core.state import BeginRequest, RecordRequest
 from fanout.stores import RedisStore
+from fanout.stores.redis import joined
 from tests.fakes import RUN, begin_one, fake_store, make_shard, record_one
 
 GATHER = GatherRequest(
@@ -98,8 +99,10 @@ def test_followers_are_ready_when_the_answer_is_kept_or_its_call_has_ended_witho
     assert store.lane_queues()[0].calls == 3
 
 
-def test_followers_are_ready_when_any_branch_has_kept_the_answer(followed):
+@pytest.mark.parametrize("at_once", [500, 1])
+def test_followers_are_ready_when_any_branch_has_kept_the_answer(followed, monkeypatch, at_once):
     store, epoch = followed
+    monkeypatch.setattr(joined, "_WOKEN_AT_ONCE", at_once)
     answer = AnswerSettled(bytes.fromhex(KEY), "kept", KeptAnswer(text="a"))
     assert store.settle_answers([answer], token="x", ttl_s=60, limit_mb=100) == [True]
     assert wakes(store, epoch) == [(RUN, 1), ("r2", 0), ("r2", 1)]

@@ -465,6 +465,19 @@ def test_a_batch_that_the_provider_refuses_ends_its_calls(monkeypatch, kind, tri
     fleet.batcher.close()
 
 
+def test_a_creation_whose_replies_name_no_batch_is_given_up_and_may_have_cost(monkeypatch):
+    fleet = Fleet(monkeypatch, Provider(), count=2, retries={"max_attempts": 1})
+    fleet.provider.refuses = [
+        BatchUnknownError(ErrorKind.SERVER_ERROR, "it has no id", is_own=True) for _ in range(9)
+    ]
+    fleet.finish()
+    assert {outcome.kind for outcome in fleet.outcomes.values()} == {ErrorKind.SERVER_ERROR}
+    usage = fleet.store.stage(StageId(RUN, 0)).usage
+    assert (usage.calls, usage.input_tokens) == (2, None)
+    assert (fleet.provider.made, fleet.provider.refuses) == ({}, [])
+    fleet.batcher.close()
+
+
 @pytest.mark.parametrize("kind", ["rate_limited", "bad_request"])
 def test_a_batch_that_fails_as_a_whole_is_gathered_anew_if_that_helps(monkeypatch, kind):
     fleet = Fleet(monkeypatch, Provider(), count=4)
@@ -595,8 +608,8 @@ def test_a_run_that_waits_no_more_is_not_remembered(monkeypatch):
     fleet.beat()
     waiting = fleet.batcher._runs
     assert (list(waiting._shown), len(fleet.store.in_batches(RUN)[1])) == ([RUN], 1)
-    fleet.store._redis.delete("fanout:batches:runs")
-    waiting.look([], epoch=1, may_exist=bool)
+    fleet.store._redis.delete("fanout:batches:runs", "fanout:batches:all")
+    fleet.beat()
     assert (waiting._shown, fleet.store.in_batches(RUN)[1]) == ({}, [])
     fleet.batcher.close()
 
