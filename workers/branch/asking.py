@@ -27,6 +27,7 @@ from workers.branch.answer_cache import CachedAnswer
 from workers.branch.asked_models import ended_model, joined, result_of, within, without_call
 from workers.branch.batch_lane import GatheredCalls, PreparedModel
 from workers.context.broken_models import unusable
+from workers.context.fair_line import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -228,7 +229,7 @@ class Asking:
                 request = structs.replace(request, lane="realtime")
         self._calls.asks(model, request)
         gate: CallGate
-        wait: Callable[[float], Awaitable[None]] = models.in_flight.wait
+        wait: Callable[[float], Awaitable[None]] = self._claim.rests
         observe: Callable[[CallAttempt], None] = partial(self._calls.ended, model)
         with ExitStack() as gates:
             if budgeted is not None:
@@ -238,7 +239,12 @@ class Asking:
                 (llm, gate), wait = gathered, _at_once
             else:
                 limits = models.limiter.gate(
-                    model, spec.rate.rates, gives_up=gives_up, timeout_s=spec.timeout_s
+                    model,
+                    spec.rate.rates,
+                    gives_up=gives_up,
+                    timeout_s=spec.timeout_s,
+                    turn=Turn(self._stage_id.run_id, spec.priority),
+                    on_wait=self._claim.leaves_place,
                 )
                 # A call that is cancelled does not leave its gate.
                 gate = gates.enter_context(limits)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from math import ceil
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,19 +12,18 @@ import msgspec
 from fanout.core.errors import BrokerError, StoredDataError, UnknownRunError
 from fanout.core.gathered import GatherRequest
 from fanout.core.state import BeginRequest, CheckpointRequest
+from workers.branch.claimed_gate import ClaimedGate
 from workers.context.inflight import CallStoppedError, StopReason
+from workers.context.model_gate import KEEPS_PLACE_S
 from workers.context.progress import ALIVE, SURE
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from fanout.core.errors import LLMError
     from fanout.core.gathered import Joins, LaneRecord, Prepared
     from fanout.core.ids import BranchId
     from fanout.core.state import BeginReply
-    from fanout.llm.base import LLMReply, LLMRequest
     from fanout.llm.calls import CallGate
-    from fanout.policy.outages import FailureVerdict
     from workers.branch.places import Place
     from workers.context.leads import Lead
     from workers.context.progress import TrackedBranch
@@ -48,8 +46,6 @@ _HOLD_MARGIN_S = 60
 _LONGEST_QUEUE_S = 24 * 3600
 
 _T = TypeVar("_T")
-
-_log = logging.getLogger(__name__)
 
 
 class BranchParked(Exception):  # noqa: N818 - it is no error
@@ -176,7 +172,11 @@ class Claim:
         except (UnknownRunError, StoredDataError):
             # There will be no call.
             return 0
-        may_queue = spec.rate.rates.is_limited or self._context.budgets.applies(spec)
+        may_queue = (
+            spec.rate.rates.is_limited
+            or self._context.budgets.applies(spec)
+            or self._context.models.limiter.holds_back((spec.model, *spec.all_models))
+        )
         waits_s = _LONGEST_QUEUE_S if may_queue else 0.0
         # An outage may last this long before the first call, and the calls may take as long again.
         longest_s = 2 * (spec.retries.max_elapsed_s + spec.timeout_s)
@@ -319,7 +319,7 @@ class Claim:
             timeout_s: The timeout of the call, in seconds.
             compares: Whether the successes of the stage, on all workers, are those of this model.
         """
-        return _ClaimedGate(self, gate, timeout_s, compares=compares)
+        return ClaimedGate(self, gate, timeout_s, compares=compares)
 
     def waits(self) -> None:
         """Record that the branch waits on purpose, for an unlimited time."""
@@ -330,6 +330,22 @@ class Claim:
         self._branch.moves("waits for the answer to an identical branch")
         if self.place is not None:
             self.place.leave()
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the branch has left its place until its next call."""
+        return self.place is not None and self.place.is_away
+
+    def leaves_place(self) -> None:
+        """Leave the place until the next call of the branch, which has to wait long for it."""
+        if self.place is not None:
+            self.place.leave_for_now()
+
+    async def rests(self, seconds: float) -> None:
+        """Wait before the next call of the branch. Raises CallStoppedError if this worker stops."""
+        if seconds > KEEPS_PLACE_S:
+            self.leaves_place()
+        await self._context.models.in_flight.wait(seconds)
 
     async def takes_place(self) -> None:
         """Wait for the place again that the branch has left.
@@ -364,47 +380,3 @@ async def _to_its_end(step: Coroutine[Any, Any, _T]) -> _T:
     except asyncio.CancelledError:
         await asyncio.gather(task, return_exceptions=True)
         raise
-
-
-class _ClaimedGate:
-    """See ``Claim.gate``."""
-
-    def __init__(self, claim: Claim, gate: CallGate, timeout_s: float, *, compares: bool) -> None:
-        self._claim = claim
-        self._compares = compares
-        self._gate = gate
-        self._timeout_s = timeout_s
-        # Succeeded branches of the stage at the last failure of which this worker could not tell whether
-        # it is common.
-        self._succeeded: int | None = None
-
-    async def enter(self, request: LLMRequest, *, left_s: float) -> float:
-        """Wait until the call may begin, and check that this delivery still has the branch."""
-        self._claim.waits()
-        for_rate_s = await self._gate.enter(request, left_s=left_s)
-        if not self._claim.is_sure:
-            await self._claim.confirm()
-        self._claim.calls(self._timeout_s)
-        return for_rate_s
-
-    async def leave(
-        self, request: LLMRequest, reply: LLMReply | None, error: LLMError | None
-    ) -> FailureVerdict | None:
-        """See CallGate."""
-        self._claim.called(has_reply=reply is not None)
-        if error is not None:
-            # It may have to wait before its next call.
-            self._claim.waits()
-        try:
-            verdict = await self._gate.leave(request, reply, error)
-        except Exception as fault:
-            if error is not None:
-                raise
-            # Keep the answer, even if it cannot be counted.
-            _log.warning("a call is not counted: %s", type(fault).__name__)
-            return None
-        if verdict is None or not verdict.is_blind or not self._compares:
-            return verdict
-        before, self._succeeded = self._succeeded, await self._claim.succeeded()
-        others_succeeded = None not in {before, self._succeeded} and before != self._succeeded
-        return verdict.despite_success() if others_succeeded else verdict

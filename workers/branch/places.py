@@ -45,6 +45,8 @@ class Place:
         self._on_admitted = on_admitted
         self._patience_s = patience_s
         self._is_held = False
+        # Whether the branch waits without it for a limit.
+        self.is_away = False
 
     async def __aenter__(self) -> Self:
         await self._enter()
@@ -60,22 +62,34 @@ class Place:
 
     def leave(self) -> None:
         """Leave the place to another branch, as long as this one waits. Safe to call twice."""
+        if self.is_away:
+            self.is_away = False
+            self._admission.away -= 1
         if self._is_held:
             self._is_held = False
             self._admission.leave(self._run_id)
 
+    def leave_for_now(self) -> None:
+        """Leave the place to another branch, as this one waits for a limit; see ``enter``."""
+        # In a pool of threads or processes, a branch keeps its thread anyway.
+        if self._is_held and self._admission.places is not None:
+            self.leave()
+            self.is_away = True
+            self._admission.away += 1
+
     async def enter(self) -> None:
         """Take a place again, unless the branch has one. Raises BranchHandedBack."""
         if not self._is_held:
-            await self._enter()
+            self.leave()
+            await self._enter(is_back=True)
 
-    async def _enter(self) -> None:
+    async def _enter(self, *, is_back: bool = False) -> None:
         max_workers, priority = None, 1.0
         # The begin finds out that the run is gone, and the call that its spec cannot be read.
         with suppress(UnknownRunError, StoredDataError):
             spec = await self._context.runs.specs(self._run_id)
             max_workers, priority = spec.max_workers, spec.priority
-        entering = self._admission.enter(self._run_id, max_workers, priority)
+        entering = self._admission.enter(self._run_id, max_workers, priority, is_back=is_back)
         try:
             if self._patience_s is None or max_workers is None:
                 await entering

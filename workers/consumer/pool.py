@@ -243,11 +243,11 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
         return [None] * len(ends)
 
     def count_waiting(self) -> int:
-        """Return how many branches wait, for permits or others, and leave their places to others."""
+        """Return how many branches wait, for permits, limits or others, and take no places."""
         context: WorkerContext = self._context
         most: int = _WAITING_EACH * self.limit + _WAITING
         # Not too many, so that they do not pile up.
-        waiting: int = context.leads.waiting + context.answers.waiting
+        waiting: int = context.leads.waiting + context.answers.waiting + context.admission.away
         return min(context.admission.waiting_for_permits + waiting, most)
 
     def _get_info(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from fanout.core.permits import PermitRequest
-from fanout.system.logs import about
+from fanout.system.logs import RateLimitFilter, about
 from fanout.system.threads import copied
 from workers.context.admitted_run import AdmittedRun
 
@@ -43,7 +43,11 @@ _TURN_S = 5.0
 # that it then leaves to these before it asks again.
 _PLACELESS_S = 1.0
 
+# A server that is away would repeat the warning with each request.
+_LOG_S = 30.0
+
 _log = logging.getLogger(__name__)
+_log.addFilter(RateLimitFilter(_LOG_S))
 
 
 class AdmissionClosedError(Exception):
@@ -70,6 +74,7 @@ class Admission:
 
     Attributes:
         places: Calls in flight at once; None is any number.
+        away: Branches that have left their places to wait for a limit; for any thread.
     """
 
     def __init__(
@@ -80,6 +85,7 @@ class Admission:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.places: int | None = None
+        self.away = 0
         self._ask = ask
         self._sure_s = sure_s
         self._clock = clock
@@ -105,8 +111,12 @@ class Admission:
         short = [run for run in runs if run.granted < self._usable(run)]
         return sum(max(0, run.branches - run.granted) for run in short)
 
-    async def enter(self, run_id: str, max_workers: int | None, weight: float = 1.0) -> None:
+    async def enter(
+        self, run_id: str, max_workers: int | None, weight: float = 1.0, *, is_back: bool = False
+    ) -> None:
         """Wait for a place, and for a permit if the run has ``max_workers``.
+
+        A branch that comes back goes before those of its run that have not begun.
 
         Raises:
             AdmissionClosedError: The worker stops.
@@ -121,7 +131,7 @@ class Admission:
             self._begin(run)
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        run.waiting.append(future)
+        (run.waiting.appendleft if is_back else run.waiting.append)(future)
         self._waiting[run_id] = run
         self._admit()
         if not future.done():

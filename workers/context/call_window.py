@@ -7,12 +7,12 @@ import logging
 import os
 import secrets
 import socket
-from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING
 
 from fanout.core.records import ErrorKind
 from fanout.policy.adaptive import WindowReport, shares
+from workers.context.fair_line import ANYBODY, FairLine
 from workers.context.pacing import ask_store
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fanout.core.errors import LLMError
     from fanout.policy.adaptive import CallWindow
     from fanout.stores import RedisStore
+    from workers.context.fair_line import Turn
 
 __all__ = ["CallPlaces", "plainly"]
 
@@ -71,7 +72,7 @@ class CallPlaces:
         self.in_flight = 0
         # How many may be; None while the fleet has no window.
         self._share: int | None = None
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting = FairLine()
         self._keeper: asyncio.Task[None] | None = None
         # Since the last report.
         self._done = 0
@@ -88,18 +89,17 @@ class CallPlaces:
         """Whether the fleet has a window, so that calls may have to wait."""
         return self._share is not None
 
-    async def enter(self) -> None:
-        """Wait until a call may begin."""
+    async def enter(self, turn: Turn = ANYBODY) -> None:
+        """Wait until a call may begin; the runs take turns."""
         if self._share is not None and (self._waiting or self.in_flight >= self._share):
-            future = asyncio.get_running_loop().create_future()
-            self._waiting.append(future)
+            future = self._waiting.add(turn)
             try:
                 await self._until(future)
             except BaseException:
                 if future.done() and not future.cancelled():
                     self.leave()
-                elif future in self._waiting:
-                    self._waiting.remove(future)
+                else:
+                    self._waiting.remove(turn, future)
                 raise
             return
         self.in_flight += 1
@@ -112,7 +112,7 @@ class CallPlaces:
 
     def _admit(self) -> None:
         while self._waiting and (self._share is None or self.in_flight < self._share):
-            future = self._waiting.popleft()
+            future = self._waiting.pop()
             if not future.done():
                 self.in_flight += 1
                 future.set_result(None)

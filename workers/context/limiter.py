@@ -9,32 +9,23 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fanout.core.rate_limits import MAX_BLOCK_S, CallTokens
-from fanout.core.records import ErrorKind
-from fanout.policy.outages import (
-    SHARED,
-    Failure,
-    FailureVerdict,
-    close,
-    cost_alone,
-    cost_of_own,
-    trip,
-)
+from fanout.core.rate_limits import MAX_BLOCK_S
+from fanout.policy.outages import close, trip
 from workers.context.call_window import CallPlaces, plainly
+from workers.context.fair_line import ANYBODY
+from workers.context.model_gate import GIVEN_UP, ModelGate
 from workers.context.model_state import LOOK_S, PROBES, ModelState
 from workers.context.pacing import Pacer, ask_store
 from workers.context.token_ratios import TokenRatios
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
-    from typing import Self
 
-    from fanout.core.errors import LLMError
     from fanout.core.rate_limits import Rates
-    from fanout.llm.base import LLMReply, LLMRequest
     from fanout.stores import RedisStore
+    from workers.context.fair_line import Turn
 
-__all__ = ["Limiter", "ModelGate"]
+__all__ = ["Limiter"]
 
 # The pause after a refusal without a retry-after.
 _PAUSE_S = 1.0
@@ -45,13 +36,6 @@ _MAX_SPREAD_S = 2.0
 # failed may be at fault itself: it waits longer by this factor, so that other branches try first.
 _POLL_S = 0.5
 _FAILED_POLL_FACTOR = 3.0
-_MOST_REFUSALS = 5
-# Kinds that say nothing about the model: faults of fanout itself.
-_SILENT = frozenset({ErrorKind.INTERNAL})
-
-# Where a branch may ask another model, it does not wait for the end of these. None: it is not known
-# how a model fails that other workers have found to fail.
-_GIVEN_UP = frozenset({ErrorKind.SERVER_ERROR, None})
 
 _CANNOT_PAUSE = "cannot tell the fleet to leave {} alone"
 
@@ -90,6 +74,8 @@ class Limiter:
         *,
         gives_up: bool = False,
         timeout_s: float | None = None,
+        turn: Turn = ANYBODY,
+        on_wait: Callable[[], None] | None = None,
     ) -> ModelGate:
         """Return the gate for the calls of a branch; close it after the last one.
 
@@ -99,13 +85,23 @@ class Limiter:
             gives_up: Whether a branch that meets server errors asks another model, and does not wait
                 for the end of an outage.
             timeout_s: The timeout of a call in seconds; None for none.
+            turn: The run of the branch: those that wait for a model take turns.
+            on_wait: Called if a call waits long for a limit, told or learnt, or for the end of a pause.
         """
         known = self._models.get(model)
         if known is None:
             places = CallPlaces(self._store, model, clock=self.clock, until=self._until)
             pacer = Pacer(self._store, model, clock=self.clock, sleep=self._sleep)
             known = self._models[model] = ModelState(model, places, pacer)
-        return ModelGate(self, known, rates, gives_up=gives_up, timeout_s=timeout_s)
+        return ModelGate(
+            self,
+            known,
+            rates,
+            gives_up=gives_up,
+            timeout_s=timeout_s,
+            turn=turn,
+            on_wait=on_wait,
+        )
 
     def holds_back(self, models: Iterable[str]) -> bool:
         """Return whether calls to one of some models may wait long, for limits that were learnt."""
@@ -149,7 +145,7 @@ class Limiter:
             if model.probes and model.down_at is not None:
                 model.probes -= 1
                 return False
-            if gives_up and model.down_at is not None and model.failed_with in _GIVEN_UP:
+            if gives_up and model.down_at is not None and model.failed_with in GIVEN_UP:
                 model.require_unfailed()
                 return False
             left_s = until - now
@@ -225,176 +221,3 @@ class Limiter:
         _log.warning("%s answers again", model.name)
         close_breaker = partial(self._store.close_breaker, model.name)
         await ask_store(close_breaker, f"cannot tell the fleet that {model.name} answers again")
-
-
-class ModelGate:
-    """What the calls of one branch go through: see ``fanout.llm.calls.CallGate``.
-
-    As a context it is closed at its end, also where a call was cancelled.
-    """
-
-    def __init__(
-        self,
-        limiter: Limiter,
-        model: ModelState,
-        rates: Rates,
-        *,
-        gives_up: bool = False,
-        timeout_s: float | None = None,
-    ) -> None:
-        self._limiter = limiter
-        self._timeout_s = timeout_s
-        # Whether a call of this branch has a place among those in flight.
-        self._has_place = False
-        self._gives_up = gives_up
-        self._model = model
-        # What the job tells; and what the last call kept to, with the tokens that were booked for it.
-        self._told = rates
-        self._rates = rates
-        self._booked: CallTokens | None = None
-        self._calls = 0
-        self._began = 0.0
-        # When the first call began that failed for a reason that others may share.
-        self._failed_at: float | None = None
-        # The calls that failed so, and how many attempts they are.
-        self._failures: list[Failure] = []
-        self._spent = 0.0
-
-    async def enter(self, request: LLMRequest, *, left_s: float) -> float:
-        """Wait until the call may begin; return the seconds that a rate limit took of that.
-
-        Raises:
-            LLMError: The model fails for all branches, and this one gives up.
-        """
-        limiter, model, for_rate_s = self._limiter, self._model, 0.0
-        now = came = limiter.clock()
-        await model.places.enter()
-        self._has_place = True
-        rates = self._rates = model.pacer.rates(self._told, now)
-        if rates.is_limited:
-            await self._wait_for_slot(request)
-        if rates.is_limited or model.places.is_bounded:
-            now = limiter.clock()
-            for_rate_s = now - came
-        if not model.is_well(now):
-            has_failed = self._failed_at is not None
-            await limiter.wait_until_well(
-                model, until=now + left_s, has_failed=has_failed, gives_up=self._gives_up
-            )
-            now = limiter.clock()
-        self._calls += 1
-        self._began = now
-        return for_rate_s
-
-    async def leave(
-        self, request: LLMRequest, reply: LLMReply | None, error: LLMError | None
-    ) -> FailureVerdict | None:
-        """Record the end of a call; return the verdict on its error, if any."""
-        self.close()
-        if self._booked is not None:
-            self._correct(self._booked, reply)
-        if error is not None and error.is_shed:
-            # Calls in other lanes succeed.
-            return FailureVerdict(cost=0.0)
-        if reply is not None:
-            limiter = self._limiter
-            elapsed_s = limiter.clock() - self._began
-            limiter.ratios.observe(self._model.name, request, reply.usage, elapsed_s=elapsed_s)
-        seen = reply.limits if reply is not None else error.limits if error is not None else None
-        if seen is not None:
-            await self._model.pacer.saw(seen, began=self._began)
-        if error is not None and error.kind in SHARED:
-            return await self._failed(error)
-        if error is None or error.kind not in _SILENT:
-            # Any answer, or a refusal of this prompt, shows that the model is up.
-            model, now = self._model, self._limiter.clock()
-            model.answered(self._began)
-            model.places.succeeded(now - self._began, self._timeout_s)
-            model.health.succeeded(began=self._began, now=now, is_first=self._calls == 1)
-            if model.down_at is not None:
-                await self._limiter.succeeded_while_down(model, self._began)
-        return None
-
-    async def _failed(self, error: LLMError) -> FailureVerdict:
-        model, limiter = self._model, self._limiter
-        first = self._failed_at = self._began if self._failed_at is None else self._failed_at
-        model.failed(error.kind, limiter.clock())
-        is_refusal = error.kind is ErrorKind.RATE_LIMITED or error.retry_after_s is not None
-        # A prompt that is always refused while others are not must not hold up other branches.
-        is_odd = self._calls > _MOST_REFUSALS and model.health.has_succeeded_after(first)
-        if is_refusal and not is_odd:
-            await limiter.refused(model, error.retry_after_s)
-        if not (error.is_own or is_odd):
-            is_paced = self._rates.is_limited or model.pacer.has_limits
-            model.places.failed(
-                error, began=self._began, is_paced=is_paced, timeout_s=self._timeout_s
-            )
-        counted = None
-        if not error.is_own:
-            is_first = self._calls == 1
-            counted = model.health.failed(
-                self, first_began=first, began=self._began, is_first=is_first
-            )
-            if model.health.is_down(limiter.clock()):
-                await limiter.failed_for_all(model)
-        if self._gives_up and error.kind in _GIVEN_UP:
-            return FailureVerdict(cost=1.0)
-        down_s = model.down_s(limiter.clock())
-        # Without a retry-after the pause is short: the branch itself waits longer each time.
-        is_pause = (error.retry_after_s or 0.0) >= _PAUSE_S and not is_odd
-        return FailureVerdict(
-            cost=self._cost(error, first, counted, is_down=down_s is not None),
-            down_s=down_s,
-            is_held=down_s is not None or is_pause,
-            is_blind=model.health.lead_s(first) is None and error.retry_after_s is None,
-        )
-
-    def _cost(self, error: LLMError, first: float, counted: str | None, *, is_down: bool) -> float:
-        """Return how many more attempts the branch has spent by this failed call."""
-        own = cost_of_own(error)
-        if own is not None or counted is None:
-            return own or 0.0
-        health, before = self._model.health, self._spent
-        alone = cost_alone(error, lead_s=health.lead_s(first), is_down=is_down)
-        is_asked = error.retry_after_s is not None
-        self._failures.append(
-            Failure(began=self._began, alone=alone, counted=counted, is_asked=is_asked)
-        )
-        self._spent = health.spent(self._failures, now=self._limiter.clock())
-        return self._spent - before
-
-    def close(self) -> None:
-        """Give back the place of a call that has ended."""
-        if self._has_place:
-            self._has_place = False
-            self._model.places.leave()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.close()
-
-    async def _wait_for_slot(self, request: LLMRequest) -> None:
-        pacer, tokens = self._model.pacer, CallTokens()
-        if self._rates.counts_tokens:
-            # Where they are not limited, nobody asks how many they are.
-            tokens = self._booked = self._expected_tokens(request, pacer)
-        await pacer.wait(self._rates, tokens)
-
-    def _expected_tokens(self, request: LLMRequest, pacer: Pacer) -> CallTokens:
-        """Return the tokens to book: the prompt's, and ``max_tokens`` as most providers do."""
-        prompt, answer = (
-            self._limiter.ratios.expected_tokens(self._model.name, request),
-            request.max_tokens,
-        )
-        if answer and not self._rates.output_tokens_per_minute:
-            return CallTokens(prompt, answer)
-        return CallTokens(prompt, pacer.likely_output(answer))
-
-    def _correct(self, booked: CallTokens, reply: LLMReply | None) -> None:
-        self._booked = None
-        if reply is None or reply.usage.input_tokens is None or reply.usage.output_tokens is None:
-            return
-        actual = CallTokens(reply.usage.input_tokens, reply.usage.output_tokens)
-        self._model.pacer.used(self._rates, booked, actual)

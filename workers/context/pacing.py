@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, TypeVar
 from fanout.core.errors import BrokerError
 from fanout.core.rate_limits import BURST_S, CallTokens
 from fanout.policy.learnt_limits import LimitLearner
+from fanout.system.logs import RateLimitFilter
+from workers.context.fair_line import FairLock
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from fanout.core.rate_limits import LearntLimits, Rates, SeenLimits
     from fanout.stores import RedisStore
+    from workers.context.fair_line import Turn
 
 __all__ = ["Pacer", "ask_store"]
 
@@ -36,7 +39,10 @@ _ALPHA = 0.05
 
 _T = TypeVar("_T")
 
-_log = logging.getLogger(__name__)
+# While the server is away, each model and each kind of step would repeat its warning.
+_LOG_S = 30.0
+_away_log = logging.getLogger(f"{__name__}.away")
+_away_log.addFilter(RateLimitFilter(_LOG_S))
 
 
 class Pacer:
@@ -63,7 +69,7 @@ class Pacer:
         self._sleep = sleep
         # The times that are booked and not yet used, the earliest first, and the tokens of each.
         self._slots: deque[tuple[float, CallTokens]] = deque()
-        self._booking = asyncio.Lock()
+        self._booking = FairLock()
         # Calls that wait for a time, with their tokens.
         self._waiting = 0
         # What was used, less what was booked, and the rates of the last booking.
@@ -114,11 +120,11 @@ class Pacer:
             return float(max_tokens or 0)
         return min(self._answer_tokens, max_tokens or self._answer_tokens)
 
-    async def wait(self, rates: Rates, tokens: CallTokens) -> None:
-        """Wait until the rates allow a call of so many tokens."""
+    async def wait(self, rates: Rates, tokens: CallTokens, turn: Turn) -> None:
+        """Wait until the rates allow a call of so many tokens; the runs take turns."""
         self._waiting += 1
         try:
-            at, booked = slot = await self._booked(rates, tokens)
+            at, booked = slot = await self._booked(rates, tokens, turn)
         finally:
             self._waiting -= 1
         try:
@@ -129,15 +135,16 @@ class Pacer:
             raise
         self._owes(_less(tokens, booked))
 
-    async def _booked(self, rates: Rates, tokens: CallTokens) -> tuple[float, CallTokens]:
+    async def _booked(
+        self, rates: Rates, tokens: CallTokens, turn: Turn
+    ) -> tuple[float, CallTokens]:
         """Return the time at which a call may begin, and the tokens that are booked for it."""
-        while True:
-            async with self._booking:
-                if (slot := self._next_slot()) is not None:
-                    return slot
-                wait_s = await self._book(rates, tokens)
-            if wait_s:
-                await self._sleep(wait_s)
+        # If there is none yet, the first call waits to ask again, and the others wait for it.
+        async with self._booking.held(turn):
+            while (slot := self._next_slot()) is None:
+                if wait_s := await self._book(rates, tokens):
+                    await self._sleep(wait_s)
+            return slot
 
     def _next_slot(self) -> tuple[float, CallTokens] | None:
         # A time that has passed may be used like the rate of an idle moment, but no longer.
@@ -222,5 +229,5 @@ async def ask_store(step: Callable[[], _T], problem: str) -> _T | None:
     try:
         return await asyncio.to_thread(step)
     except BrokerError as error:
-        _log.warning("%s: %s", problem, error)
+        _away_log.warning("%s: %s", problem, error)
         return None

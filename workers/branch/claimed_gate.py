@@ -1,0 +1,66 @@
+"""The gate of a branch's calls: each begins only while this worker has the branch, and has a place."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fanout.core.errors import LLMError
+    from fanout.llm.base import LLMReply, LLMRequest
+    from fanout.llm.calls import CallGate
+    from fanout.policy.outages import FailureVerdict
+    from workers.branch.claims import Claim
+
+__all__ = ["ClaimedGate"]
+
+_log = logging.getLogger(__name__)
+
+
+class ClaimedGate:
+    """See ``Claim.gate``."""
+
+    def __init__(self, claim: Claim, gate: CallGate, timeout_s: float, *, compares: bool) -> None:
+        self._claim = claim
+        self._compares = compares
+        self._gate = gate
+        self._timeout_s = timeout_s
+        # Succeeded branches of the stage at the last failure of which this worker could not tell whether
+        # it is common.
+        self._succeeded: int | None = None
+
+    async def enter(self, request: LLMRequest, *, left_s: float) -> float:
+        """Wait until the call may begin, and check that this delivery still has the branch."""
+        self._claim.waits()
+        for_rate_s = await self._gate.enter(request, left_s=left_s)
+        if self._claim.is_away:
+            left_at = time.monotonic()
+            await self._claim.takes_place()
+            for_rate_s += time.monotonic() - left_at
+        if not self._claim.is_sure:
+            await self._claim.confirm()
+        self._claim.calls(self._timeout_s)
+        return for_rate_s
+
+    async def leave(
+        self, request: LLMRequest, reply: LLMReply | None, error: LLMError | None
+    ) -> FailureVerdict | None:
+        """See CallGate."""
+        self._claim.called(has_reply=reply is not None)
+        if error is not None:
+            # It may have to wait before its next call.
+            self._claim.waits()
+        try:
+            verdict = await self._gate.leave(request, reply, error)
+        except Exception as fault:
+            if error is not None:
+                raise
+            # Keep the answer, even if it cannot be counted.
+            _log.warning("a call is not counted: %s", type(fault).__name__)
+            return None
+        if verdict is None or not verdict.is_blind or not self._compares:
+            return verdict
+        before, self._succeeded = self._succeeded, await self._claim.succeeded()
+        others_succeeded = None not in {before, self._succeeded} and before != self._succeeded
+        return verdict.despite_success() if others_succeeded else verdict

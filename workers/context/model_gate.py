@@ -1,0 +1,231 @@
+"""What the calls of a branch to one model go through: limits, pauses, and the breaker of the model."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from fanout.core.rate_limits import CallTokens
+from fanout.core.records import ErrorKind
+from fanout.policy.outages import SHARED, Failure, FailureVerdict, cost_alone, cost_of_own
+from workers.context.fair_line import ANYBODY
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Self
+
+    from fanout.core.errors import LLMError
+    from fanout.core.rate_limits import Rates
+    from fanout.llm.base import LLMReply, LLMRequest
+    from workers.context.fair_line import Turn
+    from workers.context.limiter import Limiter
+    from workers.context.model_state import ModelState
+    from workers.context.pacing import Pacer
+
+__all__ = ["GIVEN_UP", "KEEPS_PLACE_S", "ModelGate"]
+
+# Seconds for which a branch that waits for a limit, or for its next attempt, keeps its place.
+KEEPS_PLACE_S = 0.25
+_MOST_REFUSALS = 5
+# Kinds that say nothing about the model: faults of fanout itself.
+_SILENT = frozenset({ErrorKind.INTERNAL})
+# A refusal without a retry-after, or with a shorter one, is a short pause.
+_PAUSE_S = 1.0
+
+# Where a branch may ask another model, it does not wait for the end of these. None: it is not known
+# how a model fails that other workers have found to fail.
+GIVEN_UP = frozenset({ErrorKind.SERVER_ERROR, None})
+
+
+class ModelGate:
+    """What the calls of one branch go through: see ``fanout.llm.calls.CallGate``.
+
+    As a context it is closed at its end, also where a call was cancelled.
+    """
+
+    def __init__(
+        self,
+        limiter: Limiter,
+        model: ModelState,
+        rates: Rates,
+        *,
+        gives_up: bool = False,
+        timeout_s: float | None = None,
+        turn: Turn = ANYBODY,
+        on_wait: Callable[[], None] | None = None,
+    ) -> None:
+        self._limiter = limiter
+        self._turn = turn
+        self._on_wait = on_wait
+        self._timeout_s = timeout_s
+        # Whether a call of this branch has a place among those in flight.
+        self._has_place = False
+        self._gives_up = gives_up
+        self._model = model
+        # What the job tells; and what the last call kept to, with the tokens that were booked for it.
+        self._told = rates
+        self._rates = rates
+        self._booked: CallTokens | None = None
+        self._calls = 0
+        self._began = 0.0
+        # When the first call began that failed for a reason that others may share.
+        self._failed_at: float | None = None
+        # The calls that failed so, and how many attempts they are.
+        self._failures: list[Failure] = []
+        self._spent = 0.0
+
+    async def enter(self, request: LLMRequest, *, left_s: float) -> float:
+        """Wait until the call may begin; return the seconds that a rate limit took of that.
+
+        Raises:
+            LLMError: The model fails for all branches, and this one gives up.
+        """
+        model, on_wait = self._model, self._on_wait
+        now = self._limiter.clock()
+        is_free = not model.places.is_bounded and model.is_well(now)
+        if on_wait is None or (is_free and not model.pacer.rates(self._told, now).is_limited):
+            return await self._enter(request, left_s)
+        leaving = asyncio.get_running_loop().call_later(KEEPS_PLACE_S, self._waits, on_wait)
+        try:
+            return await self._enter(request, left_s)
+        finally:
+            leaving.cancel()
+
+    def _waits(self, on_wait: Callable[[], None]) -> None:
+        # In an outage the branches that wait are those that had begun.
+        if self._model.down_at is None:
+            on_wait()
+
+    async def _enter(self, request: LLMRequest, left_s: float) -> float:
+        limiter, model, for_rate_s = self._limiter, self._model, 0.0
+        now = came = limiter.clock()
+        await model.places.enter(self._turn)
+        self._has_place = True
+        rates = self._rates = model.pacer.rates(self._told, now)
+        if rates.is_limited:
+            await self._wait_for_slot(request)
+        if rates.is_limited or model.places.is_bounded:
+            now = limiter.clock()
+            for_rate_s = now - came
+        if not model.is_well(now):
+            has_failed = self._failed_at is not None
+            await limiter.wait_until_well(
+                model, until=now + left_s, has_failed=has_failed, gives_up=self._gives_up
+            )
+            now = limiter.clock()
+        self._calls += 1
+        self._began = now
+        return for_rate_s
+
+    async def leave(
+        self, request: LLMRequest, reply: LLMReply | None, error: LLMError | None
+    ) -> FailureVerdict | None:
+        """Record the end of a call; return the verdict on its error, if any."""
+        self.close()
+        if self._booked is not None:
+            self._correct(self._booked, reply)
+        if error is not None and error.is_shed:
+            # Calls in other lanes succeed.
+            return FailureVerdict(cost=0.0)
+        if reply is not None:
+            limiter = self._limiter
+            elapsed_s = limiter.clock() - self._began
+            limiter.ratios.observe(self._model.name, request, reply.usage, elapsed_s=elapsed_s)
+        seen = reply.limits if reply is not None else error.limits if error is not None else None
+        if seen is not None:
+            await self._model.pacer.saw(seen, began=self._began)
+        if error is not None and error.kind in SHARED:
+            return await self._failed(error)
+        if error is None or error.kind not in _SILENT:
+            # Any answer, or a refusal of this prompt, shows that the model is up.
+            model, now = self._model, self._limiter.clock()
+            model.answered(self._began)
+            model.places.succeeded(now - self._began, self._timeout_s)
+            model.health.succeeded(began=self._began, now=now, is_first=self._calls == 1)
+            if model.down_at is not None:
+                await self._limiter.succeeded_while_down(model, self._began)
+        return None
+
+    async def _failed(self, error: LLMError) -> FailureVerdict:
+        model, limiter = self._model, self._limiter
+        first = self._failed_at = self._began if self._failed_at is None else self._failed_at
+        model.failed(error.kind, limiter.clock())
+        is_refusal = error.kind is ErrorKind.RATE_LIMITED or error.retry_after_s is not None
+        # A prompt that is always refused while others are not must not hold up other branches.
+        is_odd = self._calls > _MOST_REFUSALS and model.health.has_succeeded_after(first)
+        if is_refusal and not is_odd:
+            await limiter.refused(model, error.retry_after_s)
+        if not (error.is_own or is_odd):
+            is_paced = self._rates.is_limited or model.pacer.has_limits
+            model.places.failed(
+                error, began=self._began, is_paced=is_paced, timeout_s=self._timeout_s
+            )
+        counted = None
+        if not error.is_own:
+            is_first = self._calls == 1
+            counted = model.health.failed(
+                self, first_began=first, began=self._began, is_first=is_first
+            )
+            if model.health.is_down(limiter.clock()):
+                await limiter.failed_for_all(model)
+        if self._gives_up and error.kind in GIVEN_UP:
+            return FailureVerdict(cost=1.0)
+        down_s = model.down_s(limiter.clock())
+        # Without a retry-after the pause is short: the branch itself waits longer each time.
+        is_pause = (error.retry_after_s or 0.0) >= _PAUSE_S and not is_odd
+        return FailureVerdict(
+            cost=self._cost(error, first, counted, is_down=down_s is not None),
+            down_s=down_s,
+            is_held=down_s is not None or is_pause,
+            is_blind=model.health.lead_s(first) is None and error.retry_after_s is None,
+        )
+
+    def _cost(self, error: LLMError, first: float, counted: str | None, *, is_down: bool) -> float:
+        """Return how many more attempts the branch has spent by this failed call."""
+        own = cost_of_own(error)
+        if own is not None or counted is None:
+            return own or 0.0
+        health, before = self._model.health, self._spent
+        alone = cost_alone(error, lead_s=health.lead_s(first), is_down=is_down)
+        is_asked = error.retry_after_s is not None
+        self._failures.append(
+            Failure(began=self._began, alone=alone, counted=counted, is_asked=is_asked)
+        )
+        self._spent = health.spent(self._failures, now=self._limiter.clock())
+        return self._spent - before
+
+    def close(self) -> None:
+        """Give back the place of a call that has ended."""
+        if self._has_place:
+            self._has_place = False
+            self._model.places.leave()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    async def _wait_for_slot(self, request: LLMRequest) -> None:
+        pacer, tokens = self._model.pacer, CallTokens()
+        if self._rates.counts_tokens:
+            # Where they are not limited, nobody asks how many they are.
+            tokens = self._booked = self._expected_tokens(request, pacer)
+        await pacer.wait(self._rates, tokens, self._turn)
+
+    def _expected_tokens(self, request: LLMRequest, pacer: Pacer) -> CallTokens:
+        """Return the tokens to book: the prompt's, and ``max_tokens`` as most providers do."""
+        prompt, answer = (
+            self._limiter.ratios.expected_tokens(self._model.name, request),
+            request.max_tokens,
+        )
+        if answer and not self._rates.output_tokens_per_minute:
+            return CallTokens(prompt, answer)
+        return CallTokens(prompt, pacer.likely_output(answer))
+
+    def _correct(self, booked: CallTokens, reply: LLMReply | None) -> None:
+        self._booked = None
+        if reply is None or reply.usage.input_tokens is None or reply.usage.output_tokens is None:
+            return
+        actual = CallTokens(reply.usage.input_tokens, reply.usage.output_tokens)
+        self._model.pacer.used(self._rates, booked, actual)
