@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from provider import Provider
 
+from tests.integration.conftest import wait_for
+
 pytestmark = pytest.mark.integration
 
 CALLS = 24
@@ -64,3 +66,28 @@ def test_limits_that_nobody_told_are_learnt_by_all_workers(client, start_worker,
         assert provider.stats()["by_status"]["429"] - before <= 3
         # The workers kept to it: half of a burst, and then ten a second.
         assert learnt.elapsed_s > 2
+
+
+@pytest.mark.parametrize("known", ["headers", "told"])
+def test_a_run_that_waits_for_its_limit_keeps_no_place_from_others(client, start_worker, known):
+    """One call a second beside calls of a tenth of a second, on the same 8 places."""
+    told = {"rate": {"requests_per_minute": 60}} if known == "told" else {}
+    tells = "headers" if known == "headers" else "nothing"
+    with Provider(latency="constant:0.02", rpm=60, limit_tells=tells) as provider:
+        start_worker("--concurrency", "8", OPENAI_BASE_URL=provider.base_url)
+        limited = client.submit(
+            {"model": "openai/mock", "prompt": "{input}", "retries": {"max_attempts": 9}, **told},
+            [f"slow{n}" for n in range(200)],
+        )
+        # It has used up half of the limit, and waits.
+        least = 35 if known == "headers" else 2
+        wait_for(lambda: limited.status().done >= least, "it waits for its limit")
+        before = provider.stats()["served"]
+        free = client.submit(
+            {"model": "fake?latency_s=0.1", "prompt": "{input}"}, list("abcdefgh") * 20
+        )
+        assert free.wait(60).succeeded == 160
+        # Alone the other run takes 2 s; with the places of both, the limited one makes a call a second.
+        assert provider.stats()["served"] - before <= 12
+        assert limited.status().failed == 0
+        limited.cancel()
