@@ -411,7 +411,7 @@ def _cost_job() -> str:
         rows.append(
             [f"`{_MODELS[each['provider']]}`", way, dollars[0], shares[0], dollars[1], shares[1]]
         )
-    head = ["model", "run by", "once, $", "of the loop", "and again, $", "of the loop"]
+    head = ["model", "run by", "once, $", "of the loop", "both runs, $", "of the loop"]
     return _table(head, rows)
 
 

@@ -28,13 +28,14 @@ from fanout.cli.session import (
 )
 from fanout.client.past_runs import run_opener
 from fanout.core.errors import SpecError
-from fanout.core.records import ErrorKind
+from fanout.core.records import ErrorKind, RunStatus
 from fanout.core.units import plural
 from fanout.inputs.intake import source_of_files
 from fanout.runs.status import retry_help
 
 if TYPE_CHECKING:
     from fanout.client.run import Run
+    from fanout.core.spec import RunSpec
     from fanout.runs.status import Status
 
 __all__ = ["cancel", "delete", "pause", "resume", "retry", "unpause"]
@@ -126,7 +127,8 @@ def retry(
     with any_client(broker_url) as client, stop:
         run = client.find(run_id)
         chosen = [ErrorKind(kind) for kind in kinds] or list(ErrorKind)
-        errors = run.status().errors
+        before = run.status()
+        hint = None if budget else _budget_hint(run, before, chosen)
         try:
             count = run.retry_failed(chosen, budget=budget)
         except SpecError as error:
@@ -134,23 +136,58 @@ def retry(
             field = f"--{part}-{name}" if name else error.field
             raise SpecError(error.reason, field=field) from None
         stop.arm(run.run_id)
-        unread = sum(errors.get(kind, 0) for kind in chosen) - count
-        text = _retried(run.run_id, count, unread)
+        unread = sum(before.errors.get(kind, 0) for kind in chosen) - count
+        now = run.status()
+        text = _retried(run.run_id, count, unread, redoes=_redoes_aggregate(before, now, run.spec))
+        if budget and not count and now.budget is not None:
+            text += f"; its {now.budget.words}"
+        if hint:
+            progress.note(hint)
         fields = {"run_id": run.run_id, "branches": count}
         if not client.is_embedded:
-            say(text, {**fields, "status": run.status().status.value}, as_json=as_json)
+            say(text, {**fields, "status": now.status.value}, as_json=as_json)
             return 0
         progress.note(text)
         return _work_off(run, progress, stop, fields, as_json=as_json)
 
 
-def _retried(run_id: str, count: int, unread: int) -> str:
-    """Return what becomes of the failed branches of a run; ``unread`` had no readable document."""
+def _budget_hint(run: Run, status: Status, kinds: list[ErrorKind]) -> str | None:
+    """Return how to give a run a larger budget whose calls did not fit; None if all did."""
+    over = status.errors.get(ErrorKind.BUDGET, 0) if ErrorKind.BUDGET in kinds else 0
+    is_over = over or any(one.kind is ErrorKind.BUDGET for one in run.stored_result().errors)
+    if status.budget is None or not is_over:
+        return None
+    option = f"--budget-{status.budget.fullest}"
+    return (
+        f"calls of run {run.run_id} did not fit into its budget, of which {status.budget.left_words} "
+        f"is left: `fanout retry {run.run_id} {option} N` gives it a larger one"
+    )
+
+
+def _redoes_aggregate(before: Status, now: Status, spec: RunSpec) -> bool:
+    """Say whether a retry of no branch makes the aggregate of a run again."""
+    if spec.reduction == "none" or before.status is RunStatus.SUCCEEDED:
+        return False
+    is_enough = 0 < before.succeeded >= spec.min_success * before.total
+    # It may have ended again by now.
+    return is_enough or not now.status.has_ended
+
+
+def _retried(run_id: str, count: int, unread: int, *, redoes: bool) -> str:
+    """Return what becomes of the failed branches of a run.
+
+    Args:
+        run_id: The run.
+        count: How many are processed again.
+        unread: How many others have no readable document.
+        redoes: Whether the aggregate is made again if no branch is processed.
+    """
     branches = plural(count, "branch", "branches")
     text = f"{branches} of run {run_id} {'is' if count == 1 else 'are'} processed again"
     if not count:
-        why = "can be processed again" if unread else "has failed so: nothing is processed again"
-        text = f"no branch of run {run_id} {why}"
+        why = "can be processed again" if unread else "has failed so"
+        then = "only its aggregate is made again" if redoes else "nothing is processed again"
+        text = f"no branch of run {run_id} {why}: {then}"
     if unread:
         failed = plural(unread, "branch has", "branches have")
         text += f"; {failed} a document that could not be read, which only a new run reads again"

@@ -145,7 +145,9 @@ _OPTIONS = [
                  help="Make every call, and keep no answer. [default: the same question is asked once]"),
     _option("--deadline --deadline-s deadline_s", "SECONDS",
             "Begin no call after that, and aggregate what there is. [default: never]"),
-    _option("--max-attempts", "N", "Calls a branch may make, the first included. [default: 5]"),
+    _option("--max-attempts", "N",
+            "How many calls of a branch may fail for reasons of its own, not while the model is down "
+            "or asks to wait; 1 is a single call. [default: 5]"),
     _option("--max-elapsed-s", "SECONDS",
             "The longest that a branch may take in all. [default: as in docs/jobs.md]"),
     _option("--base-wait-s", "SECONDS",

@@ -55,9 +55,10 @@ def checked_spec(given: Any, *, has_documents: bool) -> RunSpec:
     spec = given if isinstance(given, RunSpec) else make_spec(**given)
     require_used(spec, is_function=any(map(takes_prompt_only, spec.all_models)))
     if spec.budget.is_limited:
-        from fanout.runs.budgets import require_kept
+        from fanout.runs.budgets import require_kept, require_room
 
         require_kept(spec, spec.budget.limits)
+        require_room(spec, spec.budget.limits)
     if has_documents:
         if spec.inputs:
             raise SpecError("give either chunks or inputs, and not both", field="inputs")

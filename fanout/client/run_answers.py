@@ -58,7 +58,7 @@ class RunAnswers:
         stages = [
             self._store.stage(StageId(self.run_id, stage)) for stage in range(run.last_stage + 1)
         ]
-        usage = total_usage([stage.usage for stage in stages if stage.done])
+        usage = total_usage([stage.usage for stage in stages])
         if run.retry and not run.has_ended and run.halt is None:
             stages[0] = stages[0].without_retried(run.retry)
         branches = stages[0]

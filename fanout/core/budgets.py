@@ -11,6 +11,7 @@ from typing import Self
 import msgspec
 
 __all__ = [
+    "LEAST_BUDGET",
     "NO_AMOUNTS",
     "Amounts",
     "BudgetLimits",
@@ -18,6 +19,7 @@ __all__ = [
     "BudgetReport",
     "BudgetState",
     "BudgetStep",
+    "is_counted",
     "nano_usd_of",
 ]
 
@@ -31,11 +33,24 @@ def nano_usd_of(usd: float) -> int:
     return math.ceil(round(usd * NANO, _NOISE_DIGITS))
 
 
+# Of smaller sums nothing is counted.
+LEAST_BUDGET = "must be a billionth of a US dollar (0.000000001) or more"
+
+
+def is_counted(usd: float) -> bool:
+    """Say whether a limit in US dollars is at least the smallest sum that is counted."""
+    return _floor_nano_usd(usd) > 0
+
+
+def _floor_nano_usd(usd: float) -> int:
+    return math.floor(round(usd * NANO, _NOISE_DIGITS))
+
+
 class Amounts(msgspec.Struct, frozen=True, kw_only=True):
     """What calls use, or may use at most.
 
     Attributes:
-        nano_usd: Billionths of a US dollar.
+        nano_usd: Billionths of a US dollar; ``usd`` has US dollars.
         calls: Calls.
         tokens: Tokens of prompts and answers.
     """
@@ -48,6 +63,9 @@ class Amounts(msgspec.Struct, frozen=True, kw_only=True):
     def usd(self) -> float:
         """US dollars."""
         return self.nano_usd / NANO
+
+    def __repr__(self) -> str:
+        return f"Amounts(usd={self.usd!r}, calls={self.calls}, tokens={self.tokens})"
 
     def __add__(self, other: Amounts) -> Amounts:
         return Amounts(
@@ -80,13 +98,16 @@ class BudgetLimits(msgspec.Struct, frozen=True, kw_only=True):
     ) -> Self:
         """Return limits that are given in US dollars."""
         # Rounded down, as what is counted is rounded up.
-        nano_usd = None if usd is None else math.floor(round(usd * NANO, _NOISE_DIGITS))
+        nano_usd = None if usd is None else _floor_nano_usd(usd)
         return cls(nano_usd=nano_usd, calls=calls, tokens=tokens)
 
     @property
     def usd(self) -> float | None:
         """US dollars."""
         return None if self.nano_usd is None else self.nano_usd / NANO
+
+    def __repr__(self) -> str:
+        return f"BudgetLimits(usd={self.usd!r}, calls={self.calls}, tokens={self.tokens})"
 
     @property
     def is_limited(self) -> bool:

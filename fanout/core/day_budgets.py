@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator
 
-from fanout.core.budgets import BudgetLimits
+from fanout.core.budgets import LEAST_BUDGET, BudgetLimits, is_counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -32,6 +32,9 @@ def parse_amounts(text: str, *, is_whole: bool) -> dict[str, float]:
         if not 0 < amount < math.inf or (is_whole and amount % 1):
             kind = "a whole number above 0" if is_whole else "a number above 0"
             msg = f"{entry.strip()!r} must be {kind}, as {_FORM}; separate several with commas"
+            raise ValueError(msg)
+        if not is_whole and not is_counted(amount):
+            msg = f"{entry.strip()!r} {LEAST_BUDGET}"
             raise ValueError(msg)
         if "*" in name[:-1]:
             msg = f"{name!r} has a * before its end; it must be {_FORM}"

@@ -271,19 +271,21 @@ def share_of(votes: Mapping[str, int]) -> float | None:
 
 
 def total_usage(usages: Sequence[Usage]) -> Usage:
-    """Add up usages; a sum with an unknown value, or of no calls, is unknown.
+    """Add up usages; a sum with an unknown value is unknown.
 
-    What made no call has consumed nothing: it makes no sum unknown.
+    What made no call has consumed nothing: it makes no sum unknown, and no calls have a sum of 0.
     """
-    if len(usages) == 1:
+    if len(usages) == 1 and usages[0].calls:
         return usages[0]
     usages = [usage for usage in usages if usage.calls or usage.cost_usd is not None]
+    if not usages:
+        return NO_CALL
 
     sums: dict[str, Any] = {}
     at_least: dict[str, float] = {}
     for name in QUANTITIES:
         known = sum(usage.known(name) for usage in usages)
-        if usages and all(getattr(usage, name) is not None for usage in usages):
+        if all(getattr(usage, name) is not None for usage in usages):
             sums[name] = known
         elif known:
             at_least[name] = known
@@ -292,8 +294,7 @@ def total_usage(usages: Sequence[Usage]) -> Usage:
 
 def total_saved(parts: Iterable[Usage]) -> Usage:
     """Add up what kept answers had cost; nothing is saved where there are none."""
-    saved = [part for part in parts if part.calls]
-    return total_usage(saved) if saved else Usage()
+    return total_usage([part for part in parts if part.calls])
 
 
 def usage_by_model(usages: Iterable[Mapping[str, Usage]]) -> dict[str, Usage]:
@@ -336,7 +337,7 @@ class Outcome(_Record, frozen=True, kw_only=True):
     kind: ErrorKind | None = None
     message: str | None = None
     attempts: int = 0
-    usage: Usage = Usage()
+    usage: Usage = NO_CALL
     elapsed_s: float = 0.0
     ended_at: float = 0.0
     model: str | None = None
@@ -347,7 +348,7 @@ class Outcome(_Record, frozen=True, kw_only=True):
     votes: dict[str, int] = {}
     samples: int = 0
     usage_of: dict[str, Usage] = {}
-    saved: Usage = Usage()
+    saved: Usage = NO_CALL
 
     @property
     def is_cached(self) -> bool:

@@ -59,6 +59,7 @@ __all__ = [
     "RateSpec",
     "RetrySpec",
     "RunSpec",
+    "make_budget",
     "make_spec",
     "stored_spec",
 ]
@@ -356,6 +357,14 @@ def make_spec(**fields: Any) -> RunSpec:
         return RunSpec.model_validate(given)
     except ValidationError as error:
         raise spec_error(error, RunSpec, _PARTS) from None
+
+
+def make_budget(given: BudgetSpec | Mapping[str, Any]) -> BudgetSpec:
+    """Return a validated budget. Raises SpecError, as of the field ``budget`` of a job."""
+    try:
+        return BudgetSpec.model_validate(given)
+    except ValidationError as error:
+        raise spec_error(error, RunSpec, _PARTS, part="budget") from None
 
 
 def stored_spec(data: str | bytes) -> RunSpec:

@@ -19,7 +19,11 @@ __all__ = ["spec_error"]
 
 
 def spec_error(
-    error: ValidationError, spec: type[BaseModel], parts: Mapping[str, type[BaseModel]]
+    error: ValidationError,
+    spec: type[BaseModel],
+    parts: Mapping[str, type[BaseModel]],
+    *,
+    part: str | None = None,
 ) -> SpecError:
     """Return the error of a field.
 
@@ -27,10 +31,12 @@ def spec_error(
         error: What pydantic says.
         spec: The job's model.
         parts: The models of its fields that have fields of their own.
+        part: The field that was given alone, if it is one of these.
     """
     first = first_error(error)
     # The price of any model has no name there.
-    field = ".".join(str(part) for part in first["loc"] if part != ANY_MODEL)
+    path = ((part,) if part else ()) + first["loc"]
+    field = ".".join(str(name) for name in path if name != ANY_MODEL)
     if first["type"] == "value_error":
         message = first["msg"].removeprefix("Value error, ")
         if field:

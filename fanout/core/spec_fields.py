@@ -5,9 +5,9 @@ from __future__ import annotations
 import codecs
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from fanout.core.budgets import BudgetLimits
+from fanout.core.budgets import LEAST_BUDGET, BudgetLimits, is_counted
 from fanout.core.cells import with_point
 from fanout.core.conditions import parse_condition
 from fanout.core.errors import SpecError
@@ -184,6 +184,13 @@ class RetrySpec(BaseModel):
 PromptOrder = Literal["auto", "document_first", "as_written"]
 
 
+def _counted_usd(usd: float | None) -> float | None:
+    """Return US dollars that a budget can count. Raises ValueError."""
+    if usd is not None and not is_counted(usd):
+        raise ValueError(LEAST_BUDGET)
+    return usd
+
+
 class BudgetSpec(BaseModel):
     """What the calls of a run may use together, those of its reduce and of its retries included.
 
@@ -195,7 +202,9 @@ class BudgetSpec(BaseModel):
 
     model_config = PART_CONFIG
 
-    usd: Annotated[float | None, Field(gt=0, le=1_000_000), NUMBER] = None
+    usd: Annotated[
+        float | None, Field(gt=0, le=1_000_000), AfterValidator(_counted_usd), NUMBER
+    ] = None
     calls: Annotated[int | None, Field(ge=1, le=1_000_000_000_000), NUMBER] = None
     tokens: Annotated[int | None, Field(ge=1, le=1_000_000_000_000_000), NUMBER] = None
 

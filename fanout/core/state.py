@@ -9,7 +9,7 @@ import msgspec
 from fanout.core.budgets import BudgetLimits  # noqa: TC001 - msgspec reads the annotation
 from fanout.core.ids import BranchId  # noqa: TC001 - msgspec reads the annotation
 from fanout.core.latency import Latency
-from fanout.core.records import ErrorKind, Outcome, RunStatus, Usage
+from fanout.core.records import NO_CALL, ErrorKind, Outcome, RunStatus, Usage
 
 __all__ = [
     "BeginReply",
@@ -263,10 +263,10 @@ class StageRecord(msgspec.Struct, frozen=True, kw_only=True):
     kept_truncated: int = 0
     errors: dict[ErrorKind, int] = {}
     again: dict[ErrorKind, int] = {}
-    usage: Usage = Usage()
+    usage: Usage = NO_CALL
     usage_of: dict[str, Usage] = {}
     latency: Latency = Latency()
-    saved: Usage = Usage()
+    saved: Usage = NO_CALL
 
     @property
     def done(self) -> int:
@@ -373,9 +373,9 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     ended: dict[RunStatus, int] = {}
     succeeded: int = 0
     errors: dict[ErrorKind, int] = {}
-    usage: Usage = Usage()
+    usage: Usage = NO_CALL
     latency: Latency = Latency()
     healed: int = 0
     pauses: int = 0
     dropped: int = 0
-    saved: Usage = Usage()
+    saved: Usage = NO_CALL

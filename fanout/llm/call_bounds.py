@@ -119,6 +119,20 @@ class CallBounds:
         answer_tokens = self.answer_tokens(request, request.max_tokens)
         return most_of_call(prompt_tokens, answer_tokens, price=self.price, lane=request.lane)
 
+    def least(self, prompt_bytes: int, max_tokens: int | None, lane: Lane) -> Amounts:
+        """Return what a budget must have room for if any call is to fit into it.
+
+        Args:
+            prompt_bytes: The bytes that all prompts have.
+            max_tokens: The longest answer that the job allows; None if it sets no limit.
+            lane: The cheapest lane of the calls.
+        """
+        is_fake = _is_fake(self._model)
+        # What a fake answers goes by its prompt.
+        answer = max_tokens or (1 if is_fake else self.answer_tokens(None, None))
+        prompt_tokens = prompt_bytes + (not is_fake) * _ADDED_TOKENS
+        return most_of_call(prompt_tokens, answer, price=self.price, lane=lane)
+
     def own(self, usage: Usage, lane: Lane) -> Usage:
         """Return the usage of a call, which has its cost for the job, with its cost by these bounds."""
         if not self._prices_anew:

@@ -66,7 +66,7 @@ class CallResult(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
     usage_of: dict[str, Usage] = {}
     lesson: Lesson | None = None
-    saved: Usage = Usage()
+    saved: Usage = NO_CALL
 
 
 class CallGate(Protocol):
@@ -343,7 +343,7 @@ def _failed(error: LLMError, tries: Tries, elapsed_s: float) -> CallResult:
         kind=error.kind,
         message=message_of(error),
         attempts=tries.number,
-        usage=total_usage(tries.used) if tries.used else NO_CALL,
+        usage=total_usage(tries.used),
         elapsed_s=elapsed_s,
         stop_after=stop_after(error.kind, error.stop_after),
         finish_reason=_reason(error.finish_reason),

@@ -15,7 +15,7 @@ import msgspec
 
 from fanout.core.errors import StoredDataError
 from fanout.core.lanes import Lane  # noqa: TC001 - msgspec reads the annotation
-from fanout.core.records import ErrorKind, Outcome, Usage, total_saved, total_usage
+from fanout.core.records import NO_CALL, ErrorKind, Outcome, Usage, total_saved, total_usage
 from fanout.policy.progress import Lesson, Progress  # noqa: TC001 - msgspec reads the annotations
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ class AnswersSoFar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     message: str | None = None
     question: Progress | None = None
     lessons: dict[str, Lesson] = {}
-    saved: Usage = Usage()
+    saved: Usage = NO_CALL
 
     @classmethod
     def of(cls, checkpoint: bytes | None) -> Self:

@@ -6,7 +6,7 @@ from typing import Self
 
 import msgspec
 
-from fanout.core.records import ErrorKind, Usage
+from fanout.core.records import NO_CALL, ErrorKind, Usage
 
 __all__ = ["ENDS_ALIKE", "CallsSoFar", "EndedModel", "Lesson", "Progress"]
 
@@ -31,7 +31,7 @@ class CallsSoFar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     attempts: int = 0
-    usage: Usage = Usage(calls=0)
+    usage: Usage = NO_CALL
     elapsed_s: float = 0.0
     failures: float = 0.0
     turns: tuple[tuple[str, str], ...] = ()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fanout.core.records import Usage, total_usage
+from fanout.core.records import NO_CALL, Usage, total_usage
 
 if TYPE_CHECKING:
     from fanout.runs.results import Output
@@ -27,7 +27,7 @@ class ModelFigures(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     succeeded: int = 0
     failed: int = 0
-    usage: Usage = Usage()
+    usage: Usage = NO_CALL
 
     @property
     def was_asked_first(self) -> bool:
@@ -59,7 +59,7 @@ class ModelCounter:
                 name=name,
                 succeeded=self._ended.get(name, none)[0],
                 failed=self._ended.get(name, none)[1],
-                usage=self._used.get(name, Usage()),
+                usage=self._used.get(name, NO_CALL),
             )
             for name in dict.fromkeys([*self._ended, *self._used])
         ]

@@ -18,7 +18,7 @@ _NAMES = ("usd", "calls", "tokens")
 
 
 class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What is left of a budget.
+    """What is left of a budget. Each amount has ``usd``, ``calls`` and ``tokens``.
 
     Attributes:
         limit: What all calls together may use; None is no limit.
@@ -58,6 +58,14 @@ class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     @property
+    def left(self) -> dict[str, float]:
+        """What is left of each limit: ``usd``, ``calls``, ``tokens``, as far as there are."""
+        return {
+            name: max(0, _left(getattr(self.limit, name), getattr(self.spent, name)))
+            for name in self.limited
+        }
+
+    @property
     def words(self) -> str:
         """What is spent of what, as one text."""
         return f"budget: {self.spent_words}"
@@ -65,8 +73,7 @@ class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def left_words(self) -> str:
         """What is left, as one text."""
-        left = self.to_dict()["left"]
-        return ", ".join(amount_words(name, amount) for name, amount in left.items())
+        return ", ".join(amount_words(name, amount) for name, amount in self.left.items())
 
     @property
     def spent_words(self) -> str:
@@ -97,10 +104,7 @@ class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
         return {
             "limit": {name: getattr(self.limit, name) for name in names},
             **{part: {name: getattr(of, name) for name in names} for part, of in parts.items()},
-            "left": {
-                name: max(0, _left(getattr(self.limit, name), getattr(self.spent, name)))
-                for name in names
-            },
+            "left": self.left,
         }
 
 

@@ -5,23 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from pydantic import ValidationError
 
-from fanout.core.budgets import BudgetLimits
+from fanout.core.budgets import NO_AMOUNTS, BudgetLimits
 from fanout.core.errors import RunError, SpecError
-from fanout.core.field_words import shown, wrong_value
-from fanout.core.spec import BudgetSpec, stored_spec
-from fanout.policy.budgets import map_limits
+from fanout.core.spec import make_budget, stored_spec
+from fanout.core.tokens import utf8_bytes
+from fanout.inputs.prompts import Template
+from fanout.policy.budgets import fits, map_limits
 from fanout.runs.budget_status import BudgetStatus, amount_words
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
-    from fanout.core.spec import RunSpec
+    from fanout.core.budgets import Amounts
+    from fanout.core.spec import BudgetSpec, RunSpec
     from fanout.core.state import RunRecord
     from fanout.stores import RedisStore
 
-__all__ = ["checked_budget", "new_limits", "require_kept", "run_limits"]
+__all__ = ["checked_budget", "new_limits", "require_kept", "require_room", "run_limits"]
 
 _NAMES = ("usd", "calls", "tokens")
 
@@ -50,17 +51,64 @@ def require_kept(spec: RunSpec, limits: BudgetLimits) -> None:
         raise SpecError(reason, field=f"budget.{field}")
 
 
+def require_room(spec: RunSpec, limits: BudgetLimits) -> None:
+    """Make sure that a budget has room for a call to each model that is asked first, and of the reduce.
+
+    Raises:
+        SpecError: It has not; the message names the model, what each call may use, and what to give.
+    """
+    for call in _least_calls(spec, spec.models or (spec.model,)):
+        of_call = limits if call.is_reduce else _with_map(spec, limits)[1]
+        if not fits(call.most, used=NO_AMOUNTS, limits=of_call):
+            raise _too_small(call, limits, of_call)
+
+
+class _LeastCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A call of a job whose document is empty: others may use more."""
+
+    model: str
+    most: Amounts
+    max_tokens: int | None
+    is_reduce: bool = False
+
+
+def _least_calls(spec: RunSpec, models: tuple[str, ...]) -> Iterator[_LeastCall]:
+    from fanout.llm.call_bounds import CallBounds
+
+    lane = "batch" if spec.lane == "auto" else spec.lane
+    shared = utf8_bytes(spec.system or "")
+    size = shared + min(map(_least_bytes, spec.prompts.values()))
+    for model in models:
+        most = CallBounds(spec, model).least(size, spec.max_tokens, lane)
+        yield _LeastCall(model=model, most=most, max_tokens=spec.max_tokens)
+    if spec.reduction == "llm":
+        size, longest = _least_bytes(spec.aggregate_prompt or ""), spec.aggregate_max_tokens
+        most = CallBounds(spec, spec.model).least(size, longest, lane)
+        yield _LeastCall(model=spec.model, most=most, max_tokens=longest, is_reduce=True)
+
+
+def _least_bytes(source: str) -> int:
+    """Return the bytes of a prompt without what is put into it."""
+    return sum(map(utf8_bytes, Template.parse(source).parts[::2]))
+
+
+def _too_small(call: _LeastCall, limits: BudgetLimits, of_call: BudgetLimits) -> SpecError:
+    name = next(name for name in _NAMES if _is_over(of_call, name, call.most))
+    field = "aggregate_max_tokens" if call.is_reduce else "max_tokens"
+    smaller = f"give {field}" if call.max_tokens is None else f"give a smaller {field}"
+    kept = " beside what is kept for the reduce" if of_call != limits else ""
+    what = "call of the reduce" if call.is_reduce else "call"
+    return SpecError(
+        f"has no room{kept} for any {what} to {call.model}, each of which may use "
+        f"{amount_words(name, getattr(call.most, name))} or more: {smaller}, or a larger budget "
+        f"(got {_amount(limits, name)})",
+        field=f"budget.{name}",
+    )
+
+
 def checked_budget(given: BudgetSpec | Mapping[str, Any]) -> BudgetSpec:
     """Return a budget. Raises SpecError if it is none."""
-    try:
-        budget = BudgetSpec.model_validate(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(("budget", *map(str, first["loc"])))
-        message = wrong_value(first)
-        if first["type"] == "value_error":
-            message = first["msg"].removeprefix("Value error, ")
-        raise SpecError(f"{message} (got {shown(first['input'])})", field=field) from None
+    budget = make_budget(given)
     if not budget.is_limited:
         raise SpecError(f"must have a limit: {', '.join(_NAMES)}", field="budget")
     return budget
@@ -75,7 +123,7 @@ def new_limits(
 
     Raises:
         RunError: The run has no budget.
-        SpecError: The run has spent as much, or the budget cannot be kept.
+        SpecError: The run has spent as much, no call fits beside it, or the budget cannot be kept.
     """
     if not run.has_budget:
         raise RunError(
@@ -96,4 +144,30 @@ def new_limits(
             )
     parts = {part: getattr(given, part) for part in BudgetLimits.__struct_fields__}
     changed = {part: limit for part, limit in parts.items() if limit is not None}
-    return _with_map(spec, msgspec.structs.replace(before.limits, **changed))
+    limits = msgspec.structs.replace(before.limits, **changed)
+    _require_more(spec, limits, spent)
+    return _with_map(spec, limits)
+
+
+def _require_more(spec: RunSpec, limits: BudgetLimits, spent: Amounts) -> None:
+    """Make sure that what is left of a budget has room for any call. Raises SpecError."""
+    calls = list(_least_calls(spec, spec.all_models))
+    if any(fits(call.most, used=spent, limits=limits) for call in calls):
+        return
+    least = min(calls, key=lambda call: (call.most.nano_usd, call.most.tokens)).most
+    name = next(name for name in _NAMES if _is_over(limits, name, spent + least))
+    raise SpecError(
+        f"must be {amount_words(name, getattr(spent + least, name))} or more: the run has spent "
+        f"{amount_words(name, getattr(spent, name))}, and each call may use "
+        f"{amount_words(name, getattr(least, name))} or more (got {_amount(limits, name)})",
+        field=f"budget.{name}",
+    )
+
+
+def _is_over(limits: BudgetLimits, name: str, used: Amounts) -> bool:
+    limit = getattr(limits, name)
+    return limit is not None and getattr(used, name) > limit
+
+
+def _amount(limits: BudgetLimits, name: str) -> str:
+    return f"{getattr(limits, name):.12g}"

@@ -296,10 +296,11 @@ def retry_failed(
         unread = _count_unread(store, map_id)
         if unread == errors[ErrorKind.BAD_REQUEST]:
             wanted, unread = wanted - {ErrorKind.BAD_REQUEST}, 0
+    if limits is not None:
+        # Also of a run that stays as it is: a later retry has them.
+        store.set_budget(run_id, limits=limits[0], map_limits=limits[1])
     if not wanted and _is_decided(run, record, stored_spec(store.spec(run_id))):
         return 0
-    if limits is not None:
-        store.set_budget(run_id, limits=limits[0], map_limits=limits[1])
     if not store.reopen_run(run_id, retry=wanted):
         raise RunError(f"run {run_id} {_problem_of_retry(store, store.run(run_id))}")
     publisher.forget_chord(map_id)

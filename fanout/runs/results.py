@@ -128,7 +128,7 @@ class Output(Generic[AnswerT]):
     @property
     def saved_usd(self) -> float | None:
         """What that saved, in US dollars; 0 without such an answer, None if it is unknown."""
-        return self.saved.cost_usd if self.cached else 0.0
+        return self.saved.cost_usd
 
     @property
     def value(self) -> Any:
@@ -178,6 +178,16 @@ class Result(Generic[AnswerT]):
     evaluation: Evaluation | None = None
     usage_by_model: dict[str, Usage] = field(default_factory=dict)
     saved: Usage = NO_CALL
+
+    @property
+    def cached(self) -> int:
+        """The number of answers that came from the cache."""
+        return self.saved.calls
+
+    @property
+    def saved_usd(self) -> float | None:
+        """What that saved, in US dollars; 0 without such an answer, None if it is unknown."""
+        return self.saved.cost_usd
 
     @property
     def aggregated_value(self) -> Any:

@@ -157,12 +157,7 @@ def saved_row(saved: Usage) -> dict[str, Any]:
 
     ``cached`` is their number, ``saved_usd`` what they had cost (None if unknown), ``saved`` all of it.
     """
-    is_any = saved.calls > 0
-    return {
-        "cached": saved.calls,
-        "saved_usd": saved.cost_usd if is_any else 0.0,
-        "saved": (saved if is_any else NO_CALL).to_dict(),
-    }
+    return {"cached": saved.calls, "saved_usd": saved.cost_usd, "saved": saved.to_dict()}
 
 
 def saved_parts(saved: Usage) -> list[str]:

@@ -275,19 +275,20 @@ class _Counts:
 
         ``before`` and ``after`` are around the names of its fields.
         """
+        calls = self.number(f"{before}calls{after}")
         sums: dict[str, Any] = {}
         at_least: dict[str, float] = {}
         for name in QUANTITIES:
             field = f"{before}{name}{after}"
-            if field not in self.fields:
+            if field not in self.fields and calls:
                 continue
-            known = float(self.fields[field])
+            known = float(self.fields.get(field, b"0"))
             known = known if name == "cost_usd" else int(known)
             if not whole or f"{before}unknown:{name}{after}" not in self.fields:
                 sums[name] = known
             elif known:
                 at_least[name] = known
-        return Usage(calls=self.number(f"{before}calls{after}"), at_least=at_least, **sums)
+        return Usage(calls=calls, at_least=at_least, **sums)
 
 
 class _StoredWorker(msgspec.Struct, frozen=True, kw_only=True):

@@ -40,6 +40,9 @@ def test_a_run_spends_no_more_than_its_budget_and_a_retry_goes_on(fanout, here, 
     )
     refused = fanout(*job, *PRICE, "--budget-usd", "9", **env)
     assert "the longest answer of openai/own-model is unknown; give --max-tokens" in refused.stderr
+    refused = fanout(*job, *PRICE, "--max-tokens", "10", "--budget-usd", "9", **env)
+    assert "--budget-usd: has no room for any call to openai/own-model" in refused.stderr
+    assert "give a smaller --max-tokens" in refused.stderr
     assert not calls
 
     # Each call may cost 3 dollars and costs 2: the fourth brings 8, and a fifth could bring 11.
@@ -53,6 +56,10 @@ def test_a_run_spends_no_more_than_its_budget_and_a_retry_goes_on(fanout, here, 
     assert "budget: $8.00 of $9.00 spent" in done.stderr
     assert f"`fanout retry {status['run_id']} --budget-usd N` goes on" in done.stderr
 
+    again = fanout("retry", status["run_id"], **env)
+    hint = f"of which $1.00 is left: `fanout retry {status['run_id']} --budget-usd N` gives it a larger"
+    assert hint in again.stderr
+    assert len(calls) == 4
     again = fanout("retry", status["run_id"], "--budget-usd", "8", **env)
     assert "--budget-usd: must be more than the $8.00 that the run has spent" in again.stderr
     again = fanout("retry", status["run_id"], "--budget-usd", "50", **env)

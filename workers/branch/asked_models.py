@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from fanout.core.records import ErrorKind, Usage, total_usage
+from fanout.core.records import NO_CALL, ErrorKind, total_usage
 from fanout.llm.calls import CallResult
 from fanout.policy.fallback import without_answer
 from fanout.policy.progress import EndedModel
@@ -50,7 +50,7 @@ def result_of(ended: EndedModel) -> CallResult:
 def without_call(kind: ErrorKind, message: str | None) -> CallResult:
     """Return the result of a model that was not asked."""
     return CallResult(
-        output=None, kind=kind, message=message, attempts=0, usage=Usage(), elapsed_s=0.0
+        output=None, kind=kind, message=message, attempts=0, usage=NO_CALL, elapsed_s=0.0
     )
 
 

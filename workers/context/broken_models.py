@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fanout.core.errors import BrokerError, UnknownRunError
-from fanout.core.records import ErrorKind, Usage
+from fanout.core.records import NO_CALL, ErrorKind
 from fanout.llm.calls import CallResult
 from fanout.llm.error_kinds import FEW, MANY
 from fanout.policy.retries import STOPS_RUN, is_common
@@ -82,7 +82,7 @@ class BrokenModels:
             alike=seen.failures[sort], stop_after=result.stop_after, succeeded=seen.succeeded
         ):
             seen.reopened_at = await self._reopened_at(run_id)
-            seen.problem = msgspec.structs.replace(result, attempts=0, usage=Usage(), elapsed_s=0.0)
+            seen.problem = msgspec.structs.replace(result, attempts=0, usage=NO_CALL, elapsed_s=0.0)
             seen.until = self._clock() + _LASTS_S
 
     def are_all(self, run_id: str, models: Iterable[str]) -> bool:
@@ -114,7 +114,7 @@ def unusable(error: ModelError) -> CallResult:
         kind=kind,
         message=str(error),
         attempts=0,
-        usage=Usage(),
+        usage=NO_CALL,
         elapsed_s=0.0,
         # Another worker may have the model that this one lacks.
         stop_after=FEW if kind in STOPS_RUN else MANY,

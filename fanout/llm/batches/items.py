@@ -7,14 +7,12 @@ import math
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from msgspec.structs import replace
-
 from fanout.core.errors import LLMError
-from fanout.core.records import ErrorKind
+from fanout.core.records import NO_CALL, ErrorKind
 from fanout.llm.batches.base import BatchError
 from fanout.llm.http_client import HttpReply
 from fanout.llm.http_errors import redacted_line
-from fanout.llm.usage import NO_USAGE, UNKNOWN_USAGE
+from fanout.llm.usage import UNKNOWN_USAGE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +23,6 @@ __all__ = ["PAGE", "batches_in", "count_of", "item_reply", "next_page", "seconds
 # How many batches a page of a list has.
 PAGE = 100
 
-_NOTHING = replace(NO_USAGE, calls=0)
 _WORDS = {
     ErrorKind.EXPIRED: "the batch expired before the provider came to it",
     ErrorKind.CANCELLED: "the batch was cancelled before the provider came to it",
@@ -40,7 +37,7 @@ def item_reply(status: int, content: Any) -> HttpReply:
 def undone(kind: ErrorKind, message: str = "") -> BatchError:
     """Return the error of a request that the provider did not come to: it cost nothing."""
     words = redacted_line(message) or _WORDS[kind]
-    return BatchError.of(LLMError(kind, words, usage=_NOTHING, is_own=True))
+    return BatchError.of(LLMError(kind, words, usage=NO_CALL, is_own=True))
 
 
 def unreadable(message: str) -> BatchError:

@@ -332,5 +332,5 @@ def _figures(branches: Sequence[Output[Any]]) -> dict[str, Cell]:
         "output_tokens": usage.output_tokens,
         "cost_usd": usage.cost_usd,
         "cached": all(branch.cached for branch in branches),
-        "saved_usd": saved.cost_usd if saved.calls else 0.0,
+        "saved_usd": saved.cost_usd,
     }

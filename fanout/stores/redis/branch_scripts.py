@@ -133,11 +133,12 @@ local function count(i)
         add(counts, 'took:' .. ARGV[i + 3], 1)
         add(sums, 'took_s', ARGV[i + 4])
     end
-    if ARGV[i + 5] ~= '0' then add(counts, 'calls', ARGV[i + 5]) end
+    local has_calls = ARGV[i + 5] ~= '0'
+    if has_calls then add(counts, 'calls', ARGV[i + 5]) end
     for j, name in ipairs(quantities) do
         local value, is_unknown = known_part(ARGV[i + 5 + j])
-        if not is_unknown or value ~= '0' then add(sums, name, value) end
-        if is_unknown and (ok or ARGV[i + 5] ~= '0') then unknown['unknown:' .. name] = true end
+        if tonumber(value) ~= 0 or has_calls and not is_unknown then add(sums, name, value) end
+        if is_unknown and (ok or has_calls) then unknown['unknown:' .. name] = true end
     end
 end
 local width = 6 + #quantities

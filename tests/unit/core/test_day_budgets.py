@@ -34,6 +34,7 @@ def test_a_limit_is_of_all_models_together_or_of_those_that_a_name_fits(monkeypa
         ("USD", "0"),
         ("USD", "-1"),
         ("USD", "inf"),
+        ("USD", "a=1e-10"),
         ("USD", "a=1,a=2"),
         ("USD", "o*x=1"),
         ("CALLS", "1.5"),

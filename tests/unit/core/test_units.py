@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fanout.core.records import Usage, total_usage
+from fanout.core.records import NO_CALL, Usage, total_usage
 from fanout.core.units import (
     byte_size,
     clock,
@@ -75,14 +75,15 @@ def test_counts_and_moments():
 @pytest.mark.parametrize(
     ("usages", "total"),
     [
-        ([], Usage()),
+        ([], NO_CALL),
         ([Usage(calls=1, input_tokens=2)], Usage(calls=1, input_tokens=2)),
         ([Usage(calls=1, input_tokens=2, output_tokens=3, cost_usd=0.5)] * 2,
          Usage(calls=2, input_tokens=4, output_tokens=6, cost_usd=1.0)),
         # A branch that made no call.
         ([Usage(), Usage(calls=1, input_tokens=2, cost_usd=0.5), Usage()],
          Usage(calls=1, input_tokens=2, cost_usd=0.5)),
-        ([Usage(), Usage()], Usage()),
+        ([Usage()], NO_CALL),
+        ([Usage(), Usage()], NO_CALL),
         ([Usage(calls=1, input_tokens=0, output_tokens=0, cost_usd=0.0),
           Usage(calls=2, input_tokens=1)],
          Usage(calls=3, input_tokens=1)),

@@ -8,7 +8,7 @@ from fanout.core.budgets import Amounts, BudgetLimits, BudgetState, BudgetStep, 
 from fanout.core.errors import RunError, SpecError
 from fanout.core.spec import make_spec
 from fanout.runs.budget_status import BudgetStatus
-from fanout.runs.budgets import checked_budget, new_limits, require_kept, run_limits
+from fanout.runs.budgets import checked_budget, new_limits, require_kept, require_room, run_limits
 
 STATE = BudgetState(
     limits=BudgetLimits.of(usd=5.0, calls=100),
@@ -85,6 +85,63 @@ def test_a_budget_that_can_be_kept_is_taken(fields):
     assert require_kept(spec, spec.budget.limits) is None
 
 
+OWN = {"model": "openai/own", "price": {"input_mtok": 1, "output_mtok": 10}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model": "openai/gpt-5-mini", "budget": {"usd": 0.01}},
+         r"usd: has no room for any call to openai/gpt-5-mini, each .* may use \$0\.2561 or more: give "),
+        ({"model": "openai/gpt-5-mini", "budget": {"usd": 0.01}},
+         r"usd: .* give max_tokens, or a larger budget \(got 0\.01\)"),
+        ({**OWN, "max_tokens": 2000, "budget": {"usd": 0.0200001}}, r"usd: .*give a smaller max_tokens"),
+        # Half the price buys it, also by a lane that may end in the realtime one.
+        ({**OWN, "max_tokens": 2000, "lane": "batch", "budget": {"usd": 0.0100001}}, "usd: "),
+        ({"model": "openai/gpt-5-mini", "max_tokens": 9, "budget": {"tokens": 264}}, "tokens: .*265 tokens"),
+        ({"model": "fake", "prompt": "{input}" + "x" * 50, "budget": {"tokens": 50}}, "tokens: .*51 tokens"),
+        ({"model": "fake", "prompt": None, "aspects": {"a": "{input}" + "x" * 50, "b": "{input}" * 9},
+          "system": "é" * 10, "budget": {"tokens": 20}}, "tokens: .*21 tokens"),
+        # Of several models, the dearest one.
+        ({"model": None, "models": ["fake", "openai/gpt-5-mini"], "budget": {"usd": 0.01}}, "usd: .*gpt-5"),
+        # A tenth is kept for the reduce, or a call of the reduce is too large.
+        ({**OWN, "max_tokens": 2000, "aggregate_prompt": "{input}", "aggregate_max_tokens": 5,
+          "budget": {"usd": 0.022}}, r"usd: has no room beside what is kept for the reduce for any call to"),
+        ({**OWN, "max_tokens": 5, "aggregate_prompt": "{input}", "aggregate_max_tokens": 2000,
+          "budget": {"usd": 0.02}}, r"usd: .*any call of the reduce .*give a smaller aggregate_max_tokens"),
+    ],
+)  # fmt: skip
+def test_a_budget_without_room_for_a_single_call_is_refused(fields, message):
+    spec = make_spec(**{"prompt": "{input}", **fields})
+    with pytest.raises(SpecError, match=rf"^budget\.{message}"):
+        require_room(spec, spec.budget.limits)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model": "openai/gpt-5-mini", "budget": {"usd": 0.26}},
+        {"model": "openai/gpt-5-mini", "budget": {"calls": 1}, "aggregate_prompt": "{input}"},
+        {"model": "openai/gpt-5-mini", "max_tokens": 9, "budget": {"tokens": 265}},
+        {**OWN, "max_tokens": 2000, "lane": "auto", "deadline_s": 9, "budget": {"usd": 0.0102}},
+        {"model": "fake", "budget": {"usd": 1e-9, "tokens": 1}},
+        # A model that may not be asked.
+        {"model": "fake", "fallback": ["openai/gpt-5-mini"], "budget": {"usd": 0.01}},
+    ],
+)
+def test_a_budget_with_room_for_a_call_is_taken(fields):
+    spec = make_spec(prompt="{input}", **fields)
+    assert require_room(spec, spec.budget.limits) is None
+
+
+def test_amounts_are_shown_in_dollars():
+    shown = repr(BudgetStatus.of(STATE))
+    assert "limit=BudgetLimits(usd=5.0, calls=100, tokens=None)" in shown
+    assert "spent=Amounts(usd=3.23, calls=41, tokens=0)" in shown
+    assert "nano" not in shown
+    assert BudgetStatus.of(STATE).left == {"usd": 1.77, "calls": 59}
+
+
 def created(store, **fields):
     spec = make_spec(model="fake", prompt="{input}", **fields)
     store.create_run("r", spec=spec.model_dump_json(), created_at=1.0, budget=run_limits(spec))
@@ -103,6 +160,16 @@ def test_a_new_budget_without_room_or_for_a_run_without_one_is_refused(store):
     store.hold_budgets([BudgetStep(run_id="r", call="c", amounts=Amounts(calls=7))])
     with pytest.raises(SpecError, match=r"^budget\.calls: must be more than the 7 calls .*got 7"):
         new_limits(store, run, checked_budget({"calls": 7}))
+    # A call has to fit beside what is spent.
+    store.delete_run("r")
+    run = created(store, budget={"tokens": 10}, system="x" * 9)
+    store.hold_budgets([BudgetStep(run_id="r", call="c", amounts=Amounts(tokens=7))])
+    with pytest.raises(
+        SpecError, match=r"tokens: must be 17 tokens or more: the run has spent 7 tok"
+    ):
+        new_limits(store, run, checked_budget({"tokens": 16}))
+    limits, _ = new_limits(store, run, checked_budget({"tokens": 17}))
+    assert limits.tokens == 17
     store.delete_run("r")
     with pytest.raises(RunError, match="submitted without a budget"):
         new_limits(store, created(store), checked_budget({"calls": 7}))
@@ -114,7 +181,11 @@ def test_a_new_budget_without_room_or_for_a_run_without_one_is_refused(store):
         ({}, "budget: must have a limit"),
         ({"usd": 0}, r"budget\.usd: .*got 0"),
         ({"usd": "much"}, r"budget\.usd: must be a number"),
-        ({"dollars": 1}, r"budget\.dollars"),
+        # As a job says it.
+        ({"euro": 2}, r"budget\.euro: there is no such field .*known: calls, tokens, usd"),
+        ({"usd": 1e-10}, r"budget\.usd: must be a billionth of a US dollar .*got 1e-10"),
+        ({"calls": 0}, r"budget\.calls: must be 1 or more .*got 0"),
+        (5, r"budget: "),
     ],
 )
 def test_what_is_no_budget_is_refused(given, message):

@@ -26,6 +26,7 @@ from fanout.core.latency import Latency, bucket_of
 from fanout.core.queue_names import TAKEN, TURNS, backlog_of
 from fanout.core.rate_limits import CallTokens, LimitState, Rates
 from fanout.core.records import (
+    NO_CALL,
     QUANTITIES,
     ErrorKind,
     Outcome,
@@ -776,6 +777,27 @@ def test_calls_of_unknown_usage_make_the_sum_unknown_and_branches_without_calls_
     record_one(store, RecordRequest(BranchId(run, 0, 0, 2), failed(2)))
     part = {"input_tokens": 10, "output_tokens": 2}
     assert store.stage(StageId(run, 0)).usage == Usage(calls=3, at_least=part)
+
+
+@pytest.mark.parametrize(
+    "outcomes",
+    [
+        [],
+        [Outcome(index=0, kind=ErrorKind.CANCELLED)],
+        [Outcome(index=0, output="kept", saved=Usage(calls=1, cost_usd=0.5))],
+        [Outcome(index=0, kind=ErrorKind.BUDGET, usage=Usage()), Outcome(index=1, output="kept")],
+    ],
+)
+def test_without_a_call_nothing_is_used(store, run, outcomes):
+    store.put_shard(ShardId(run, 0, 0), make_shard())
+    for outcome in outcomes:
+        record_one(store, RecordRequest(BranchId(run, 0, 0, outcome.index), outcome))
+    stage = store.stage(StageId(run, 0))
+    assert stage.usage == store.totals().usage == NO_CALL
+    assert stage.saved.known("cost_usd") == sum(one.saved.known("cost_usd") for one in outcomes)
+    assert [one.usage for one in store.outcomes(ShardId(run, 0, 0)).values() if one.output] == [
+        NO_CALL for one in outcomes if one.output
+    ]
 
 
 def test_missing_outcomes_are_filled_and_present_ones_kept(store, run):

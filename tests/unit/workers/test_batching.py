@@ -18,7 +18,7 @@ from fanout.core.budgets import BudgetLimits
 from fanout.core.errors import LLMError
 from fanout.core.gathered import BatchRecord, LaneRecord, Prepared
 from fanout.core.ids import BranchId, ShardId, StageId
-from fanout.core.records import ErrorKind, RunStatus, Usage
+from fanout.core.records import NO_CALL, ErrorKind, RunStatus, Usage
 from fanout.core.settings import load_settings
 from fanout.llm.base import LLMReply
 from fanout.llm.batches import base
@@ -731,7 +731,7 @@ def test_calls_that_no_provider_has_leave_their_batch_with_their_run(monkeypatch
         assert fleet.store.halt(RUN, RunStatus.CANCELLED)
     fleet.finish()
     assert fleet.provider.made == {}
-    paid = Usage(calls=1, input_tokens=7) if lane == "auto" else Usage()
+    paid = Usage(calls=1, input_tokens=7) if lane == "auto" else NO_CALL
     assert [fleet.outcomes[at].usage for at in range(2)] == [paid, paid]
     fleet.batcher.close()
 
