@@ -14,6 +14,7 @@ from fanout.core import redaction as known_secrets
 from fanout.core.errors import LLMError
 from fanout.core.records import ErrorKind
 from fanout.llm.error_kinds import judge
+from fanout.llm.limit_words import limits_in
 from fanout.llm.reply_bodies import error_details_in
 from fanout.llm.usage import UNKNOWN_USAGE
 
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 _MAX_MESSAGE = 300
-_OK = 200
+_OK, _TOO_MANY = 200, 429
 _ERROR_STATUSES = range(400, 600)
 # A success with an error of the server's own, and the time-outs of gateways (Cloudflare: 524): the
 # provider behind them may have worked, and bill it.
@@ -79,6 +80,7 @@ def http_error(
         status=status,
         usage=usage,
         stop_after=verdict.stop_after,
+        limits=limits_in(looked_at, details.quotas) if status == _TOO_MANY else None,
     )
 
 

@@ -19,6 +19,7 @@ from fanout.llm.error_kinds import lacks_capacity
 from fanout.llm.http_client import HttpClient
 from fanout.llm.http_errors import http_error
 from fanout.llm.limit_headers import LimitHeaders
+from fanout.llm.limit_words import joined
 from fanout.llm.refusals import NOTHING, Refusals, Refused, refused_parts
 
 if TYPE_CHECKING:
@@ -296,7 +297,8 @@ class HttpModel(ABC):
             secrets=(self._key,),
             usage=usage,
         )
-        error.limits = self._limit_headers.read(reply.headers, is_error=True)
+        told = self._limit_headers.read(reply.headers, is_error=True)
+        error.limits = joined(told, error.limits)
         return error
 
     def _refused(self, reply: HttpReply) -> ModelError:

@@ -16,6 +16,7 @@ from fanout.llm.confidence import OTHERS, token_of, tokens_of
 from fanout.llm.finish_reasons import require_answer
 from fanout.llm.http_errors import http_error, redacted_line
 from fanout.llm.limit_headers import LimitHeaders
+from fanout.llm.limit_words import joined
 from fanout.llm.openai import json_schema_format
 from fanout.llm.provider_usage import openai_usage
 from fanout.llm.refusals import NOTHING, Refusals, Refused, refused_parts
@@ -161,7 +162,8 @@ class LiteLLM:
             return LLMError(ErrorKind.INTERNAL, f"{name}: {redacted_line(str(error))}")
         headers = _mapping(getattr(getattr(error, "response", None), "headers", None))
         problem = http_error(status, _details(error), headers=headers)
-        problem.limits = self._limit_headers.read(headers, is_error=True)
+        told = self._limit_headers.read(headers, is_error=True)
+        problem.limits = joined(told, problem.limits)
         return problem
 
     def _reply(self, response: Any) -> LLMReply:

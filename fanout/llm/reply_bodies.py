@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from fanout.core.json_text import is_deeper
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = [
     "ErrorDetails",
@@ -46,6 +49,7 @@ class ErrorDetails(msgspec.Struct, frozen=True, kw_only=True):
         param: The field of the request that the error names, or the empty string.
         is_page: Whether the body is a web page.
         wait_s: Seconds that the body asks to wait, or None.
+        quotas: The ids and values of the quotas that are used up, as Google lists them.
     """
 
     message: str = ""
@@ -53,6 +57,7 @@ class ErrorDetails(msgspec.Struct, frozen=True, kw_only=True):
     param: str = ""
     is_page: bool = False
     wait_s: float | None = None
+    quotas: tuple[tuple[str, str], ...] = ()
 
 
 def json_of(body: bytes, content_type: str = "") -> Any:
@@ -126,6 +131,7 @@ def error_details_in(content: Any) -> ErrorDetails:
         codes=tuple(_codes(fields, detail)),
         param=_param(fields, detail),
         wait_s=_wait_s(fields),
+        quotas=tuple(_quotas(fields)),
     )
 
 
@@ -200,6 +206,17 @@ def _wait_s(fields: dict[str, Any]) -> float | None:
         if found:
             return float(found[1])
     return None
+
+
+def _quotas(fields: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for detail in _details(fields):
+        violations = detail.get("violations") if isinstance(detail, dict) else None
+        for quota in violations[:10] if isinstance(violations, list) else ():
+            names = (
+                (quota.get("quotaId"), quota.get("quotaValue")) if isinstance(quota, dict) else ()
+            )
+            if len(names) == len(found := [name for name in names if isinstance(name, str)]) != 0:
+                yield found[0], found[1]
 
 
 def text_or_none(value: Any) -> str | None:
