@@ -82,7 +82,7 @@ def named(limit, used=None):
         ),
         ("Number of request tokens has exceeded your per-minute rate limit", None),
         (
-            "Requests have exceeded token rate limit of your current pricing tier. Please retry after 9 seconds.",
+            "Requests have exceeded token rate limit of your pricing tier. Please retry after 9 seconds.",
             None,
         ),
         ("Limit 5, Used 4, Requested 3", None),
