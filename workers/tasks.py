@@ -15,7 +15,7 @@ from fanout.broker.dropped import dropped_messages
 from fanout.broker.result_backend import TaskFault
 from fanout.core.errors import BrokerError, FanoutError, UnknownRunError
 from fanout.core.ids import BranchId, ShardId, StageId
-from workers.branch.claims import (
+from workers.branch.delivery_ends import (
     BranchGathered,
     BranchGone,
     BranchHandedBack,

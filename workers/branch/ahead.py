@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fanout.core.errors import FanoutError
 from fanout.core.lanes import first_lane
 from fanout.policy.packing import shard_chunk
-from workers.branch.claims import BranchHandedBack
+from workers.branch.delivery_ends import BranchHandedBack
 from workers.context.admission import AdmissionClosedError
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from fanout.llm.error_kinds import FEW, MANY
 from fanout.policy.packing import shard_chunk
 from fanout.policy.retries import STOPS_RUN
 from workers.branch.asking import Asking
-from workers.branch.claims import BranchHandedBack
 from workers.branch.consensus import ask_until_certain
+from workers.branch.delivery_ends import BranchHandedBack
 from workers.branch.outcomes import outcome_of, unanswered
 from workers.context.inflight import CallStoppedError, StopReason, run_ending
 

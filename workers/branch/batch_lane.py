@@ -11,7 +11,7 @@ from fanout.core.errors import LLMError, StoredDataError
 from fanout.core.records import ErrorKind
 from fanout.llm.batches.base import BatchResult
 from fanout.llm.usage import NO_USAGE, billed_at
-from workers.branch.claims import BranchGathered
+from workers.branch.delivery_ends import BranchGathered
 from workers.context.inflight import CallStoppedError
 
 if TYPE_CHECKING:

@@ -13,6 +13,13 @@ from fanout.core.errors import BrokerError, StoredDataError, UnknownRunError
 from fanout.core.gathered import GatherRequest
 from fanout.core.state import BeginRequest, CheckpointRequest
 from workers.branch.claimed_gate import ClaimedGate
+from workers.branch.delivery_ends import (
+    NO_CALL,
+    BranchGathered,
+    BranchHandedBack,
+    BranchHeld,
+    require_call,
+)
 from workers.context.inflight import CallStoppedError, StopReason
 from workers.context.model_gate import KEEPS_PLACE_S
 from workers.context.progress import ALIVE, SURE
@@ -29,16 +36,7 @@ if TYPE_CHECKING:
     from workers.context.progress import TrackedBranch
     from workers.context.worker_context import WorkerContext
 
-__all__ = [
-    "BranchGathered",
-    "BranchGone",
-    "BranchHandedBack",
-    "BranchHeld",
-    "BranchOver",
-    "BranchParked",
-    "Claim",
-    "require_call",
-]
+__all__ = ["Claim"]
 
 # How long a claim lasts beyond the calls of its branch and their waits; and the longest wait for a
 # rate limit or a budget.
@@ -46,65 +44,6 @@ _HOLD_MARGIN_S = 60
 _LONGEST_QUEUE_S = 24 * 3600
 
 _T = TypeVar("_T")
-
-
-class BranchParked(Exception):  # noqa: N818 - it is no error
-    """The run is paused: the branch is parked, and published again when the run resumes."""
-
-
-class BranchGathered(Exception):  # noqa: N818 - it is no error
-    """Its next call waits for a batch: the branch is published again with the result.
-
-    Attributes:
-        settled: How many branches of its shard have ended or were gathered.
-        follows: Whether it waits for the answer of an identical call.
-    """
-
-    def __init__(self, settled: int, *, follows: bool = False) -> None:
-        super().__init__()
-        self.settled = settled
-        self.follows = follows
-
-
-class BranchHeld(Exception):  # noqa: N818 - it is no error
-    """Another live worker makes the call: this message is a redelivery."""
-
-
-class BranchHandedBack(Exception):  # noqa: N818 - it is no error
-    """The worker stops: the branch returns to its queue, and its begin does not count.
-
-    Attributes:
-        is_released: Whether the claim of this delivery, if it had one, is released.
-    """
-
-    def __init__(self, *, is_released: bool = True) -> None:
-        super().__init__()
-        self.is_released = is_released
-
-
-class BranchOver(Exception):  # noqa: N818 - it is no error
-    """The branch has ended on another worker: there is no outcome to write."""
-
-
-class BranchGone(BranchOver):
-    """The run does not exist: no client waits for the branch, and no chord must count it."""
-
-
-_NO_CALL = {"done": BranchOver, "gone": BranchGone, "held": BranchHeld, "paused": BranchParked}
-
-
-def require_call(begun: BeginReply) -> None:
-    """Raise if this delivery has neither a call to make nor an outcome to write.
-
-    Raises:
-        BranchOver: The branch has ended.
-        BranchGone: Its run does not exist.
-        BranchHeld: Another worker has it.
-        BranchParked: Its run is paused.
-    """
-    reason = _NO_CALL.get(begun.verdict)
-    if reason is not None:
-        raise reason
 
 
 class Claim:
@@ -281,7 +220,7 @@ class Claim:
             raise BranchGathered(reply.settled, follows=reply.verdict == "joined")
         if reply.verdict in ("halted", "expired", "paused"):
             raise CallStoppedError(StopReason(reply.verdict))
-        raise _NO_CALL[reply.verdict]
+        raise NO_CALL[reply.verdict]
 
     async def prepared(self) -> Prepared:
         """Return what batches have for the branch."""

@@ -26,12 +26,12 @@ from fanout.runs.enqueue import fleet_window
 from fanout.system.logs import RateLimitFilter, about
 from workers.branch.ahead import wait_for_sibling
 from workers.branch.answering import LOST, answer
-from workers.branch.claims import (
+from workers.branch.claims import Claim
+from workers.branch.delivery_ends import (
     BranchGathered,
     BranchGone,
     BranchHandedBack,
     BranchOver,
-    Claim,
     require_call,
 )
 from workers.branch.late_results import count_unused

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from fanout.core.errors import StoredDataError, UnknownRunError
-from workers.branch.claims import BranchHandedBack
+from workers.branch.delivery_ends import BranchHandedBack
 from workers.context.admission import AdmissionClosedError
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from celery.worker.state import task_ready
 
 from fanout.broker.message_leases import settle
 from fanout.system.threads import ReadyThreads, copied
-from workers.branch.claims import BranchGathered
+from workers.branch.delivery_ends import BranchGathered
 from workers.branch.execution import BranchFailed, process_branch
 from workers.consumer.task_requests import BranchRequest, abandon
 from workers.context.app import app_of, context_of

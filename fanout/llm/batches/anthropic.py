@@ -52,7 +52,7 @@ __all__ = ["AnthropicBatches"]
 
 _BEGIN, _END = b'{"requests":[', b"]}"
 _COUNTS = ("processing", "succeeded", "errored", "canceled", "expired")
-_NOT_FOUND, _SERVER_ERROR = 404, 500
+_SERVER_ERROR = 500
 # The status that a call outside of a batch has, by the type of its error.
 # Source: https://platform.claude.com/docs/en/api/errors
 _STATUSES = {
@@ -159,14 +159,7 @@ class AnthropicBatches(HttpBatches[AnthropicLLM]):
                 raise
         return False
 
-    async def status(self, batch_id: str) -> BatchStatus:
-        """See BatchClient."""
-        try:
-            batch = await self._batch(batch_id)
-        except LLMError as error:
-            if error.status != _NOT_FOUND:
-                raise
-            return BatchStatus(state=BatchState.GONE, error=BatchError.of(error))
+    def _status_in(self, batch: dict[str, Any]) -> BatchStatus:
         counts = _counts(batch)
         failed = [counts[name] for name in ("errored", "canceled", "expired")]
         known = [count for count in failed if count is not None]
@@ -176,12 +169,6 @@ class AnthropicBatches(HttpBatches[AnthropicLLM]):
             succeeded=counts["succeeded"],
             failed=sum(known) if known else None,
         )
-
-    async def _batch(self, batch_id: str) -> dict[str, Any]:
-        return self._object(await self._get(self._url(batch_id)))
-
-    def _url(self, batch_id: str, verb: str = "") -> URL:
-        return self._http.url(f"{self._list_path}/{self._http.quoted(batch_id)}{verb}")
 
     async def _places(self, batch_id: str) -> list[URL]:
         given = (await self._batch(batch_id)).get("results_url")
@@ -210,9 +197,6 @@ class AnthropicBatches(HttpBatches[AnthropicLLM]):
         codes = error_details_in(error).codes
         status = next((_STATUSES[code] for code in codes if code in _STATUSES), _SERVER_ERROR)
         return custom_id, item_reply(status, error)
-
-    async def _send_cancel(self, batch_id: str) -> None:
-        await self._post(self._url(batch_id, "/cancel"), b"{}")
 
     async def discard(self, batch_id: str) -> None:
         """See BatchClient."""

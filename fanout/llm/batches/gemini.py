@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["GeminiBatches"]
 
 _PAGE = 100
-_NOT_FOUND, _BAD_REQUEST, _SERVER_ERROR = 404, 400, 500
+_BAD_REQUEST, _SERVER_ERROR = 400, 500
 _TYPE = "application/jsonl"
 # The API names them with either beginning.
 _BEGINNINGS = ("BATCH_STATE_", "JOB_STATE_")
@@ -68,6 +68,7 @@ class GeminiBatches(HttpBatches[GeminiLLM]):
     # A file may have 2 GB; the tokens in an account's queue are limited sooner.
     limits = BatchLimits(requests=50_000, bytes=200_000_000)
     _list_path = "batches"
+    _cancel_verb = ":cancel"
 
     async def line(self, custom_id: str, request: LLMRequest) -> bytes:
         """See BatchClient."""
@@ -147,31 +148,21 @@ class GeminiBatches(HttpBatches[GeminiLLM]):
                 return None
         return None
 
-    async def status(self, batch_id: str) -> BatchStatus:
-        """See BatchClient."""
-        try:
-            operation = await self._batch(batch_id)
-        except LLMError as error:
-            if error.status != _NOT_FOUND:
-                raise
-            return BatchStatus(state=BatchState.GONE, error=BatchError.of(error))
-        metadata = _metadata(operation)
+    def _status_in(self, batch: dict[str, Any]) -> BatchStatus:
+        metadata = _metadata(batch)
         stats = metadata.get("batchStats")
         stats = stats if isinstance(stats, dict) else {}
-        state = _state(operation, metadata)
+        state = _state(batch, metadata)
         return BatchStatus(
             state=state,
             requests=count_of(stats.get("requestCount")),
             succeeded=count_of(stats.get("successfulRequestCount")),
             failed=count_of(stats.get("failedRequestCount")),
-            error=_whole_error(operation) if state is BatchState.FAILED else None,
+            error=_whole_error(batch) if state is BatchState.FAILED else None,
         )
 
-    async def _batch(self, batch_id: str) -> dict[str, Any]:
-        return self._object(await self._get(self._url(batch_id)))
-
-    def _url(self, name: str, verb: str = "") -> URL:
-        kind, _, own = name.partition("/")
+    def _url(self, batch_id: str, verb: str = "") -> URL:
+        kind, _, own = batch_id.partition("/")
         return self._http.url(f"{self._http.quoted(kind)}/{self._http.quoted(own)}{verb}")
 
     async def _places(self, batch_id: str) -> list[URL]:
@@ -192,9 +183,6 @@ class GeminiBatches(HttpBatches[GeminiLLM]):
         if not error:
             return key, unreadable("the result has no response")
         return key, item_reply(_status_of(error), {"error": error})
-
-    async def _send_cancel(self, batch_id: str) -> None:
-        await self._post(self._url(batch_id, ":cancel"), b"{}")
 
     async def discard(self, batch_id: str) -> None:
         """See BatchClient."""

@@ -1,39 +1,38 @@
-"""What the clients of providers' batch APIs share: retries, results by lines, and errors."""
+"""What the clients of providers' batch APIs share: requests, retries, and the search for a batch."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
-import msgspec
-
 from fanout.core.errors import LLMError, ModelError
 from fanout.core.records import ErrorKind
-from fanout.core.redaction import redacted
-from fanout.llm.batches import base
-from fanout.llm.batches.base import BatchError, BatchResult, BatchState, BatchUnknownError
+from fanout.llm.batches import base, result_lines
+from fanout.llm.batches.base import (
+    BatchError,
+    BatchResult,
+    BatchState,
+    BatchStatus,
+    BatchUnknownError,
+)
 from fanout.llm.batches.items import unreadable
+from fanout.llm.batches.result_lines import ResultLines
 from fanout.llm.batches.transfers import deadline
 from fanout.llm.body_lines import TooSlowError
 from fanout.llm.http_client import HttpReply
 from fanout.llm.http_model import HttpModel
-from fanout.llm.reply_bodies import json_of
-from fanout.llm.sound_replies import sound_reply
-from fanout.llm.usage import UNKNOWN_USAGE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection
     from pathlib import Path
 
     from yarl import URL
 
     from fanout.llm.base import LLMReply, LLMRequest
-    from fanout.llm.batches.base import BatchIntent, BatchLimits, BatchStatus
-    from fanout.llm.body_lines import Line
+    from fanout.llm.batches.base import BatchIntent, BatchLimits
 
 __all__ = ["CLOCK_SKEW_S", "SLOWEST_UPLOAD", "Before", "HttpBatches", "nonsense"]
 
@@ -45,8 +44,6 @@ _PATIENCE_S = 30.0
 _FIRST_WAIT_S = 0.5
 # The slowest upload that is waited for, in bytes a second.
 SLOWEST_UPLOAD = 50_000
-# A longer line is no answer: the longest answer of a call, and as much again around it.
-_MOST_LINE_BYTES = 64_000_000
 _STALL_S = 120.0
 # How often results that break off are asked for again, if nothing new arrives in between.
 _MOST_BREAKS = 5
@@ -66,14 +63,7 @@ _UNCERTAIN = _PASSING - {ErrorKind.RATE_LIMITED}
 _NO_API = frozenset({404, 405, 501})
 _DENIED = frozenset({401, 403})
 _GONE = frozenset({404, 410})
-_ERRORS = range(400, 600)
-# An error of an item that may be the refusal of a part of its request.
-_REFUSALS = frozenset({400, 403, 422, 500, 501})
-_ID = re.compile(rb'"(?:custom_id|key)"\s*:\s*"([A-Za-z0-9_-]{1,64})"')
-_SOUND_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _MOST_PAGES = 100
-# Where a broken line says whose it is: answers may have a field of that name, too.
-_HEAD = 1_000
 
 _log = logging.getLogger(__name__)
 _Model = TypeVar("_Model", bound=HttpModel)
@@ -97,6 +87,7 @@ class HttpBatches(ABC, Generic[_Model]):
         self._model = model
         self._http = model.http
         self._sleep = sleep
+        self._lines = ResultLines(model, self._read)
 
     # What the providers differ in.
 
@@ -105,8 +96,8 @@ class HttpBatches(ABC, Generic[_Model]):
         """Return the id of the batch of an intent; None if the provider has none."""
 
     @abstractmethod
-    async def status(self, batch_id: str) -> BatchStatus:
-        """See BatchClient."""
+    def _status_in(self, batch: dict[str, Any]) -> BatchStatus:
+        """Return how far a batch is."""
 
     @abstractmethod
     async def _create(self, path: Path, intent: BatchIntent, before: Before | None) -> str:
@@ -120,11 +111,13 @@ class HttpBatches(ABC, Generic[_Model]):
     def _read(self, item: dict[str, Any]) -> tuple[Any, HttpReply | BatchError]:
         """Return the custom id of a line, and the reply in it, or why there is none."""
 
-    @abstractmethod
-    async def _send_cancel(self, batch_id: str) -> None:
-        """Ask the provider to cancel a batch."""
-
     _list_path: str
+    # What follows the address of a batch to cancel it.
+    _cancel_verb = "/cancel"
+
+    def _url(self, batch_id: str, verb: str = "") -> URL:
+        """Return the address of a batch, or of what can be done with it."""
+        return self._http.url(f"{self._list_path}/{self._http.quoted(batch_id)}{verb}")
 
     # What they share.
 
@@ -158,6 +151,19 @@ class HttpBatches(ABC, Generic[_Model]):
                 raise
         return None
 
+    async def status(self, batch_id: str) -> BatchStatus:
+        """See BatchClient."""
+        try:
+            return self._status_in(await self._batch(batch_id))
+        except LLMError as error:
+            if error.status not in _GONE:
+                raise
+            return BatchStatus(state=BatchState.GONE, error=BatchError.of(error))
+
+    async def _batch(self, batch_id: str) -> dict[str, Any]:
+        """Return what the provider says of a batch."""
+        return self._object(await self._get(self._url(batch_id)))
+
     async def results(self, batch_id: str) -> AsyncIterator[BatchResult]:
         """See BatchClient."""
         seen: set[str] = set()
@@ -182,7 +188,7 @@ class HttpBatches(ABC, Generic[_Model]):
     async def cancel(self, batch_id: str) -> None:
         """See BatchClient."""
         try:
-            await self._send_cancel(batch_id)
+            await self._post(self._url(batch_id, self._cancel_verb), b"{}")
         except LLMError as error:
             if error.kind in _PASSING or error.kind is ErrorKind.AUTH:
                 raise
@@ -327,11 +333,11 @@ class HttpBatches(ABC, Generic[_Model]):
             before = len(seen)
             try:
                 async for line in self._http.lines(
-                    url, stall_s=_STALL_S, most_bytes=_MOST_LINE_BYTES
+                    url, stall_s=_STALL_S, most_bytes=result_lines.MOST_LINE_BYTES
                 ):
                     if isinstance(line, HttpReply):
                         raise self._model.error_of(line)
-                    for result in self._result(line):
+                    for result in self._lines.results(line):
                         if result.custom_id not in seen:
                             seen.add(result.custom_id)
                             yield result
@@ -345,51 +351,6 @@ class HttpBatches(ABC, Generic[_Model]):
                 return
             await self._sleep(min(wait_s, _PATIENCE_S))
 
-    def _result(self, line: Line) -> Iterator[BatchResult]:
-        """Yield the result in a line; none if it does not say whose it is."""
-        if not line.data.strip():
-            return
-        if line.is_too_long:
-            yield from _of_broken(line.data, f"it is longer than {_MOST_LINE_BYTES / 1e6:,.0f} MB")
-            return
-        try:
-            item = json_of(line.data)
-        except ValueError as error:
-            yield from _of_broken(line.data, str(error))
-            return
-        if not isinstance(item, dict):
-            return
-        try:
-            custom_id, found = self._read(item)
-        except (TypeError, ValueError, AttributeError, RecursionError) as error:
-            yield from _of_broken(line.data, type(error).__name__)
-            return
-        if isinstance(custom_id, str) and _SOUND_ID.fullmatch(custom_id):
-            yield self._settled(custom_id, found)
-
-    def _settled(self, custom_id: str, found: HttpReply | BatchError) -> BatchResult:
-        if isinstance(found, BatchError):
-            return BatchResult(custom_id=custom_id, error=found)
-        try:
-            reply = sound_reply(self._model.settled(found))
-        except LLMError as error:
-            return BatchResult(custom_id=custom_id, error=self._item_error(found, error))
-        except Exception as error:  # noqa: BLE001 - one bad item must not end the others
-            problem = unreadable(f"the result is broken: {type(error).__name__}")
-            return BatchResult(custom_id=custom_id, error=problem)
-        return BatchResult(custom_id=custom_id, reply=msgspec.structs.replace(reply, lane="batch"))
-
-    def _item_error(self, reply: HttpReply, error: LLMError) -> BatchError:
-        # The provider was up, and the prompt may be at fault: no outage.
-        error.is_own = True
-        if reply.status not in _ERRORS and error.usage is None:
-            error.usage = UNKNOWN_USAGE
-        if reply.is_success or reply.status not in _REFUSALS:
-            return BatchError.of(error)
-        details = reply.error_details()
-        message = redacted(details.message)
-        return BatchError.of(error, msgspec.structs.replace(details, message=message))
-
 
 _LOST = "the reply to the creation of a batch was lost, which may exist: {}"
 
@@ -398,11 +359,3 @@ def nonsense(reason: str) -> LLMError:
     """Return the error of a reply that no batch API gives: it may not pass by itself."""
     message = f"the reply is not of a batch API: {reason}"
     return LLMError(ErrorKind.SERVER_ERROR, message, is_own=True)
-
-
-def _of_broken(data: bytes, reason: str) -> Iterator[BatchResult]:
-    """Yield the error of a line that cannot be read, if it says whose it is."""
-    found = _ID.search(data[:_HEAD])
-    if found is not None:
-        problem = unreadable(f"the line of the result cannot be read: {reason}")
-        yield BatchResult(custom_id=found[1].decode(), error=problem)

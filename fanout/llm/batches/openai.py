@@ -52,7 +52,7 @@ __all__ = ["OpenAIBatches"]
 
 _PATH = "/v1/chat/completions"
 _NONCE = "fanout_nonce"
-_NOT_FOUND, _BAD_REQUEST = 404, 400
+_BAD_REQUEST = 400
 # Files that a crash has left behind are deleted by OpenAI after 30 days, the most that it allows.
 _KEPT_S = 30 * 24 * 3_600
 _STATES = {
@@ -142,14 +142,7 @@ class OpenAIBatches(HttpBatches[OpenAILLM]):
                 return None
         return None
 
-    async def status(self, batch_id: str) -> BatchStatus:
-        """See BatchClient."""
-        try:
-            batch = await self._batch(batch_id)
-        except LLMError as error:
-            if error.status != _NOT_FOUND:
-                raise
-            return BatchStatus(state=BatchState.GONE, error=BatchError.of(error))
+    def _status_in(self, batch: dict[str, Any]) -> BatchStatus:
         counts = batch.get("request_counts")
         counts = counts if isinstance(counts, dict) else {}
         state = _STATES.get(str(batch.get("status")).lower(), BatchState.RUNNING)
@@ -160,12 +153,6 @@ class OpenAIBatches(HttpBatches[OpenAILLM]):
             failed=count_of(counts.get("failed")),
             error=_whole_error(batch.get("errors")) if state is BatchState.FAILED else None,
         )
-
-    async def _batch(self, batch_id: str) -> dict[str, Any]:
-        return self._object(await self._get(self._url(batch_id)))
-
-    def _url(self, batch_id: str, verb: str = "") -> URL:
-        return self._http.url(f"batches/{self._http.quoted(batch_id)}{verb}")
 
     async def _places(self, batch_id: str) -> list[URL]:
         # A batch has no output file if no request has succeeded, and no error file if none failed.
@@ -188,9 +175,6 @@ class OpenAIBatches(HttpBatches[OpenAILLM]):
             if code in _UNDONE:
                 return custom_id, undone(_UNDONE[code], details.message)
         return custom_id, item_reply(_BAD_REQUEST, {"error": error})
-
-    async def _send_cancel(self, batch_id: str) -> None:
-        await self._post(self._url(batch_id, "/cancel"), b"{}")
 
     async def discard(self, batch_id: str) -> None:
         """See BatchClient."""

@@ -17,7 +17,7 @@ from fanout.core.records import ErrorKind
 from fanout.core.settings import load_settings
 from fanout.doctor.collect import local_model_facts
 from fanout.llm import LLMRequest
-from fanout.llm.batches import http_batches
+from fanout.llm.batches import http_batches, result_lines
 from fanout.llm.batches.base import (
     BatchClient,
     BatchIntent,
@@ -408,7 +408,7 @@ def test_broken_results_are_errors_of_their_items(batch_provider, api, tmp_path)
 
 
 def test_a_line_without_end_is_not_kept(batch_provider, tmp_path, monkeypatch):
-    monkeypatch.setattr(http_batches, "_MOST_LINE_BYTES", 50_000)
+    monkeypatch.setattr(result_lines, "MOST_LINE_BYTES", 50_000)
     giant = b'{"custom_id": "giant", "response": {"body": "' + b"x" * 3_000_000 + b'"}}'
     batch_provider.extra_lines = [giant, giant.replace(b"giant", b"other")]
     _, _, results = with_lane("openai", tmp_path, lambda lane: lane.whole(["a"]))

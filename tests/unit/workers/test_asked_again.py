@@ -12,7 +12,7 @@ from fanout.core.records import ErrorKind, RunStatus, Usage
 from fanout.llm import FakeLLM
 from fanout.llm.base import LLMReply
 from tests.fakes import RUN, FakeContext, run_branch
-from workers.branch.claims import BranchHandedBack
+from workers.branch.delivery_ends import BranchHandedBack
 from workers.branch.execution import BranchFailed
 
 BRANCH = BranchId(RUN, 0, 0, 0)

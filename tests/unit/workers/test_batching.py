@@ -36,7 +36,7 @@ from workers.batching import joined_calls, provider_batch, waiting_runs
 from workers.batching.batcher import Batcher
 from workers.batching.clients import LaneApi
 from workers.branch.batch_lane import GatheredCalls
-from workers.branch.claims import BranchGathered, BranchParked
+from workers.branch.delivery_ends import BranchGathered, BranchParked
 from workers.branch.execution import BranchFailed
 from workers.context.budgets import Budgets
 

@@ -16,7 +16,7 @@ from fanout.core.records import ErrorKind, RunStatus
 from fanout.core.state import BeginRequest, RecordRequest
 from fanout.llm import FakeLLM
 from tests.fakes import RUN, FakeContext, begin_one, run_branch
-from workers.branch.claims import BranchGone, BranchHandedBack, BranchHeld
+from workers.branch.delivery_ends import BranchGone, BranchHandedBack, BranchHeld
 from workers.branch.execution import BranchFailed
 from workers.context.inflight import StopReason
 from workers.context.models import CommonFailures

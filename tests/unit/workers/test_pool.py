@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from fanout.system.threads import ReadyThreads
-from workers.branch.claims import BranchHandedBack
+from workers.branch.delivery_ends import BranchHandedBack
 from workers.consumer.pool import AsyncioPool
 from workers.consumer.task_requests import BranchRequest
 from workers.context.event_loop import LoopThread

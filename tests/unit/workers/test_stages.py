@@ -15,7 +15,7 @@ from fanout.core.state import BeginRequest, RecordRequest
 from fanout.runs.enqueue import unpark
 from tests.fakes import RUN, FakeContext, begin_one, fake_store, record_one, run_branch
 from workers.branch import claims
-from workers.branch.claims import BranchHandedBack, BranchHeld, BranchParked
+from workers.branch.delivery_ends import BranchHandedBack, BranchHeld, BranchParked
 from workers.branch.execution import BranchFailed
 from workers.context.inflight import StopReason
 from workers.reduce import reductions
