@@ -1,12 +1,11 @@
-"""The search for the files of an input, and the kind of each."""
+"""The search for the files of an input."""
 
 from __future__ import annotations
 
 import glob
 from collections import Counter
-from contextlib import suppress
-from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import msgspec
@@ -19,12 +18,21 @@ from fanout.inputs.documents.dataset_folders import (
     read_splits,
     splits_error,
 )
-from fanout.inputs.documents.document_formats import DOCUMENT_SUFFIXES, binary_name, is_document
-from fanout.inputs.documents.encodings import bom_encoding
+from fanout.inputs.documents.file_kinds import (
+    ALLOWED,
+    Kind,
+    is_text,
+    kind_by_content,
+    kind_of,
+    kind_of_found,
+    label_of,
+    label_of_file,
+    may_be_text,
+    why_no_text,
+)
 from fanout.inputs.documents.file_list import FileList
 from fanout.inputs.documents.folders import Found, walk
 from fanout.inputs.documents.notices import Notice, listed
-from fanout.inputs.documents.packing import PACKINGS
 from fanout.inputs.documents.remote import Remote, named, open_remote, remote_paths
 from fanout.inputs.documents.urls import SqliteUrl, is_url, sqlite_url
 from fanout.system.private_files import UNFINISHED
@@ -34,64 +42,11 @@ if TYPE_CHECKING:
 
     from fanout.inputs.documents.notices import Notify
 
-__all__ = ["RUN", "STDIN", "InputFile", "Kind", "find_files"]
-
-Kind = Literal[
-    "text",
-    "document",
-    "table",
-    "jsonl",
-    "json",
-    "run",
-    "parquet",
-    "arrow",
-    "dataset",
-    "xlsx",
-    "sqlite",
-]
+__all__ = ["RUN", "STDIN", "InputFile", "find_files"]
 
 STDIN = "-"
 # What stands before the id of a run whose outputs are an input.
 RUN = "run:"
-KINDS: dict[str, Kind] = {
-    ".txt": "text",
-    ".md": "text",
-    ".markdown": "text",
-    ".csv": "table",
-    ".tsv": "table",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    **dict.fromkeys(DOCUMENT_SUFFIXES, "document"),
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-    ".ipc": "arrow",
-    ".xlsx": "xlsx",
-    ".xlsm": "xlsx",
-    ".sqlite": "sqlite",
-    ".sqlite3": "sqlite",
-    ".db": "sqlite",
-}
-# What folders are searched for, in messages: the list of all file extensions would bury the rest.
-ALLOWED = (
-    "known are text (.txt, .md), tables (.csv, .jsonl, .parquet, ...) and documents (.pdf, .docx, .html, "
-    "...)"
-)
-# Kinds that are read from their beginning to their end, and so may be compressed.
-_STREAMED = frozenset({"text", "table", "jsonl", "json"})
-# Files of these kinds are looked at before they are read.
-_LOOKED_AT = frozenset({None, "table", "jsonl", "json"})
-_PACKED = frozenset({*PACKINGS, ".zst", ".zip", ".lz4", ".7z", ".tar", ".tgz"})
-# What the beginnings of files say.
-_CONTENTS: dict[bytes, Kind] = {
-    b"PAR1": "parquet",
-    b"ARROW1\0\0": "arrow",
-    b"SQLite format 3\0": "sqlite",
-}
-_SAMPLE_BYTES = 8_192
-# The beginnings of binary files that may look like text.
-_MAGIC = (b"%PDF", b"{\\rtf", b"PK\x03\x04", b"\x1f\x8b")
 
 
 class InputFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,15 +79,6 @@ class InputFile(msgspec.Struct, frozen=True, kw_only=True):
         """Return a file in this folder."""
         remote = None if self.remote is None else self.remote.below(name)
         return InputFile(name=f"{self.name}/{name}", kind=self.kind, remote=remote)
-
-
-def kind_of(name: str) -> tuple[Kind | None, str | None]:
-    """Return the kind of a file by its name, and the file extension of its compression."""
-    path = PurePath(name.lower())
-    if path.suffix not in PACKINGS:
-        return KINDS.get(path.suffix), None
-    kind = KINDS.get(PurePath(path.stem).suffix)
-    return (kind, path.suffix) if kind in _STREAMED else (None, None)
 
 
 def find_files(
@@ -248,7 +194,7 @@ class _Search:
             if any(part.startswith(".") for part in path.removeprefix(place.path).split("/")):
                 continue
             if kind is None:
-                self.left_out[_label_of(path)] += 1
+                self.left_out[label_of(path)] += 1
                 continue
             found = named(place, path)
             yield InputFile(name=found.name, kind=kind, packing=packing, remote=found)
@@ -256,13 +202,13 @@ class _Search:
     def _named(self, name: str, path: Path) -> InputFile:
         kind, packing = kind_of(path.name)
         try:
-            kind = _kind_by_content(path, kind)
-            is_text = _is_text(path, self._encoding)
+            kind = kind_by_content(path, kind)
+            has_text = is_text(path, self._encoding)
         except OSError as error:
             fault = f"cannot be read: {error.strerror or error}"
             return InputFile(name=name, kind=kind or "text", fault=fault)
-        if kind is None and not is_text:
-            reason = _no_text(path)
+        if kind is None and not has_text:
+            reason = why_no_text(path)
             self.refused.append((name, reason))
             return InputFile(name=name, fault=f"it {reason}", is_named=True)
         return InputFile(name=name, kind=kind or "text", packing=packing, is_named=True)
@@ -281,9 +227,9 @@ class _Search:
                 # "**" also matches the folders on the way.
                 self.left_out["folders"] += 0 if "**" in pattern else 1
                 continue
-            kind, packing = _found(Found(name, str(path), is_file=path.is_file()))
-            if not path.is_file() or (kind is None and not _may_be_text(path, self._encoding)):
-                self.left_out[_label(path)] += 1
+            kind, packing = kind_of_found(Found(name, str(path), is_file=path.is_file()))
+            if not path.is_file() or (kind is None and not may_be_text(path, self._encoding)):
+                self.left_out[label_of_file(path)] += 1
                 continue
             count += 1
             yield InputFile(name=name, kind=kind or "text", packing=packing)
@@ -295,9 +241,9 @@ class _Search:
         for found in walk(str(Path(name)), str(folder), is_dataset, self._on_error):
             if found.name.endswith(UNFINISHED):
                 continue
-            kind, packing = ("dataset", None) if found.is_folder else _found(found)
+            kind, packing = ("dataset", None) if found.is_folder else kind_of_found(found)
             if kind is None or not (found.is_file or found.is_folder):
-                label = "links to folders" if found.is_link else _label(Path(found.path))
+                label = "links to folders" if found.is_link else label_of_file(Path(found.path))
                 self.left_out[label] += 1
                 continue
             count += 1
@@ -316,34 +262,8 @@ class _Search:
         return f" (there are: {listed(left)})" if left else ""
 
 
-def _label(path: Path) -> str:
-    """Return the kind of a file for messages: ``.pdf``, ``.jsonl.gz``."""
-    if not path.exists():
-        return "broken links"
-    if not path.is_file():
-        return "special files"
-    return _label_of(path.name)
-
-
-def _label_of(name: str) -> str:
-    suffixes = [suffix.lower() for suffix in PurePath(name).suffixes[-2:]]
-    if not suffixes:
-        return "without an extension"
-    return "".join(suffixes) if suffixes[-1] in _PACKED else suffixes[-1]
-
-
 def _folder_of(path: str) -> str:
     return path.rpartition("/")[0]
-
-
-def _found(found: Found) -> tuple[Kind | None, str | None]:
-    """Return the kind and packing of a file that nobody named: many other files end in ``.db``."""
-    kind, packing = kind_of(found.name)
-    is_database = kind == "sqlite" and found.name.lower().endswith(".db")
-    if found.is_file and (is_database or kind in _LOOKED_AT):
-        with suppress(OSError):
-            kind = _kind_by_content(Path(found.path), None if is_database else kind)
-    return kind, packing
 
 
 def _database(url: str, sqlite: SqliteUrl, base: Path) -> InputFile:
@@ -356,50 +276,3 @@ def _database(url: str, sqlite: SqliteUrl, base: Path) -> InputFile:
         sqlite = sqlite._replace(path=f"/{sqlite.path}")
     name = sqlite.path if sqlite.table is None else f"{sqlite.path}#{sqlite.table}"
     return InputFile(name=name, kind="sqlite", sqlite=sqlite, is_named=True)
-
-
-def _kind_by_content(path: Path, kind: Kind | None) -> Kind | None:
-    """Return the kind of a file whose name says nothing, or rows of text where there are none.
-
-    That of text and of documents shows when they are read. Raises OSError.
-    """
-    if kind not in _LOOKED_AT or path.suffix.lower() in _PACKED:
-        return kind
-    with path.open("rb") as file:
-        begin = file.read(max(map(len, _CONTENTS)))
-        found = next((kind for magic, kind in _CONTENTS.items() if begin.startswith(magic)), None)
-        return found or ("document" if is_document(file) else kind)
-
-
-def _is_text(path: Path, encoding: str | None) -> bool:
-    """Say whether a file begins with text. Raises OSError."""
-    with path.open("rb") as file:
-        sample, is_longer = file.read(_SAMPLE_BYTES), bool(file.read(1))
-    if sample.startswith(_MAGIC) or binary_name(sample):
-        return False
-    if bom_encoding(sample) or encoding:
-        return True
-    if b"\0" in sample:
-        return False
-    try:
-        sample.decode()
-    except UnicodeDecodeError as error:
-        # The sample may end within a character.
-        return is_longer and error.reason == "unexpected end of data"
-    return True
-
-
-def _may_be_text(path: Path, encoding: str | None) -> bool:
-    try:
-        return _is_text(path, encoding)
-    except OSError:
-        return True
-
-
-def _no_text(path: Path) -> str:
-    suffix = path.suffix.lower()
-    way_out = "uncompress it first" if suffix in _PACKED else "convert it to text first"
-    return (
-        f"is not UTF-8 text, and {suffix or 'such'} files are not supported: {way_out}, or give the "
-        f"encoding of a text ({ALLOWED}; and text of any other name)"
-    )

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from fanout.core.records import Document
-    from fanout.inputs.documents.files import InputFile, Kind
+    from fanout.inputs.documents.file_kinds import Kind
+    from fanout.inputs.documents.files import InputFile
     from fanout.inputs.documents.reading import Checked, Reading
 
 __all__ = ["DOCUMENT", "FORMATS", "Format"]
