@@ -30,7 +30,7 @@ from fanout.client.past_runs import run_opener
 from fanout.core.errors import SpecError
 from fanout.core.records import ErrorKind, RunStatus
 from fanout.core.units import plural
-from fanout.inputs.intake import source_of_files
+from fanout.inputs.sources import source_of_files
 from fanout.runs.status import retry_help
 
 if TYPE_CHECKING:

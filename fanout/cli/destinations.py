@@ -14,7 +14,8 @@ from click.core import ParameterSource
 
 from fanout.core.errors import InputError
 from fanout.inputs.documents.files import STDIN, find_files
-from fanout.inputs.intake import checked_documents, has_only_rows
+from fanout.inputs.intake import checked_documents
+from fanout.inputs.sources import has_only_rows
 from fanout.inputs.splitters import split_documents, splitter_of
 from fanout.runs.output_files import RESULTS, OutputFolder
 from fanout.runs.rows import layout_of

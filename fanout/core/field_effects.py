@@ -28,7 +28,7 @@ __all__ = [
     "require_used",
 ]
 
-# The fields that say how to read the inputs. They need an effect on these: see fanout.inputs.intake.
+# The fields that say how to read the inputs. They need an effect on these: see fanout.inputs.reading_fields.
 READING = frozenset({
     "base_dir", "delimiter", "encoding", "id_column", "parse_timeout_s", "sheet", "text_column",
     "where",
