@@ -32,7 +32,7 @@ from fanout.inputs.sources import source_of, source_of_files, text_columns_of
 from fanout.inputs.surrogates import encodable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from fanout.core.records import Document
     from fanout.core.spec import RunSpec
@@ -120,7 +120,7 @@ def checked_documents(
 
 def _checked_head(
     spec: RunSpec,
-    templates: Sequence[Template],
+    templates: list[Template],
     stream: Iterator[Document],
     source: FileSource | ItemSource,
     names: DocumentNames,

@@ -69,16 +69,8 @@ def detect_table(
         InputError: The column does not exist, a column is there twice, or the delimiter is
             ambiguous.
     """
-    data = file.read(_SAMPLE_BYTES + 1)
-    if len(data) > _SAMPLE_BYTES and b"\n" not in data and b"\r" not in data:
-        return Table(fault=f"the header is longer than {_SAMPLE_BYTES // 1_000} kB")
-    sample, is_whole = data[:_SAMPLE_BYTES].removeprefix(BOM), len(data) <= _SAMPLE_BYTES
-    has_cr = b"\r" in sample and b"\n" not in sample
-    if has_cr:
-        sample = sample.replace(b"\r", b"\n")
-    if not is_whole:
-        sample = sample[: sample.rfind(b"\n") + 1] or sample
-    if fault := _unreadable(sample):
+    sample, has_cr, fault = _sample_of(file)
+    if fault:
         return Table(fault=fault)
     skipped, excels = _excel_delimiter(sample)
     trial = detect_dialect(
@@ -111,6 +103,21 @@ def detect_table(
         noted=", ".join(noted) or None,
         is_named=is_named,
     )
+
+
+def _sample_of(file: BinaryIO) -> tuple[bytes, bool, str | None]:
+    """Return the first lines of a file, whether they end in carriage returns only, and any fault."""
+    data = file.read(_SAMPLE_BYTES + 1)
+    is_longer = len(data) > _SAMPLE_BYTES
+    if is_longer and b"\n" not in data and b"\r" not in data:
+        return b"", False, f"the header is longer than {_SAMPLE_BYTES // 1_000} kB"
+    sample = data[:_SAMPLE_BYTES].removeprefix(BOM)
+    has_cr = b"\r" in sample and b"\n" not in sample
+    if has_cr:
+        sample = sample.replace(b"\r", b"\n")
+    if is_longer:
+        sample = sample[: sample.rfind(b"\n") + 1] or sample
+    return sample, has_cr, _unreadable(sample)
 
 
 def _named(header: tuple[str, ...]) -> tuple[str, ...]:
