@@ -159,8 +159,8 @@ def _budget_hint(run: Run, status: Status, kinds: list[ErrorKind]) -> str | None
         return None
     option = f"--budget-{status.budget.fullest}"
     return (
-        f"calls of run {run.run_id} did not fit into its budget, of which {status.budget.left_words} "
-        f"is left: `fanout retry {run.run_id} {option} N` gives it a larger one"
+        f"calls of run {run.run_id} did not fit into its budget, which has {status.budget.left_words} "
+        f"left: `fanout retry {run.run_id} {option} N` gives it a larger one"
     )
 
 

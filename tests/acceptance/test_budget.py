@@ -57,7 +57,9 @@ def test_a_run_spends_no_more_than_its_budget_and_a_retry_goes_on(fanout, here, 
     assert f"`fanout retry {status['run_id']} --budget-usd N` goes on" in done.stderr
 
     again = fanout("retry", status["run_id"], **env)
-    hint = f"of which $1.00 is left: `fanout retry {status['run_id']} --budget-usd N` gives it a larger"
+    hint = (
+        f"which has $1.00 left: `fanout retry {status['run_id']} --budget-usd N` gives it a larger"
+    )
     assert hint in again.stderr
     assert len(calls) == 4
     again = fanout("retry", status["run_id"], "--budget-usd", "8", **env)

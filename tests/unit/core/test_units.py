@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fanout.core.records import NO_CALL, Usage, total_usage
+from fanout.core.records import NO_CALL, Usage, total_saved, total_usage
 from fanout.core.units import (
     byte_size,
     clock,
@@ -91,3 +91,7 @@ def test_counts_and_moments():
 )  # fmt: skip
 def test_a_sum_with_an_unknown_is_unknown(usages, total):
     assert total_usage(usages) == total
+
+
+def test_without_a_kept_answer_nothing_is_saved():
+    assert total_saved([]) == total_saved([Usage(), NO_CALL]) == NO_CALL
