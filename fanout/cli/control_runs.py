@@ -11,7 +11,8 @@ from fanout.cli.completion import complete_files
 from fanout.cli.delivery import conclude
 from fanout.cli.exits import INTERRUPTED
 from fanout.cli.following import follow
-from fanout.cli.progress import Progress, pause_hint
+from fanout.cli.progress import Progress
+from fanout.cli.run_facts import pause_hint, stop_hint
 from fanout.cli.session import (
     EMBEDDED,
     RUN_EPILOG,
@@ -32,6 +33,7 @@ from fanout.core.records import ErrorKind, RunStatus
 from fanout.core.units import plural
 from fanout.inputs.sources import source_of_files
 from fanout.runs.status import retry_help
+from fanout.system.terminal import print_line
 
 if TYPE_CHECKING:
     from fanout.client.run import Run
@@ -53,7 +55,10 @@ def cancel(run_id: str, broker_url: str | None, as_json: bool) -> None:  # noqa:
     with any_client(broker_url) as client:
         run = client.find(run_id)
         did = run.cancel()
-        if client.is_embedded and not run.status().status.has_ended:
+        now = run.status()
+        if now.gathered:
+            print_line(f"run {run.run_id} is {stop_hint(now)}", err=True)
+        if client.is_embedded and not now.status.has_ended:
             # Only a worker ends a run; the client that started one may have died.
             run.wait(_CANCEL_S)
         _print_change(run, did, "is stopped" if did else "had been stopped", as_json=as_json)

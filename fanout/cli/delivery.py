@@ -11,8 +11,8 @@ import click
 
 from fanout.cli.evaluation_view import evaluation_lines, evaluation_note, shortfalls
 from fanout.cli.exits import CLOSED_PIPE, FAILURE, mute_stdout
-from fanout.cli.facts import model_lines
 from fanout.cli.progress import summary
+from fanout.cli.run_facts import model_lines
 from fanout.cli.session import print_json
 from fanout.core.errors import FanoutError, RunError
 from fanout.core.records import ErrorKind, RunStatus

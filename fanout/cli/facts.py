@@ -5,116 +5,46 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from fanout.cli.speed import eta_s
+from fanout.cli.run_facts import Row, day_parts, lane_name, speed_parts
 from fanout.core.records import RunStatus
-from fanout.core.units import byte_size, clock, cost_of, count_of, known, plural
-from fanout.runs.status import saved_parts, truncation_notes
+from fanout.core.units import byte_size, clock, cost_of, known, plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fanout.cli.speed import Speed
-    from fanout.core.latency import Latency
-    from fanout.core.records import ErrorKind, Usage
     from fanout.core.state import WorkerRecord
     from fanout.observe.fleet import FleetStatus
     from fanout.runs.status import Status
 
 __all__ = [
     "RUN_COLUMNS",
-    "Row",
-    "batch_parts",
     "busiest",
     "busy_places",
-    "cap_parts",
     "capacity_lines",
     "capacity_rows",
     "fleet_line",
     "learnt_limits",
-    "limit_parts",
     "percent",
     "run_cells",
     "run_columns",
     "run_counts",
-    "run_rows",
     "runs_lines",
     "seen",
-    "speed_parts",
-    "token_counts",
 ]
-
-# A label and its facts.
-Row = tuple[str, list[str]]
 
 _LABEL = 10
 _LOAD_BAR = 10
-_SHOWN_KINDS = 6
-_MOST_BATCHES = 4
 _SILENT_S = 7.0
 # The columns of a table of runs, and whether each is a number; the model is last, as it may be long.
 RUN_COLUMNS = {
     "RUN": False, "CREATED": False, "STATUS": False, "DONE": True, "FAILED": True, "ELAPSED": True,
-    "COST": True, "CAP": True, "PRIORITY": True, "MODEL": False,
+    "COST": True, "LEFT": True, "CACHED": True, "LANE": False, "CAP": True, "PRIORITY": True,
+    "MODEL": False,
 }  # fmt: skip
 # Those that are left out if no run has any.
-_RARE_COLUMNS = frozenset({"COST", "CAP", "PRIORITY"})
+_RARE_COLUMNS = frozenset({"COST", "LEFT", "CACHED", "LANE", "CAP", "PRIORITY"})
 _NO_WORKER = "none: start one with `fanout worker`"
-
-
-def run_rows(status: Status, speed: Speed | None) -> list[Row]:
-    """Return the facts of a run besides its progress; its ``speed`` unless it has ended."""
-    rows: list[Row] = []
-    if speed is not None and not status.status.has_ended:
-        rows.append(("speed", [*speed_parts(speed), *_eta(status, speed)]))
-    if limits := limit_parts(status):
-        rows.append(("limits", limits))
-    if status.gathered or status.batches:
-        rows.append(("batches", batch_parts(status)))
-    rows.append(("latency", _latency(status.latency)))
-    rows.append(("usage", _usage(status.usage)))
-    if saved := saved_parts(status.saved):
-        rows.append(("cache", saved))
-    if status.usage_by_model:
-        rows.append(("by model", model_lines(status)))
-    answered = sum(stage.done for stage in status.stages) - status.saved.calls
-    again = status.usage.calls - max(0, answered)
-    if again > 0:
-        rows.append(("retries", [plural(again, "call was made again", "calls were made again")]))
-    if status.errors:
-        rows.append(("errors", _kinds(status.errors)))
-    if notes := truncation_notes(status):
-        rows.append(("truncated", notes))
-    return rows
-
-
-def limit_parts(status: Status) -> list[str]:
-    """Return the cap of a run, its priority and its budget, if it has any."""
-    return [*cap_parts(status), *([] if status.budget is None else [status.budget.words])]
-
-
-def cap_parts(status: Status) -> list[str]:
-    """Return the cap of a run, and its priority, if it has any."""
-    parts = []
-    if status.max_workers is not None:
-        cap = f"max_workers {status.max_workers:,}"
-        parts.append(cap if status.status.has_ended else f"{cap} ({status.permits_used:,} in use)")
-    if status.priority != 1:
-        parts.append(f"priority {status.priority:g}")
-    return parts
-
-
-def batch_parts(status: Status) -> list[str]:
-    """Return how many branches wait for batches, and how far the batches are."""
-    waiting = plural(status.gathered, "branch waits", "branches wait")
-    parts = [f"{waiting} for a batch of the provider"]
-    for batch in status.batches[:_MOST_BATCHES]:
-        part = f"{batch.batch_id or batch.number}: {batch.state}, {batch.answered:,} of {batch.calls:,}"
-        if batch.age_s is not None:
-            part += f" after {clock(batch.age_s)}"
-        parts.append(f"{part} ({batch.problem})" if batch.problem else part)
-    if more := len(status.batches) - _MOST_BATCHES:
-        parts += [f"{more:,} more"] if more > 0 else []
-    return parts
 
 
 def capacity_rows(fleet: FleetStatus, *, left: int | None = None) -> list[Row]:
@@ -136,8 +66,8 @@ def capacity_rows(fleet: FleetStatus, *, left: int | None = None) -> list[Row]:
 
 def _day_budgets(fleet: FleetStatus) -> list[str]:
     """Return what is spent of the budgets of this day, by model."""
-    parts = [f"{name} {status.words}" for name, status in sorted(fleet.day_budgets.items())]
-    return [*parts, f"the next day begins in {clock(fleet.day_left_s or 0.0)}"]
+    parts = day_parts(fleet.day_budgets)
+    return [*parts, f"the next day begins at 00:00 UTC, in {clock(fleet.day_left_s or 0.0)}"]
 
 
 def learnt_limits(fleet: FleetStatus) -> list[str]:
@@ -188,6 +118,8 @@ def fleet_line(fleet: FleetStatus, speed: Speed) -> str:
         for model, limit in sorted(fleet.limits.items())
         if limit.down_s is not None
     ]
+    over = [name for name, one in sorted(fleet.day_budgets.items()) if one.is_used_up]
+    down += [f"budget of the day used up: {', '.join(over)}"] if over else []
     return " · ".join([f"runs: {runs}", *down, *speed_parts(speed), *_queues(fleet), places])
 
 
@@ -231,6 +163,9 @@ def run_cells(status: Status, model: str) -> dict[str, str]:
         "FAILED": f"{status.failed:,}",
         "ELAPSED": clock(status.elapsed_s),
         "COST": cost_of(status.usage) if status.usage.known("cost_usd") else "",
+        "LEFT": "" if status.budget is None else status.budget.left_words,
+        "CACHED": f"{status.saved.calls:,}" if status.saved.calls else "",
+        "LANE": lane_name(status),
         "CAP": known(status.max_workers) if status.max_workers else "",
         "PRIORITY": f"{status.priority:g}" if status.priority != 1 else "",
         "MODEL": model,
@@ -263,59 +198,9 @@ def is_silent(worker: WorkerRecord, read_at: float) -> bool:
     return 0 < worker.seen_at < read_at - _SILENT_S
 
 
-def speed_parts(speed: Speed) -> list[str]:
-    """Return calls and tokens per second."""
-    if speed.calls is None:
-        return ["? calls/s"]
-    parts = [f"{speed.calls:,.1f} calls/s"]
-    if speed.input_tokens is not None and speed.output_tokens is not None:
-        parts.append(f"{speed.input_tokens:,.0f} tokens/s in, {speed.output_tokens:,.0f} out")
-    return parts
-
-
 def run_counts(fleet: FleetStatus) -> list[str]:
     """Return the number of runs with each status."""
     return [f"{count:,} {status.value}" for status, count in sorted(fleet.runs.items())] or ["none"]
-
-
-def _eta(status: Status, speed: Speed) -> list[str]:
-    seconds = eta_s(status, speed)
-    if seconds is not None:
-        return [f"ETA {clock(seconds)}"]
-    return ["ETA ?"] if status.status is RunStatus.RUNNING and status.total > status.done else []
-
-
-def _latency(latency: Latency) -> list[str]:
-    shown = {share: latency.percentile_s(share / 100) for share in (50, 90, 99)}
-    return [f"p{share} {'?' if s is None else f'{s:.3g} s'}" for share, s in shown.items()]
-
-
-def _usage(usage: Usage) -> list[str]:
-    return [plural(usage.calls, "call", "calls"), token_counts(usage), f"cost {cost_of(usage)}"]
-
-
-def model_lines(status: Status) -> list[str]:
-    """Return calls, tokens and cost by model, as lines; none if the run calls a single one."""
-    return [
-        f"{model}: {' · '.join(_usage(usage))}" for model, usage in status.usage_by_model.items()
-    ]
-
-
-def token_counts(usage: Usage) -> str:
-    """Return the tokens of prompts and of answers, and how many of them a provider's cache served."""
-    unit = "token" if usage.input_tokens == 1 else "tokens"
-    cached = usage.known("cached_input_tokens")
-    served = f" ({cached:,.0f} cached)" if cached else ""
-    into, out = (count_of(usage, name) for name in ("input_tokens", "output_tokens"))
-    return f"{into} {unit} in{served}, {out} out"
-
-
-def _kinds(errors: dict[ErrorKind, int]) -> list[str]:
-    most = sorted(errors.items(), key=lambda item: (-item[1], item[0]))
-    parts = [f"{kind.value} {count:,}" for kind, count in most[:_SHOWN_KINDS]]
-    if len(most) > _SHOWN_KINDS:
-        parts.append(f"{sum(count for _, count in most[_SHOWN_KINDS:]):,} of other kinds")
-    return parts
 
 
 def _paused_models(fleet: FleetStatus) -> list[str]:
@@ -337,8 +222,11 @@ def _queues(fleet: FleetStatus) -> list[str]:
     leases = fleet.leases
     age = "" if leases.oldest_s is None else f" (renewed {clock(leases.oldest_s)} ago)"
     parts.append(f"taken {leases.taken:,}{age}")
-    capped = fleet.window.waiting_for_permits
-    return [*parts, f"{capped:,} wait for their run's cap"] if capped else parts
+    if capped := fleet.window.waiting_for_permits:
+        parts.append(f"{capped:,} wait for their run's cap")
+    if gathered := fleet.window.gathered:
+        parts.append(f"{gathered:,} wait for batches of providers")
+    return parts
 
 
 def _memory(fleet: FleetStatus) -> str:

@@ -13,8 +13,9 @@ import click
 
 from fanout.cli.delivery import Delivery, deliver, json_option, quiet_option
 from fanout.cli.destinations import out_options, require_no_input, require_room
-from fanout.cli.facts import cap_parts, capacity_lines, runs_lines
+from fanout.cli.facts import capacity_lines, runs_lines
 from fanout.cli.progress import Progress, summary
+from fanout.cli.run_facts import cap_parts
 from fanout.cli.session import (
     EMBEDDED,
     RUN_EPILOG,

@@ -7,7 +7,7 @@ import time
 from importlib import import_module
 from typing import TYPE_CHECKING, TextIO
 
-from fanout.cli.facts import limit_parts, token_counts
+from fanout.cli.run_facts import lane_name, more_parts, token_counts, wait_hint
 from fanout.cli.speed import Meter, Speed, eta_s
 from fanout.core.queue_names import NO_CONSUMER
 from fanout.core.records import RunStatus
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fanout.core.records import Usage
     from fanout.runs.status import Status
 
-__all__ = ["Follower", "Progress", "RunnerProgress", "pause_hint", "summary"]
+__all__ = ["Follower", "Progress", "RunnerProgress", "summary"]
 
 _LIVE_S = 0.2
 _PLAIN_S = 10.0
@@ -79,7 +79,7 @@ class Progress(Follower):
         self._frame: LiveFrame | NotebookFrame | None = None
         self._plain_s = plain_s
         self._shown_at = float("-inf")
-        self._shown: tuple[str, int] | None = None
+        self._shown: tuple[object, object] | None = None
         self._meter = Meter()
         self._speed = Speed()
         self._is_away = False
@@ -116,7 +116,7 @@ class Progress(Follower):
         self._speed = self._meter.see(status.done, status.usage, now=now)
         if self._is_quiet or not self._is_due(status, now):
             return
-        self._shown_at, self._shown = now, (status.status.value, status.done)
+        self._shown_at, self._shown = now, self._marks(status)
         if self._is_live:
             self._draw(status)
         else:
@@ -143,9 +143,14 @@ class Progress(Follower):
     def _is_due(self, status: Status, now: float) -> bool:
         if self._is_live:
             return now - self._shown_at >= _LIVE_S
-        has_moved = self._shown is None or status.status.value != self._shown[0]
-        has_changed = (status.status.value, status.done) != self._shown
-        return has_moved or (has_changed and now - self._shown_at >= self._plain_s)
+        marks = self._marks(status)
+        has_moved = self._shown is None or marks[0] != self._shown[0]
+        return has_moved or (marks != self._shown and now - self._shown_at >= self._plain_s)
+
+    def _marks(self, status: Status) -> tuple[object, object]:
+        """Return what is said at once when it changes, and what is said now and then."""
+        batches = [(one.number, one.state, one.answered, one.problem) for one in status.batches]
+        return (status.status.value, wait_hint(status)), (status.done, status.gathered, batches)
 
     def away(self) -> None:
         """Say once that the server does not answer."""
@@ -195,21 +200,22 @@ class Progress(Follower):
             reduce = status.stages[-1]
             parts.append(f"reduce {len(status.stages) - 1}: {reduce.done:,}/{reduce.total:,}")
         hint = self.hint(status)
-        parts += [*self._parts(status), *limit_parts(status)]
+        parts += self._parts(status)
         return " · ".join([*parts, *([hint] if hint else [])])
 
     def _parts(self, status: Status) -> list[str]:
-        """Return the speed of a run, its ETA, its tokens and its cost."""
+        """Return the speed of a run, its ETA, tokens, cost, lane, batches and limits."""
         parts = [f"{self._speed.calls:,.1f} calls/s"] if self._speed.calls else []
         seconds = eta_s(status, self._speed)
         if seconds is not None:
             parts.append(f"ETA {clock(seconds)}")
-        return [*parts, *_spent(status.usage), *saved_parts(status.saved)]
+        parts += [*_spent(status.usage), *saved_parts(status.saved)]
+        return [*parts, *more_parts(status)]
 
     def hint(self, status: Status) -> str:
-        """Return what to do about a run that is paused or has no worker; empty if there is nothing."""
+        """Return why a run waits, or what to do about it; empty if there is nothing."""
         is_idle = not status.workers and status.done < status.total
-        return pause_hint(status) or (self._idle if is_idle else "")
+        return wait_hint(status) or (self._idle if is_idle else "")
 
 
 class RunnerProgress:
@@ -234,12 +240,6 @@ class RunnerProgress:
         self._progress.close()
 
 
-def pause_hint(status: Status) -> str:
-    """Return how a run that is paused goes on; empty if it is not paused."""
-    is_paused = status.status is RunStatus.PAUSED
-    return f"`fanout unpause {status.run_id}` lets it go on" if is_paused else ""
-
-
 def summary(status: Status) -> str:
     """Return how a run ended, as one line."""
     share = f" ({status.succeeded / status.total:.1%})" if status.total else ""
@@ -257,6 +257,8 @@ def summary(status: Status) -> str:
         parts.append(f"half took {duration(median_s)} at most, 99 % {duration(slow_s)}")
     parts.extend(_spent(status.usage))
     parts.extend(saved_parts(status.saved))
+    if lane := lane_name(status):
+        parts.append(f"lane {lane}")
     if status.budget is not None:
         parts.append(status.budget.words)
     return plain(f"run {status.run_id} {status.status.value}: {' · '.join(parts)}")

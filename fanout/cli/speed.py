@@ -92,10 +92,12 @@ class Meter:
 def eta_s(status: Status, speed: Speed) -> float | None:
     """Return the seconds until all branches will have ended, or None.
 
-    It is unknown while the input is still being read, while the run is paused, and if no branch
-    has ended lately.
+    It is unknown while the input is still being read, while the run is paused, is stopping or waits
+    for the budget of the next day, and if no branch has ended lately.
     """
     left = status.total - status.done
     if status.status is not RunStatus.RUNNING or not left or not speed.lately:
+        return None
+    if status.is_stopping or status.used_up:
         return None
     return left / speed.lately

@@ -24,10 +24,9 @@ from fanout.cli.facts import (
     run_cells,
     run_columns,
     run_counts,
-    run_rows,
     seen,
-    speed_parts,
 )
+from fanout.cli.run_facts import run_rows, speed_parts
 from fanout.core.records import RunStatus
 from fanout.core.units import clock
 from fanout.doctor import State
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType, RenderResult
 
-    from fanout.cli.facts import Row
+    from fanout.cli.run_facts import Row
     from fanout.cli.speed import Speed
     from fanout.doctor import Finding
     from fanout.observe.fleet import FleetStatus

@@ -14,7 +14,8 @@ from fanout.cli.completion import complete_run
 from fanout.cli.delivery import conclude
 from fanout.cli.facts import fleet_line
 from fanout.cli.following import follow
-from fanout.cli.progress import Follower, Progress, pause_hint
+from fanout.cli.progress import Follower, Progress
+from fanout.cli.run_facts import wait_hint
 from fanout.cli.session import (
     EMBEDDED,
     RUN_EPILOG,
@@ -154,7 +155,7 @@ class _LiveRun(_RunView):
     def _show(self, status: Status, speed: Speed) -> None:
         # The load of the fleet does not matter once the run has ended.
         self._shown = status, speed, None if status.status.has_ended else self._read_fleet()
-        self._draw(self._refusal or pause_hint(status))
+        self._draw(self._refusal or wait_hint(status))
 
     def _draw(self, note: str) -> None:
         from fanout.cli.views import run_view

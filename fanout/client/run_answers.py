@@ -5,25 +5,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec import structs
 
 from fanout.core.answer_types import UNTYPED
+from fanout.core.errors import StoredDataError
 from fanout.core.ids import StageId
 from fanout.core.records import RunStatus, total_saved, total_usage, usage_by_model
 from fanout.core.spec import RunSpec, stored_spec
 from fanout.runs.answer_text import EMPTY_GROUP
-from fanout.runs.budget_status import BudgetStatus
+from fanout.runs.budget_status import BudgetStatus, day_budgets
 from fanout.runs.common_errors import commonest_error
 from fanout.runs.evaluation import evaluate, evaluate_by
+from fanout.runs.lost_calls import with_lost_calls
 from fanout.runs.outputs import output_of, refused_note, typed_value
 from fanout.runs.results import Output, Result
 from fanout.runs.rows import layout_of
 from fanout.runs.status import StageStatus, Status, StoredResult, truncation_notes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from fanout.core.answer_types import AnswerTypes
+    from fanout.core.lanes import LaneChoice
     from fanout.core.records import ErrorKind, Outcome, Shard
+    from fanout.core.state import StageRecord, WorkerRecord
     from fanout.runs.evaluation import Evaluation
     from fanout.stores import RedisStore
 
@@ -46,6 +51,8 @@ class RunAnswers:
         self._map_id = StageId(run_id, 0)
         self._store = store
         self._types = types
+        # The lane and the models of the job, which do not change.
+        self._called: tuple[LaneChoice, tuple[str, ...]] | None = None
 
     @property
     def spec(self) -> RunSpec:
@@ -63,6 +70,15 @@ class RunAnswers:
             stages[0] = stages[0].without_retried(run.retry)
         branches = stages[0]
         gathered, batches = (0, []) if run.has_ended else self._store.in_batches(self.run_id)
+        workers = self._store.workers()
+        lane, days = self._lane_and_days(workers, has_ended=run.has_ended)
+        budget = None
+        if run.has_budget:
+            left = self._store.budget(self.run_id)
+            budget = BudgetStatus.of(left, has_ended=run.has_ended)
+            usage = with_lost_calls(
+                usage, left, has_ended=run.has_ended, is_batched=bool(gathered or batches)
+            )
         return Status(
             run_id=self.run_id,
             status=run.status,
@@ -76,21 +92,10 @@ class RunAnswers:
             elapsed_s=run.elapsed_s,
             stage=run.stage,
             error=run.error,
-            workers=len(self._store.workers()),
-            latency=branches.latency,
-            stages=tuple(
-                StageStatus(
-                    stage=number,
-                    total=record.total,
-                    succeeded=record.succeeded,
-                    failed=record.failed,
-                    done=record.done,
-                    kept_truncated=record.kept_truncated,
-                )
-                for number, record in enumerate(stages)
-                # Without the reduce stages that a retry discarded.
-                if number == 0 or number > run.base_stage
-            ),
+            workers=len(workers),
+            # A worker's clock may be ahead of the server's.
+            latency=structs.replace(branches.latency, most_s=max(0.0, run.elapsed_s)),
+            stages=_stages(stages, run.base_stage),
             max_workers=run.max_workers,
             permits_used=None if run.max_workers is None else run.permits_in_use,
             priority=run.priority,
@@ -99,11 +104,27 @@ class RunAnswers:
             kept_truncated=branches.kept_truncated,
             usage_by_model=usage_by_model([stage.usage_of for stage in stages]),
             saved=total_saved([stage.saved for stage in stages]),
-            budget=self._budget(has_ended=run.has_ended) if run.has_budget else None,
+            budget=budget,
+            lane=lane,
+            is_stopping=run.halt is not None and not run.has_ended,
+            day_budgets=days,
         )
 
-    def _budget(self, *, has_ended: bool) -> BudgetStatus:
-        return BudgetStatus.of(self._store.budget(self.run_id), has_ended=has_ended)
+    def _lane_and_days(
+        self, workers: Sequence[WorkerRecord], *, has_ended: bool
+    ) -> tuple[LaneChoice | None, dict[str, BudgetStatus]]:
+        """Return the lane of the run, and the budgets of the day that its calls must fit into."""
+        if self._called is None:
+            try:
+                spec = self.spec
+            except StoredDataError:
+                # The status of a damaged run is of use all the same.
+                return None, {}
+            self._called = spec.lane, spec.all_models
+        lane, models = self._called
+        if has_ended:
+            return lane, {}
+        return lane, day_budgets(self._store, workers, models)[0]
 
     def result(self) -> Result[Any]:
         """Return the outcomes so far; all of them once the run has ended.
@@ -218,3 +239,19 @@ class RunAnswers:
     ) -> Output[Any]:
         answer_type = self._types.answer
         return output_of(spec, shard, outcome, with_text=with_text, answer_type=answer_type)
+
+
+def _stages(stages: Sequence[StageRecord], base_stage: int) -> tuple[StageStatus, ...]:
+    """Return the progress of the stages, without those of the reduce that a retry discarded."""
+    return tuple(
+        StageStatus(
+            stage=number,
+            total=record.total,
+            succeeded=record.succeeded,
+            failed=record.failed,
+            done=record.done,
+            kept_truncated=record.kept_truncated,
+        )
+        for number, record in enumerate(stages)
+        if number == 0 or number > base_stage
+    )

@@ -123,6 +123,7 @@ class BudgetReport(msgspec.Struct, frozen=True, kw_only=True):
         number: Counts the reports of a session from 1 on: one that arrives twice counts once.
         held: What its calls in flight may use at most.
         spent: What its calls have used since the session began.
+        guessed: The part of it that is the most that calls may have used, as the use is unknown.
         asked: For each further call, what it may use at most, and whether it is of the reduce.
     """
 
@@ -130,6 +131,7 @@ class BudgetReport(msgspec.Struct, frozen=True, kw_only=True):
     number: int
     held: Amounts = NO_AMOUNTS
     spent: Amounts = NO_AMOUNTS
+    guessed: Amounts = NO_AMOUNTS
     asked: tuple[tuple[Amounts, bool], ...] = ()
 
 
@@ -145,6 +147,7 @@ class BudgetStep(msgspec.Struct, frozen=True, kw_only=True):
         limits: The limits of that; those of a run are in its record.
         amounts: The most that the call can use, or what it has used. None if that is unknown: then what
             is reserved counts.
+        guessed: The part of what it has used that is the most that it may have been.
         is_reduce: Whether the call is of the reduce.
         ends: Whether the call has ended.
     """
@@ -154,6 +157,7 @@ class BudgetStep(msgspec.Struct, frozen=True, kw_only=True):
     day: str = ""
     limits: BudgetLimits = BudgetLimits()
     amounts: Amounts | None = None
+    guessed: Amounts = NO_AMOUNTS
     is_reduce: bool = False
     ends: bool = False
 
@@ -167,6 +171,8 @@ class BudgetState(msgspec.Struct, frozen=True, kw_only=True):
         spent: What calls have used; one whose use is unknown counts with the most that it can have used.
         unsure: What calls in batches, and those in flight on processes that have died, may have used.
         held: What calls in flight may use.
+        guessed: The part of ``spent`` that is the most that calls may have used, as the use is unknown.
+        is_full: Of the budget of a day: whether calls wait for the next one.
     """
 
     limits: BudgetLimits = BudgetLimits()
@@ -174,6 +180,8 @@ class BudgetState(msgspec.Struct, frozen=True, kw_only=True):
     spent: Amounts = NO_AMOUNTS
     unsure: Amounts = NO_AMOUNTS
     held: Amounts = NO_AMOUNTS
+    guessed: Amounts = NO_AMOUNTS
+    is_full: bool = False
 
     @property
     def used(self) -> Amounts:

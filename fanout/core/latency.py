@@ -50,10 +50,12 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         counts: Branches in each bucket of BOUNDS_S, by index; empty buckets may be missing.
         sum_s: The sum of the durations, in seconds.
+        most_s: What none of them can have passed, such as the time of their run; None if unknown.
     """
 
     counts: dict[int, int] = {}
     sum_s: float = 0.0
+    most_s: float | None = None
 
     @property
     def count(self) -> int:
@@ -70,14 +72,16 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
 
         The first bucket begins at 0, so its bound may be many times what a quick branch took. There,
         branches are taken to be spread evenly around their mean, as far as the sum of the durations
-        says what that is. The rest took at least as long as the percentile, so the sum limits it, too.
+        says what that is. The rest took at least as long as the percentile, so the sum limits it, too,
+        and so does ``most_s``.
         """
         seconds = percentile_s(self.counts, share)
         if seconds is None or not self.sum_s:
             return seconds
         if self.counts.get(0) and seconds <= BOUNDS_S[0]:
             seconds *= min(1.0, 2 * self._first_mean_s() / BOUNDS_S[0])
-        return min(seconds, self.sum_s / max(1.0, (1 - share) * self.count))
+        seconds = min(seconds, self.sum_s / max(1.0, (1 - share) * self.count))
+        return seconds if self.most_s is None else min(seconds, self.most_s)
 
     def _first_mean_s(self) -> float:
         """Return the most that the branches in the first bucket took in the mean."""

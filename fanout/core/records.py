@@ -321,8 +321,8 @@ class Outcome(_Record, frozen=True, kw_only=True):
             0 if unknown.
         model: The model that answered, where it is not the one that the branch asks first.
         finish_reason: Why the last answer ended, in the provider's words; None if it did not say.
-        lane: How the answer was bought; None for realtime where no other lane was asked for, or if there
-            is no answer.
+        lane: How the answer was bought, of a failed branch ``batch`` if a batch had its last call; None
+            for realtime where no other lane was asked for, and in all other cases.
         is_cut: Whether the output was cut off at a limit of tokens, and kept.
         confidence: The probability of the chosen label by the model, 0 to 1; None if unknown.
         votes: How often each answer was given, if the branch asked until one had a majority.
@@ -349,6 +349,11 @@ class Outcome(_Record, frozen=True, kw_only=True):
     samples: int = 0
     usage_of: dict[str, Usage] = {}
     saved: Usage = NO_CALL
+
+    @property
+    def has_latency(self) -> bool:
+        """Whether ``elapsed_s`` is the time of calls: that of a batch is no call's."""
+        return self.attempts > 0 and self.lane != "batch"
 
     @property
     def is_cached(self) -> bool:

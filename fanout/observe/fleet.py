@@ -16,7 +16,7 @@ from fanout.core.queue_names import BRANCHES_QUEUE
 from fanout.core.settings import Settings
 from fanout.core.state import StageLoad
 from fanout.policy.admission import workers_wanted
-from fanout.runs.budget_status import BudgetStatus
+from fanout.runs.budget_status import BudgetStatus, day_budgets
 from fanout.runs.status import latency_row
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class FleetStatus:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON-able values; latency as percentiles."""
-        budgets = {name: status.to_dict() for name, status in self.day_budgets.items()}
+        budgets = {name: status.day_dict() for name, status in self.day_budgets.items()}
         names = [name for name in self.__slots__ if name != "day_budgets"]
         fields = {name: msgspec.to_builtins(getattr(self, name)) for name in names}
         fields["day_budgets"] = budgets
@@ -119,7 +119,7 @@ def fleet_status(store: RedisStore, client: redis.Redis) -> FleetStatus:
     runs = sorted(active_runs(store), key=lambda run: run.created_at, reverse=True)
     loads = [store.stage_load(StageId(run.run_id, run.stage)) for run in runs]
     workers = store.workers()
-    budgets, day_left_s = _day_budgets(store, workers)
+    budgets, day_left_s = day_budgets(store, workers)
     return FleetStatus(
         workers=workers,
         queues=queues,
@@ -134,21 +134,6 @@ def fleet_status(store: RedisStore, client: redis.Redis) -> FleetStatus:
         day_budgets=budgets,
         day_left_s=day_left_s,
     )
-
-
-def _day_budgets(
-    store: RedisStore, workers: list[WorkerRecord]
-) -> tuple[dict[str, BudgetStatus], float | None]:
-    """Return what is left of the budgets of the day that live workers keep, and until when."""
-    limits = {name: limit for worker in workers for name, limit in worker.day_budgets.items()}
-    if not limits:
-        return {}, None
-    states, left_s = store.day_budgets(list(limits))
-    found = zip(limits.items(), states, strict=True)
-    return {
-        name: BudgetStatus.of(msgspec.structs.replace(state, limits=limit))
-        for (name, limit), state in found
-    }, left_s
 
 
 def active_runs(store: RedisStore) -> Iterator[RunRecord]:

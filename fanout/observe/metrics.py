@@ -161,6 +161,9 @@ def _of_budgets(fleet: FleetStatus) -> Iterator[Metric]:
         yield _gauge(f"budget_{name}_limit", f"{text} of a day, by model.", limits, "models")
         spent = {key: getattr(one.spent, name) for key, one in budgets.items()}
         yield _gauge(f"budget_{name}_spent", f"{text} spent today, by model.", spent, "models")
+    used_up = {key: int(one.is_used_up) for key, one in fleet.day_budgets.items()}
+    text = "Whether calls wait for the budget of the next day, by model."
+    yield _gauge("budget_used_up", text, used_up, "models")
 
 
 def _of_permits(window: StageLoad) -> Iterator[Metric]:
@@ -208,7 +211,7 @@ _counter = partial(_metric, CounterMetricFamily)
 def _latency(latency: Latency) -> Metric:
     bounds = [*(str(bound) for bound in BOUNDS_S), "+Inf"]
     buckets = list(zip(bounds, latency.cumulative(), strict=True))
-    text = "Time from a branch's first call to its end."
+    text = "Time from a branch's first call to its end, without answers of batches."
     return HistogramMetricFamily(
         "fanout_branch_seconds", text, buckets=buckets, sum_value=latency.sum_s
     )

@@ -26,6 +26,7 @@ __all__ = [
     "Fit",
     "fit",
     "fits",
+    "guessed_of_call",
     "known_use",
     "map_limits",
     "most_of_call",
@@ -116,6 +117,18 @@ def used_by_call(usage: Usage, most: Amounts) -> Amounts:
         nano_usd=most.nano_usd if cost_usd is None else nano_usd_of(cost_usd),
         calls=1,
         tokens=tokens,
+    )
+
+
+def guessed_of_call(usage: Usage | None, most: Amounts) -> Amounts:
+    """Return the part of ``used_by_call`` that is only the most that it can be; all without a usage.
+
+    That a call was made is known.
+    """
+    knows_cost = usage is not None and usage.cost_usd is not None
+    knows_tokens = usage is not None and None not in {usage.input_tokens, usage.output_tokens}
+    return Amounts(
+        nano_usd=0 if knows_cost else most.nano_usd, tokens=0 if knows_tokens else most.tokens
     )
 
 

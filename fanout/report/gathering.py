@@ -180,8 +180,9 @@ class _FigureCollector:
         self._add_attempts(branch)
         self._over_time.add(branch.ended_at, _as_slice(branch))
         if branch.attempts:
-            self._durations.add(branch.elapsed_s, failed=branch.kind is not None)
             self._add_usage(branch)
+        if branch.has_latency:
+            self._durations.add(branch.elapsed_s, failed=branch.kind is not None)
             if self._slowest.would_take(branch.elapsed_s):
                 self._slowest.add(branch.elapsed_s, _shown_branch(branch))
 

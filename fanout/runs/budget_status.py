@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING, Any, Self
 import msgspec
 
 from fanout.core.budgets import NO_AMOUNTS, Amounts, BudgetLimits
+from fanout.core.day_budgets import matching
 from fanout.core.units import dollars
 
 if TYPE_CHECKING:
-    from fanout.core.budgets import BudgetState
+    from collections.abc import Iterable
 
-__all__ = ["BudgetStatus", "amount_words"]
+    from fanout.core.budgets import BudgetState
+    from fanout.core.state import WorkerRecord
+    from fanout.stores import RedisStore
+
+__all__ = ["BudgetStatus", "amount_words", "day_budgets"]
 
 _NAMES = ("usd", "calls", "tokens")
 
@@ -24,15 +29,18 @@ class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
         limit: What all calls together may use; None is no limit.
         spent: What counts as spent: what calls have used, and the most that those can have used of
             which nothing is known.
-        unsure: The part of it that calls may have used of which nothing is known yet: those in
-            batches, and those that were in flight on workers that died.
+        unsure: The part of it that calls may have used of which nothing is known: those that timed out
+            or were cancelled, those that were in flight on workers that died, and, as long as they
+            are there, those in batches.
         reserved: What calls in flight may use.
+        is_used_up: Of the budget of a day: whether calls wait for the next one.
     """
 
     limit: BudgetLimits
     spent: Amounts
     unsure: Amounts = NO_AMOUNTS
     reserved: Amounts = NO_AMOUNTS
+    is_used_up: bool = False
 
     @classmethod
     def of(cls, state: BudgetState, *, has_ended: bool = False) -> Self:
@@ -41,8 +49,9 @@ class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
         return cls(
             limit=state.limits,
             spent=state.spent + unsure,
-            unsure=unsure,
+            unsure=unsure + state.guessed,
             reserved=NO_AMOUNTS if has_ended else state.held,
+            is_used_up=state.is_full,
         )
 
     @property
@@ -71,6 +80,11 @@ class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
         return f"budget: {self.spent_words}"
 
     @property
+    def day_words(self) -> str:
+        """What is spent of the budget of a day, and whether calls wait for the next one."""
+        return f"{self.spent_words}{', used up: calls wait' if self.is_used_up else ''}"
+
+    @property
     def left_words(self) -> str:
         """What is left, as one text."""
         return ", ".join(amount_words(name, amount) for name, amount in self.left.items())
@@ -97,6 +111,10 @@ class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
             )
         return text
 
+    def day_dict(self) -> dict[str, Any]:
+        """Return the same of the budget of a day, and whether calls wait for the next one."""
+        return {**self.to_dict(), "is_used_up": self.is_used_up}
+
     def to_dict(self) -> dict[str, Any]:
         """Return the limits, and what is spent, reserved and left of them, as JSON values."""
         names = self.limited
@@ -111,6 +129,32 @@ class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
 def _left(limit: float, spent: float) -> float:
     # Without the noise of a difference of floats.
     return limit - spent if isinstance(limit, int) else round(limit - spent, 9)
+
+
+def day_budgets(
+    store: RedisStore, workers: Iterable[WorkerRecord], models: Iterable[str] | None = None
+) -> tuple[dict[str, BudgetStatus], float | None]:
+    """Return what is left of the budgets of the day that live workers keep, and until when.
+
+    The seconds until they begin anew are None if there is none.
+
+    Args:
+        store: Where it is counted.
+        workers: The workers.
+        models: Only the budgets that calls to these must fit into; None for all.
+    """
+    limits = {name: limit for worker in workers for name, limit in worker.day_budgets.items()}
+    if models is not None and limits:
+        names = {name for model in models for name in matching(model, limits)}
+        limits = {name: limit for name, limit in limits.items() if name in names}
+    if not limits:
+        return {}, None
+    states, left_s = store.day_budgets(list(limits))
+    found = zip(limits.items(), states, strict=True)
+    return {
+        name: BudgetStatus.of(msgspec.structs.replace(state, limits=limit))
+        for (name, limit), state in found
+    }, left_s
 
 
 def amount_words(name: str, amount: float, *, is_bare: bool = False) -> str:

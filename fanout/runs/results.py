@@ -70,7 +70,8 @@ class Output(Generic[AnswerT]):
             asked several models in turn, for a vote.
         has_fallback: Whether another model may have answered.
         finish_reason: Why the last answer ended, in the provider's words; None if it did not say.
-        lane: How the answer was bought, in a job with a ``lane``; None in others, or without an answer.
+        lane: How the answer was bought, in a job with a ``lane``; None in others, or without an answer,
+            unless a batch had its last call.
         is_cut: Whether the answer was cut off at a limit of tokens, and kept.
         confidence: The probability of the chosen label by the model, 0 to 1; None if unknown.
         votes: How often each answer was given, if the branch asked until one had a majority.
@@ -119,6 +120,11 @@ class Output(Generic[AnswerT]):
     text: str | None = None
     json: Any = None
     saved: Usage = NO_CALL
+
+    @property
+    def has_latency(self) -> bool:
+        """Whether ``elapsed_s`` is the time of calls: that of a batch is no call's."""
+        return self.attempts > 0 and self.lane != "batch"
 
     @property
     def cached(self) -> bool:

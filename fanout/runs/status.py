@@ -10,6 +10,7 @@ from msgspec import structs
 
 from fanout.aggregators import Aggregate  # noqa: TC001 - msgspec reads the annotation
 from fanout.core.gathered import RunBatch  # noqa: TC001 - part of the public record
+from fanout.core.lanes import LaneChoice  # noqa: TC001 - part of the public record
 from fanout.core.latency import Latency
 from fanout.core.records import NO_CALL, ErrorKind, RunStatus, Usage
 from fanout.core.units import cost_of, plural
@@ -107,6 +108,10 @@ class Status:
         gathered: Branches that wait for a call of a provider's batch.
         batches: The batches with calls of the run, as they were a few seconds ago.
         budget: What is left of the run's budget; None without one.
+        lane: How its calls are bought: see RunSpec. None if the job cannot be read.
+        is_stopping: Whether it was stopped, and has not ended yet.
+        day_budgets: What is left of the budgets of the day that its calls must fit into, by models;
+            none once it has ended.
     """
 
     run_id: str
@@ -133,6 +138,14 @@ class Status:
     usage_by_model: dict[str, Usage] = field(default_factory=dict)
     budget: BudgetStatus | None = None
     saved: Usage = NO_CALL
+    lane: LaneChoice | None = None
+    is_stopping: bool = False
+    day_budgets: dict[str, BudgetStatus] = field(default_factory=dict)
+
+    @property
+    def used_up(self) -> list[str]:
+        """The budgets of the day for whose next day its calls wait, by models."""
+        return sorted(name for name, one in self.day_budgets.items() if one.is_used_up)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-able values, as ``fanout status --json`` prints them."""
@@ -149,6 +162,7 @@ class Status:
             "stages": msgspec.to_builtins(self.stages),
             "batches": [structs.asdict(batch) for batch in self.batches],
             "budget": None if self.budget is None else self.budget.to_dict(),
+            "day_budgets": {name: one.day_dict() for name, one in self.day_budgets.items()},
         }
 
 

@@ -98,7 +98,7 @@ class VariantCounter:
         self._tokens.add(tokens, is_answered=is_answered)
         self._cost.add(usage)
         self._calls += usage.calls
-        if branch.attempts:
+        if branch.has_latency:
             bucket = bucket_of(branch.elapsed_s)
             self._buckets[bucket] = self._buckets.get(bucket, 0) + 1
             self._elapsed_s += branch.elapsed_s

@@ -228,6 +228,7 @@ class Asking:
             if gathered is None:
                 request = structs.replace(request, lane="realtime")
         self._calls.asks(model, request)
+        self._calls.is_batched = gathered is not None
         gate: CallGate
         wait: Callable[[float], Awaitable[None]] = self._claim.rests
         observe: Callable[[CallAttempt], None] = partial(self._calls.ended, model)

@@ -37,7 +37,7 @@ from workers.branch.delivery_ends import (
 from workers.branch.late_results import count_unused
 from workers.branch.outcomes import presentable, unanswered
 from workers.branch.places import Place
-from workers.context.inflight import StopReason, run_ending
+from workers.context.inflight import BEFORE_CALL, StopReason, run_ending
 from workers.telemetry.reports import Calls
 
 if TYPE_CHECKING:
@@ -176,7 +176,9 @@ class _Delivery:
             raise
         except BranchOver:
             return None
-        return structs.replace(outcome, ended_at=time.time()), calls
+        is_batched = calls.is_batched and outcome.attempts > 0
+        lane = "batch" if is_batched and not outcome.ok else outcome.lane
+        return structs.replace(outcome, ended_at=time.time(), lane=lane), calls
 
     async def is_released(self) -> bool:
         """Release the claim; return whether that is done, or is left to a later attempt."""
@@ -232,9 +234,9 @@ class _Delivery:
             await self._restore(calls)
         if begun.verdict in ("halted", "expired"):
             await count_unused(self._claim, self._context, calls)
-            kind, message = run_ending(
-                StopReason(begun.verdict), when="before this branch was called"
-            )
+            has_called = calls.attempts or calls.earlier.attempts
+            when = "before this branch had ended" if has_called else BEFORE_CALL
+            kind, message = run_ending(StopReason(begun.verdict), when=when)
             return unanswered(index, kind, message, calls)
         if begun.deliveries > self._context.settings.max_deliveries:
             await count_unused(self._claim, self._context, calls)

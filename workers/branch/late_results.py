@@ -38,6 +38,7 @@ async def count_unused(claim: Claim, context: WorkerContext, calls: Calls) -> No
         spec = await context.runs.specs(claim.branch_id.run_id)
         if spec.lane not in ("batch", "auto"):
             return
+        calls.is_batched = True
         prepared = await claim.prepared()
         # One of a number before is counted already.
         result = result_of(prepared.result) if prepared.number == number else None

@@ -11,6 +11,8 @@ from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
+from msgspec import structs
+
 from fanout.core.budgets import NO_AMOUNTS, Amounts, BudgetReport
 from fanout.core.errors import BrokerError, LLMError, UnknownRunError
 from fanout.core.records import ErrorKind
@@ -102,7 +104,7 @@ class BudgetAccount:
     def _begin_session(self) -> None:
         self._session = f"{self._process}:{secrets.token_hex(4)}"
         self._number = 0
-        self._held = self._spent = NO_AMOUNTS
+        self._held = self._spent = self._guessed = NO_AMOUNTS
 
     @property
     def is_idle(self) -> bool:
@@ -143,10 +145,14 @@ class BudgetAccount:
                 self.settle(most, NO_AMOUNTS)
             raise
 
-    def settle(self, most: Amounts, used: Amounts) -> None:
-        """Give back the part of a call that has ended, and note what it has used."""
+    def settle(self, most: Amounts, used: Amounts, guessed: Amounts = NO_AMOUNTS) -> None:
+        """Give back the part of a call that has ended, and note what it has used.
+
+        ``guessed`` is the part of that which is only the most that it can be.
+        """
         self._held -= most
         self._spent += used
+        self._guessed += guessed
         if self._unsent_since is None:
             self._unsent_since = self._clock()
         self._start()
@@ -207,6 +213,7 @@ class BudgetAccount:
             number=self._number,
             held=self._held,
             spent=self._spent,
+            guessed=self._guessed,
             asked=tuple((ask.most, ask.is_reduce) for ask in asks),
         )
 
@@ -231,9 +238,7 @@ class BudgetAccount:
         except Exception as error:  # noqa: BLE001 - no other code would wake the branches that wait
             # It may have arrived: the same report with the same number does not count twice. What it
             # asked for is given back with the next one.
-            self._failed = BudgetReport(
-                session=report.session, number=report.number, held=report.held, spent=report.spent
-            )
+            self._failed = structs.replace(report, asked=())
             _log.warning("cannot report what is used of a budget: %s", error)
             self._reported_at = self._clock()
             return

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
+from fanout.core.budgets import NO_AMOUNTS
 from fanout.core.errors import BrokerError
 from fanout.system.logs import RateLimitFilter
 from workers.context.budget_account import require_fit
@@ -65,12 +66,26 @@ class BudgetHold:
             await self._in_flight.wait(pause_s)
             pause_s = min(_LAST_AGAIN_S, pause_s * _GROWTH)
 
-    async def end(self, item: str, used: Amounts | None, *, insists: bool = True) -> None:
-        """Settle what a call has used; None if it is unknown.
+    async def end(
+        self,
+        item: str,
+        used: Amounts | None,
+        *,
+        guessed: Amounts = NO_AMOUNTS,
+        insists: bool = True,
+    ) -> None:
+        """Settle what a call has used.
 
-        ``insists``: whether to wait for an unreachable server. Raises CallStoppedError if the run is gone.
+        Args:
+            item: The call.
+            used: What it has used; None if it is unknown.
+            guessed: The part of that which is only the most that it can be.
+            insists: Whether to wait for an unreachable server.
+
+        Raises:
+            CallStoppedError: The run is gone.
         """
-        step = structs.replace(self._of, call=item, amounts=used, ends=True)
+        step = structs.replace(self._of, call=item, amounts=used, guessed=guessed, ends=True)
         # The server may be unreachable for a while.
         while await self._sent(step) is None and insists:  # noqa: ASYNC110
             await asyncio.sleep(_AGAIN_S)

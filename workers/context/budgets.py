@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from fanout.core.budgets import NO_AMOUNTS, Amounts, BudgetStep
 from fanout.core.day_budgets import matching
@@ -13,7 +13,7 @@ from fanout.core.errors import LLMError, ModelError
 from fanout.core.model_names import READER_MODEL
 from fanout.llm.call_bounds import CallBounds
 from fanout.llm.usage import billed
-from fanout.policy.budgets import known_use, used_by_call
+from fanout.policy.budgets import guessed_of_call, known_use, used_by_call
 from workers.context.batches import Batches
 from workers.context.budget_account import BudgetAccount
 from workers.context.budget_holds import BudgetHold
@@ -36,6 +36,13 @@ if TYPE_CHECKING:
 __all__ = ["BudgetedCalls", "Budgets"]
 
 _REMEMBERED = 64
+
+
+class _Used(NamedTuple):
+    """What a call has used, and the part of it that is only the most that it can be."""
+
+    amounts: Amounts = NO_AMOUNTS
+    guessed: Amounts = NO_AMOUNTS
 
 
 class Budgets:
@@ -223,26 +230,25 @@ class BudgetedCalls:
     def _ended(self, attempt: CallAttempt) -> None:
         """Note what a call has used; one of which nothing is known has used what it may."""
         usage = billed(attempt.kind, attempt.usage) if attempt.kind else attempt.usage
-        if usage is None:
-            self._settle(self._most)
-        else:
-            # It has its cost, by the lane that it was bought in.
-            self._settle(self._used(usage, self._most, attempt.lane or self._lane))
+        # It has its cost, by the lane that it was bought in.
+        self._settle(self._used(usage, self._most, attempt.lane or self._lane))
 
     def _most_of(self, request: LLMRequest) -> list[Amounts]:
         """Return the most that a call can use, by each budget."""
         return [bound.most(request) for bound in self._bounds]
 
-    def _used(self, usage: Usage, most: Sequence[Amounts], lane: Lane) -> list[Amounts]:
-        """Return what a call has used, by each budget."""
-        return [
-            used_by_call(bound.own(usage, lane), one)
-            for bound, one in zip(self._bounds, most, strict=False)
-        ]
+    def _used(self, usage: Usage | None, most: Sequence[Amounts], lane: Lane) -> list[_Used]:
+        """Return what a call has used, by each budget; all that it may, if nothing is known."""
+        found = []
+        for bound, one in zip(self._bounds, most, strict=False):
+            own = None if usage is None else bound.own(usage, lane)
+            used = one if own is None else used_by_call(own, one)
+            found.append(_Used(used, guessed_of_call(own, one)))
+        return found
 
     def give_back(self) -> None:
         """Give back what is reserved for a call that has not begun."""
-        self._settle([NO_AMOUNTS] * len(self._most))
+        self._settle([_Used()] * len(self._most))
 
     def require_room(self, request: LLMRequest) -> None:
         """Raise LLMError if it is known that a call does not fit."""
@@ -304,13 +310,13 @@ class BudgetedCalls:
         """Note what a call has used whose result a batch has brought, with its cost."""
         used = self._used(usage, self._most_of(request), "batch")
         for hold, one in zip(self._holds, used, strict=True):
-            await hold.end(item, one)
+            await hold.end(item, one.amounts, guessed=one.guessed)
 
-    def _settle(self, used: Sequence[Amounts]) -> None:
+    def _settle(self, used: Sequence[_Used]) -> None:
         """Settle what is reserved, if something is."""
         most, self._most = self._most, ()
         for account, reserved, one in zip(self._accounts, most, used, strict=False):
-            account.settle(reserved, one)
+            account.settle(reserved, one.amounts, one.guessed)
 
 
 def _known(bound: CallBounds, usage: Usage | None) -> Amounts | None:

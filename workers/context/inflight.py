@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fanout.stores import RedisStore
     from workers.context.event_loop import LoopThread
 
-__all__ = ["CallStoppedError", "HandBack", "InFlight", "StopReason", "run_ending"]
+__all__ = ["BEFORE_CALL", "CallStoppedError", "HandBack", "InFlight", "StopReason", "run_ending"]
 
 _T = TypeVar("_T")
 # A stopped run should cost no more than this much of further calls.
@@ -38,6 +38,8 @@ class StopReason(Enum):
     PAUSED = "paused"  # its run was paused while the branch waited to call
 
 
+# When a branch without a call was stopped.
+BEFORE_CALL = "before this branch was called"
 _RUN_ENDINGS = {
     StopReason.HALTED: (ErrorKind.CANCELLED, "the run was stopped"),
     StopReason.EXPIRED: (ErrorKind.EXPIRED, "the run's deadline passed"),

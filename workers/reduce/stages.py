@@ -18,7 +18,7 @@ from fanout.policy.consensus import AnswersSoFar
 from fanout.policy.healing import unpublished
 from fanout.runs.enqueue import fleet_window, reset_retried_shard
 from fanout.system.logs import about
-from workers.context.inflight import StopReason, run_ending
+from workers.context.inflight import BEFORE_CALL, StopReason, run_ending
 from workers.reduce import reductions
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _ending(run: RunRecord, stage: int) -> tuple[ErrorKind, str] | None:
     """Return the error of branches that are not published because their run must end, or None."""
     reason = StopReason.HALTED if run.halt else StopReason.EXPIRED
     if run.halt or (stage == 0 and run.is_overdue):
-        return run_ending(reason, when="before this branch was called")
+        return run_ending(reason, when=BEFORE_CALL)
     return None
 
 

@@ -61,6 +61,7 @@ class Calls:
         is_out_of_time: Whether the last question failed for want of time alone.
         earlier: The answers that earlier deliveries have asked for, with all their calls.
         so_far: These, and the answers of this delivery to questions that are done.
+        is_batched: Whether the last call is one of a batch.
         settling: Each ends when an answer of this delivery is kept for others.
     """
 
@@ -75,6 +76,7 @@ class Calls:
         self.is_by_model = False
         self.stop_after = 0
         self.is_out_of_time = False
+        self.is_batched = False
         self.earlier = self.so_far = AnswersSoFar()
         self.settling: list[Future[None]] = []
 

@@ -72,7 +72,7 @@ def _record_args(request: RecordRequest) -> list[Any]:
         request.branch_id.position,
         codec.encode_outcome(outcome),
         outcome.kind or ("cut" if outcome.is_cut else ""),
-        bucket_of(outcome.elapsed_s) if outcome.attempts else -1,
+        bucket_of(outcome.elapsed_s) if outcome.has_latency else -1,
         outcome.elapsed_s,
         usage.calls,
         *_quantities(usage),

@@ -29,18 +29,21 @@ local function numbers_of(kind)
     return found
 end
 local spent, unsure, held = numbers_of('spent'), numbers_of('unsure'), numbers_of('held')
+local guessed = numbers_of('guessed')
 local function parsed(record)
-    local number, state, reported, h1, h2, h3, s1, s2, s3, granted = record:match(
-        '^(%d+) (%l) (%d+%.?%d*) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d*)$')
+    local number, state, reported, h1, h2, h3, s1, s2, s3, g1, g2, g3, granted = record:match(
+        '^(%d+) (%l) (%d+%.?%d*) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d*)$')
     if not number then return nil end
     return {number = tonumber(number), state = state, reported = tonumber(reported),
         held = {tonumber(h1), tonumber(h2), tonumber(h3)},
-        spent = {tonumber(s1), tonumber(s2), tonumber(s3)}, granted = granted}
+        spent = {tonumber(s1), tonumber(s2), tonumber(s3)},
+        guessed = {tonumber(g1), tonumber(g2), tonumber(g3)}, granted = granted}
 end
 local function written(one)
     local parts = {text(one.number), one.state, string.format('%.3f', one.reported)}
     for i = 1, 3 do parts[3 + i] = text(one.held[i]) end
     for i = 1, 3 do parts[6 + i] = text(one.spent[i]) end
+    for i = 1, 3 do parts[9 + i] = text(one.guessed[i]) end
     return table.concat(parts, ' ') .. ' ' .. one.granted
 end
 local function each(act)
@@ -55,7 +58,8 @@ end
 local function write_sums()
     for i, name in ipairs(names) do
         redis.call('HSET', KEYS[1], 'spent:' .. name, text(spent[i]),
-            'unsure:' .. name, text(unsure[i]), 'held:' .. name, text(held[i]))
+            'unsure:' .. name, text(unsure[i]), 'held:' .. name, text(held[i]),
+            'guessed:' .. name, text(guessed[i]))
     end
     if redis.call('TTL', KEYS[1]) < ttl_s / 2 then redis.call('EXPIRE', KEYS[1], ttl_s) end
 end
@@ -66,7 +70,8 @@ if not run then
     local last = redis.call('HGET', KEYS[1], 'day')
     if last ~= today then
         redis.call('HSET', KEYS[1], 'day', today)
-        spent, unsure = {0, 0, 0}, {0, 0, 0}
+        redis.call('HDEL', KEYS[1], 'full')
+        spent, unsure, guessed = {0, 0, 0}, {0, 0, 0}, {0, 0, 0}
         for i, name in ipairs(names) do
             for back = 0, days - 1 do
                 local day = (tonumber(last) or tonumber(today)) - back
@@ -100,13 +105,23 @@ local function fits(of, at)
     end
     return true
 end
+-- Notes that calls of a day wait for the next one: what is used leaves no room for them.
+local function note_full(of, at)
+    local is_full = false
+    for i = 1, run and 0 or 3 do
+        local most, limit = tonumber(ARGV[at + i]), tonumber(of[i])
+        if limit and most > limit then return end
+        is_full = is_full or limit and spent[i] + unsure[i] + most > limit
+    end
+    if is_full then redis.call('HSET', KEYS[1], 'full', string.format('%.3f', now)) end
+end
 """
 _REPLY = """
 local reply = {granted}
 for _, sums in ipairs({limits, map_limits}) do
     for i = 1, 3 do reply[#reply + 1] = sums[i] end
 end
-for _, sums in ipairs({spent, unsure, held}) do
+for _, sums in ipairs({spent, unsure, held, guessed}) do
     for i = 1, 3 do reply[#reply + 1] = text(sums[i]) end
 end
 return reply
@@ -114,13 +129,16 @@ return reply
 
 # KEYS budget, and its run if it is that of one; ARGV session, number, seconds without a report after
 # which a session is dead, ttl, limits of all calls (US dollars in billionths, calls, tokens; '' for none),
-# limits of the branches, and of the session what it holds, what it has spent, and for each call that it
-# asks for the most that this can use, and 1 if it is of the reduce.
+# limits of the branches, and of the session what it holds, what it has spent, the part of this that is a
+# bound, as what its calls have used is unknown, and for each call that it asks for the most that this can
+# use, and 1 if it is of the reduce.
 # Of the budget of a run, the record of the run has the limits. Returns {} if there is no such run; else
-# a text of 1 and 0, whether each call is granted, limits, limits of the branches, spent, unsure and held.
+# a text of 1 and 0, whether each call is granted, limits, limits of the branches, spent, unsure, held, and
+# guessed: the part of spent that is a bound.
 #
-# The budget is a hash: the sums (``spent:``, ``unsure:``, ``held:``), and each session as ``p:``, with
-# ``number state reported held spent granted``. A session reports sums and not changes: so a report that
+# The budget is a hash: the sums (``spent:``, ``unsure:``, ``held:``, ``guessed:``), each session as ``p:``,
+# with ``number state reported held spent guessed granted``, and of a day ``full``: when a call last found
+# that it must wait for the next day. A session reports sums and not changes: so a report that
 # was lost does no harm, and one that arrives twice, or late, is known by its number. What a session
 # holds is free again only if it says so. That of a dead one counts as used (``unsure``), as its calls
 # may have been billed, until it reports again. If nobody has reported for so long, the server may have
@@ -139,15 +157,18 @@ local granted = ''
 if before and before.number >= number then
     granted = before.number == number and before.granted or ''
 else
-    local one = {{number = number, state = 'a', reported = now, held = {{}}, spent = {{}}, granted = ''}}
+    local one = {{number = number, state = 'a', reported = now,
+        held = {{}}, spent = {{}}, guessed = {{}}, granted = ''}}
     for i = 1, 3 do
         one.held[i] = tonumber(ARGV[10 + i])
         one.spent[i] = tonumber(ARGV[13 + i])
+        one.guessed[i] = tonumber(ARGV[16 + i])
         if before then
             local sums = before.state == 'a' and held or unsure
             sums[i] = math.max(0, sums[i] - before.held[i])
         end
         spent[i] = spent[i] + math.max(0, one.spent[i] - (before and before.spent[i] or 0))
+        guessed[i] = guessed[i] + math.max(0, one.guessed[i] - (before and before.guessed[i] or 0))
         held[i] = held[i] + one.held[i]
     end
     local times = redis.call('HMGET', KEYS[1], 'swept', 'spared')
@@ -171,13 +192,16 @@ else
         if now >= spared then each(sweep) end
     end
     local verdicts = {{}}
-    for at = 17, #ARGV - 3, 4 do
-        local is_granted = fits(ARGV[at + 3] == '1' and limits or map_limits, at - 1)
+    for at = 20, #ARGV - 3, 4 do
+        local of = ARGV[at + 3] == '1' and limits or map_limits
+        local is_granted = fits(of, at - 1)
         if is_granted then
             for i = 1, 3 do
                 local most = tonumber(ARGV[at + i - 1])
                 held[i], one.held[i] = held[i] + most, one.held[i] + most
             end
+        else
+            note_full(of, at - 1)
         end
         verdicts[#verdicts + 1] = is_granted and '1' or '0'
     end
@@ -191,9 +215,10 @@ end
 
 # KEYS budget, calls that are held, and its run if it is that of one; ARGV id of the call, 1 to hold the
 # most that it can use and 0 to settle it, 0, and as of REPORT_BUDGET from the ttl to the limits of the
-# branches; then the most that it can use, or what it has used ('' for unknown: then what was held), and 1 if
-# it is of the reduce. Returns as REPORT_BUDGET does, of this one call. It is for calls that no process waits
-# for: what they can use counts as used (``unsure``) until they are settled. Each step counts once.
+# branches; then the most that it can use, or what it has used ('' for unknown: then what was held), 1 if
+# it is of the reduce, and the part of what it has used that is a bound. Returns as REPORT_BUDGET does, of
+# this one call. It is for calls that no process waits for: what they can use counts as used
+# (``unsure``) until they are settled. Each step counts once.
 #
 # The calls that are held for the budget of a day are in one key a day, as some are never settled: after three
 # days they count no more. The ``batched:`` sums are those of each day.
@@ -218,7 +243,8 @@ local function count_batched(i, amount)
     end
 end
 if ARGV[2] == '1' and not known then
-    if fits(ARGV[14] == '1' and limits or map_limits, 10) then
+    local of = ARGV[14] == '1' and limits or map_limits
+    if fits(of, 10) then
         for i = 1, 3 do
             local most = tonumber(ARGV[10 + i])
             unsure[i] = unsure[i] + most
@@ -231,6 +257,7 @@ if ARGV[2] == '1' and not known then
         write_sums()
     else
         granted = '0'
+        note_full(of, 10)
     end
 elseif ARGV[2] ~= '1' and known then
     local i = 0
@@ -239,7 +266,9 @@ elseif ARGV[2] ~= '1' and known then
         if i > 3 then break end
         local most = tonumber(part)
         unsure[i] = math.max(0, unsure[i] - most)
-        spent[i] = spent[i] + (tonumber(ARGV[10 + i]) or most)
+        local used = tonumber(ARGV[10 + i])
+        spent[i] = spent[i] + (used or most)
+        guessed[i] = guessed[i] + (used and tonumber(ARGV[14 + i]) or used and 0 or most)
         count_batched(i, -most)
     end
     redis.call('HDEL', key_of(held_on), ARGV[1])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
+from msgspec import structs
+
 from fanout.core.budgets import Amounts, BudgetLimits, BudgetReply, BudgetState
 from fanout.core.errors import UnknownRunError
 from fanout.stores.redis import budget_scripts
@@ -21,6 +23,8 @@ _DAY_S = 86_400
 # So long that what is reserved for a batch is there for three days: what has been there for half of this
 # time is kept for the whole of it when it is written again.
 _KEPT_S = 7 * _DAY_S
+# Calls that wait for the next day ask again every 10 seconds.
+_FULL_S = 30.0
 
 
 class RedisBudgets(RedisBase):
@@ -82,7 +86,7 @@ class RedisBudgets(RedisBase):
         ttl_s = self._ttl_s if step.run_id else _KEPT_S
         args = [step.call, int(not step.ends), 0, ttl_s, *_given(step.limits)]
         amounts = ("", "", "") if step.amounts is None else _numbers(step.amounts)
-        return [*args, *amounts, int(step.is_reduce)]
+        return [*args, *amounts, int(step.is_reduce), *_numbers(step.guessed)]
 
     @translated
     def budget(self, run_id: str) -> BudgetState:
@@ -101,19 +105,22 @@ class RedisBudgets(RedisBase):
     def day_budgets(self, names: Sequence[str]) -> tuple[list[BudgetState], float]:
         """Return what was used today (UTC) of budgets of the fleet, and the seconds to the next day.
 
-        The states are in order; their limits are not stored.
+        The states are in order; their limits are not stored, and ``is_full`` says whether calls wait for
+        the next day.
         """
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.time()
             for name in names:
-                pipe.hmget(self._day_budget(name), ["day", *_SUMS])
+                pipe.hmget(self._day_budget(name), ["day", "full", *_SUMS])
             time, *found = pipe.execute()
-        day, used_s = divmod(seconds(time), _DAY_S)
+        now = seconds(time)
+        day, used_s = divmod(now, _DAY_S)
         states = []
-        for stored, *sums in found:
+        for stored, full_at, *sums in found:
             is_today = stored is not None and int(stored) == int(day)
             numbers = [one or b"0" for one in sums] if is_today else [b"0"] * len(sums)
-            states.append(_state([b""] * 6 + numbers))
+            is_full = is_today and full_at is not None and now - float(full_at) < _FULL_S
+            states.append(structs.replace(_state([b""] * 6 + numbers), is_full=is_full))
         return states, _DAY_S - used_s
 
     @translated
@@ -130,7 +137,7 @@ class RedisBudgets(RedisBase):
         return f"{self._prefix}:budget:{name}"
 
 
-_SUMS = [f"{kind}:{name}" for kind in ("spent", "unsure", "held") for name in _NAMES]
+_SUMS = [f"{kind}:{name}" for kind in ("spent", "unsure", "held", "guessed") for name in _NAMES]
 
 
 def budget_fields(limits: BudgetLimits, map_limits: BudgetLimits) -> dict[str, int]:
@@ -151,7 +158,7 @@ def _given(limits: BudgetLimits) -> list[Any]:
 
 def _args(report: BudgetReport, dies_after_s: float, ttl_s: int, limits: BudgetLimits) -> list[Any]:
     args: list[Any] = [report.session, report.number, dies_after_s, ttl_s, *_given(limits)]
-    args += [*_numbers(report.held), *_numbers(report.spent)]
+    args += [*_numbers(report.held), *_numbers(report.spent), *_numbers(report.guessed)]
     for most, is_reduce in report.asked:
         args += [*_numbers(most), int(is_reduce)]
     return args
@@ -172,10 +179,17 @@ def _state(parts: list[bytes]) -> BudgetState:
         BudgetLimits(nano_usd=usd, calls=calls, tokens=tokens)
         for usd, calls, tokens in (numbers[0:3], numbers[3:6])
     )
-    spent, unsure, held = (
+    spent, unsure, held, guessed = (
         Amounts(nano_usd=usd, calls=calls, tokens=tokens)
         for usd, calls, tokens in cast(
-            "list[list[int]]", [numbers[6:9], numbers[9:12], numbers[12:]]
+            "list[list[int]]", [numbers[start : start + 3] for start in range(6, 18, 3)]
         )
     )
-    return BudgetState(limits=limits, map_limits=map_limits, spent=spent, unsure=unsure, held=held)
+    return BudgetState(
+        limits=limits,
+        map_limits=map_limits,
+        spent=spent,
+        unsure=unsure,
+        held=held,
+        guessed=guessed,
+    )

@@ -140,6 +140,57 @@ def test_the_budget_of_a_day_begins_anew_at_midnight(store, server_clock):
     assert reply.state.spent.calls == 1
 
 
+def test_it_is_known_while_calls_wait_for_the_next_day(store, server_clock):
+    def is_full():
+        [state], _ = store.day_budgets(["openai/*"])
+        return state.is_full
+
+    assert of_day(store, 1, asks=4).granted[-1] is False
+    # The others may use less than they may.
+    assert not is_full()
+    three = Amounts(nano_usd=30, calls=3, tokens=9)
+    of_day(store, 2, spent=three, asks=1)
+    assert is_full()
+    # Nobody asks any more.
+    server_clock.now += 60
+    assert not is_full()
+    of_day(store, 3, spent=three, asks=1)
+    assert is_full()
+    server_clock.now += 86_400
+    assert not is_full()
+    # A call that fits into no day waits for none.
+    huge = BudgetReport(session="b", number=1, asked=((Amounts(calls=4), False),))
+    limits = BudgetLimits(calls=3)
+    store.report_day_budget("openai/*", huge, limits=limits, dies_after_s=DIES_S)
+    assert not is_full()
+    for call in "abcd":
+        step = BudgetStep(call=call, day="openai/*", limits=limits, amounts=Amounts(calls=1))
+        store.hold_budgets([step])
+    assert is_full()
+
+
+def test_the_part_of_what_is_spent_that_is_a_bound_is_counted_apart(store, run):
+    def reported(number, guessed, *, session="a"):
+        made = BudgetReport(session=session, number=number, spent=ONE + ONE, guessed=guessed)
+        return store.report_budget(run, made, dies_after_s=DIES_S).state
+
+    bound = Amounts(nano_usd=10, tokens=3)
+    assert reported(1, bound).guessed == bound
+    assert reported(1, bound).guessed == bound
+    assert reported(2, bound + bound).guessed == bound + bound
+    assert reported(1, bound, session="b").guessed == bound + bound + bound
+    # Of a call of a batch nothing is known, all, or a part.
+    ends = [None, ONE, Amounts(nano_usd=7, calls=1, tokens=3)]
+    for call, used in enumerate(ends):
+        guessed = Amounts(tokens=3) if call == 2 else NO_AMOUNTS
+        step = BudgetStep(run_id=run, call=str(call), amounts=ONE)
+        ended = BudgetStep(run_id=run, call=str(call), amounts=used, guessed=guessed, ends=True)
+        store.hold_budgets([step, ended])
+    state = store.budget(run)
+    assert state.guessed == Amounts(nano_usd=40, calls=1, tokens=15)
+    assert (state.spent.nano_usd, state.spent.calls) == (67, 7)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_what_is_granted_to_many_processes_never_passes_the_limit(store, seed):
     rand = random.Random(seed)

@@ -102,7 +102,11 @@ def test_a_call_counts_with_what_its_provider_says(script, spent):
     assert used(context).calls == outcome.usage.calls
     if outcome.usage.cost_usd is not None:
         assert outcome.usage.cost_usd == pytest.approx(used(context).usd)
-    assert context.store.budget(RUN).held == NO_AMOUNTS
+    state = context.store.budget(RUN)
+    assert state.held == NO_AMOUNTS
+    # What is only known to be no more is told apart.
+    is_bound = outcome.usage.cost_usd is None
+    assert (state.guessed.usd, state.guessed.calls) == (spent if is_bound else 0.0, 0)
 
 
 @pytest.mark.parametrize(
