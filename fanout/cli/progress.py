@@ -148,7 +148,7 @@ class Progress(Follower):
         return has_moved or (marks != self._shown and now - self._shown_at >= self._plain_s)
 
     def _marks(self, status: Status) -> tuple[object, object]:
-        """Return what is said at once when it changes, and what is said now and then."""
+        """Return what shows at once when it changes, and what shows now and then."""
         batches = [(one.number, one.state, one.answered, one.problem) for one in status.batches]
         return (status.status.value, wait_hint(status)), (status.done, status.gathered, batches)
 

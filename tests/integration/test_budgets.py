@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from html import unescape
+
 import pytest
 
 from fanout.cli.facts import capacity_lines
+from fanout.cli.progress import summary
+from fanout.cli.run_facts import run_rows, wait_hint
 from fanout.core.records import ErrorKind, RunStatus
 from fanout.observe.metrics import families
 
@@ -65,7 +69,18 @@ def test_a_budget_is_kept_although_a_worker_dies_and_a_retry_goes_on(
     # Of the calls in flight on the dead worker nothing is known.
     assert budget.unsure.usd <= 24 * MOST_USD + 1e-9
     assert budget.spent.usd > 0.15 - MOST_USD, "less than one call is left"
-    known = status.usage.cost_usd
+    known = status.usage.known("cost_usd")
+    # The cost is the least that it was, in every view.
+    is_least = budget.unsure.calls > 0 and budget.spent.calls > status.usage.calls
+    assert (status.usage.cost_usd is None) is is_least
+    least = f"at least ${known:.4f}".rstrip("0")
+    page = unescape(run.report())
+    shown = [
+        summary(status),
+        page,
+        " ".join(word for _, row in run_rows(status, None) for word in row),
+    ]
+    assert [least in text for text in shown] == [is_least] * 3
     # The worker may have died between an outcome and the report of what it used.
     assert known <= budget.spent.usd + 1e-9
     assert known == pytest.approx(budget.spent.usd - budget.unsure.usd, abs=24 * MOST_USD)
@@ -89,11 +104,20 @@ def test_the_budget_of_a_day_holds_for_all_runs_and_is_shown(client, start_worke
         return client.fleet().day_budgets["fake*"].spent.calls
 
     wait_for(lambda: spent() == 7, "they are settled")
+    wait_for(lambda: client.fleet().day_budgets["fake*"].is_used_up, "others wait for the next day")
     now = client.fleet()
     assert set(now.day_budgets) == {"fake*", "openai/*"}
     assert now.to_dict()["day_budgets"]["fake*"]["left"] == {"calls": 0}
     lines = [line for line in capacity_lines(now) if line.startswith("budgets")]
-    assert "fake* budget: 7 of 7 calls spent" in lines[0]
+    assert "fake*: 7 of 7 calls spent, used up: calls wait" in lines[0]
+    assert now.to_dict()["day_budgets"]["fake*"]["is_used_up"]
+    waiting = [run.status() for run in runs if run.status().done < 5]
+    assert waiting
+    for status in waiting:
+        assert status.used_up == ["fake*"]
+        assert wait_hint(status) == (
+            "the budget of the day for fake* is used up: its calls wait until 00:00 UTC"
+        )
     shown = {
         (sample.name, sample.labels.get("models")): sample.value
         for family in families(now)

@@ -5,10 +5,12 @@ import re
 import threading
 
 import pytest
+from msgspec import structs
 
 from fanout.cli.following import enqueue_monitor, follow
 from fanout.cli.progress import Progress, summary
 from fanout.core.errors import BrokerError
+from fanout.core.gathered import RunBatch
 from fanout.core.rate_limits import LimitState
 from fanout.core.records import ErrorKind, RunStatus, Usage
 from fanout.core.spec import make_spec
@@ -291,6 +293,24 @@ def test_without_a_terminal_there_is_a_line_for_each_status_and_now_and_then(clo
     progress.show(status(done=9))
     progress.show(status(status=RunStatus.REDUCING))
     assert stream.getvalue().count("\n") == 3
+
+
+def test_what_a_batch_does_is_a_new_line_though_no_branch_ends(clock):
+    stream = io.StringIO()
+    progress = Progress(stream)
+    batch = RunBatch(number=1, batch_id="b1", state="submitted", calls=9, age_s=1.0)
+    for answered in (0, 0, 4):
+        clock[0] += 20
+        batch = structs.replace(batch, answered=answered, age_s=batch.age_s + 20)
+        progress.show(status(gathered=9, batches=(batch,)))
+    lines = stream.getvalue().splitlines()
+    assert [line.rpartition(" · ")[2] for line in lines] == [
+        "b1 is at the provider, 0 of 9 answered after 21.0 s",
+        "b1 is at the provider, 4 of 9 answered after 1:01",
+    ]
+    # That it stops does not wait for the next line to be due.
+    progress.show(status(gathered=9, batches=(batch,), is_stopping=True))
+    assert "stopping: what its batches have answered" in stream.getvalue().splitlines()[2]
 
 
 def test_a_fleet_without_workers_is_reported(clock):

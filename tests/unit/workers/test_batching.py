@@ -332,6 +332,10 @@ def test_the_calls_of_a_run_become_a_batch_whose_results_are_its_answers(monkeyp
     fleet.finish()
     fleet.check(calls=5)
     assert [len(lines) for lines in fleet.provider.made.values()] == [5]
+    # The time of a batch is no call's.
+    assert {outcome.lane for outcome in fleet.outcomes.values()} == {"batch"}
+    assert fleet.store.stage(StageId(RUN, 0)).latency.count == 0
+    assert fleet.store.totals().latency.count == 0
     fleet.batcher.close()
 
 
@@ -529,6 +533,11 @@ def test_the_answers_of_a_cancelled_run_are_counted(monkeypatch):
     assert [usage.input_tokens for usage in known] == [5, 0, 0]
     state = fleet.store.budget(RUN)
     assert (state.spent.calls, state.unsure.calls) == (3, 0)
+    # Each was called, and has no time of a call.
+    assert {(one.attempts, one.lane, one.message) for one in fleet.outcomes.values()} == {
+        (1, "batch", "the run was stopped before this branch had ended")
+    }
+    assert fleet.store.stage(StageId(RUN, 0)).latency.count == 0
     fleet.batcher.close()
 
 
@@ -653,6 +662,7 @@ def test_late_branches_of_an_automatic_lane_are_called_at_once(monkeypatch):
     assert {outcome.output for outcome in fleet.outcomes.values()} == {"now"}
     assert fleet.provider.cancelled == ["batch_0"]
     assert fleet.store.stage(StageId(RUN, 0)).usage.calls == 2
+    assert fleet.store.stage(StageId(RUN, 0)).latency.count == 2
     # The provider may bill the calls of the batch, too.
     asyncio.run(fleet.context.budgets.aclose())
     state = fleet.store.budget(RUN)
