@@ -143,7 +143,8 @@ def retry(
         stop.arm(run.run_id)
         unread = sum(before.errors.get(kind, 0) for kind in chosen) - count
         now = run.status()
-        text = _retried(run.run_id, count, unread, redoes=_redoes_aggregate(before, now, run.spec))
+        redoes = _redoes_aggregate(before, now, run.spec)
+        text = _retried(run.run_id, count, unread, redoes=redoes, is_any=not kinds)
         if budget and not count and now.budget is not None:
             text += f"; its {now.budget.words}"
         if hint:
@@ -178,7 +179,7 @@ def _redoes_aggregate(before: Status, now: Status, spec: RunSpec) -> bool:
     return is_enough or not now.status.has_ended
 
 
-def _retried(run_id: str, count: int, unread: int, *, redoes: bool) -> str:
+def _retried(run_id: str, count: int, unread: int, *, redoes: bool, is_any: bool) -> str:
     """Return what becomes of the failed branches of a run.
 
     Args:
@@ -186,11 +187,12 @@ def _retried(run_id: str, count: int, unread: int, *, redoes: bool) -> str:
         count: How many are processed again.
         unread: How many others have no readable document.
         redoes: Whether the aggregate is made again if no branch is processed.
+        is_any: Whether failures of all kinds are asked for.
     """
     branches = plural(count, "branch", "branches")
     text = f"{branches} of run {run_id} {'is' if count == 1 else 'are'} processed again"
     if not count:
-        why = "can be processed again" if unread else "has failed so"
+        why = "can be processed again" if unread else "has failed" if is_any else "has failed so"
         then = "only its aggregate is made again" if redoes else "nothing is processed again"
         text = f"no branch of run {run_id} {why}: {then}"
     if unread:

@@ -1,0 +1,89 @@
+"""What the commands that act on runs say."""
+
+from __future__ import annotations
+
+import pytest
+
+from fanout.cli.control_runs import _budget_hint, _redoes_aggregate, _retried
+from fanout.core.budgets import Amounts, BudgetLimits
+from fanout.core.records import ErrorKind, RunStatus
+from fanout.core.spec import make_spec
+from fanout.runs.budget_status import BudgetStatus
+from fanout.runs.status import ReduceError, StoredResult
+
+from .test_progress import status
+
+ALL = list(ErrorKind)
+AGGREGATE, NONE = {"aggregate_prompt": "{input}"}, {}
+UNREAD = "; 1 branch has a document that could not be read, which only a new run reads again"
+BUDGET = BudgetStatus(limit=BudgetLimits(calls=9, tokens=100), spent=Amounts(calls=2, tokens=90))
+
+
+@pytest.mark.parametrize(
+    ("count", "unread", "redoes", "is_any", "text"),
+    [
+        (2, 0, False, True, "2 branches of run r are processed again"),
+        (0, 0, True, True, "no branch of run r has failed: only its aggregate is made again"),
+        (0, 0, False, True, "no branch of run r has failed: nothing is processed again"),
+        (0, 0, False, False, "no branch of run r has failed so: nothing is processed again"),
+        (0, 1, True, True, f"no branch of run r can be processed again: only its aggregate is made again{UNREAD}"),
+    ],
+)  # fmt: skip
+def test_a_retry_says_what_is_done(count, unread, redoes, is_any, text):
+    assert _retried("r", count, unread, redoes=redoes, is_any=is_any) == text
+
+
+@pytest.mark.parametrize(
+    ("before", "succeeded", "now", "fields", "redoes"),
+    [
+        # The reduce was lost; it may have been lost again by now.
+        (RunStatus.FAILED, 4, RunStatus.RUNNING, AGGREGATE, True),
+        (RunStatus.FAILED, 4, RunStatus.FAILED, AGGREGATE, True),
+        (RunStatus.CANCELLED, 1, RunStatus.RUNNING, {**AGGREGATE, "min_success": 0.5}, True),
+        # It stays as it is.
+        (RunStatus.SUCCEEDED, 4, RunStatus.SUCCEEDED, AGGREGATE, False),
+        (RunStatus.FAILED, 1, RunStatus.FAILED, {**AGGREGATE, "min_success": 0.5}, False),
+        (RunStatus.FAILED, 0, RunStatus.FAILED, AGGREGATE, False),
+        (RunStatus.FAILED, 4, RunStatus.RUNNING, NONE, False),
+    ],
+)
+def test_only_an_aggregate_that_can_be_made_is_said_to_be(before, succeeded, now, fields, redoes):
+    spec = make_spec(model="fake", prompt="{input}", **fields)
+    was = status(status=before, total=4, succeeded=succeeded, failed=4 - succeeded)
+    assert _redoes_aggregate(was, status(status=now), spec) == redoes
+
+
+class Run:
+    run_id = "r"
+
+    def __init__(self, *errors):
+        self.errors = errors
+
+    def stored_result(self):
+        return StoredResult(
+            errors=[
+                ReduceError(group="", kind=kind, message="", attempts=0) for kind in self.errors
+            ]
+        )
+
+
+@pytest.mark.parametrize(
+    ("errors", "of_reduce", "kinds", "budget", "is_said"),
+    [
+        ({ErrorKind.BUDGET: 2}, [], ALL, BUDGET, True),
+        ({}, [ErrorKind.BUDGET], ALL, BUDGET, True),
+        ({ErrorKind.BUDGET: 2}, [], [ErrorKind.TIMEOUT], BUDGET, False),
+        ({ErrorKind.TIMEOUT: 2}, [ErrorKind.TIMEOUT], ALL, BUDGET, False),
+        # The account has no money left.
+        ({ErrorKind.BUDGET: 2}, [], ALL, None, False),
+    ],
+)
+def test_a_retry_without_a_new_budget_says_how_to_give_one(
+    errors, of_reduce, kinds, budget, is_said
+):
+    now = status(errors=errors, budget=budget)
+    hint = (
+        "calls of run r did not fit into its budget, which has 7 calls, 10 tokens left: `fanout retry r "
+        "--budget-tokens N` gives it a larger one"
+    )
+    assert _budget_hint(Run(*of_reduce), now, kinds) == (hint if is_said else None)
