@@ -15,7 +15,7 @@ from .test_progress import status
 
 ALL = list(ErrorKind)
 AGGREGATE, NONE = {"aggregate_prompt": "{input}"}, {}
-UNREAD = "; 1 branch has a document that could not be read, which only a new run reads again"
+UNREAD = " is made again; 1 branch has a document that could not be read, which only a new run reads again"
 BUDGET = BudgetStatus(limit=BudgetLimits(calls=9, tokens=100), spent=Amounts(calls=2, tokens=90))
 
 
@@ -26,7 +26,7 @@ BUDGET = BudgetStatus(limit=BudgetLimits(calls=9, tokens=100), spent=Amounts(cal
         (0, 0, True, True, "no branch of run r has failed: only its aggregate is made again"),
         (0, 0, False, True, "no branch of run r has failed: nothing is processed again"),
         (0, 0, False, False, "no branch of run r has failed so: nothing is processed again"),
-        (0, 1, True, True, f"no branch of run r can be processed again: only its aggregate is made again{UNREAD}"),
+        (0, 1, True, True, f"no branch of run r can be processed again: only its aggregate{UNREAD}"),
     ],
 )  # fmt: skip
 def test_a_retry_says_what_is_done(count, unread, redoes, is_any, text):
