@@ -28,7 +28,10 @@ PATCHED = Path(__file__).with_name("patched_worker.py")
 
 
 class Worker:
-    """A `celery -A workers.app worker` process. ``patches`` are as for patched_worker.py."""
+    """A worker process, as images start it; ``patches`` are as for patched_worker.py.
+
+    ``program`` is what starts it otherwise: the ``celery`` command takes twice as long.
+    """
 
     def __init__(
         self,
@@ -36,11 +39,13 @@ class Worker:
         log: Path,
         *options: str,
         patches: dict[str, object] | None = None,
+        program: tuple[str, ...] = ("-m", "workers"),
         **env: str,
     ) -> None:
         self.name = f"w{os.urandom(3).hex()}@test"
         self.log = log
-        program = ["-m", "celery"] if patches is None else [str(PATCHED), json.dumps(patches)]
+        if patches is not None:
+            program = (str(PATCHED), json.dumps(patches))
         command = [sys.executable, *program, "-A", "workers.app", "worker"]
         with log.open("ab") as stream:
             self.process = subprocess.Popen(
@@ -104,11 +109,12 @@ def start_worker(broker_url: str, tmp_path: Path) -> Iterator[Callable[..., Work
         *options: str,
         url: str = broker_url,
         patches: dict[str, object] | None = None,
+        program: tuple[str, ...] = ("-m", "workers"),
         is_refused: bool = False,
         **env: str,
     ) -> Worker:
         log = tmp_path / f"worker{len(workers)}.log"
-        worker = Worker(url, log, *options, patches=patches, **env)
+        worker = Worker(url, log, *options, patches=patches, program=program, **env)
         workers.append(worker)
         if is_refused:
             return worker

@@ -20,9 +20,9 @@ def main() -> None:
         if not hasattr(owner, name):
             sys.exit(f"{place} does not exist")
         setattr(owner, name, value)
-    from celery.__main__ import main as celery
+    from workers.__main__ import main as worker
 
-    celery()
+    worker()
 
 
 if __name__ == "__main__":

@@ -41,9 +41,10 @@ def test_two_workers_with_the_same_name_are_told(start_worker):
 
 
 def test_a_prefork_pool_scales_with_its_load_and_loses_nothing(client, start_worker):
+    """Celery's own command starts it, as with all its options."""
     worker = start_worker(
         "--pool", "prefork", "--autoscale", "3,1",
-        FANOUT_POOL="prefork", AUTOSCALE_KEEPALIVE="1",
+        program=("-m", "celery"), FANOUT_POOL="prefork", AUTOSCALE_KEEPALIVE="1",
     )  # fmt: skip
     [name] = client.workers()
     assert client.workers() == {name: 3}, "what it can come to hold counts"
