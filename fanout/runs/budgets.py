@@ -10,6 +10,7 @@ from fanout.core.budgets import NO_AMOUNTS, BudgetLimits
 from fanout.core.errors import RunError, SpecError
 from fanout.core.spec import make_budget, stored_spec
 from fanout.core.tokens import utf8_bytes
+from fanout.inputs.prompt_checks import templates_of
 from fanout.inputs.prompts import Template
 from fanout.policy.budgets import fits, map_limits
 from fanout.runs.budget_status import BudgetStatus, amount_words
@@ -77,19 +78,20 @@ def _least_calls(spec: RunSpec, models: tuple[str, ...]) -> Iterator[_LeastCall]
 
     lane = "batch" if spec.lane == "auto" else spec.lane
     shared = utf8_bytes(spec.system or "")
-    size = shared + min(map(_least_bytes, spec.prompts.values()))
+    size = shared + min(map(_least_bytes, templates_of(spec)))
     for model in models:
         most = CallBounds(spec, model).least(size, spec.max_tokens, lane)
         yield _LeastCall(model=model, most=most, max_tokens=spec.max_tokens)
     if spec.reduction == "llm":
-        size, longest = _least_bytes(spec.aggregate_prompt or ""), spec.aggregate_max_tokens
+        template = Template.parse(spec.aggregate_prompt or "", field="aggregate_prompt")
+        size, longest = _least_bytes(template), spec.aggregate_max_tokens
         most = CallBounds(spec, spec.model).least(size, longest, lane)
         yield _LeastCall(model=spec.model, most=most, max_tokens=longest, is_reduce=True)
 
 
-def _least_bytes(source: str) -> int:
+def _least_bytes(template: Template) -> int:
     """Return the bytes of a prompt without what is put into it."""
-    return sum(map(utf8_bytes, Template.parse(source).parts[::2]))
+    return sum(map(utf8_bytes, template.parts[::2]))
 
 
 def _too_small(call: _LeastCall, limits: BudgetLimits, of_call: BudgetLimits) -> SpecError:

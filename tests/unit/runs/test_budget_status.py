@@ -117,6 +117,12 @@ def test_a_budget_without_room_for_a_single_call_is_refused(fields, message):
         require_room(spec, spec.budget.limits)
 
 
+def test_a_prompt_that_is_wrong_is_named_as_without_a_budget():
+    spec = make_spec(model="fake", aspects={"a": "{input}", "b": "{input"}, budget={"calls": 1})
+    with pytest.raises(SpecError, match=r"^aspects\.b: "):
+        require_room(spec, spec.budget.limits)
+
+
 @pytest.mark.parametrize(
     "fields",
     [
