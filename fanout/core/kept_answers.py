@@ -6,9 +6,16 @@ from typing import Literal
 
 import msgspec
 
-from fanout.core.records import Usage
+from fanout.core.records import ErrorKind, Usage
 
-__all__ = ["AnswerFound", "AnswerRequest", "AnswerSettled", "CacheStats", "KeptAnswer"]
+__all__ = [
+    "AnswerFound",
+    "AnswerRequest",
+    "AnswerSettled",
+    "CacheStats",
+    "KeptAnswer",
+    "SharedFailure",
+]
 
 
 class KeptAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -32,12 +39,32 @@ class KeptAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return msgspec.structs.replace(self.usage, calls=1)
 
 
+class SharedFailure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the calls for an answer ended that would end so again: for those who wait for it. See Outcome.
+
+    Attributes:
+        kind: Why there is no answer.
+        message: The error message.
+        finish_reason: Why the last answer ended, in the provider's words.
+        ends_alike: Whether further samples would end in the same way: see ``Lesson``.
+        terms: What the calls depend on beside the request: under others they may end otherwise.
+        attempt: The run, and when it was last retried: a retry makes its own calls.
+    """
+
+    kind: ErrorKind
+    message: str | None = None
+    finish_reason: str | None = None
+    ends_alike: bool = False
+    terms: str = ""
+    attempt: str = ""
+
+
 class AnswerRequest(msgspec.Struct, frozen=True):
     """The request for a kept answer.
 
     Attributes:
         key: See ``answer_key``.
-        how: ``ask``; ``poll``, to ask again; ``anew``, if what is kept is not to be used.
+        how: ``ask``; ``poll``, to ask again; ``anew``, if what is there is not to be used.
     """
 
     key: bytes
@@ -49,12 +76,15 @@ class AnswerFound(msgspec.Struct, frozen=True):
 
     Attributes:
         verdict: ``hit``: there is an answer. ``ask``: there is none, and others wait for this process.
-            ``wait``: another process asks. ``free``: there is none, and nobody waits for it.
+            ``wait``: another process asks. ``failed``: the calls for it have just failed.
+            ``free``: there is none, and nobody waits for it.
         answer: The answer.
+        failure: How they failed.
     """
 
-    verdict: Literal["hit", "ask", "wait", "free"]
+    verdict: Literal["hit", "ask", "wait", "failed", "free"]
     answer: KeptAnswer | None = None
+    failure: SharedFailure | None = None
 
 
 class AnswerSettled(msgspec.Struct, frozen=True):
@@ -65,11 +95,13 @@ class AnswerSettled(msgspec.Struct, frozen=True):
         end: ``kept``; ``failed``, if there is no answer to keep: nobody waits for the next; ``left``,
             if the calls were stopped: the next one asks.
         answer: The answer to keep.
+        failure: How it failed, for those who wait; None if the next calls may end otherwise.
     """
 
     key: bytes
     end: Literal["kept", "failed", "left"]
     answer: KeptAnswer | None = None
+    failure: SharedFailure | None = None
 
 
 class CacheStats(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ from fanout.core.kept_answers import KeptAnswer
 from fanout.core.records import NO_CALL, total_usage
 from fanout.llm.answers import rechecked_answer, validate_json
 from fanout.llm.calls import CallResult
+from workers.branch.shared_failures import SHARED, failed_as, shared_failure, terms_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from fanout.core.spec import RunSpec
     from fanout.llm.base import LLMRequest
     from fanout.policy.progress import CallsSoFar
-    from workers.context.answers import Answers, Flight, Settling
+    from workers.context.answers import Answers, Ended, Flight, Settling
 
 __all__ = ["CachedAnswer"]
 
@@ -37,10 +38,12 @@ class CachedAnswer:
         wants_json: Whether an answer without a shape must be JSON.
         max_output_kb: The longest answer in kilobytes; None is any length.
         so_far: The calls of earlier deliveries.
+        attempt: Returns what names the run until its next retry.
 
     Attributes:
         key: The key of the answer.
-        settling: Ends when a new answer is kept; None if there is none.
+        settling: Ends when a new answer is kept, or those that wait can know of a failure; None without
+            either.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class CachedAnswer:
         wants_json: bool,
         max_output_kb: int | None,
         so_far: CallsSoFar | None,
+        attempt: Callable[[], Awaitable[str]],
     ) -> None:
         self.settling: Settling | None = None
         self._answers = answers
@@ -61,6 +65,8 @@ class CachedAnswer:
         self._so_far = so_far
         self._validate = validate_json if wants_json else None
         self._max_output_kb = max_output_kb
+        self._attempt = attempt
+        self._terms = terms_of(spec, request)
         self._patience_s = spec.retries.max_elapsed_s
         shape = request.shape
         self.key = answer_key(
@@ -84,13 +90,17 @@ class CachedAnswer:
         on_wait: Callable[[], None],
         *,
         gathers: bool = False,
+        has_waited: bool = False,
     ) -> CallResult:
         """Return a kept answer, or the result of ``call``, whose answer is kept.
+
+        Others that wait for it take its failure, if calls of theirs would fail alike.
 
         Args:
             call: Makes the calls.
             on_wait: Called when the branch begins to wait for the calls of another one.
             gathers: Whether ``call`` gathers calls, which find those that they may follow.
+            has_waited: Whether the branch has waited for the calls of another one before.
 
         Raises:
             CallStoppedError: This worker stops. Also what ``call`` raises.
@@ -99,16 +109,25 @@ class CachedAnswer:
         while (flight := self._answers.flight(self.key)) is not None:
             on_wait()
             try:
-                kept = await self._answers.awaited(flight)
+                ended = await self._answers.awaited(flight)
             except LookupError:
                 if gathers:
                     return await self._asked(self._answers.begin_alone(self.key), call)
                 continue
-            if kept is not None:
-                return self._hit(kept)
-            # It had no answer: to wait for one after the other would take for ever.
-            return await self._asked(self._answers.begin_alone(self.key), call)
-        return await self._lead(self._answers.begin(self.key), call, on_wait, until)
+            if isinstance(ended, KeptAnswer):
+                return self._hit(ended)
+            if ended is None:
+                # It had no answer: to wait for one after the other would take for ever.
+                return await self._asked(self._answers.begin_alone(self.key), call)
+            has_waited = True
+            if ended.terms == self._terms:
+                return failed_as(ended, self._so_far)
+            if self._answers.flight(self.key) is flight:
+                # It is told to other processes. Who waits for calls on these terms waits for this one.
+                break
+        flight = self._answers.begin(self.key)
+        flight.has_waited = has_waited
+        return await self._lead(flight, call, on_wait, until)
 
     async def keep(self, call: Callable[[], Awaitable[CallResult]]) -> CallResult:
         """Return the result of ``call``, which is paid for already, once its answer is kept."""
@@ -127,27 +146,46 @@ class CachedAnswer:
     ) -> CallResult:
         answers = self._answers
         try:
-            kept = await answers.found(flight, until=until, on_wait=on_wait)
-            sound = kept and await self._sound(kept)
-            if sound is None and kept is not None:
-                await answers.found(flight, until=0.0, on_wait=on_wait, anew=True)
+            found = await answers.found(flight, until=until, on_wait=on_wait)
+            usable = await self._usable(found, flight)
+            if found is not None and usable is None:
+                # What is kept cannot be waited for; calls for it may have begun after a failure.
+                until = 0.0 if isinstance(found, KeptAnswer) else until
+                found = await answers.found(flight, until=until, on_wait=on_wait, anew=True)
+                usable = await self._usable(found, flight)
         except BaseException:
             answers.leave(flight)
             raise
-        if sound is None:
+        if usable is None:
             return await self._asked(flight, call)
-        answers.land(flight, sound)
-        return self._hit(sound)
+        answers.land(flight, usable)
+        if isinstance(usable, KeptAnswer):
+            return self._hit(usable)
+        return failed_as(usable, self._so_far)
 
     async def _asked(self, flight: Flight, call: Callable[[], Awaitable[CallResult]]) -> CallResult:
-        """Make the calls, and keep their answer."""
+        """Make the calls, and keep their answer, or tell others how they failed."""
         try:
             result = await call()
+            ended: Ended = _to_keep(result)
+            if result.kind in SHARED:
+                attempt = await self._attempt()
+                ended = shared_failure(result, terms=self._terms, attempt=attempt)
         except BaseException:
             self._answers.leave(flight)
             raise
-        self.settling = self._answers.keep(flight, _to_keep(result))
+        self.settling = self._answers.keep(flight, ended)
         return result
+
+    async def _usable(self, found: Ended, flight: Flight) -> Ended:
+        """Return what was found, if this branch can take it."""
+        if found is None or isinstance(found, KeptAnswer):
+            return found and await self._sound(found)
+        if found.terms != self._terms:
+            return None
+        # Who comes after a failure takes it only in the same run, and not after a retry.
+        takes = flight.has_waited or found.attempt == await self._attempt()
+        return found if takes else None
 
     async def _sound(self, kept: KeptAnswer) -> KeptAnswer | None:
         text = await rechecked_answer(

@@ -59,6 +59,7 @@ def joined(ended: Sequence[tuple[str, CallResult]]) -> CallResult:
     (first, result), (last, final) = ended[0], ended[-1]
     if len(ended) == 1:
         return result
+    # A model whose answer was kept, or that was not asked, has consumed nothing.
     called = {model: one.usage for model, one in ended if one.attempts}
     before = [(model, one.kind) for model, one in ended[:-1] if one.kind is not None]
     message = final.message and without_answer(final.message, before, last)
@@ -66,7 +67,7 @@ def joined(ended: Sequence[tuple[str, CallResult]]) -> CallResult:
         final,
         message=message,
         attempts=sum(one.attempts for _, one in ended),
-        usage=total_usage(list(called.values())),
+        usage=total_usage(list(called.values())) if called else NO_CALL,
         elapsed_s=sum(one.elapsed_s for _, one in ended),
         model=last if final.kind is None and last != first else None,
         usage_of=called if set(called) != {first} else {},

@@ -316,6 +316,7 @@ class Asking:
             wants_json=self._wants_json,
             max_output_kb=self._context.settings.max_output_kb,
             so_far=so_far,
+            attempt=partial(self._context.models.broken.attempt, self._stage_id.run_id),
         )
 
         async def called() -> CallResult:
@@ -328,8 +329,16 @@ class Asking:
             # It is paid for: it is not to be left for a kept answer.
             result = await cached.keep(call)
         else:
-            wait, gathers = self._claim.waits_for_answer, gathered is not None
-            result = await cached.get(called, wait, gathers=gathers)
+            result = await cached.get(
+                called,
+                self._claim.waits_for_answer,
+                gathers=gathered is not None,
+                # An earlier delivery may have followed the call of another branch.
+                has_waited=gathered is not None and self._claim.has_checkpoint,
+            )
+        if result.kind is not None:
+            # It may have failed as another one, and ask the next model.
+            await self._claim.takes_place()
         if cached.settling is not None:
             self._calls.settling.append(cached.settling)
         return result

@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from concurrent.futures import Executor
 
-    from fanout.core.kept_answers import AnswerFound
+    from fanout.core.kept_answers import AnswerFound, SharedFailure
     from fanout.core.settings import Settings
     from fanout.stores import RedisStore
 
     Settling = asyncio.Task[None]
+    # None if there is no answer, and nobody is to wait for the next one.
+    Ended = KeptAnswer | SharedFailure | None
 
 __all__ = ["Answers", "Flight"]
 
@@ -54,16 +56,18 @@ class Flight:
     Attributes:
         key: The key of the answer.
         has_lease: Whether other processes wait for it.
-        ended: Becomes the answer; None if nobody is to wait for the next one. Cancelled, if the branch
-            was stopped: then the next one asks.
+        has_waited: Whether the branch has waited for the calls of another process.
+        ended: Becomes the answer, or how the calls failed if that is shared; None if nobody is to wait for
+            the next one. Cancelled, if the branch was stopped: then the next one asks.
     """
 
-    __slots__ = ("ended", "has_lease", "key")
+    __slots__ = ("ended", "has_lease", "has_waited", "key")
 
     def __init__(self, key: bytes) -> None:
         self.key = key
         self.has_lease = False
-        self.ended: asyncio.Future[KeptAnswer | None] = asyncio.get_running_loop().create_future()
+        self.has_waited = False
+        self.ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
 
 
 class Answers:
@@ -88,7 +92,7 @@ class Answers:
         threads: Executor,
         *,
         linger_s: Callable[[], float],
-        wait_for: Callable[[asyncio.Future[KeptAnswer | None]], Awaitable[KeptAnswer | None]],
+        wait_for: Callable[[asyncio.Future[Ended]], Awaitable[Ended]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.is_on = settings.cache_mb > 0
@@ -122,8 +126,8 @@ class Answers:
         """Begin calls for an answer that nobody waits for."""
         return Flight(key)
 
-    async def awaited(self, flight: Flight) -> KeptAnswer | None:
-        """Return the answer of another branch; None if it has none.
+    async def awaited(self, flight: Flight) -> Ended:
+        """Return the answer of another branch, or how it failed; None if it has none.
 
         Raises:
             LookupError: The other branch was stopped: ask anew.
@@ -142,14 +146,16 @@ class Answers:
 
     async def found(
         self, flight: Flight, *, until: float, on_wait: Callable[[], None], anew: bool = False
-    ) -> KeptAnswer | None:
-        """Return the kept answer; None if the branch of this flight is to make the call.
+    ) -> Ended:
+        """Return the kept answer, or how the calls for it have just failed.
+
+        None if the branch of this flight is to make the call.
 
         Args:
             flight: The flight, whose branch waits while another process asks.
             until: Monotonic seconds until which it waits.
             on_wait: Called when it begins to wait.
-            anew: Whether what is kept cannot be used.
+            anew: Whether what is there cannot be used.
         """
         if self._clock() < self._away_until:
             return None
@@ -161,7 +167,7 @@ class Answers:
                 if reply.verdict != "wait" or self._clock() >= until:
                     break
                 if not is_waiting:
-                    is_waiting = True
+                    is_waiting = flight.has_waited = True
                     self.waiting += 1
                     on_wait()
                 how = "poll"
@@ -174,32 +180,35 @@ class Answers:
         if reply.verdict == "ask":
             flight.has_lease = True
             self._lease(flight.key)
-        return reply.answer
+        return reply.answer or reply.failure
 
     async def _wait(self, seconds: float) -> None:
-        future: asyncio.Future[KeptAnswer | None] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
         timer = asyncio.get_running_loop().call_later(seconds, _wake, future)
         try:
             await self._wait_for(future)
         finally:
             timer.cancel()
 
-    def land(self, flight: Flight, kept: KeptAnswer) -> None:
-        """End a flight with an answer that was kept before."""
-        flight.ended.set_result(kept)
+    def land(self, flight: Flight, found: KeptAnswer | SharedFailure) -> None:
+        """End a flight with what another one has brought."""
+        flight.ended.set_result(found)
         self._end(flight)
 
-    def keep(self, flight: Flight, answer: KeptAnswer | None) -> Settling | None:
-        """End a flight with a new answer, and keep it; None is no answer.
+    def keep(self, flight: Flight, ended: Ended) -> Settling | None:
+        """End a flight with a new answer, and keep it, or with a failure for those that wait.
 
         Returns:
-            Ends when the answer is kept.
+            Ends when that is done; None without either.
         """
         if not flight.ended.done():
-            flight.ended.set_result(answer)
-        if answer is not None:
-            # Who asks meanwhile gets the answer from the flight.
-            return self._settle_later(AnswerSettled(flight.key, "kept", answer), flight)
+            flight.ended.set_result(ended)
+        if isinstance(ended, KeptAnswer):
+            # Who asks meanwhile gets it from the flight.
+            return self._settle_later(AnswerSettled(flight.key, "kept", ended), flight)
+        if ended is not None:
+            settled = AnswerSettled(flight.key, "failed", failure=ended)
+            return self._settle_later(settled, flight)
         self._end(flight)
         if flight.has_lease:
             self._settle_later(AnswerSettled(flight.key, "failed"))
@@ -292,6 +301,6 @@ class Answers:
             await asyncio.gather(self._renewer, return_exceptions=True)
 
 
-def _wake(future: asyncio.Future[KeptAnswer | None]) -> None:
+def _wake(future: asyncio.Future[Ended]) -> None:
     if not future.done():
         future.set_result(None)

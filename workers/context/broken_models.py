@@ -98,6 +98,15 @@ class BrokenModels:
                 self._seen.popitem(last=False)
         return seen
 
+    async def attempt(self, run_id: str) -> str:
+        """Return what names a run until its next retry."""
+        try:
+            run = await asyncio.to_thread(self._store.run, run_id)
+        except (BrokerError, UnknownRunError):
+            return run_id
+        # An id may be that of an earlier run that was deleted.
+        return f"{run_id} {run.created_at} {run.reopened_at}"
+
     async def _reopened_at(self, run_id: str) -> float | None:
         try:
             run = await asyncio.to_thread(self._store.run, run_id)

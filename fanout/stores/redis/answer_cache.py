@@ -2,9 +2,9 @@
 
 ``{prefix}:answers`` has the counters, ``{prefix}:answers:N`` the generations (see
 ``fanout.stores.redis.answer_scripts``), and ``{prefix}:asking:KEY`` the lease of a call: the token of the
-process that asks, or ``free``. Large answers are files where blobs are: those of a generation are in a
-folder as that of a run, and ``{prefix}:run:answers-NAME`` says that it is in use, so the sweep of files
-deletes the folder once the generation is gone.
+process that asks, or ``!`` and how it failed, or ``free``. Large answers are files where blobs are: those
+of a generation are in a folder as that of a run, and ``{prefix}:run:answers-NAME`` says that it is in use,
+so the sweep of files deletes the folder once the generation is gone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import msgspec
 from redis.exceptions import RedisError
 
 from fanout.core.errors import LostDataError, StorageError
-from fanout.core.kept_answers import AnswerFound, CacheStats, KeptAnswer
+from fanout.core.kept_answers import AnswerFound, CacheStats, KeptAnswer, SharedFailure
 from fanout.policy.answer_room import is_crowded, room_bytes
 from fanout.stores.blobs.base import Reference
 from fanout.stores.redis import answer_scripts
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
     from fanout.core.kept_answers import AnswerRequest, AnswerSettled
 
-__all__ = ["FREE_S", "RedisAnswers", "generations"]
+__all__ = ["FREE_S", "RedisAnswers", "generations", "leases"]
 
-# Seconds for which nobody waits for an answer after a call for it has failed.
+# Seconds for which nobody waits for an answer after a call for it has failed, or others may take its failure.
 FREE_S = 30.0
 _GENERATIONS = 4
 # A script blocks the server while it runs: a call for this many answers takes about 1 ms.
@@ -55,6 +55,7 @@ _FILE = re.compile(rb"@([0-9a-f]{8}):\d+(?=@)")
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(KeptAnswer).decode
+_decode_failure = msgspec.json.Decoder(SharedFailure).decode
 
 
 def _packed(answer: KeptAnswer) -> bytes:
@@ -86,7 +87,7 @@ class RedisAnswers(RedisBlobReferences):
         return [f"{self._prefix}:answers", *generations(self._prefix)]
 
     def _lease(self, key: bytes) -> str:
-        return f"{self._prefix}:asking:{key.hex()}"
+        return leases(self._prefix) + key.hex()
 
     @property
     def _answer_files(self) -> str:
@@ -123,6 +124,11 @@ class RedisAnswers(RedisBlobReferences):
         return replies
 
     def _found(self, request: AnswerRequest, held: bytes) -> AnswerFound:
+        if held.startswith(b"!"):
+            try:
+                return AnswerFound("failed", failure=_decode_failure(held[1:]))
+            except (msgspec.MsgspecError, RecursionError):
+                return AnswerFound("free")
         if not held.startswith(b"="):
             return AnswerFound(held.decode())  # type: ignore[arg-type]
         # After the time and the cost.
@@ -176,7 +182,8 @@ class RedisAnswers(RedisBlobReferences):
             args += [self._answer_files, int(self._blobs.root is not None)]
             for one, value in zip(some, values, strict=True):
                 end = "left" if one.end == "kept" and value is None else one.end
-                args += [one.key.hex(), end, value or b""]
+                failure = one.failure and b"!" + _encode(one.failure)
+                args += [one.key.hex(), end, value or failure or b""]
             self._call(answer_scripts.SETTLE_ANSWERS, keys, args)
             are_kept += [value is not None for value in values]
         return are_kept
@@ -280,6 +287,11 @@ class RedisAnswers(RedisBlobReferences):
 def generations(prefix: str) -> list[str]:
     """Return the keys of the hashes with kept answers."""
     return [f"{prefix}:answers:{number}" for number in range(_GENERATIONS)]
+
+
+def leases(prefix: str) -> str:
+    """Return how the keys of leases begin, before the key of the answer in hex."""
+    return f"{prefix}:asking:"
 
 
 def _number(value: bytes) -> float:

@@ -63,9 +63,10 @@ end
 
 # KEYS counters, generations, and the lease of each key; ARGV seconds that an answer is kept, milliseconds of
 # a lease, token of the process, and for each key the key and how it is asked for: ``ask``, ``poll`` (again,
-# so it is not counted), or ``anew`` (what is kept is not to be used). Returns
+# so it is not counted), or ``anew`` (what is there is not to be used). Returns
 # for each key ``=`` with the value, ``ask`` (with the lease: others wait for this process),
-# ``wait`` (another one asks), or ``free`` (ask without a lease: the one that had it got no answer).
+# ``wait`` (another one asks), ``!`` with how the calls of the last one failed, or ``free`` (ask without a
+# lease: the one that had it got no answer).
 FIND_ANSWERS = (
     _SHARED
     + """
@@ -104,9 +105,12 @@ for i = 4, #ARGV, 2 do
     else
         if ARGV[i + 1] == 'ask' then add('misses', 1) end
         local holder = redis.call('GET', lease)
-        if not holder or holder == ARGV[3] then
+        local has_failed = holder and holder:byte() == 33
+        if not holder or holder == ARGV[3] or (has_failed and ARGV[i + 1] == 'anew') then
             redis.call('SET', lease, ARGV[3], 'PX', ARGV[2])
             replies[#replies + 1] = 'ask'
+        elseif has_failed then
+            replies[#replies + 1] = holder
         else
             replies[#replies + 1] = holder == 'free' and 'free' or 'wait'
         end
@@ -122,7 +126,8 @@ return replies
 # bytes, token of the process, milliseconds for which nobody waits after a failure, the name of a next
 # generation, the prefix of the key that says that the files of a generation are in use, whether there may
 # be files, and for each key the key, what came of it (``kept``, ``failed`` or ``left``), and the
-# value without the time.
+# value without the time, or after a failure that others take, ``!`` with how it failed. That takes the place
+# of the lease, also where there is none.
 SETTLE_ANSWERS = (
     _SHARED
     + """
@@ -176,9 +181,11 @@ end
 for i = 8, #ARGV, 3 do
     local lease = KEYS[5 + (i - 5) / 3]
     if ARGV[i + 1] == 'kept' then keep(ARGV[i], ARGV[i + 2]) end
-    if redis.call('GET', lease) == ARGV[3] then
+    local holder = redis.call('GET', lease) or ''
+    local is_shared = ARGV[i + 1] == 'failed' and ARGV[i + 2] ~= ''
+    if holder == ARGV[3] or (is_shared and (holder == '' or holder == 'free')) then
         if ARGV[i + 1] == 'failed' then
-            redis.call('SET', lease, 'free', 'PX', ARGV[4])
+            redis.call('SET', lease, is_shared and ARGV[i + 2] or 'free', 'PX', ARGV[4])
         else
             redis.call('DEL', lease)
         end

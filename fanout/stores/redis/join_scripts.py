@@ -2,7 +2,7 @@
 
 Of calls with one key of an answer the first is gathered: it *leads*. Branches that come to the same call
 follow: they have their mark in ``gathered`` of their run, and no line. They are made ready when the answer
-is kept, or when the leader has ended without one.
+is kept, or when the leader has ended without one. If it failed in a way that they can take, they do.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ end
 
 # KEYS leader of the batches, asked, followed, ready, generations of kept answers; ARGV epoch, ttl, prefix of
 # a run's key, that of a key's followers, seconds for which an answer may be on its way after its branch has
-# ended, the most branches to make ready, and keys of answers. Makes the followers of these keys ready whose
-# answer is kept, or whose leader has ended without one: they follow no other for this call. If it was
-# stopped, its first follower is made ready, and leads. Returns how many are ready.
+# ended, the most branches to make ready, how leases of answers begin, milliseconds for which a failure may be
+# taken, and keys of answers. Makes the followers of these keys ready whose answer is kept, or whose leader
+# has ended without one: they follow no other for this call, unless they come too late to take its failure. If
+# it was stopped, its first follower is made ready, and leads. Returns how many are ready.
 WAKE_JOINED = f"""
 if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return false end
 local time = redis.call('TIME')
@@ -80,13 +81,20 @@ local function has_ended(key, leader)
     redis.call('HSET', KEYS[2], key, leader .. string.format(' %.3f', now))
     return false
 end
-for i = 7, #ARGV do
+local function has_failed(key)
+    local lease = ARGV[7] .. key
+    if (redis.call('GET', lease) or ''):byte() ~= 33 then return false end
+    redis.call('PEXPIRE', lease, ARGV[8])
+    return true
+end
+for i = 9, #ARGV do
     local key = ARGV[i]
     local leader = redis.call('HGET', KEYS[2], key)
     local state = leader and leader_state(leader, ARGV[3]) or 'stopped'
-    if is_kept(key) or (state == 'ended' and has_ended(key, leader)) then
+    local is_shared = state == 'ended' and has_failed(key)
+    if is_shared or is_kept(key) or (state == 'ended' and has_ended(key, leader)) then
         for _ = 1, most do
-            if woken >= most or not next_one(key, true) then break end
+            if woken >= most or not next_one(key, not is_shared) then break end
         end
     elseif state == 'stopped' then
         local call = next_one(key, false)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from fanout.stores.redis.answer_cache import generations
+from fanout.stores.redis.answer_cache import FREE_S, generations, leases
 from fanout.stores.redis.base import run_keys, translated
 from fanout.stores.redis.gathered import RedisGathered
 from fanout.stores.redis.join_scripts import WAKE_JOINED
@@ -64,7 +64,7 @@ class RedisJoined(RedisGathered):
             some = keys[start : start + _AT_ONCE]
             while (left := min(_WOKEN_AT_ONCE, most - woken)) > 0:
                 args: list[Any] = [epoch, self._ttl_s, run_keys(self._prefix), self._joined_prefix]
-                args += [grace_s, left, *some]
+                args += [grace_s, left, leases(self._prefix), round(1_000 * FREE_S), *some]
                 answer = cast("int | None", self._call(WAKE_JOINED, names, args))
                 if answer is None:
                     return None

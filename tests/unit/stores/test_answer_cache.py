@@ -8,10 +8,11 @@ import msgspec
 import pytest
 import redis
 
-from fanout.core.kept_answers import AnswerRequest, AnswerSettled, KeptAnswer
-from fanout.core.records import Usage
+from fanout.core.kept_answers import AnswerRequest, AnswerSettled, KeptAnswer, SharedFailure
+from fanout.core.records import ErrorKind, Usage
 from fanout.stores import RedisStore
 from fanout.stores.blobs import FileBlobs
+from fanout.stores.redis.answer_cache import FREE_S
 from tests.fakes import Clock, fake_redis, fake_store, set_server_clock
 
 DAY = 24 * 3600
@@ -80,6 +81,37 @@ def test_one_process_asks_and_the_others_wait_until_it_has_ended(store):
     assert verdicts(store, key(1)) == ["free"], "nobody waits for another failure"
     assert keep(store, (key(1), answer())) == [True]
     assert verdicts(store, key(1)) == ["hit"]
+
+
+FAILURE = SharedFailure(kind=ErrorKind.TRUNCATED, message="cut", terms="t", attempt="r")
+
+
+def fail(store, number, token="me"):
+    settled = AnswerSettled(key(number), "failed", failure=FAILURE)
+    store.settle_answers([settled], token=token, ttl_s=DAY, limit_mb=1)
+
+
+def test_a_failure_takes_the_place_of_the_lease_for_some_seconds(monkeypatch):
+    store = fake_store()
+    set_server_clock(monkeypatch, clock := Clock(1_000))
+    assert verdicts(store, key(1), key(2)) == ["ask", "ask"]
+    fail(store, 1)
+    fail(store, 2, token="you")
+    # Nobody had a lease for the third one: a batch has brought it.
+    fail(store, 3)
+    found = find(store, key(1), key(2), key(3), token="you")
+    assert [one.verdict for one in found] == ["failed", "wait", "failed"]
+    assert [one.failure for one in found] == [FAILURE, None, FAILURE]
+    assert verdicts(store, key(1), how="anew") == ["ask"], "a retry"
+    assert verdicts(store, key(1), token="you", how="anew") == ["wait"]
+    assert store.cache_stats().answers == 0
+    clock.now = 1_000 + FREE_S + 1
+    assert verdicts(store, key(3), token="you") == ["ask"]
+
+
+def test_a_damaged_failure_is_none(store):
+    store._redis.set(store._lease(key(1)), "!{")
+    assert verdicts(store, key(1)) == ["free"]
 
 
 def test_a_lease_lapses_unless_it_is_renewed(monkeypatch):

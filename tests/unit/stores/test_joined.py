@@ -8,7 +8,7 @@ import redis
 
 from fanout.core.gathered import GatherRequest
 from fanout.core.ids import BranchId, ShardId
-from fanout.core.kept_answers import AnswerSettled, KeptAnswer
+from fanout.core.kept_answers import AnswerSettled, KeptAnswer, SharedFailure
 from fanout.core.records import ErrorKind, Outcome, RunStatus
 from fanout.core.state import BeginRequest, RecordRequest
 from fanout.stores import RedisStore
@@ -107,6 +107,25 @@ def test_followers_are_ready_when_any_branch_has_kept_the_answer(followed, monke
     assert store.settle_answers([answer], token="x", ttl_s=60, limit_mb=100) == [True]
     assert wakes(store, epoch) == [(RUN, 1), ("r2", 0), ("r2", 1)]
     assert store.joined_keys((0, 0)) == ((0, 0), [])
+
+
+def test_followers_take_a_failure_at_once_and_lead_where_it_is_gone(followed):
+    store, epoch = followed
+    failure = SharedFailure(kind=ErrorKind.TRUNCATED)
+    settled = AnswerSettled(bytes.fromhex(KEY), "failed", failure=failure)
+    store.settle_answers([settled], token="x", ttl_s=60, limit_mb=100)
+    assert wakes(store, epoch, 60.0) == [], "the call of the leader is another one"
+    [leader] = [mark for page in store.gathered_marks(RUN) for mark in page if mark[0] == "0:0:0"]
+    store.release_gathered(epoch, RUN, [leader])
+    store.published(store.ready_branches(9))
+    outcome = Outcome(index=0, kind=ErrorKind.TRUNCATED)
+    assert record_one(store, RecordRequest(BranchId(RUN, 0, 0, 0), outcome)).first
+    store._redis.pexpire(store._lease(bytes.fromhex(KEY)), 500)
+    assert wakes(store, epoch, 60.0) == [(RUN, 1), ("r2", 0), ("r2", 1)]
+    assert store._redis.pttl(store._lease(bytes.fromhex(KEY))) > 1_000
+    assert store.joined_keys((0, 0)) == ((0, 0), [])
+    # Those that come too late make one call again.
+    assert [gathers(store, "r2", 0), gathers(store, "r2", 1)] == ["gathered", "joined"]
 
 
 @pytest.mark.parametrize("end", ["deleted", "halted", "overdue", "paused"])

@@ -17,6 +17,7 @@ from fanout.llm.base import LLMRequest
 from fanout.llm.calls import CallResult
 from fanout.policy.progress import CallsSoFar
 from fanout.stores import RedisStore
+from fanout.stores.redis import answer_cache
 from tests.fakes import InlineExecutor, fake_store
 from workers.branch.answer_cache import CachedAnswer
 from workers.context import answers as module
@@ -99,6 +100,7 @@ def key_of_ask():
         wants_json=False,
         max_output_kb=100,
         so_far=None,
+        attempt=None,
     )
     return cached.key
 
@@ -106,10 +108,14 @@ def key_of_ask():
 KEY = key_of_ask()
 
 
-async def ask(answers, model, *, so_far=None, **fields):
+async def ask(answers, model, *, so_far=None, run="r1", **fields):
     fields = {"model": "fake", "prompt": "p", **fields}
     spec = make_spec(**fields)
     shape = shape_of(None, spec.choices)
+
+    async def attempt():
+        return run
+
     cached = CachedAnswer(
         answers,
         "m",
@@ -119,6 +125,7 @@ async def ask(answers, model, *, so_far=None, **fields):
         wants_json=False,
         max_output_kb=100,
         so_far=so_far,
+        attempt=attempt,
     )
     result = await cached.get(model, lambda: None)
     if cached.settling is not None:
@@ -158,6 +165,78 @@ def test_nobody_waits_for_one_failure_after_the_other(store):
     assert model.calls == 20
     assert model.most >= 9
     assert store.cache_stats().answers == 0
+
+
+OWN = [
+    structs.replace(FAILED, kind=kind, message="its own", finish_reason="why")
+    for kind in (
+        *(ErrorKind.TRUNCATED, ErrorKind.CONTEXT_LENGTH, ErrorKind.BAD_REQUEST),
+        *(ErrorKind.CONTENT_FILTER, ErrorKind.INVALID_OUTPUT),
+    )
+]
+
+
+@pytest.mark.parametrize("failed", OWN, ids=lambda result: result.kind.value)
+def test_identical_branches_take_a_failure_that_theirs_would_have(store, failed):
+    model = Model(failed, takes_s=0.2)
+    taken = structs.replace(failed, attempts=0, usage=NO_CALL, elapsed_s=0.0)
+
+    async def run():
+        fleet = [process(store) for _ in range(3)]
+        results = await asyncio.gather(
+            *(ask(one, model, run=f"r{number}") for number, one in enumerate(fleet * 10))
+        )
+        assert model.calls == 1
+        assert sorted(results, key=lambda one: -one.attempts) == [failed, *[taken] * 29]
+        # The next one of a run that has shared it, in any process; it is counted nowhere.
+        assert await ask(process(store), model, run="r0") == taken
+        # A retry of the run, or another run, makes one call, which its branches share again.
+        for attempt in ("r0 1.5", "another"):
+            model.calls = 0
+            fleet = [process(store) for _ in range(2)]
+            results = await asyncio.gather(
+                *(ask(one, model, run=attempt) for one in fleet for _ in range(5))
+            )
+            assert (model.calls, results.count(failed), results.count(taken)) == (1, 1, 9)
+
+    asyncio.run(run())
+    stats = store.cache_stats()
+    assert (stats.answers, stats.hits, stats.saved_usd) == (0, 0, 0.0)
+
+
+def test_a_failure_lives_for_seconds(store, monkeypatch):
+    monkeypatch.setattr(answer_cache, "FREE_S", 0.05)
+    model = Model(OWN[0], takes_s=0)
+
+    async def run():
+        await ask(process(store), model)
+        await until(lambda: not store._redis.exists(store._lease(KEY)))
+        await ask(process(store), model)
+
+    asyncio.run(run())
+    assert model.calls == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "fields"),
+    [
+        ({"stop_after": 1}, {}),
+        ({"is_out_of_time": True}, {}),
+        ({}, {"max_reasks": 3}),
+        ({}, {"context_tokens": 9_000}),
+        ({}, {"retries": {"max_attempts": 2}}),
+    ],
+)
+def test_a_failure_that_may_not_come_again_is_not_shared(store, change, fields):
+    model = Model(structs.replace(OWN[-1], **change), takes_s=0.1)
+
+    async def run():
+        one = process(store)
+        await asyncio.gather(ask(one, model), *(ask(one, model, **fields) for _ in range(3)))
+
+    asyncio.run(run())
+    # Those with other terms share what comes of theirs.
+    assert model.calls == (2 if fields else 4)
 
 
 def test_an_answer_after_a_failure_is_kept(store):

@@ -391,9 +391,9 @@ def test_identical_calls_are_made_on_their_own_if_the_first_has_no_answer_for_th
 
     def answer(line):
         seen["all"] += 1
-        return {"error": "bad_request"} if cause == "fails" and seen["all"] == 1 else {"text": "a"}
+        return {"error": "expired"} if cause == "fails" and seen["all"] == 1 else {"text": "a"}
 
-    fleet = Fleet(monkeypatch, Provider(answer), texts=["t"] * 4)
+    fleet = Fleet(monkeypatch, Provider(answer), texts=["t"] * 4, retries={"max_attempts": 1})
     if cause == "has no room":
         monkeypatch.setattr(fleet.store, "_value", lambda *_: None)
     if cause == "is evicted":
@@ -409,6 +409,27 @@ def test_identical_calls_are_made_on_their_own_if_the_first_has_no_answer_for_th
     # At most one for each, and they do not wait for each other.
     assert set(fleet.provider.bought().values()) == {1}
     assert [len(lines) for lines in fleet.provider.made.values()] == [1, 3]
+    fleet.beat()
+    assert (fleet.store.gathered(RUN), fleet.store.joined_keys((0, 0))[1]) == (0, [])
+    fleet.batcher.close()
+
+
+@pytest.mark.parametrize("kind", ["bad_request", "content_filter", "invalid_output"])
+def test_identical_calls_take_a_failure_that_theirs_would_have(monkeypatch, kind):
+    answer = {"text": "not json"} if kind == "invalid_output" else {"error": kind}
+    fleet = Fleet(
+        monkeypatch, Provider(lambda _: answer), texts=["t"] * 4, schema=SCHEMA, max_reasks=1,
+        budget={"calls": 9},
+    )  # fmt: skip
+    fleet.finish()
+    made = 2 if kind == "invalid_output" else 1
+    outcomes = list(fleet.outcomes.values())
+    assert sum(fleet.provider.bought().values()) == made
+    assert {(one.kind, one.message) for one in outcomes} == {(kind, outcomes[0].message)}
+    assert sorted(one.usage.calls for one in outcomes) == [0, 0, 0, made]
+    assert [one.usage.cost_usd for one in outcomes if not one.usage.calls] == [0.0] * 3
+    state = fleet.store.budget(RUN)
+    assert (state.spent.calls, state.unsure.calls) == (made, 0)
     fleet.beat()
     assert (fleet.store.gathered(RUN), fleet.store.joined_keys((0, 0))[1]) == (0, [])
     fleet.batcher.close()

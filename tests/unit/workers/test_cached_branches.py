@@ -30,7 +30,8 @@ class Fleet:
         """Process a run; return its context."""
         store = RedisStore(self.server)
         context = FakeContext(store, **fields)
-        store.create_run(RUN, spec=context.spec.model_dump_json(), created_at=1.0)
+        created_at = float(ord(name))
+        store.create_run(RUN, spec=context.spec.model_dump_json(), created_at=created_at)
         context.llm.identity = "m"
 
         def answer(request):
@@ -93,6 +94,27 @@ def test_the_answer_of_a_fallback_is_kept_as_its_own(fleet):
     fleet.first = None
     _, _, outcomes, _ = fleet.run("c", ["x"], fallback=(OTHER,))
     assert (outcomes[0].model, fleet.prompts) == (None, ["x"] * 2), "it is no answer of the first"
+
+
+def test_identical_branches_of_a_run_take_a_failure_and_ask_the_fallback(fleet):
+    asked = []
+
+    def refuses(request):
+        asked.append(request.prompt)
+        raise LLMError(ErrorKind.CONTENT_FILTER, "no", usage=USED)
+
+    fleet.first = refuses
+    stage, _, outcomes, _ = fleet.run("a", ["x", "x", "y", "x"])
+    assert asked == ["x", "y"]
+    assert (stage.usage.calls, stage.usage.cost_usd, stage.failed) == (2, 1.0, 4)
+    assert {one.message for one in outcomes.values()} == {"no"}
+    assert [one.usage.cost_usd for one in outcomes.values()] == [0.5, 0.0, 0.5, 0.0]
+    assert stage.saved.calls == 0, "a failure is no answer"
+    stage, _, outcomes, _ = fleet.run("b", ["x", "x"], fallback=(OTHER,))
+    assert (asked, [one.model for one in outcomes.values()]) == (["x", "y", "x"], [OTHER] * 2)
+    assert (stage.usage.calls, stage.usage.cost_usd, stage.saved.calls) == (2, 1.0, 1)
+    usages = [(one.attempts, one.usage.cost_usd) for one in outcomes.values()]
+    assert usages == [(2, 1.0), (0, 0.0)]
 
 
 def test_nothing_is_taken_or_kept_without_the_cache(fleet):
