@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fanout.inputs.documents import Chunks, Notify
     from fanout.runs.results import Output
 
-__all__ = ["Trial", "begin_trial", "trial_of"]
+__all__ = ["Trial", "begin_trial", "spec_of_trial", "trial_of"]
 
 # What concerns the input that was read, and the aggregate, which a trial does not make.
 _LEFT_OUT = (
@@ -108,15 +108,8 @@ def begin_trial(
     numbered: Iterable[Any] = estimator.documents(source)
     # The whole sample is kept: a second reading of the input might differ.
     picked: list[Any] = list(sampled(numbered, size, seed=spec.seed or 0, again=None))
-    kept = {name: getattr(spec, name) for name in RunSpec.model_fields if name not in _LEFT_OUT}
-    bare = RunSpec.model_construct(**kept)
-    left_out = {name: getattr(bare, name) for name in _LEFT_OUT}
-    # What its own texts would show must not change the layout of its prompts.
-    left_out["tokenizer"] = spec.tokenizer or bytes_tokenizer(BYTES_PER_TOKEN)
-    own = spec.model_copy(update=left_out)
-    own.model_fields_set.difference_update(_LEFT_OUT)
     run = client.begin(
-        own,
+        spec_of_trial(spec),
         iter([_document(chunk) for chunk in picked]),
         on_notice=notify,
         on_created=on_created,
@@ -128,6 +121,20 @@ def begin_trial(
         places=estimator.places,
         rpm=spec.rate.requests_per_minute,
     )
+
+
+def spec_of_trial(spec: RunSpec) -> RunSpec:
+    """Return the job of a sample: its calls are those of the job, and there is no more to it."""
+    # The lane ``auto`` goes by the deadline.
+    names = [name for name in _LEFT_OUT if name != "deadline_s" or spec.lane != "auto"]
+    kept = {name: getattr(spec, name) for name in RunSpec.model_fields if name not in names}
+    bare = RunSpec.model_construct(**kept)
+    left_out = {name: getattr(bare, name) for name in names}
+    # What its own texts would show must not change the layout of its prompts.
+    left_out["tokenizer"] = spec.tokenizer or bytes_tokenizer(BYTES_PER_TOKEN)
+    own = spec.model_copy(update=left_out)
+    own.model_fields_set.difference_update(names)
+    return own
 
 
 def _document(chunk: Chunk) -> Document:
