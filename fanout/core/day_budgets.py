@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated
-
-from pydantic import AfterValidator
+from typing import TYPE_CHECKING
 
 from fanout.core.budgets import LEAST_BUDGET, BudgetLimits, is_counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["ALL_MODELS", "CountByModel", "UsdByModel", "day_limits", "matching", "parse_amounts"]
+__all__ = ["ALL_MODELS", "day_limits", "matching", "parse_amounts"]
 
 # All models together.
 ALL_MODELS = "*"
@@ -44,20 +42,6 @@ def parse_amounts(text: str, *, is_whole: bool) -> dict[str, float]:
             raise ValueError(msg)
         amounts[name] = amount
     return amounts
-
-
-def _checked_usd(text: str) -> str:
-    parse_amounts(text, is_whole=False)
-    return text
-
-
-def _checked_count(text: str) -> str:
-    parse_amounts(text, is_whole=True)
-    return text
-
-
-UsdByModel = Annotated[str, AfterValidator(_checked_usd)] | None
-CountByModel = Annotated[str, AfterValidator(_checked_count)] | None
 
 
 def day_limits(usd: str | None, calls: str | None, tokens: str | None) -> dict[str, BudgetLimits]:

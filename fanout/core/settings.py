@@ -22,11 +22,12 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from fanout.core import queue_names, sentinel_url
-from fanout.core.day_budgets import CountByModel, UsdByModel, day_limits
+from fanout.core.day_budgets import day_limits
 from fanout.core.errors import SettingsError
 from fanout.core.field_words import wrong_value
 from fanout.core.redaction import redacted
 from fanout.core.setting_values import MAX_CONCURRENCY, parse_autoscale, state_home
+from fanout.core.settings_fields import CountByModel, UsdByModel  # noqa: TC001 - pydantic reads it
 from fanout.core.store_urls import READ_SCHEMES
 
 if TYPE_CHECKING:
