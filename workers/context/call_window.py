@@ -77,7 +77,10 @@ class CallPlaces:
         # Since the last report.
         self._done = 0
         self._busy_s = 0.0
+        self._refused = 0
         self._refused_at: float | None = None
+        # Whether a refusal says nothing of other calls: some are refused however few there are.
+        self.has_noise = False
         # Moving means: the seconds of a call, and the shares of calls that were refused or timed out.
         self._call_s: float | None = None
         self._refused_share = 0.0
@@ -145,6 +148,7 @@ class CallPlaces:
         """
         if error.kind is ErrorKind.RATE_LIMITED:
             self._refused_share += _ALPHA * (1 - self._refused_share)
+            self._refused += 1
             if not is_paced or self._refused_share > _MANY:
                 self._refused_at = max(began, self._refused_at or began)
                 self._open(timeout_s)
@@ -172,12 +176,14 @@ class CallPlaces:
                 await asyncio.sleep(_REPORT_S if goes_on else 0)
         finally:
             self._keeper, self._share = None, None
+            self.has_noise = False
             self._admit()
 
     async def _report(self) -> bool:
         """Report once; return whether to go on."""
         report, refused_at = self._news(), self._refused_at
         self._done, self._busy_s, self._refused_at = 0, 0.0, None
+        self._refused = 0
         is_idle = not (self.in_flight or self._waiting)
         tell = partial(self._store.report_window, self._model, report)
         told = await ask_store(tell, f"cannot tell the fleet how many calls {self._model} has")
@@ -188,6 +194,7 @@ class CallPlaces:
             return not is_idle
         window, now = told
         before, self._share = self._share, self._part(window, now)
+        self.has_noise = window is not None and window.noise is not None
         if (before is None) != (self._share is None):
             _log.warning(
                 "calls to %s in flight: %s",
@@ -200,6 +207,7 @@ class CallPlaces:
     def _tell_again(self, lost: WindowReport, refused_at: float | None) -> None:
         self._done += lost.done
         self._busy_s += lost.busy_s
+        self._refused += lost.refused
         if self._refused_at is None:
             self._refused_at = refused_at
 
@@ -215,6 +223,7 @@ class CallPlaces:
             waiting=len(self._waiting),
             done=self._done,
             busy_s=self._busy_s,
+            refused=self._refused,
             refused_age_s=(
                 None if self._refused_at is None else max(0.0, self._clock() - self._refused_at)
             ),

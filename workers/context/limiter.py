@@ -194,6 +194,8 @@ class Limiter:
     async def refused(self, model: ModelState, retry_after_s: float | None) -> None:
         """Pause the model for the whole fleet, for as long as its provider asks."""
         await model.pacer.refused()
+        if model.places.has_noise:
+            return
         pause_s = min(MAX_BLOCK_S, _PAUSE_S if retry_after_s is None else retry_after_s)
         model.refused_until = max(model.refused_until, self.clock() + pause_s)
         pause = partial(self._store.pause_model, model.name, pause_s)

@@ -171,8 +171,12 @@ class ModelGate:
         if self._gives_up and error.kind in GIVEN_UP:
             return FailureVerdict(cost=1.0)
         down_s = model.down_s(limiter.clock())
-        # Without a retry-after the pause is short: the branch itself waits longer each time.
-        is_pause = (error.retry_after_s or 0.0) >= _PAUSE_S and not is_odd
+        if model.places.has_noise and error.kind is ErrorKind.RATE_LIMITED:
+            # It says nothing of the calls of others, nor of the next one of this branch.
+            is_pause = error.retry_after_s is None
+        else:
+            # Without a retry-after the pause is short: the branch itself waits longer each time.
+            is_pause = (error.retry_after_s or 0.0) >= _PAUSE_S and not is_odd
         return FailureVerdict(
             cost=self._cost(error, first, counted, is_down=down_s is not None),
             down_s=down_s,

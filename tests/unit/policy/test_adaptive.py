@@ -205,3 +205,66 @@ def test_a_process_that_is_silent_does_not_count():
     assert set(joined.members) == {"b", "c"}
     gone = reported(joined, replace(report("c"), in_flight=0, waiting=0), now=LONG)
     assert set(gone.members) == {"b"}
+
+
+def refused_at(share_of, *, calls, seconds=300):
+    """Run a fleet against a provider that refuses a share of the calls by how many there are at once."""
+    found, carried, seen = CallWindow(size=float(calls), opened_at=LONG, cut_at=LONG), 0.0, []
+    for tick in range(1, seconds * 2):
+        now = LONG + tick / 2
+        size = min(calls, total_of(found, now=now) or calls)
+        carried += size / 2 * share_of(size)
+        refused, carried = int(carried), carried % 1
+        done = max(0, size // 2 - refused)
+        told = report(
+            in_flight=size,
+            waiting=calls - size,
+            done=done,
+            busy_s=float(done),
+            refused=refused,
+            refused_age_s=0.01 if refused else None,
+        )
+        found = reported(found, told, now=now) or found
+        seen.append(found)
+    return seen
+
+
+@pytest.mark.parametrize("share", [0.05, 0.25, 0.4])
+def test_refusals_that_fewer_calls_do_not_lower_are_noise(share):
+    *_, last = seen = refused_at(lambda _size: share, calls=64)
+    assert last.noise == pytest.approx(share, abs=0.05)
+    assert min(found.size for found in seen[200:]) >= 63, "all calls go on"
+
+
+@pytest.mark.parametrize("limit", [6, 20, 40, 60])
+def test_refusals_for_too_many_calls_are_no_noise(limit):
+    seen = refused_at(lambda size: max(0.0, 1 - limit / size), calls=64)
+    assert {found.noise for found in seen} == {None}
+    assert seen[-1].size <= 1.1 * limit + 1
+
+
+def test_a_minute_without_any_success_is_no_noise():
+    """A quota of a minute: calls that follow each other quickly, and then refusals for long."""
+    found = CallWindow(size=64.0, opened_at=LONG, cut_at=LONG, succeeded_at=LONG)
+    for tick in range(1, 1_200):
+        is_open = tick % 120 < 30
+        told = report(
+            done=32 if is_open else 0,
+            busy_s=32.0 if is_open else 0.0,
+            refused=0 if is_open else 1,
+            refused_age_s=None if is_open else 0.01,
+        )
+        found = reported(found, told, now=LONG + tick / 2) or found
+        assert found.noise is None
+
+
+def test_noise_that_grows_or_ends_is_none_any_more():
+    noisy = window(64.0, noise=0.25, done=200, refused=70, succeeded_at=LONG)
+    assert after(noisy, refused_age_s=0.1, refused=1).noise == pytest.approx(0.26, abs=0.01)
+    worse = window(64.0, noise=0.25, done=200, refused=180, succeeded_at=LONG)
+    cut = after(worse, refused_age_s=0.1, refused=1)
+    assert (cut.noise, cut.size) == (None, 48)
+    starved = window(64.0, noise=0.25, succeeded_at=LONG - 9, call_s=1.0)
+    assert after(starved, refused_age_s=0.1, refused=1).noise is None
+    quiet = window(64.0, noise=0.015, done=200, succeeded_at=LONG)
+    assert after(quiet).noise is None

@@ -8,6 +8,7 @@ import errno
 import math
 import random
 import selectors
+from functools import partial
 
 import pytest
 
@@ -508,3 +509,18 @@ def test_after_an_outage_calls_do_not_come_back_all_at_once(fleet):
     fleet.run(fate, branches=300, workers=1, in_flight=100, latency_s=3.0)
     first = min(begun)
     assert sum(at < first + 0.2 for at in begun) < 50
+
+
+@pytest.mark.parametrize("retry_after_s", [None, 1.0])
+def test_refusals_at_random_cost_little_more_than_their_share_of_the_time(fleet, retry_after_s):
+    chance = random.Random(5)
+    refusal = partial(error, ErrorKind.RATE_LIMITED, status=429, retry_after_s=retry_after_s)
+    results = fleet.run(
+        lambda _prompt, _now: refusal() if chance.random() < 0.25 else None,
+        branches=1_000,
+        in_flight=32,
+    )
+    assert [result.kind for result in results.values() if result.kind] == []
+    assert fleet.provider.calls <= 1.4 * 1_000
+    # Without refusals it takes 8 s, and with a pause of the fleet for each of them 650 s.
+    assert fleet.loop.skipped <= 120
