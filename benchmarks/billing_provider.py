@@ -19,9 +19,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import subprocess
 import sys
-import urllib.request
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +28,11 @@ from billing.anthropic_api import AnthropicApi
 from billing.desk import Desk, Options
 from billing.ledger import PRICES, Ledger
 from billing.openai_api import OpenAiApi
+from mock_process import MockProcess
 from provider import LatencyError, latencies
 
 if TYPE_CHECKING:
-    from typing import Self
+    from billing.batch_api import BatchApi
 
 __all__ = ["BillingProvider", "application"]
 
@@ -44,7 +43,7 @@ _MOST_OUTPUT = 64_000
 def application(options: Options) -> web.Application:
     """Return both providers as one application."""
     desk = Desk(options)
-    sides: list[OpenAiApi | AnthropicApi] = [OpenAiApi(desk), AnthropicApi(desk)]
+    sides: list[BatchApi] = [OpenAiApi(desk), AnthropicApi(desk)]
     app = web.Application(client_max_size=_MOST_BYTES)
 
     async def ledger(_request: web.Request) -> web.Response:
@@ -92,27 +91,17 @@ async def _serve(options: Options, host: str, port: int) -> None:
     await asyncio.Event().wait()
 
 
-class BillingProvider:
+class BillingProvider(MockProcess):
     """The providers as a child process that runs for a ``with`` block.
+
+    Its URL is the base URL of Anthropic.
 
     Args:
         options: As for ``billing.desk.Options``.
-
-    Attributes:
-        url: Its URL, without a path: the base URL of Anthropic.
     """
 
     def __init__(self, **options: str | float) -> None:
-        words = [sys.executable, __file__]
-        for name, value in options.items():
-            words += [f"--{name.replace('_', '-')}", str(value)]
-        self._process = subprocess.Popen(
-            words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, start_new_session=True
-        )
-        line = self._process.stdout.readline() if self._process.stdout else b""
-        if not line:
-            raise RuntimeError(f"the provider did not start: exit status {self._process.wait()}")
-        self.url = str(json.loads(line)["url"])
+        super().__init__(__file__, options)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -135,23 +124,6 @@ class BillingProvider:
     def reset(self, *, caches: bool = True) -> None:
         """Empty the ledger, and the caches too."""
         self._ask(f"/reset?caches={'1' if caches else ''}", b"")
-
-    def _ask(self, path: str, data: bytes | None = None) -> Any:
-        with urllib.request.urlopen(self.url + path, data=data, timeout=30) as reply:  # noqa: S310 - our own
-            return json.load(reply)
-
-    def close(self) -> None:
-        """End it."""
-        self._process.kill()
-        self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.close()
 
 
 def _parsed() -> argparse.Namespace:

@@ -23,20 +23,18 @@ import asyncio
 import json
 import math
 import random
-import subprocess
 import sys
-import urllib.request
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
+from mock_process import MockProcess
 from provider_limits import KINDS, TELLS, Quota
 from provider_outages import RESET, SILENCE, Outage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Self
 
 __all__ = ["Connection", "LatencyError", "Plan", "Provider", "latencies"]
 
@@ -420,34 +418,20 @@ async def _serve(plan: Plan, host: str, port: int) -> None:
         server = await listen(bound)
 
 
-class Provider:
+class Provider(MockProcess):
     """The provider as a child process that runs for a ``with`` block.
 
     Args:
         python: The interpreter; it needs uvloop to be fast.
         latency: As for ``latencies``.
         options: Further options, by their names with underscores.
-
-    Attributes:
-        url: Its URL, without a path.
-        pid: Its process id.
     """
 
     def __init__(
         self, python: str = sys.executable, latency: str = "0", **options: float | str
     ) -> None:
         latencies(latency, 0)
-        words = [python, __file__, "--latency", latency]
-        for name, value in options.items():
-            words += [f"--{name.replace('_', '-')}", str(value)]
-        self._process = subprocess.Popen(
-            words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, start_new_session=True
-        )
-        self.pid = self._process.pid
-        line = self._process.stdout.readline() if self._process.stdout else b""
-        if not line:
-            raise RuntimeError(f"the provider did not start: exit status {self._process.wait()}")
-        self.url = str(json.loads(line)["url"])
+        super().__init__(__file__, {"latency": latency, **options}, python=python)
 
     @property
     def base_url(self) -> str:
@@ -456,7 +440,7 @@ class Provider:
 
     def stats(self) -> dict[str, Any]:
         """Return its counters."""
-        return self._ask("/stats")
+        return dict(self._ask("/stats"))
 
     def reset(self) -> None:
         """Reset it."""
@@ -465,23 +449,6 @@ class Provider:
     def fail(self, sort: str, lasts_s: float) -> None:
         """Make it fail for all clients: see provider_outages.py."""
         self._ask(f"/outage?sort={sort}&lasts_s={lasts_s:g}", b"")
-
-    def _ask(self, path: str, data: bytes | None = None) -> dict[str, Any]:
-        with urllib.request.urlopen(self.url + path, data=data, timeout=30) as reply:  # noqa: S310 - our own
-            return dict(json.load(reply))
-
-    def close(self) -> None:
-        """End it."""
-        self._process.kill()
-        self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.close()
 
 
 def _parsed() -> argparse.Namespace:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiohttp import web
 
+from billing.batch_api import BatchApi
 from billing.caches import MarkedCache
 from billing.desk import ApiError, Desk, body_of, model_of, text_of
 from billing.ledger import PRICES, Tokens, count_tokens
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
 
 __all__ = ["AnthropicApi"]
 
@@ -24,7 +22,7 @@ _LASTS_S = {None: 300.0, "5m": 300.0, "1h": 3_600.0}
 _HOUR_S = 3_600.0
 
 
-class AnthropicApi:
+class AnthropicApi(BatchApi):
     """The routes of Anthropic.
 
     Args:
@@ -32,11 +30,8 @@ class AnthropicApi:
     """
 
     def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-        self.forget()
-        self._batches: dict[str, dict[str, Any]] = {}
+        super().__init__(desk)
         self._results: dict[str, bytes] = {}
-        self._running: set[asyncio.Task[None]] = set()
 
     def forget(self) -> None:
         """Empty the cache."""
@@ -45,12 +40,12 @@ class AnthropicApi:
     def routes(self) -> list[web.RouteDef]:
         """Return the routes."""
         return [
-            web.post("/v1/messages", _answering(self._create)),
-            web.post("/v1/messages/batches", _answering(self._open)),
-            web.get("/v1/messages/batches", _answering(self._list)),
-            web.get("/v1/messages/batches/{id}", _answering(self._show)),
-            web.get("/v1/messages/batches/{id}/results", _answering(self._read)),
-            web.post("/v1/messages/batches/{id}/cancel", _answering(self._cancel)),
+            web.post("/v1/messages", self._answering(self._create)),
+            web.post("/v1/messages/batches", self._answering(self._open)),
+            web.get("/v1/messages/batches", self._answering(self._list)),
+            web.get("/v1/messages/batches/{id}", self._answering(self._show)),
+            web.get("/v1/messages/batches/{id}/results", self._answering(self._read)),
+            web.post("/v1/messages/batches/{id}/cancel", self._answering(self._cancel)),
         ]
 
     async def _create(self, request: web.Request) -> web.Response:
@@ -125,9 +120,7 @@ class AnthropicApi:
         }
         self._batches[batch["id"]] = batch
         batch["url"] = f"{request.url.origin()}/v1/messages/batches/{batch['id']}/results"
-        task = asyncio.get_running_loop().create_task(self._run(batch, requests))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        self._start(self._run(batch, requests))
         return web.json_response(_shown(batch))
 
     async def _run(self, batch: dict[str, Any], requests: list[dict[str, Any]]) -> None:
@@ -152,24 +145,11 @@ class AnthropicApi:
         try:
             return {"type": "succeeded", "message": self._message(params, "batch")}
         except ApiError as error:
-            return {"type": "errored", "error": _error(error)}
+            return {"type": "errored", "error": self._error(error)}
 
     async def _list(self, request: web.Request) -> web.Response:
-        every = [_shown(batch) for batch in reversed(self._batches.values())]
-        after = request.query.get("after_id")
-        if after:
-            places = [place for place, batch in enumerate(every, 1) if batch["id"] == after]
-            every = every[places[0] :] if places else []
-        limit = int(request.query.get("limit", "20"))
-        data = every[:limit]
-        return web.json_response(
-            {
-                "data": data,
-                "has_more": len(every) > limit,
-                "first_id": data[0]["id"] if data else None,
-                "last_id": data[-1]["id"] if data else None,
-            }
-        )
+        page = self._page(request, "after_id")
+        return web.json_response({**page, "data": [_shown(batch) for batch in page["data"]]})
 
     async def _show(self, request: web.Request) -> web.Response:
         return web.json_response(_shown(self._batch(request)))
@@ -187,11 +167,9 @@ class AnthropicApi:
             batch["cancel_initiated_at"] = datetime.now(UTC).isoformat()
         return web.json_response(_shown(batch))
 
-    def _batch(self, request: web.Request) -> dict[str, Any]:
-        batch = self._batches.get(request.match_info["id"])
-        if batch is None:
-            raise ApiError(404, "no such batch", "not_found_error")
-        return batch
+    def _error(self, error: ApiError) -> dict[str, Any]:
+        kind = "not_found_error" if error.status == 404 else "invalid_request_error"  # noqa: PLR2004 - not found
+        return {"type": "error", "error": {"type": kind, "message": str(error)}}
 
 
 def _shown(batch: dict[str, Any]) -> dict[str, Any]:
@@ -232,20 +210,3 @@ def _lasts_s(mark: Any) -> float:
     if mark.get("ttl") not in _LASTS_S:
         raise ApiError(400, "cache_control.ttl: must be 5m or 1h")
     return _LASTS_S[mark.get("ttl")]
-
-
-def _error(error: ApiError) -> dict[str, Any]:
-    kind = "not_found_error" if error.status == 404 else "invalid_request_error"  # noqa: PLR2004 - not found
-    return {"type": "error", "error": {"type": kind, "message": str(error)}}
-
-
-def _answering(
-    handle: Callable[[web.Request], Awaitable[web.Response]],
-) -> Callable[[web.Request], Awaitable[web.Response]]:
-    async def answer(request: web.Request) -> web.Response:
-        try:
-            return await handle(request)
-        except ApiError as error:
-            return web.json_response(_error(error), status=error.status)
-
-    return answer

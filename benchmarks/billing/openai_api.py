@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiohttp import web
 
+from billing.batch_api import BatchApi
 from billing.caches import AutomaticCache
 from billing.desk import ApiError, Desk, body_of, model_of, text_of
 from billing.ledger import Tokens, count_tokens
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
 
 __all__ = ["OpenAiApi"]
 
@@ -22,7 +20,7 @@ _MOST_REQUESTS = 50_000
 _WINDOW_S = 24 * 3_600
 
 
-class OpenAiApi:
+class OpenAiApi(BatchApi):
     """The routes of OpenAI.
 
     Args:
@@ -30,11 +28,8 @@ class OpenAiApi:
     """
 
     def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-        self.forget()
+        super().__init__(desk)
         self._files: dict[str, bytes] = {}
-        self._batches: dict[str, dict[str, Any]] = {}
-        self._running: set[asyncio.Task[None]] = set()
 
     def forget(self) -> None:
         """Empty the cache."""
@@ -43,14 +38,14 @@ class OpenAiApi:
     def routes(self) -> list[web.RouteDef]:
         """Return the routes."""
         return [
-            web.post("/v1/chat/completions", _answering(self._chat)),
-            web.post("/v1/files", _answering(self._upload)),
-            web.get("/v1/files/{id}/content", _answering(self._content)),
-            web.delete("/v1/files/{id}", _answering(self._delete)),
-            web.post("/v1/batches", _answering(self._open)),
-            web.get("/v1/batches", _answering(self._list)),
-            web.get("/v1/batches/{id}", _answering(self._show)),
-            web.post("/v1/batches/{id}/cancel", _answering(self._cancel)),
+            web.post("/v1/chat/completions", self._answering(self._chat)),
+            web.post("/v1/files", self._answering(self._upload)),
+            web.get("/v1/files/{id}/content", self._answering(self._content)),
+            web.delete("/v1/files/{id}", self._answering(self._delete)),
+            web.post("/v1/batches", self._answering(self._open)),
+            web.get("/v1/batches", self._answering(self._list)),
+            web.get("/v1/batches/{id}", self._answering(self._show)),
+            web.post("/v1/batches/{id}/cancel", self._answering(self._cancel)),
         ]
 
     async def _chat(self, request: web.Request) -> web.Response:
@@ -165,9 +160,7 @@ class OpenAiApi:
             "metadata": body.get("metadata"),
         }
         self._batches[batch["id"]] = batch
-        task = asyncio.get_running_loop().create_task(self._run(batch, lines))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        self._start(self._run(batch, lines))
         return web.json_response(batch)
 
     async def _run(self, batch: dict[str, Any], lines: list[dict[str, Any]]) -> None:
@@ -196,7 +189,7 @@ class OpenAiApi:
         try:
             status, body = 200, self._completion(line["body"], "batch")
         except ApiError as error:
-            status, body = error.status, _error(error)
+            status, body = error.status, self._error(error)
         return {
             "id": self._desk.next_id("batch_req_"),
             "custom_id": line["custom_id"],
@@ -205,22 +198,7 @@ class OpenAiApi:
         }
 
     async def _list(self, request: web.Request) -> web.Response:
-        every = list(reversed(self._batches.values()))
-        after = request.query.get("after")
-        if after:
-            places = [place for place, batch in enumerate(every, 1) if batch["id"] == after]
-            every = every[places[0] :] if places else []
-        limit = int(request.query.get("limit", "20"))
-        shown = every[:limit]
-        return web.json_response(
-            {
-                "object": "list",
-                "data": shown,
-                "first_id": shown[0]["id"] if shown else None,
-                "last_id": shown[-1]["id"] if shown else None,
-                "has_more": len(every) > limit,
-            }
-        )
+        return web.json_response({"object": "list", **self._page(request, "after")})
 
     async def _show(self, request: web.Request) -> web.Response:
         return web.json_response(self._batch(request))
@@ -231,11 +209,9 @@ class OpenAiApi:
             batch["status"] = "cancelling"
         return web.json_response(batch)
 
-    def _batch(self, request: web.Request) -> dict[str, Any]:
-        batch = self._batches.get(request.match_info["id"])
-        if batch is None:
-            raise ApiError(404, "no such batch", "not_found")
-        return batch
+    def _error(self, error: ApiError) -> dict[str, Any]:
+        kind = "invalid_request_error" if error.status < 429 else "server_error"  # noqa: PLR2004 - too many
+        return {"error": {"message": str(error), "type": kind, "param": None, "code": error.code}}
 
     def _now(self) -> int:
         return int(self._desk.wall_s())
@@ -251,20 +227,3 @@ def _prompt(body: dict[str, Any]) -> bytes:
     for message in messages:
         parts += [f"\n{message.get('role')}: ", text_of(message.get("content"))]
     return "".join(parts).encode()
-
-
-def _error(error: ApiError) -> dict[str, Any]:
-    kind = "invalid_request_error" if error.status < 429 else "server_error"  # noqa: PLR2004 - too many
-    return {"error": {"message": str(error), "type": kind, "param": None, "code": error.code}}
-
-
-def _answering(
-    handle: Callable[[web.Request], Awaitable[web.Response]],
-) -> Callable[[web.Request], Awaitable[web.Response]]:
-    async def answer(request: web.Request) -> web.Response:
-        try:
-            return await handle(request)
-        except ApiError as error:
-            return web.json_response(_error(error), status=error.status)
-
-    return answer

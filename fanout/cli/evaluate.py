@@ -108,11 +108,9 @@ def command(
         options,
         broker_url=broker_url,
         open_out=open_out,
-        report=report,
-        as_json=as_json,
+        delivery=Delivery(report=report, as_json=as_json, scoring=Scoring(threshold=threshold)),
         quiet=quiet,
         is_sure=is_sure,
-        scoring=Scoring(threshold=threshold),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,15 +29,15 @@ from fanout.cli.session import (
     Faults,
     Stop,
     broker_option,
+    client_for,
     enqueued,
     fleet,
     one_object,
     print_json,
+    progress_of,
 )
 from fanout.cli.streaming import StreamPrinter
-from fanout.client.client import Client
 from fanout.core.errors import InputError, SpecError
-from fanout.core.queue_names import NO_CONSUMER
 from fanout.core.settings import load_settings
 from fanout.llm.assets import WEIGHTS, has_runtime, has_weights
 from fanout.system.terminal import print_line
@@ -45,9 +46,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from fanout.cli.delivery import Scoring
     from fanout.cli.destinations import Destination
+    from fanout.client.client import Client
     from fanout.client.run import Run
+    from fanout.core.settings import Settings
     from fanout.core.spec import RunSpec
 
 __all__ = ["JOB_EPILOG", "carry_out", "report_option", "run", "submit", "sure_option"]
@@ -121,8 +123,7 @@ def run(
         is_sure=is_sure,
         broker_url=broker_url,
         open_out=open_out,
-        report=report,
-        as_json=as_json,
+        delivery=Delivery(report=report, as_json=as_json),
         quiet=quiet,
         is_streamed=is_streamed,
     )
@@ -134,12 +135,10 @@ def carry_out(
     *,
     broker_url: str | None,
     open_out: Callable[[RunSpec], AbstractContextManager[Destination | None]],
-    report: Path | None,
-    as_json: bool,
+    delivery: Delivery,
     quiet: bool,
     is_streamed: bool = False,
     is_sure: bool = False,
-    scoring: Scoring | None = None,
 ) -> int:
     """Run a job to its end, deliver its answer, or how good it is, and return the exit status.
 
@@ -148,26 +147,15 @@ def carry_out(
         options: The options of the job.
         broker_url: The fleet's server; None takes the configured one, or an embedded fleet.
         open_out: Opens what ``--out`` names.
-        report: The file to write the run to as a web page, too.
-        as_json: Whether to print one JSON object.
+        delivery: Where the answer goes, as far as the command line says it.
         quiet: Whether to show no progress.
         is_streamed: Whether to print each branch as soon as it has ended.
         is_sure: Whether not to ask, however much it costs.
-        scoring: How to evaluate the answers; None delivers them.
     """
     settings = load_settings(broker_url=broker_url)
     spec = job_spec(inputs, options, settings)
-    if scoring is not None and not spec.labels:
-        raise SpecError("is required: which column has the right answers?", field="--label")
-    if report is not None:
-        _require_writable(report)
-        require_no_input([report], spec, "--report")
-    # Without a broker, the client starts a worker itself: no hint to start one.
-    progress = Progress(
-        is_quiet=quiet,
-        is_plain=is_streamed and sys.stdout.isatty(),
-        idle="" if settings.broker_url is None else NO_CONSUMER,
-    )
+    _require_deliverable(spec, delivery)
+    progress = progress_of(settings, is_quiet=quiet, is_plain=is_streamed and sys.stdout.isatty())
     stop = Stop(progress)
     with ExitStack() as stack:
         # First: a signal must not leave an unfinished file.
@@ -176,34 +164,58 @@ def carry_out(
             out = stack.enter_context(open_out(spec))
         with in_words(inputs, options):
             require_room_for_rows(out, spec)
-        concurrency = spec.max_workers if settings.broker_url is None else None
-        client = stack.enter_context(Client(broker_url, concurrency=concurrency))
-        with in_words(inputs, options):
-            if not estimate.is_agreed(client, spec, settings, progress, is_sure=is_sure):
-                return FAILURE
-        if "local" in spec.all_models and settings.broker_url is None and has_runtime():
-            progress.note(_local_note(settings.cache_dir))
+        client = stack.enter_context(client_for(spec, settings, broker_url))
         stream = stack.enter_context(StreamPrinter()) if is_streamed else None
         with in_words(inputs, options):
-            run = _submit(
-                client, spec, progress, stop, on_run=None if stream is None else stream.begin
-            )
+            run = _begin(client, spec, settings, progress, stop, stream, is_sure=is_sure)
+        if run is None:
+            return FAILURE
         is_cut = stop.is_set()
         warn_of_room(out, run, progress)
         status = follow(run, progress, should_stop=stop.is_set, has_own_worker=client.is_embedded)
-        delivery = Delivery(
+        delivery = replace(
+            delivery,
             out=out,
             stream=stream,
-            report=report,
-            as_json=as_json,
             is_new=True,
             is_stopped=stop.is_set(),
             is_cut=is_cut,
             is_kept=client.keeps_runs,
-            scoring=scoring,
         )
         exit_status = deliver(run, status, progress, delivery)
     return INTERRUPTED if stop.is_set() else exit_status
+
+
+def _require_deliverable(spec: RunSpec, delivery: Delivery) -> None:
+    """Raise if what is asked for cannot be delivered, before the first paid call.
+
+    Raises:
+        SpecError: There are no labels to evaluate the answers by.
+        InputError: The report cannot be written, or would replace an input.
+    """
+    if delivery.scoring is not None and not spec.labels:
+        raise SpecError("is required: which column has the right answers?", field="--label")
+    if delivery.report is not None:
+        _require_writable(delivery.report)
+        require_no_input([delivery.report], spec, "--report")
+
+
+def _begin(
+    client: Client,
+    spec: RunSpec,
+    settings: Settings,
+    progress: Progress,
+    stop: Stop,
+    stream: StreamPrinter | None,
+    *,
+    is_sure: bool,
+) -> Run | None:
+    """Enqueue a job; return its run, or None if the user does not agree to its cost."""
+    if not estimate.is_agreed(client, spec, settings, progress, is_sure=is_sure):
+        return None
+    if "local" in spec.all_models and settings.broker_url is None and has_runtime():
+        progress.note(_local_note(settings.cache_dir))
+    return _submit(client, spec, progress, stop, on_run=None if stream is None else stream.begin)
 
 
 def _require_dry() -> None:
@@ -217,7 +229,7 @@ def _require_dry() -> None:
 
 
 def _require_writable(report: Path) -> None:
-    """Raise InputError if the report cannot be written, before the first paid call."""
+    """Raise InputError if the report cannot be written."""
     if not os.access(report.parent, os.W_OK | os.X_OK):
         there = "may not be written to" if report.parent.is_dir() else "is no folder"
         raise InputError(f"cannot write to --report {report}: {report.parent} {there}")

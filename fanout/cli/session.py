@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fanout.client.client import Client
     from fanout.client.run import Run
     from fanout.core.settings import Settings
+    from fanout.core.spec import RunSpec
     from fanout.inputs.documents import Notice
     from fanout.stores import RedisStore
 
@@ -36,6 +37,7 @@ __all__ = [
     "any_client",
     "broker_option",
     "broker_store",
+    "client_for",
     "enqueued",
     "fleet",
     "half_stopped",
@@ -45,6 +47,7 @@ __all__ = [
     "one_object",
     "one_run",
     "print_json",
+    "progress_of",
     "run_argument",
     "say",
 ]
@@ -107,6 +110,23 @@ def any_client(broker_url: str | None) -> Iterator[Client]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def client_for(spec: RunSpec, settings: Settings, broker_url: str | None) -> Client:
+    """Return a client for a job; where no broker is configured, it starts a worker of the job's size."""
+    from fanout.client.client import Client
+
+    return Client(broker_url, concurrency=None if settings.broker_url else spec.max_workers)
+
+
+def progress_of(settings: Settings, *, is_quiet: bool, is_plain: bool = False) -> Progress:
+    """Return what shows the progress of a run."""
+    from fanout.cli.progress import Progress
+    from fanout.core.queue_names import NO_CONSUMER
+
+    # Without a broker, the client starts a worker itself: no hint to start one.
+    idle = NO_CONSUMER if settings.broker_url else ""
+    return Progress(is_quiet=is_quiet, is_plain=is_plain, idle=idle)
 
 
 def _stop_signals() -> list[signal.Signals]:

@@ -13,12 +13,18 @@ from fanout.cli.estimate_view import trial_lines
 from fanout.cli.exits import INTERRUPTED
 from fanout.cli.following import follow
 from fanout.cli.options import in_words, job_options, job_spec
-from fanout.cli.progress import Progress
-from fanout.cli.session import EMBEDDED, Faults, Stop, broker_option, one_object, print_json
+from fanout.cli.session import (
+    EMBEDDED,
+    Faults,
+    Stop,
+    broker_option,
+    client_for,
+    one_object,
+    print_json,
+    progress_of,
+)
 from fanout.client.arguments import checked_count
-from fanout.client.client import Client
 from fanout.client.trials import begin_trial, trial_of
-from fanout.core.queue_names import NO_CONSUMER
 from fanout.core.settings import load_settings
 from fanout.runs.rows import stream_row
 from fanout.system.terminal import one_line, print_text
@@ -54,12 +60,11 @@ def command(
     options["sample"] = None
     settings = load_settings(broker_url=broker_url)
     spec = job_spec(inputs, options, settings)
-    progress = Progress(is_quiet=quiet, idle="" if settings.broker_url is None else NO_CONSUMER)
+    progress = progress_of(settings, is_quiet=quiet)
     stop = Stop(progress)
     with ExitStack() as stack:
         stack.enter_context(stop)
-        concurrency = spec.max_workers if settings.broker_url is None else None
-        client = stack.enter_context(Client(broker_url, concurrency=concurrency))
+        client = stack.enter_context(client_for(spec, settings, broker_url))
         faults = Faults(progress)
         with in_words(inputs, options):
             begun = begin_trial(

@@ -56,7 +56,7 @@ def test_a_short_one_says_what_narrows_it():
 def output(chunk, *, cached=False):
     usage = Usage(calls=1, input_tokens=5, output_tokens=17, cost_usd=0.002)
     return SimpleNamespace(
-        chunk=chunk, kind=None, usage=usage, saved=None, cached=cached, elapsed_s=0.1
+        chunk=chunk, kind=None, usage=usage, saved=usage, cached=cached, elapsed_s=0.1
     )
 
 
