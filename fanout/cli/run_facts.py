@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from fanout.cli.speed import Speed
-    from fanout.core.latency import Latency
     from fanout.core.records import ErrorKind, Usage
     from fanout.runs.budget_status import BudgetStatus
     from fanout.runs.status import Status
@@ -62,7 +61,7 @@ def run_rows(status: Status, speed: Speed | None) -> list[Row]:
         "limits": limit_parts(status),
         "budgets": day_parts(status.day_budgets),
         "batches": batch_parts(status),
-        "latency": _latency(status.latency),
+        "latency": _latency(status),
         "usage": _usage(status.usage),
         "cache": saved_parts(status.saved),
         "by model": model_lines(status),
@@ -143,7 +142,11 @@ def _eta(status: Status, speed: Speed) -> list[str]:
     return ["ETA ?"] if status.status is RunStatus.RUNNING and status.total > status.done else []
 
 
-def _latency(latency: Latency) -> list[str]:
+def _latency(status: Status) -> list[str]:
+    latency = status.latency
+    if status.lane == "batch" and not latency.count:
+        # It will have none.
+        return []
     shown = {share: latency.percentile_s(share / 100) for share in (50, 90, 99)}
     return [f"p{share} {'?' if s is None else f'{s:.3g} s'}" for share, s in shown.items()]
 

@@ -75,10 +75,9 @@ class RunAnswers:
         budget = None
         if run.has_budget:
             left = self._store.budget(self.run_id)
-            budget = BudgetStatus.of(left, has_ended=run.has_ended)
-            usage = with_lost_calls(
-                usage, left, has_ended=run.has_ended, is_batched=bool(gathered or batches)
-            )
+            how = {"has_ended": run.has_ended, "is_batched": bool(gathered or batches)}
+            budget = BudgetStatus.of(left, **how)
+            usage = with_lost_calls(usage, left, **how)
         return Status(
             run_id=self.run_id,
             status=run.status,
@@ -106,7 +105,7 @@ class RunAnswers:
             saved=total_saved([stage.saved for stage in stages]),
             budget=budget,
             lane=lane,
-            is_stopping=run.halt is not None and not run.has_ended,
+            is_stopping=run.is_stopping,
             day_budgets=days,
         )
 

@@ -227,6 +227,13 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
         return self.deadline_at is not None and self.read_at >= self.deadline_at
 
     @property
+    def is_stopping(self) -> bool:
+        """Whether its branches are to make no further call, and it has not ended yet."""
+        return not self.has_ended and (
+            self.halt is not None or (self.is_overdue and self.stage == 0)
+        )
+
+    @property
     def last_stage(self) -> int:
         """The highest number that a stage of the run has."""
         return max(self.stage, self.base_stage)

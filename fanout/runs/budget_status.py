@@ -33,6 +33,7 @@ class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
             or were cancelled, those that were in flight on workers that died, and, as long as they
             are there, those in batches.
         reserved: What calls in flight may use.
+        is_batched: Whether calls are in batches, so that their part of ``unsure`` will be known.
         is_used_up: Of the budget of a day: whether calls wait for the next one.
     """
 
@@ -40,10 +41,11 @@ class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
     spent: Amounts
     unsure: Amounts = NO_AMOUNTS
     reserved: Amounts = NO_AMOUNTS
+    is_batched: bool = False
     is_used_up: bool = False
 
     @classmethod
-    def of(cls, state: BudgetState, *, has_ended: bool = False) -> Self:
+    def of(cls, state: BudgetState, *, has_ended: bool = False, is_batched: bool = False) -> Self:
         """Return what is left of a budget; after the end of its run, no call is in flight."""
         unsure = state.unsure + state.held if has_ended else state.unsure
         return cls(
@@ -51,6 +53,7 @@ class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
             spent=state.spent + unsure,
             unsure=unsure + state.guessed,
             reserved=NO_AMOUNTS if has_ended else state.held,
+            is_batched=is_batched,
             is_used_up=state.is_full,
         )
 
@@ -99,16 +102,13 @@ class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
         ]
         text = f"{', '.join(parts)} spent"
         if self.unsure != NO_AMOUNTS:
+            whose = f"{'in batches, or ' if self.is_batched else ''}of which nothing is known"
             some = [
                 amount_words(name, getattr(self.unsure, name))
                 for name in self.limited
                 if getattr(self.unsure, name)
             ]
-            text += (
-                f" (up to {', '.join(some)} of it by calls of which nothing is known)"
-                if some
-                else ""
-            )
+            text += f" (up to {', '.join(some)} of it by calls {whose})" if some else ""
         return text
 
     def day_dict(self) -> dict[str, Any]:

@@ -109,7 +109,7 @@ class Status:
         batches: The batches with calls of the run, as they were a few seconds ago.
         budget: What is left of the run's budget; None without one.
         lane: How its calls are bought: see RunSpec. None if the job cannot be read.
-        is_stopping: Whether it was stopped, and has not ended yet.
+        is_stopping: Whether it was stopped, or its deadline has passed, and it has not ended yet.
         day_budgets: What is left of the budgets of the day that its calls must fit into, by models;
             none once it has ended.
     """

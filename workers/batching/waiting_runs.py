@@ -27,7 +27,6 @@ __all__ = ["WaitingRuns"]
 _PATIENCE_S = 60.0
 _LONG_PATIENCE_S = 600.0
 
-_STOPPING = "the run is stopping, and waits for what this batch has come to"
 
 _log = logging.getLogger(__name__)
 
@@ -192,7 +191,7 @@ class WaitingRuns:
         if run is None:
             self._shown.pop(run_id, None)
             return
-        shown = [_view(batch, run.read_at, is_over=run_id in self.over) for batch in batches]
+        shown = [_view(batch, run.read_at) for batch in batches]
         before = self._shown.get(run_id)
         if shown or before:
             self._store.show_batches(run_id, shown)
@@ -201,12 +200,10 @@ class WaitingRuns:
 
 def _is_over(run: RunRecord | None) -> bool:
     """Return whether the branches of a run are to make no call any more."""
-    return (
-        run is None or run.has_ended or run.halt is not None or (run.is_overdue and run.stage == 0)
-    )
+    return run is None or run.has_ended or run.is_stopping
 
 
-def _view(batch: BatchRecord, now: float, *, is_over: bool) -> RunBatch:
+def _view(batch: BatchRecord, now: float) -> RunBatch:
     is_cancelling = batch.cancelled_at is not None and batch.stage == "submitted"
     return RunBatch(
         number=batch.number,
@@ -215,5 +212,5 @@ def _view(batch: BatchRecord, now: float, *, is_over: bool) -> RunBatch:
         calls=batch.calls,
         answered=batch.answered,
         age_s=round(now - batch.submitted_at, 1) if batch.submitted_at else None,
-        problem=batch.problem or (_STOPPING if is_over else ""),
+        problem=batch.problem,
     )

@@ -124,6 +124,20 @@ def test_a_run_without_them_says_nothing_of_them():
         assert not re.search(r"\blane|batch|budget|cached|wait|stopping:", shown), (name, shown)
 
 
+def test_what_batches_may_use_is_told_from_what_is_never_known():
+    words = "(up to $0.25 of it by calls in batches, or of which nothing is known)"
+    assert words in summary(status(budget=structs.replace(BUDGET, is_batched=True)))
+
+
+def test_a_run_of_batches_has_no_line_for_latencies():
+    shown = [
+        VIEWS["status on a terminal"](status(lane=lane, **fields))
+        for lane in ("realtime", "batch")
+        for fields in ({}, {"latency": Latency(counts={3: 1}, sum_s=0.02)})
+    ]
+    assert ["p50" in text for text in shown] == [True, True, False, True]
+
+
 @pytest.mark.parametrize("fields", [{"day_budgets": {"*": DAY}}, {"is_stopping": True}])
 def test_who_waits_for_the_next_day_or_stops_has_no_eta(fields):
     assert eta_s(status(), Speed(lately=2.0)) == 495
