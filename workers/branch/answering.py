@@ -21,6 +21,7 @@ from fanout.policy.retries import STOPS_RUN
 from workers.branch.asking import Asking
 from workers.branch.consensus import ask_until_certain
 from workers.branch.delivery_ends import BranchHandedBack
+from workers.branch.late_results import count_unused
 from workers.branch.outcomes import outcome_of, unanswered
 from workers.context.inflight import CallStoppedError, StopReason, run_ending
 
@@ -66,6 +67,7 @@ async def answer(
         kind = error.kind or ErrorKind.BAD_REQUEST
         # Another worker may have the model that this one lacks.
         calls.stop_after = FEW if kind in STOPS_RUN else MANY
+        await count_unused(claim, context, calls)
         return unanswered(index, kind, str(error), calls)
 
 

@@ -10,12 +10,10 @@ import msgspec
 from msgspec import structs
 
 from fanout.core.errors import ModelError
-from fanout.core.gathered import LaneRecord
 from fanout.core.lanes import takes_lane
 from fanout.core.model_names import READER_MODEL, takes_seed
 from fanout.llm.answers import validate_json
 from fanout.llm.base import identity_of
-from fanout.llm.batches.base import batches_of
 from fanout.llm.calls import CallResult, complete_with_retries
 from fanout.llm.error_kinds import ALWAYS
 from fanout.llm.prices import price_of
@@ -25,7 +23,8 @@ from fanout.policy.progress import Lesson, Progress
 from fanout.policy.retries import RETRYABLE
 from workers.branch.answer_cache import CachedAnswer
 from workers.branch.asked_models import ended_model, joined, result_of, within, without_call
-from workers.branch.batch_lane import GatheredCalls, PreparedModel
+from workers.branch.gathering import gathered_calls
+from workers.branch.late_results import count_unused
 from workers.context.broken_models import unusable
 from workers.context.fair_line import Turn
 
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from fanout.llm.calls import CallAttempt, CallGate
     from fanout.policy.pricing import Price
     from fanout.policy.progress import CallsSoFar
+    from workers.branch.batch_lane import GatheredCalls
     from workers.branch.claims import Claim
     from workers.context.budgets import BudgetedCalls
     from workers.context.worker_context import WorkerContext
@@ -156,6 +156,9 @@ class Asking:
             result = await self._taught(model, request, retries, before, so_far, gives_up=gives_up)
         except ModelError as error:
             result = unusable(error)
+            usage = await count_unused(self._claim, self._context, self._calls, only=model)
+            if usage is not None:
+                result = structs.replace(result, attempts=1, usage=usage)
         if result.kind is None:
             broken.succeeded(run_id, model)
         elif result.stop_after:
@@ -224,7 +227,17 @@ class Asking:
         gathered, identity = None, identity_of(llm) if spec.cache else None
         price = price_of(model, spec.price)
         if request.lane == "batch":
-            gathered = await self._gathered(model, llm, budgeted, price)
+            gathered, so_far = await gathered_calls(
+                self._claim,
+                self._context,
+                spec,
+                self._calls,
+                model,
+                llm,
+                budgeted=budgeted,
+                price=price,
+                so_far=so_far,
+            )
             if gathered is None:
                 request = structs.replace(request, lane="realtime")
         self._calls.asks(model, request)
@@ -319,7 +332,11 @@ class Asking:
             attempt=partial(self._context.models.broken.attempt, self._stage_id.run_id),
         )
 
+        has_called = False
+
         async def called() -> CallResult:
+            nonlocal has_called
+            has_called = True
             await self._claim.takes_place()
             return await call()
 
@@ -336,6 +353,9 @@ class Asking:
                 # An earlier delivery may have followed the call of another branch.
                 has_waited=gathered is not None and self._claim.has_checkpoint,
             )
+            if gathered is not None and self._claim.has_checkpoint and not has_called:
+                # An earlier delivery may have reserved for its call.
+                await gathered.give_up()
         if result.kind is not None:
             # It may have failed as another one, and ask the next model.
             await self._claim.takes_place()
@@ -346,38 +366,6 @@ class Asking:
     @property
     def _wants_json(self) -> bool:
         return self._stage_id.stage == 0 and self._spec.output_format == "json"
-
-    async def _gathered(
-        self, model: str, llm: LLM, budgeted: BudgetedCalls | None, price: Price | None
-    ) -> tuple[LLM, GatheredCalls] | None:
-        """Return what takes the place of a model in the batch lane; None for calls that are made now."""
-        client = batches_of(llm)
-        if client is None:
-            return None
-        prepared = await self._claim.prepared()
-        run_id = self._stage_id.run_id
-        lane = LaneRecord(model=model, account=getattr(llm, "account", ""))
-        earlier = self._calls.earlier.attempts + len(self._calls.attempts)
-        gate = GatheredCalls(
-            self._claim,
-            client,
-            lane,
-            earlier=earlier,
-            prepared=prepared,
-            place=(self._spec.model, *self._spec.all_models).index(model),
-            price=price,
-            budgeted=budgeted,
-        )
-        if prepared.is_promoted or (
-            self._spec.lane == "auto"
-            # It is paid for.
-            and not gate.has_reply
-            and await self._context.models.late.is_late(run_id)
-        ):
-            if self._claim.has_checkpoint:
-                await gate.give_up()
-            return None
-        return PreparedModel(client, gate), gate
 
     def _window(self, model: str) -> int | None:
         # What the job says of its model need not hold for another one.

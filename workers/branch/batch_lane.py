@@ -92,15 +92,17 @@ class GatheredCalls:
         branch_id, since = self._claim.branch_id, self._prepared.since
         return item_of(branch_id, self._lane.model, self._place, number, since=since)
 
-    async def give_up(self) -> None:
+    async def give_up(self) -> BatchResult | None:
         """Settle what is reserved for the next call, which does not wait for a batch any more.
 
-        What a provider has made of it is in its result.
+        Returns:
+            What a provider has made of it, or may have; None if no batch has made it.
         """
+        result = result_of(self._prepared.result) if self.has_result else None
         if self._budgeted is not None:
-            result = result_of(self._prepared.result) if self.has_result else None
             usage = None if result is None else used_by(result, self._price)
             await self._budgeted.unhold(self._item(self._number + 1), usage)
+        return result
 
     async def enter(self, request: LLMRequest, *, left_s: float) -> float:  # noqa: ARG002 - a gate
         """Let a call go on that has its result, else gather it. See Claim.gather."""

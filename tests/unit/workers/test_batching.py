@@ -8,6 +8,7 @@ import json
 import time
 from collections import Counter
 from contextlib import suppress
+from copy import copy
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import pytest
 from msgspec import structs
 
 from fanout.core.budgets import BudgetLimits
-from fanout.core.errors import LLMError
+from fanout.core.errors import LLMError, ModelError
 from fanout.core.gathered import BatchRecord, LaneRecord, Prepared
 from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.records import NO_CALL, ErrorKind, RunStatus, Usage
@@ -588,6 +589,29 @@ def test_what_is_reserved_for_a_call_that_is_in_no_batch_is_given_back(monkeypat
     fleet.batcher.close()
 
 
+@pytest.mark.parametrize("other", [(), (OTHER,)], ids=["only model", "fallback"])
+def test_a_result_that_no_worker_can_use_counts_and_its_budget_is_settled(monkeypatch, other):
+    fleet = Fleet(monkeypatch, Provider(), count=1, budget={"calls": 9}, fallback=list(other))
+    wait_at_provider(fleet)
+    fleet.provider.is_running = False
+    while not fleet.context.publisher.sent:
+        fleet.beat()
+
+    async def fails(_model):
+        raise ModelError("no key")
+
+    fleet.context.models.get = fails
+    fleet.context.models.made.clear()
+    fleet.finish()
+    asyncio.run(fleet.context.budgets.aclose())
+    [outcome], state = fleet.outcomes.values(), fleet.store.budget(RUN)
+    assert outcome.attempts == outcome.usage.calls == 1
+    assert (state.spent.calls, state.unsure.calls, state.held.calls) == (1, 0, 0)
+    assert outcome.usage.input_tokens == fleet.store.stage(StageId(RUN, 0)).usage.input_tokens
+    assert outcome.usage.input_tokens == 5
+    fleet.batcher.close()
+
+
 def test_an_answer_that_comes_too_late_is_that_of_the_model_that_was_asked(monkeypatch):
     prices = {
         MODEL: {"input_mtok": 1, "output_mtok": 1},
@@ -596,7 +620,8 @@ def test_an_answer_that_comes_too_late_is_that_of_the_model_that_was_asked(monke
     answers = iter([{"error": "content_filter"}, {"text": "answer"}])
     provider = Provider(lambda _: next(answers))
     fleet = Fleet(monkeypatch, provider, count=1, fallback=[OTHER], price=prices)
-    fleet.context.models.made[OTHER] = fleet.context.models.made[MODEL]
+    other = fleet.context.models.made[OTHER] = copy(fleet.context.models.made[MODEL])
+    other.identity = OTHER
     fleet.process()
     for _ in range(9):
         fleet.beat()
@@ -667,7 +692,7 @@ def test_late_branches_of_an_automatic_lane_are_called_at_once(monkeypatch):
 
     async def complete(request):
         called.append((request.prompt, request.lane))
-        return LLMReply(text="now", usage=Usage(calls=1))
+        return LLMReply(text="now", usage=Usage(calls=1, cost_usd=0.25))
 
     fleet.context.models.made[MODEL].complete = complete
     fleet.store._redis.hset("fanout:run:r1", "deadline_at", fleet.store.now() + 900)
@@ -680,12 +705,17 @@ def test_late_branches_of_an_automatic_lane_are_called_at_once(monkeypatch):
     assert sorted(called) == [("t0", "realtime"), ("t1", "realtime")]
     assert {outcome.output for outcome in fleet.outcomes.values()} == {"now"}
     assert fleet.provider.cancelled == ["batch_0"]
-    assert fleet.store.stage(StageId(RUN, 0)).usage.calls == 2
-    assert fleet.store.stage(StageId(RUN, 0)).latency.count == 2
-    # The provider may bill the calls of the batch, too.
+    # The provider may bill the calls of the batch, too: for outcomes, status and budget alike.
     asyncio.run(fleet.context.budgets.aclose())
     state = fleet.store.budget(RUN)
     assert (state.spent.calls, state.unsure.calls) == (4, 0)
+    usage = fleet.store.stage(StageId(RUN, 0)).usage
+    outcomes = [fleet.outcomes[number] for number in range(3)]
+    assert sum(one.usage.calls for one in outcomes) == usage.calls == 4
+    # One of two that are identical takes the answer of the other.
+    assert sum(one.attempts for one in outcomes) == 4
+    assert sum(one.saved.calls for one in outcomes) == 1
+    assert (usage.cost_usd, usage.at_least["cost_usd"]) == (None, 0.5)
     fleet.batcher.close()
 
 
