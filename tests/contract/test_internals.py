@@ -23,6 +23,8 @@ PYTHONS = ("__", "_abc_impl", "_is_protocol")
 # Modules that do their work when they are imported.
 PROGRAMS = {"local_server", "guard", "__main__"}
 OURS = {"fanout", "workers"}
+# It reads the whole file again for each class.
+source_of = cache(inspect.getsource)
 SOURCES = [path for one in sorted(OURS) for path in (ROOT / one).rglob("*.py")]
 
 
@@ -66,9 +68,9 @@ def read_of_themselves():
     for cls, bases in classes():
         if not bases:
             continue
-        used = set(re.findall(r"\bself\.(_[a-z]\w*)", inspect.getsource(cls)))
+        used = set(re.findall(r"\bself\.(_[a-z]\w*)", source_of(cls)))
         for base in bases:
-            known = set(re.findall(r"\b(?:self\.|def )(_[a-z]\w*)", inspect.getsource(base)))
+            known = set(re.findall(r"\b(?:self\.|def )(_[a-z]\w*)", source_of(base)))
             found |= {f"{base.__qualname__}.{name}" for name in used & known}
     return found
 

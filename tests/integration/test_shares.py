@@ -16,7 +16,9 @@ def model(prompt):
     mine = folder / run / f"{{os.getpid()}}-{{time.monotonic_ns()}}"
     mine.touch()
     now = len(list((folder / run).iterdir()))
-    time.sleep({seconds})
+    until = time.monotonic() + {seconds}
+    while time.monotonic() < until and not (folder / "hurry").exists():
+        time.sleep(0.02)
     mine.unlink()
     return str(now)
 """
@@ -34,6 +36,11 @@ def sleeper(functions, tmp_path):
     return write
 
 
+def hurry(tmp_path):
+    """Have no call take long from now on."""
+    (tmp_path / "flight" / "hurry").touch()
+
+
 def submit(client, name, count, **fields):
     spec = make_spec(
         model="functions_under_test:model", prompt=f"{name} {{input}}", reduce="none", **fields
@@ -47,7 +54,7 @@ def most(run):
 
 @pytest.mark.parametrize("pool", ["asyncio", "threads", "prefork"])
 def test_what_waits_for_a_permit_leaves_its_place_to_other_runs(
-    client, start_worker, sleeper, pool
+    client, start_worker, sleeper, tmp_path, pool
 ):
     path = sleeper("capped", "free", seconds=0.2)
     worker = start_worker("--concurrency", "4", PYTHONPATH=path, FANOUT_POOL=pool)
@@ -63,12 +70,13 @@ def test_what_waits_for_a_permit_leaves_its_place_to_other_runs(
     worker.stop()
     assert client.fleet().window.permits_used == 0, "a worker that stops gives them back"
     assert "HandedBackError" not in worker.log.read_text(), "to wait for a permit is no fault"
+    hurry(tmp_path)
     start_worker("--concurrency", "4", PYTHONPATH=path, FANOUT_POOL=pool)
     assert capped.wait(60).succeeded == 60
     assert most(capped) == 1
 
 
-def test_the_permits_of_a_worker_that_was_killed_come_back(client, start_worker, sleeper):
+def test_the_permits_of_a_worker_that_was_killed_come_back(client, start_worker, sleeper, tmp_path):
     path = sleeper("r", seconds=0.3)
     options = {"PYTHONPATH": path, "FANOUT_VISIBILITY_TIMEOUT_S": "6"}
     doomed = start_worker("--concurrency", "8", **options)
@@ -76,6 +84,7 @@ def test_the_permits_of_a_worker_that_was_killed_come_back(client, start_worker,
     wait_for(lambda: run.status().done > 8, "the first worker has the permits")
     other = start_worker("--concurrency", "8", **options)
     doomed.kill()
+    hurry(tmp_path)
     assert run.wait(90).succeeded == 150
     assert other.process.poll() is None
     assert client.fleet().window.permits_used == 0, "and all are given back"
