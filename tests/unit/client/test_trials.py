@@ -10,7 +10,7 @@ from tests.unit.core.test_spec import VALUES, job_with
 
 
 @pytest.mark.parametrize("field", VALUES)
-def test_the_job_of_a_trial_can_be_stored_whatever_the_job_has(field):
+def test_the_job_of_a_trial_can_be_stored_with_any_field_of_the_job(field):
     own = spec_of_trial(make_spec(**job_with(field)))
     assert stored_spec(own.model_dump_json()) == own
 
