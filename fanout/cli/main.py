@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+# Net new objects before a collection. With Python's own number, a tenth of the time of a short command goes
+# into looking for garbage among the modules that it loads.
+_YOUNG_OBJECTS = 10_000
+
 # The commands as `--help` lists them: where each is, and what it does. Each is imported when it is
 # used: `--help` should not load Celery.
 _GROUPS = {
@@ -183,6 +187,7 @@ def _fail(kind: type[BaseException], error: BaseException, trace: TracebackType 
 def main() -> None:
     """Run the command line of this process, and exit with its status."""
     sys.excepthook = _fail
+    gc.set_threshold(_YOUNG_OBJECTS, *gc.get_threshold()[1:])
     try:
         status = cli.main(standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt):

@@ -5,6 +5,7 @@ Of each it is asked what is loaded, and never how long that takes: a machine may
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -88,6 +89,20 @@ for name in _COMMANDS:
     modules = loaded(code)
     assert {"fanout.cli.run", "fanout.cli.worker", "fanout.cli.operate"} <= modules
     assert not packages(modules) & HEAVY
+
+
+def test_a_command_hardly_looks_for_garbage_among_what_it_loads(tmp_path):
+    says = (
+        "import atexit, gc, sys; atexit.register(lambda: print(gc.get_stats(), file=sys.stderr))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", says + CLI, "runs"],
+        capture_output=True, text=True, check=True,
+        env={**os.environ, "FANOUT_STATE_DIR": str(tmp_path)},
+    )  # fmt: skip
+    youngest, _, oldest = ast.literal_eval(done.stderr)
+    assert youngest["collections"] < 100, "with Python's own threshold there are 164"
+    assert oldest["collections"] == 0
 
 
 def test_only_what_draws_on_a_terminal_loads_rich():
