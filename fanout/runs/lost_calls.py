@@ -29,14 +29,15 @@ def with_lost_calls(
         is_batched: Whether calls of it are in batches.
     """
     lost = budget.unsure + budget.held if has_ended else budget.unsure
+    is_lost = lost.calls > 0 and not is_batched
     if has_ended:
-        # What a call has used may be reported a moment after its outcome.
-        is_lost = lost.calls > 0 and (budget.spent + lost).calls > usage.calls
-    else:
-        is_lost = lost.calls > 0 and not is_batched
+        # What a call has used may be reported a moment after its outcome. A worker may also die after the
+        # report and before the outcome: the branch then makes its call again.
+        is_lost = (budget.spent + lost).calls > usage.calls
     if not is_lost:
         return usage
     # Of a model that costs nothing, the cost is known.
-    unknown = [name for name in QUANTITIES if name != "cost_usd" or lost.nano_usd]
+    has_cost = lost.nano_usd if lost.calls else budget.spent.nano_usd
+    unknown = [name for name in QUANTITIES if name != "cost_usd" or has_cost]
     found = {name: known for name in unknown if (known := usage.known(name))}
     return structs.replace(usage, **dict.fromkeys(unknown), at_least={**usage.at_least, **found})

@@ -31,6 +31,9 @@ NONE = Amounts()
         # Its use is reported in a moment.
         (SPENT - ONE, NONE, ONE, {"has_ended": True}, False),
         (SPENT - ONE, ONE, ONE, {"has_ended": True}, True),
+        # It was reported, but its worker died before the outcome.
+        (SPENT + ONE, NONE, NONE, {"has_ended": True}, True),
+        (SPENT + ONE, NONE, NONE, {}, False),
     ],
 )
 def test_sums_are_the_least_where_calls_are_lost(spent, unsure, held, fields, is_lost):
