@@ -1,7 +1,7 @@
 """The formats of files: how each is checked and read, and which fields of a job say how.
 
-A new format is a line of ``FORMATS``, a kind in ``files.Kind``, and its file extensions in
-``files.KINDS``.
+A new format is a line of ``FORMATS``, a kind in ``file_kinds.Kind``, and its file extensions in
+``file_kinds.KINDS``.
 """
 
 from __future__ import annotations
@@ -125,22 +125,20 @@ def _table(
     return _in_encoding(rows, name)
 
 
-def _jsonl(
-    file: InputFile, opened: BinaryIO, _checked: None, reading: Reading, indices: Iterator[int]
-) -> Iterator[Document]:
-    column = reading.text_column or DEFAULT_TEXT_COLUMN
-    name = reading.encoding_of(opened)
-    rows = read_jsonl(file.name, reading.as_utf8(opened), indices, column, reading.max_bytes)
-    return _in_encoding(rows, name)
+def _json_rows(
+    read: Callable[[str, BinaryIO, Iterator[int], str, int], Iterator[Document]],
+) -> Callable[[InputFile, Any, Reading, Iterator[int]], Iterator[Document]]:
+    """Return the reader of a format whose rows are JSON objects."""
 
+    def rows(
+        file: InputFile, opened: BinaryIO, _checked: None, reading: Reading, indices: Iterator[int]
+    ) -> Iterator[Document]:
+        column = reading.text_column or DEFAULT_TEXT_COLUMN
+        name = reading.encoding_of(opened)
+        found = read(file.name, reading.as_utf8(opened), indices, column, reading.max_bytes)
+        return _in_encoding(found, name)
 
-def _json(
-    file: InputFile, opened: BinaryIO, _checked: None, reading: Reading, indices: Iterator[int]
-) -> Iterator[Document]:
-    column = reading.text_column or DEFAULT_TEXT_COLUMN
-    name = reading.encoding_of(opened)
-    rows = read_json(file.name, reading.as_utf8(opened), indices, column, reading.max_bytes)
-    return _in_encoding(rows, name)
+    return streamed(rows)
 
 
 def _in_encoding(rows: Iterator[Document], name: str | None) -> Iterator[Document]:
@@ -160,8 +158,8 @@ FORMATS: Mapping[Kind, Format] = {
     "text": Format(streamed(_text), fields=_TEXT),
     "document": Format(_document, fields=_TIMED),
     "table": Format(streamed(_table), _check_table, _TEXT | _ROWS | {"delimiter"}),
-    "jsonl": Format(streamed(_jsonl), fields=_TEXT | _ROWS),
-    "json": Format(streamed(_json), fields=_TEXT | _ROWS),
+    "jsonl": Format(_json_rows(read_jsonl), fields=_TEXT | _ROWS),
+    "json": Format(_json_rows(read_json), fields=_TEXT | _ROWS),
     "parquet": Format(read_parquet, check_parquet, _ROWS),
     "arrow": Format(read_arrow, check_arrow, _ROWS),
     "dataset": Format(read_dataset, check_dataset, _ROWS),

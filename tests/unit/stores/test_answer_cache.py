@@ -6,7 +6,6 @@ import os
 
 import msgspec
 import pytest
-import redis
 
 from fanout.core.kept_answers import AnswerRequest, AnswerSettled, KeptAnswer, SharedFailure
 from fanout.core.records import ErrorKind, Usage
@@ -16,19 +15,6 @@ from fanout.stores.redis.answer_cache import FREE_S
 from tests.fakes import Clock, fake_redis, fake_store, set_server_clock
 
 DAY = 24 * 3600
-
-
-@pytest.fixture(params=["fakeredis", "server", "files"])
-def store(request):
-    match request.param:
-        case "fakeredis":
-            store = fake_store()
-        case "server":
-            store = RedisStore(redis.Redis.from_url(request.getfixturevalue("broker_url")))
-        case "files":
-            store = fake_store(blobs=FileBlobs(str(request.getfixturevalue("tmp_path"))))
-    yield store
-    store.close()
 
 
 def key(number):

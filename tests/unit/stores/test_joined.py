@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-import redis
 
 from fanout.core.gathered import GatherRequest
 from fanout.core.ids import BranchId, ShardId
 from fanout.core.kept_answers import AnswerSettled, KeptAnswer, SharedFailure
 from fanout.core.records import ErrorKind, Outcome, RunStatus
 from fanout.core.state import BeginRequest, RecordRequest
-from fanout.stores import RedisStore
 from fanout.stores.redis import joined
-from tests.fakes import RUN, begin_one, fake_store, make_shard, record_one
+from tests.fakes import RUN, begin_one, make_shard, record_one
 
 GATHER = GatherRequest(
     branch_id=BranchId(RUN, 0, 0, 0),
@@ -23,16 +21,6 @@ GATHER = GatherRequest(
     lane_id="L",
     lane=b'{"model":"m","account":""}',
 )
-
-
-@pytest.fixture(params=["fakeredis", "server"])
-def store(request):
-    if request.param == "fakeredis":
-        store = fake_store()
-    else:
-        store = RedisStore(redis.Redis.from_url(request.getfixturevalue("broker_url")))
-    yield store
-    store.close()
 
 
 KEY = "ab" * 20

@@ -49,7 +49,6 @@ from fanout.policy.admission import in_play_limit
 from fanout.policy.outages import FIRST_PROBE_S, BreakerReply
 from fanout.policy.pricing import Price, priced
 from fanout.stores import RedisStore
-from fanout.stores.blobs import FileBlobs
 from fanout.stores.redis.batch_lanes import RedisBatchLanes
 from fanout.stores.redis.branches import RedisBranches
 from fanout.stores.redis.gathered import RedisGathered
@@ -57,19 +56,6 @@ from fanout.stores.redis.joined import RedisJoined
 from fanout.stores.redis.runs import RedisRuns
 from fanout.stores.redis.stages import RedisStages
 from tests.fakes import RUN, begin_one, fake_store, make_shard, record_one, share_one
-
-
-@pytest.fixture(params=["fakeredis", "server", "files"])
-def store(request):
-    match request.param:
-        case "fakeredis":
-            store = fake_store()
-        case "server":
-            store = RedisStore(redis.Redis.from_url(request.getfixturevalue("broker_url")))
-        case "files":
-            store = fake_store(blobs=FileBlobs(str(request.getfixturevalue("tmp_path"))))
-    yield store
-    store.close()
 
 
 @pytest.fixture

@@ -1,0 +1,23 @@
+"""The stores that what is true of any store is tried on."""
+
+from __future__ import annotations
+
+import pytest
+import redis
+
+from fanout.stores import RedisStore
+from fanout.stores.blobs import FileBlobs
+from tests.fakes import fake_store
+
+
+@pytest.fixture(params=["fakeredis", "server", "files"])
+def store(request):
+    match request.param:
+        case "fakeredis":
+            store = fake_store()
+        case "server":
+            store = RedisStore(redis.Redis.from_url(request.getfixturevalue("broker_url")))
+        case "files":
+            store = fake_store(blobs=FileBlobs(str(request.getfixturevalue("tmp_path"))))
+    yield store
+    store.close()
