@@ -9,6 +9,8 @@ becomes slow gets fewer calls, too, unless that makes none of them faster.
 Some providers refuse calls at random, however few there are. If fewer at once have not lowered the share of
 refused ones, that is noise: the window becomes what it was, and grows, until a larger share is refused.
 
+A provider that takes no calls at all until the next minute has a quota: all calls keep to its pace.
+
 A fleet without refusals has no window, and nothing of this costs it anything.
 """
 
@@ -17,6 +19,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import msgspec
+
+from fanout.policy.minute_quota import UNKNOWN, MinuteQuota, metered
+from fanout.policy.refusal_noise import compared, noisy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,15 +61,10 @@ _USED = 0.9
 _FASTER = 0.9
 # Seconds until a slow provider is tried with fewer calls again.
 _CALM_S = 600.0
-# The share of refused calls that may be noise, and the successes after which it is clear whether fewer
-# calls at once have lowered it.
-_LEAST_NOISE, _MOST_NOISE = 0.02, 0.6
-_CLEAR = 60
-# When noise is looked at again, and how many fewer of the calls may then succeed: else it is none.
-_NOISE_SUCCESSES = 100
-_WORSE = 0.75
 # Refusals for so many seconds, and twice the time of a call, without any success are no noise.
 _STARVED_S = 5.0
+# Seconds in which a quota of a minute shows.
+_METERED_S = 150.0
 # Irrational, so that the fraction of a call spreads evenly over time.
 _GOLDEN = 0.6180339887
 
@@ -95,11 +95,13 @@ class CallWindow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         refused: Calls that were refused since it was last made smaller.
         succeeded_at: When calls last succeeded, and the seconds that one of them took.
         call_s: See there.
+        refused_at: When a call was last refused.
         is_starved: Whether all calls were refused for long since it was last made smaller.
         was: A size that it had, and the share of calls that was refused then.
         since: What has ended since it became smaller than that: successes, refusals, and the sum of the
             sizes at the successes.
         noise: The share of calls that the provider refuses however few there are; None if unknown.
+        quota: What is known of a quota of a minute.
         members: The processes, by name.
     """
 
@@ -117,10 +119,12 @@ class CallWindow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     refused: int = 0
     succeeded_at: float = 0.0
     call_s: float = 0.0
+    refused_at: float = 0.0
     is_starved: bool = False
     was: tuple[float, float] | None = None
     since: tuple[float, float, float] = (0.0, 0.0, 0.0)
     noise: float | None = None
+    quota: MinuteQuota = UNKNOWN
     members: dict[str, Member] = {}
 
 
@@ -166,10 +170,17 @@ def reported(window: CallWindow | None, report: WindowReport, *, now: float) -> 
             calm_until=calm_until,
             succeeded_at=now,
         )
-    joined = _joined(window, report, now)
-    if joined.noise is not None and (noisy := _noisy(joined, joined.noise)) is not None:
-        return _grown(noisy, report.done, now)
-    joined = joined if joined.noise is None else msgspec.structs.replace(joined, noise=None)
+    return _judged_anew(_joined(window, report, now), report, now)
+
+
+def _judged_anew(joined: CallWindow, report: WindowReport, now: float) -> CallWindow | None:
+    """Return a window with a size that suits the counts of a report."""
+    if joined.quota.pace is not None:
+        return joined
+    if joined.noise is not None:
+        if (kept := noisy(joined, joined.noise)) is not None:
+            return _grown(kept, report.done, now)
+        joined = msgspec.structs.replace(joined, noise=None)
     if report.refused_age_s is not None:
         return _cut(joined, began=now - report.refused_age_s, now=now)
     if joined.slow_s is not None and (judged := _judged(joined, now)) is not None:
@@ -193,9 +204,23 @@ def _joined(window: CallWindow, report: WindowReport, now: float) -> CallWindow:
         size += _DECREASE * report.in_flight
     demand = report.in_flight + report.waiting
     passed_s = min(now - window.told_at, _REPORTS_S) if window.told_at else 0.0
-    is_starved = now - window.succeeded_at > _STARVED_S + 2 * window.call_s
+    refused_at = now if report.refused else window.refused_at
+    patience_s = _STARVED_S + 2 * window.call_s
+    # Calls that began before the refusal may still have succeeded after it.
+    is_starved = (
+        demand > 0
+        and now - window.succeeded_at > patience_s
+        and refused_at >= window.succeeded_at - patience_s
+    )
     if demand:
         members[report.process] = Member(demand, now)
+    quota = metered(
+        window.quota, done=report.done, refused=report.refused, is_starved=is_starved, now=now
+    )
+    wanted = sum(member.demand for member in members.values())
+    if quota.pace is not None or (quota.began_at and quota.began_at != window.quota.began_at):
+        # All calls may begin, at the pace of the quota, or to find out how many it takes.
+        size = max(size, wanted)
     return msgspec.structs.replace(
         window,
         size=max(1.0, size),
@@ -204,7 +229,9 @@ def _joined(window: CallWindow, report: WindowReport, now: float) -> CallWindow:
         refused=window.refused + report.refused,
         succeeded_at=now if report.done else window.succeeded_at,
         call_s=report.busy_s / report.done if report.done else window.call_s,
-        is_starved=window.is_starved or (bool(report.refused) and is_starved),
+        is_starved=window.is_starved or is_starved,
+        refused_at=refused_at,
+        quota=quota,
         slices=_sliced(window.slices, now, passed_s, report.busy_s),
         told_at=now,
         members=members,
@@ -234,7 +261,7 @@ def _cut(window: CallWindow, *, began: float, now: float) -> CallWindow:
     size = window.size or 1.0
     if began <= window.cut_at + _BURST_S or window.done < max(_SUCCESSES, _MORE * size):
         return window
-    window = _compared(window)
+    window = compared(window)
     if window.noise is not None:
         return window
     average = _average(window)
@@ -260,69 +287,12 @@ def _cut(window: CallWindow, *, began: float, now: float) -> CallWindow:
     )
 
 
-def _refused_share(window: CallWindow) -> float:
-    ended = window.done + window.refused
-    return window.refused / ended if ended else 0.0
-
-
-def _compared(window: CallWindow) -> CallWindow:
-    """Return the window with what the calls since its last decrease say about its size."""
-    size, share = window.size or 1.0, _refused_share(window)
-    now_is = msgspec.structs.replace(window, was=(size, share), since=(0.0, 0.0, 0.0))
-    if window.is_starved or window.was is None or size >= window.was[0]:
-        return now_is
-    done, refused, sizes = window.since
-    done, refused, sizes = (
-        done + window.done,
-        refused + window.refused,
-        sizes + size * window.done,
-    )
-    if done < _CLEAR:
-        return msgspec.structs.replace(window, since=(done, refused, sizes))
-    before, share_before = window.was
-    share = refused / (done + refused)
-    # What would be refused if the provider had taken as many calls as before, and no more.
-    beyond = max(0.0, 1 - (1 - share_before) * before * done / sizes)
-    if not _LEAST_NOISE <= share <= _MOST_NOISE or share < (share_before + beyond) / 2:
-        return now_is
-    return msgspec.structs.replace(
-        now_is,
-        noise=share,
-        size=before,
-        ceiling=None,
-        over_at=None,
-        done=0,
-        busy_s=0.0,
-        refused=0,
-        was=None,
-    )
-
-
-def _noisy(window: CallWindow, noise: float) -> CallWindow | None:
-    """Return a window whose refusals are noise; None if they are more than that."""
-    if window.is_starved:
-        return None
-    if window.done < max(_NOISE_SUCCESSES, _MORE * (window.size or 1.0)):
-        return window
-    share = _refused_share(window)
-    if share > 1 - _WORSE * (1 - noise):
-        return None
-    mean = (noise + share) / 2
-    return msgspec.structs.replace(
-        window,
-        noise=mean if mean >= _LEAST_NOISE / 2 else None,
-        done=0,
-        busy_s=0.0,
-        refused=0,
-    )
-
-
 def _grown(window: CallWindow, done: int, now: float) -> CallWindow | None:
     """Return the window after calls that succeeded; None if the fleet does not need it."""
     size, demand = window.size or 1.0, sum(one.demand for one in window.members.values())
     ceiling = window.ceiling
     if demand < _USED * size:
-        if window.noise is not None:
+        if window.noise is not None or now - window.quota.began_at < _METERED_S:
             return window
         is_enough = size >= _PROBE * demand and demand >= _USED * (ceiling or 0.0)
         return None if is_enough and now - window.cut_at > _HOLD_S else window

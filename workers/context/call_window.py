@@ -81,6 +81,8 @@ class CallPlaces:
         self._refused_at: float | None = None
         # Whether a refusal says nothing of other calls: some are refused however few there are.
         self.has_noise = False
+        # The calls a minute of the fleet, if its provider has a quota that it does not tell.
+        self.pace: float | None = None
         # Moving means: the seconds of a call, and the shares of calls that were refused or timed out.
         self._call_s: float | None = None
         self._refused_share = 0.0
@@ -176,7 +178,7 @@ class CallPlaces:
                 await asyncio.sleep(_REPORT_S if goes_on else 0)
         finally:
             self._keeper, self._share = None, None
-            self.has_noise = False
+            self.has_noise, self.pace = False, None
             self._admit()
 
     async def _report(self) -> bool:
@@ -195,6 +197,7 @@ class CallPlaces:
         window, now = told
         before, self._share = self._share, self._part(window, now)
         self.has_noise = window is not None and window.noise is not None
+        self.pace = None if window is None else window.quota.pace
         if (before is None) != (self._share is None):
             _log.warning(
                 "calls to %s in flight: %s",

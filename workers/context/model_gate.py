@@ -83,7 +83,7 @@ class ModelGate:
         model, on_wait = self._model, self._on_wait
         now = self._limiter.clock()
         is_free = not model.places.is_bounded and model.is_well(now)
-        if on_wait is None or (is_free and not model.pacer.rates(self._told, now).is_limited):
+        if on_wait is None or (is_free and not model.rates(self._told, now).is_limited):
             return await self._enter(request, left_s)
         leaving = asyncio.get_running_loop().call_later(KEEPS_PLACE_S, self._waits, on_wait)
         try:
@@ -101,7 +101,7 @@ class ModelGate:
         now = came = limiter.clock()
         await model.places.enter(self._turn)
         self._has_place = True
-        rates = self._rates = model.pacer.rates(self._told, now)
+        rates = self._rates = model.rates(self._told, now)
         if rates.is_limited:
             await self._wait_for_slot(request)
         if rates.is_limited or model.places.is_bounded:

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from fanout.core.errors import LLMError
+from fanout.core.rate_limits import Rates
 from fanout.policy.outages import CLOSED, ask, close
 from workers.context.model_health import ModelHealth
 
@@ -68,6 +69,11 @@ class ModelState:
             and self.fleet_until <= now >= self.refused_until
             and self.breaker.opened_at is None
         )
+
+    def rates(self, told: Rates, now: float) -> Rates:
+        """Return the rates to keep to: those of the job, or learnt ones that are lower."""
+        rates, pace = self.pacer.rates(told, now), self.places.pace
+        return rates if pace is None else rates.lower(Rates(requests_per_minute=pace))
 
     def down_s(self, now: float) -> float | None:
         """Return for how many seconds the model has failed for all branches, or None."""
