@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 from tests.scripted_provider import _Server, anthropic_reply, gemini_reply, openai_reply
@@ -59,12 +59,22 @@ class MadeBatch:
         return [custom_id for custom_id, _ in self.items]
 
 
+class Bill(NamedTuple):
+    """An answer that is charged for: how it was bought, the body of its call, and its tokens."""
+
+    lane: str
+    body: dict[str, Any]
+    taken: int
+    given: int
+
+
 class BatchProvider:
     """A provider with batch APIs.
 
     `reply` returns the answer to a prompt, and `item` what becomes of an item by its prompt: None (an
-    answer), "expired", or the status and content of an error. A batch runs for `polls` polls, and
-    while `is_held`. `faults` counts what fails, by name, once for each count:
+    answer), "expired", or the status and content of an error; `single` is the same for a call by itself.
+    `singles` are the bodies of such calls, and `bills` the answers to all. A batch runs for `polls` polls,
+    and while `is_held`. `faults` counts what fails, by name, once for each count:
 
     * upload_cut: the connection closes in the middle of an upload
     * create_failed: HTTP 500, and no batch is made
@@ -84,6 +94,7 @@ class BatchProvider:
     def __init__(self, address: str = "127.0.0.1") -> None:
         self.reply: Callable[[str], str] = lambda prompt: f"re: {prompt}"
         self.item: Callable[[str], str | tuple[int, Any] | None] = lambda _prompt: None
+        self.single: Callable[[str], tuple[int, Any] | None] = lambda _prompt: None
         self.polls = 0
         self.is_held = False
         self.late_s = 0.5
@@ -94,6 +105,8 @@ class BatchProvider:
         self.faults: Counter[str] = Counter()
         self.batches: list[MadeBatch] = []
         self.calls: list[str] = []
+        self.singles: list[dict[str, Any]] = []
+        self.bills: list[Bill] = []
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.files: dict[str, Path] = {}
         self._uploads: dict[str, str] = {}
@@ -227,10 +240,11 @@ class BatchProvider:
                 batch.error_file = file_id
         batch.state = state
 
-    def completion(self, api: str, body: dict[str, Any]) -> dict[str, Any]:
+    def completion(self, api: str, body: dict[str, Any], lane: str = "batch") -> dict[str, Any]:
         prompt = prompt_of(body)
         text = self.reply(prompt)
         taken, given = len(prompt) // 4 + 1, len(text) // 4 + 1
+        self.bills.append(Bill(lane, body, taken, given))
         if api == "openai":
             usage = {"prompt_tokens": taken, "completion_tokens": given}
             return {**openai_reply(text), "model": body["model"], "usage": usage}
@@ -418,12 +432,26 @@ class _Handler(BaseHTTPRequestHandler):
             batch.is_cancelling = True
             self.send(200, view(batch))
 
+    def single(self, api: str) -> None:
+        body = json.loads(self.body())
+        prompt = prompt_of(body)
+        self.provider.calls.append(prompt)
+        self.provider.singles.append(body)
+        fate = self.provider.single(prompt)
+        if fate is not None:
+            self.send(*fate)
+            return
+        is_flex = "flex" in (body.get("service_tier"), body.get("serviceTier"))
+        reply = self.provider.completion(api, body, "flex" if is_flex else "realtime")
+        if is_flex and api == "openai":
+            reply["service_tier"] = "flex"
+        is_told = is_flex and api == "gemini"
+        self.send(200, reply, {"x-gemini-service-tier": "flex"} if is_told else {})
+
     # OpenAI.
 
     def openai_call(self) -> None:
-        body = json.loads(self.body())
-        self.provider.calls.append(prompt_of(body))
-        self.send(200, self.provider.completion("openai", body))
+        self.single("openai")
 
     def openai_upload(self) -> None:
         if self.cut():
@@ -495,9 +523,7 @@ class _Handler(BaseHTTPRequestHandler):
     # Anthropic.
 
     def anthropic_call(self) -> None:
-        body = json.loads(self.body())
-        self.provider.calls.append(prompt_of(body))
-        self.send(200, self.provider.completion("anthropic", body))
+        self.single("anthropic")
 
     def anthropic_create(self) -> None:
         if self.cut():
@@ -549,9 +575,7 @@ class _Handler(BaseHTTPRequestHandler):
     # Gemini.
 
     def gemini_call(self, _model: str) -> None:
-        body = json.loads(self.body())
-        self.provider.calls.append(prompt_of(body))
-        self.send(200, self.provider.completion("gemini", body))
+        self.single("gemini")
 
     def gemini_start(self) -> None:
         self.body()

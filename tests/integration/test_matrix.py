@@ -2,7 +2,7 @@
 
 All runs of a configuration are small and go on at the same time; while they do, workers are killed,
 connections reset and messages lost. Each must end, with an outcome of every branch, and with the
-status that its outcomes give it.
+status that its outcomes give it. Fields that cost money are in test_field_pairs.
 """
 
 from __future__ import annotations
