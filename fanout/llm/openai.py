@@ -308,13 +308,16 @@ def _says_error(completion: _Completion) -> bool:
 def _error_in(completion: _Completion, reply: HttpReply, key: str) -> LLMError | None:
     """Return the error in a completion without an answer, or None."""
     choice = completion.choices[0] if completion.choices else None
+    usage = openai_usage(completion.usage) if isinstance(completion.usage, dict) else None
     if choice is not None and choice.error:
         content: Any = {"error": choice.error}
     elif choice is None or completion.error:
-        content = reply.json()
+        try:
+            content = reply.json()
+        except ValueError as fault:
+            return no_answer("a completion", str(fault), usage)
     else:
         return None
-    usage = openai_usage(completion.usage) if isinstance(completion.usage, dict) else None
     return refused_in_success(content, headers=reply.headers, secrets=(key,), usage=usage)
 
 
