@@ -1,4 +1,4 @@
-"""The sums of a run agree, whatever becomes of its calls: outcomes, stage, models and fleet."""
+"""The sums of a run agree, however its calls end: outcomes, stage, models and fleet."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Bill:
 
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("job", JOBS)
-def test_every_sum_has_what_every_call_was_billed(job, seed):
+def test_every_sum_has_what_the_provider_bills_for_every_call(job, seed):
     store, bill = RedisStore(fake_redis()), Bill(f"{job} {seed}")
     fields = {
         "choices": ("yes", "no"),
