@@ -278,7 +278,11 @@ def test_pairs_of_fields_make_the_calls_that_are_billed(
     root, files = storages(storage)
     for name, value in {**_KEEN, **batches.environment, "FANOUT_STORAGE": root}.items():
         monkeypatch.setenv(name, value)
-    workers = [start_worker("--concurrency", "4", FANOUT_POOL=pool) for pool in pools]
+    # Soon after a death in the middle of a submission its batch is made, if it was not.
+    patches = {"fanout.llm.batches.base:SETTLE_S": 2.0}
+    workers = [
+        start_worker("--concurrency", "4", patches=patches, FANOUT_POOL=pool) for pool in pools
+    ]
     is_killed = every > 1
     failures: dict[str, str] = {}
     rng = random.Random(1)
