@@ -32,6 +32,7 @@ from workers.context.admission import Admission
 from workers.context.answers import Answers
 from workers.context.broken_models import BrokenModels
 from workers.context.budgets import Budgets
+from workers.context.call_plans import CallPlans
 from workers.context.fleet_checks import StorageWatch, VersionGate
 from workers.context.inflight import CallStoppedError, StopReason
 from workers.context.late_runs import LateRuns
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from fanout.core.budgets import BudgetLimits
     from fanout.core.gathered import GatherReply, GatherRequest, Prepared
     from fanout.core.ids import BranchId
     from fanout.core.state import (
@@ -269,6 +271,7 @@ class FakeContext(WorkerContext):
     models: Any
     branches: Any
     budgets: Any
+    call_plans: Any
     admission: Any
     hand_back: Any
     runs: Any
@@ -279,6 +282,11 @@ class FakeContext(WorkerContext):
 
     def keep_learnt(self) -> None:
         self.kept_learnt += 1
+
+    def has_days(self, days: dict[str, BudgetLimits]) -> None:
+        """Give the worker budgets of days."""
+        self.budgets = Budgets(self.store, Calls(), days, process="me", dies_after_s=15)
+        self.call_plans = CallPlans(self.settings, self.budgets)
 
     def __init__(
         self, store: RedisStore | None = None, publisher: Publisher | None = None, **fields: Any
@@ -321,6 +329,7 @@ class FakeContext(WorkerContext):
             "budgets": Budgets(self.store, in_flight, {}, process="me", dies_after_s=15),
             "hand_back": SimpleNamespace(has_begun=False),
         }
+        parts["call_plans"] = CallPlans(settings, parts["budgets"])
         super().__init__(
             settings=settings,
             holder="me",

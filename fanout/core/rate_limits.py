@@ -97,7 +97,12 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_limited(self) -> bool:
         """Whether there is any limit."""
-        return self.requests_per_minute is not None or self.counts_tokens
+        return (
+            self.requests_per_minute is not None
+            or self.tokens_per_minute is not None
+            or self.input_tokens_per_minute is not None
+            or self.output_tokens_per_minute is not None
+        )
 
     @property
     def counts_tokens(self) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -23,6 +22,7 @@ from fanout.llm.sound_replies import sound_error, sound_reply
 from fanout.llm.tries import Tries, message_of
 from fanout.llm.usage import billed, billed_at
 from fanout.policy.outages import judge_alone
+from fanout.policy.pricing import priced
 from fanout.policy.progress import Lesson  # noqa: TC001 - msgspec reads the annotation
 from fanout.policy.retries import stop_after
 
@@ -154,17 +154,25 @@ async def complete_with_retries(
     tries = Tries(
         request, policy, clock(), reasks=max_reasks, window_tokens=window_tokens, so_far=so_far
     )
-    call = partial(_priced_call, llm, timeout_s=timeout_s, price=price)
-    check = partial(checked_answer, shape=request.shape, validate=validate,
-                    max_output_kb=max_output_kb, keeps_cut=keeps_cut)  # fmt: skip
     while True:
-        try:
-            await _enter(gate, tries, clock)
-        except LLMError as error:
-            return _failed(error, tries, clock() - tries.started)
+        arrived, for_rate_s = clock(), 0.0
+        if gate is not None:
+            try:
+                for_rate_s = await gate.enter(tries.request, left_s=tries.left_s(arrived))
+            except LLMError as error:
+                return _failed(error, tries, clock() - tries.started)
+        tries.entered(waited_s=clock() - arrived, for_rate_s=for_rate_s)
         observed = _Observed(tries.number, observe, clock)
         try:
-            text, reply = await _attempt(call, check, tries.request, observed)
+            with observed:
+                reply = observed.reply = await _call(llm, tries.request, timeout_s, price)
+                text = await checked_answer(
+                    reply,
+                    shape=request.shape,
+                    validate=validate,
+                    max_output_kb=max_output_kb,
+                    keeps_cut=keeps_cut,
+                )
         except LLMError as error:
             result, wait_s = await _after_failure(error, observed, tries, gate, clock, rand)
             if result is not None:
@@ -176,26 +184,6 @@ async def complete_with_retries(
             await _left(gate, tries.request, reply, None)
             tries.used.append(reply.usage)
             return _answered(text, reply, request.shape, tries, clock() - tries.started)
-
-
-async def _enter(gate: CallGate | None, tries: Tries, clock: Callable[[], float]) -> None:
-    """Wait until the next call may begin. Raises LLMError if it may not."""
-    arrived, for_rate_s = clock(), 0.0
-    if gate is not None:
-        for_rate_s = await gate.enter(tries.request, left_s=tries.left_s(arrived))
-    tries.entered(waited_s=clock() - arrived, for_rate_s=for_rate_s)
-
-
-async def _attempt(
-    call: Callable[[LLMRequest], Awaitable[LLMReply]],
-    check: Callable[[LLMReply], Awaitable[str]],
-    request: LLMRequest,
-    observed: _Observed,
-) -> tuple[str, LLMReply]:
-    """Return the answer to a call, and the reply that has it. Raises LLMError."""
-    with observed:
-        reply = observed.reply = await call(request)
-        return await check(reply), reply
 
 
 async def _after_failure(
@@ -271,33 +259,31 @@ async def _left(
     return await gate.leave(request, reply, error)
 
 
-async def _priced_call(
-    llm: LLM, request: LLMRequest, timeout_s: float, price: Price | None
+async def _call(
+    llm: LLM, request: LLMRequest, timeout_s: float, price: Price | None = None
 ) -> LLMReply:
     """Return the answer to a call. Its usage, or that of its error, has its cost from here on."""
     try:
-        reply = await _call(llm, request, timeout_s)
-    except LLMError as error:
-        error.usage = billed_at(price, error.kind, error.usage, request.lane)
-        raise
-    usage = billed_at(price, None, reply.usage, reply.lane or request.lane)
-    return reply if usage is reply.usage else msgspec.structs.replace(reply, usage=usage)
-
-
-async def _call(llm: LLM, request: LLMRequest, timeout_s: float) -> LLMReply:
-    try:
-        return sound_reply(await _made(llm, request, timeout_s))
+        reply = sound_reply(await _made(llm, request, timeout_s))
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
         # Nobody cancelled this call, but something that it awaited was cancelled.
-        raise unexpected(error) from error
-    except LLMError:
+        raise _with_cost(unexpected(error), price, request) from error
+    except LLMError as error:
+        _with_cost(error, price, request)
         raise
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         # Also an exit must end its branch, not the worker.
-        raise unexpected(error) from error
+        raise _with_cost(unexpected(error), price, request) from error
+    usage = priced(reply.usage, price, reply.lane or request.lane)
+    return reply if usage is reply.usage else msgspec.structs.replace(reply, usage=usage)
+
+
+def _with_cost(error: LLMError, price: Price | None, request: LLMRequest) -> LLMError:
+    error.usage = billed_at(price, error.kind, error.usage, request.lane)
+    return error
 
 
 async def _made(llm: LLM, request: LLMRequest, timeout_s: float) -> Any:
@@ -315,6 +301,7 @@ async def _made(llm: LLM, request: LLMRequest, timeout_s: float) -> Any:
 def _answered(
     text: str, reply: LLMReply, shape: AnswerShape | None, tries: Tries, elapsed_s: float
 ) -> CallResult:
+    lane = reply.lane or tries.request.lane
     return CallResult(
         output=text,
         kind=None,
@@ -326,14 +313,9 @@ def _answered(
         is_cut=ending(reply.finish_reason) is ErrorKind.TRUNCATED,
         confidence=label_confidence(reply.tokens, shape, text) if reply.tokens and shape else None,
         lesson=tries.lesson(None),
-        lane=_lane(reply, tries),
+        # How it was bought, if anybody asked for another lane than realtime.
+        lane=None if lane == tries.first_lane == "realtime" else lane,
     )
-
-
-def _lane(reply: LLMReply, tries: Tries) -> Lane | None:
-    """Return how an answer was bought; None if nobody asked for another lane than realtime."""
-    lane = reply.lane or tries.request.lane
-    return None if lane == tries.first_lane == "realtime" else lane
 
 
 def _failed(error: LLMError, tries: Tries, elapsed_s: float) -> CallResult:

@@ -42,8 +42,19 @@ def sound_reply(reply: Any) -> LLMReply:
     if not isinstance(text, str):
         name = type(text).__name__
         raise LLMError(ErrorKind.INVALID_OUTPUT, f"the model's text is of type {name}")
+    usage = _usage(reply.usage) or _UNKNOWN
+    if (
+        usage is reply.usage
+        and reply.lane is None
+        and reply.limits is None
+        and (reply.model is None or type(reply.model) is str)
+        and (reply.response_id is None or type(reply.response_id) is str)
+        and (reply.finish_reason is None or type(reply.finish_reason) is str)
+        and type(reply.tokens) is tuple
+    ):
+        return reply
     found = {
-        "usage": _usage(reply.usage) or _UNKNOWN,
+        "usage": usage,
         "model": _text(reply.model),
         "response_id": _text(reply.response_id),
         "finish_reason": _text(reply.finish_reason),

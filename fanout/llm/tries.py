@@ -27,6 +27,7 @@ __all__ = ["Tries", "message_of"]
 _MAX_MESSAGE = 300
 # How a provider refuses an answer length that the model does not support.
 _ROOM_REFUSED = frozenset({ErrorKind.BAD_REQUEST, ErrorKind.CONTEXT_LENGTH})
+_NO_CALLS = CallsSoFar()
 
 
 class Tries:
@@ -42,9 +43,9 @@ class Tries:
         window_tokens: int | None,
         so_far: CallsSoFar | None = None,
     ) -> None:
-        before = so_far or CallsSoFar()
-        turns = tuple(Turn(answer=answer, reply=reply) for answer, reply in before.turns)
+        before = so_far or _NO_CALLS
         if so_far is not None:
+            turns = tuple(Turn(answer=answer, reply=reply) for answer, reply in before.turns)
             room = before.max_tokens or request.max_tokens
             request = structs.replace(request, turns=turns, max_tokens=room)
         self.request = request
@@ -62,7 +63,7 @@ class Tries:
         self._has_more_room = before.has_more_room
         self._room = before.max_tokens
         self._policy = policy
-        self._reasks = reasks - len(turns)
+        self._reasks = reasks - len(before.turns)
         self._window_tokens = window_tokens
         # Counts failures by their cost: a common failure costs less than one of this branch alone.
         self._failures = before.failures

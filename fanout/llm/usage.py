@@ -67,13 +67,27 @@ def cost_usd(value: Any) -> float | None:
 
 def believable(usage: Usage) -> Usage:
     """Return a call's usage with impossible values replaced by None."""
+    if usage.calls == 1 and not usage.at_least and _is_sound(usage):
+        return usage
     sound: dict[str, Any] = {name: token_count(getattr(usage, name)) for name in _TOKENS}
     sound["cost_usd"] = cost_usd(usage.cost_usd)
     _keep_parts_within(sound)
-    is_sound = all(getattr(usage, name) == value for name, value in sound.items())
-    if is_sound and usage.calls == 1 and not usage.at_least:
-        return usage
     return Usage(calls=1, **sound)
+
+
+def _is_sound(usage: Usage) -> bool:
+    """Return whether all values are possible, as nearly always."""
+    prompt, answer, cost = usage.input_tokens, usage.output_tokens, usage.cost_usd
+    cached, written = usage.cached_input_tokens, usage.cache_write_tokens
+    reasoning = usage.reasoning_tokens
+    for tokens in (prompt, cached, written, answer, reasoning):
+        if tokens is not None and not (type(tokens) is int and 0 <= tokens <= _MAX_TOKENS):
+            return False
+    return (
+        (prompt is None or ((cached or 0) <= prompt and (written or 0) <= prompt))
+        and (answer is None or (reasoning or 0) <= answer)
+        and (cost is None or (type(cost) is float and 0 <= cost <= _MAX_USD))
+    )
 
 
 def _keep_parts_within(sound: dict[str, Any]) -> None:

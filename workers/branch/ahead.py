@@ -14,13 +14,20 @@ from workers.context.admission import AdmissionClosedError
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from fanout.core.ids import BranchId
     from workers.context.leads import Lead
     from workers.context.progress import TrackedBranch
     from workers.context.worker_context import WorkerContext
 
-__all__ = ["wait_for_sibling"]
+__all__ = ["has_no_siblings", "wait_for_sibling"]
 
 _ALONE = nullcontext()
+
+
+def has_no_siblings(context: WorkerContext, branch_id: BranchId) -> bool:
+    """Return whether it is known at once that a branch waits for no other one: for most it is."""
+    runs, run_id = context.runs, branch_id.run_id
+    return branch_id.stage > 0 or (runs.specs.known(run_id) is not None and not runs.plan(run_id))
 
 
 async def wait_for_sibling(

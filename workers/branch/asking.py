@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -11,36 +9,25 @@ from msgspec import structs
 
 from fanout.core.errors import ModelError
 from fanout.core.lanes import takes_lane
-from fanout.core.model_names import READER_MODEL, takes_seed
-from fanout.llm.answers import validate_json
-from fanout.llm.base import identity_of
-from fanout.llm.calls import CallResult, complete_with_retries
+from fanout.core.model_names import takes_seed
 from fanout.llm.error_kinds import ALWAYS
-from fanout.llm.prices import price_of
-from fanout.llm.registry import known_context_tokens
 from fanout.policy.fallback import asked_in_turn, falls_back
 from fanout.policy.progress import Lesson, Progress
 from fanout.policy.retries import RETRYABLE
-from workers.branch.answer_cache import CachedAnswer
 from workers.branch.asked_models import ended_model, joined, result_of, within, without_call
-from workers.branch.gathering import gathered_calls
+from workers.branch.calling import ModelCalls, Question
 from workers.branch.late_results import count_unused
 from workers.context.broken_models import unusable
-from workers.context.fair_line import Turn
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Sequence
-    from typing import Any
+    from collections.abc import Sequence
 
     from fanout.core.ids import StageId
     from fanout.core.spec import RetrySpec, RunSpec
-    from fanout.llm.base import LLM, LLMRequest
-    from fanout.llm.calls import CallAttempt, CallGate
-    from fanout.policy.pricing import Price
+    from fanout.llm.base import LLMRequest
+    from fanout.llm.calls import CallResult
     from fanout.policy.progress import CallsSoFar
-    from workers.branch.batch_lane import GatheredCalls
     from workers.branch.claims import Claim
-    from workers.context.budgets import BudgetedCalls
     from workers.context.worker_context import WorkerContext
     from workers.telemetry.reports import Calls
 
@@ -68,6 +55,7 @@ class Asking:
         self._stage_id = stage_id
         self._spec = spec
         self._calls = calls
+        self._model_calls = ModelCalls(claim, context, stage_id, spec, calls)
         self._sample = 0
         # Without the open question: its calls bring their time.
         self._elapsed_s = calls.so_far.elapsed_s
@@ -187,7 +175,8 @@ class Asking:
         async def keep(calls: CallsSoFar) -> None:
             await self._keep(structs.replace(before, model=model, calls=calls))
 
-        result = await self._ask(model, request, retries, so_far, keep, gives_up=gives_up)
+        question = Question(request, retries, so_far, keep, self._sample, gives_up)
+        result = await self._model_calls.ask(model, question)
         if self._spec.certainty is not None:
             self._learn(model, result)
         return result
@@ -210,173 +199,3 @@ class Asking:
     def _is_only(self, model: str) -> bool:
         """Return whether the run can do nothing without a model."""
         return model == self._spec.model and (not self._spec.models or self._stage_id.stage > 0)
-
-    async def _ask(
-        self,
-        model: str,
-        request: LLMRequest,
-        retries: RetrySpec,
-        so_far: CallsSoFar | None,
-        keep: Callable[[CallsSoFar], Awaitable[None]],
-        *,
-        gives_up: bool,
-    ) -> CallResult:
-        spec, models, is_branch = self._spec, self._context.models, self._stage_id.stage == 0
-        llm = models.made.get(model) or await self._made(model)
-        budgeted = self._budgeted(model, llm)
-        gathered, identity = None, identity_of(llm) if spec.cache else None
-        price = price_of(model, spec.price)
-        if request.lane == "batch":
-            gathered, so_far = await gathered_calls(
-                self._claim,
-                self._context,
-                spec,
-                self._calls,
-                model,
-                llm,
-                budgeted=budgeted,
-                price=price,
-                so_far=so_far,
-            )
-            if gathered is None:
-                request = structs.replace(request, lane="realtime")
-        self._calls.asks(model, request)
-        self._calls.is_batched = gathered is not None
-        gate: CallGate
-        wait: Callable[[float], Awaitable[None]] = self._claim.rests
-        observe: Callable[[CallAttempt], None] = partial(self._calls.ended, model)
-        with ExitStack() as gates:
-            if budgeted is not None:
-                observe = gates.enter_context(budgeted).observing(observe)
-            if gathered is not None:
-                # The next call waits for its batch anyway.
-                (llm, gate), wait = gathered, _at_once
-            else:
-                limits = models.limiter.gate(
-                    model,
-                    spec.rate.rates,
-                    gives_up=gives_up,
-                    timeout_s=spec.timeout_s,
-                    turn=Turn(self._stage_id.run_id, spec.priority),
-                    on_wait=self._claim.leaves_place,
-                )
-                # A call that is cancelled does not leave its gate.
-                gate = gates.enter_context(limits)
-                if budgeted is not None:
-                    gate = budgeted.gate(gate)
-                compares = not self._calls.is_by_model
-                gate = self._claim.gate(gate, spec.timeout_s, compares=compares)
-            call = partial(
-                self._completing(model, price),
-                llm,
-                request,
-                policy=retries,
-                gate=gate,
-                observe=observe,
-                so_far=so_far,
-                keep=keep,
-                sleep=wait,
-            )
-            if identity is None or not self._context.answers.is_on:
-                result = call()
-            else:
-                # What a batch has brought is paid for: it is not to be left for a kept answer.
-                calls = None if gathered is None else gathered[1]
-                result = self._cached(identity, request, so_far, call, calls)
-            return await models.in_flight.call(
-                self._stage_id.run_id, result, has_deadline=is_branch
-            )
-
-    def _completing(
-        self, model: str, price: Price | None
-    ) -> Callable[..., Coroutine[Any, Any, CallResult]]:
-        """Return ``complete_with_retries`` as the run wants it for a model."""
-        spec = self._spec
-        return partial(
-            complete_with_retries,
-            timeout_s=spec.timeout_s,
-            max_reasks=spec.max_reasks,
-            keeps_cut=spec.on_truncated == "keep",
-            window_tokens=self._window(model),
-            validate=validate_json if self._wants_json else None,
-            # A document may be larger than an answer.
-            max_output_kb=None if model == READER_MODEL else self._context.settings.max_output_kb,
-            price=price,
-        )
-
-    def _budgeted(self, model: str, llm: LLM) -> BudgetedCalls | None:
-        """Return the budgets that the calls to a model must fit into; None if there are none."""
-        budgets = self._context.budgets
-        if not budgets.applies(self._spec):
-            return None
-        return budgets.calls(self._stage_id, self._spec, model, llm)
-
-    async def _cached(
-        self,
-        identity: str,
-        request: LLMRequest,
-        so_far: CallsSoFar | None,
-        call: Callable[[], Coroutine[Any, Any, CallResult]],
-        gathered: GatheredCalls | None,
-    ) -> CallResult:
-        """Return a kept answer, or the result of calls, whose answer is kept."""
-        cached = CachedAnswer(
-            self._context.answers,
-            identity,
-            request,
-            self._spec,
-            sample=self._sample,
-            wants_json=self._wants_json,
-            max_output_kb=self._context.settings.max_output_kb,
-            so_far=so_far,
-            attempt=partial(self._context.models.broken.attempt, self._stage_id.run_id),
-        )
-
-        has_called = False
-
-        async def called() -> CallResult:
-            nonlocal has_called
-            has_called = True
-            await self._claim.takes_place()
-            return await call()
-
-        if gathered is not None:
-            gathered.key = cached.key.hex()
-        if gathered is not None and gathered.has_result:
-            # It is paid for: it is not to be left for a kept answer.
-            result = await cached.keep(call)
-        else:
-            result = await cached.get(
-                called,
-                self._claim.waits_for_answer,
-                gathers=gathered is not None,
-                # An earlier delivery may have followed the call of another branch.
-                has_waited=gathered is not None and self._claim.has_checkpoint,
-            )
-            if gathered is not None and self._claim.has_checkpoint and not has_called:
-                # An earlier delivery may have reserved for its call.
-                await gathered.give_up()
-        if result.kind is not None:
-            # It may have failed as another one, and ask the next model.
-            await self._claim.takes_place()
-        if cached.settling is not None:
-            self._calls.settling.append(cached.settling)
-        return result
-
-    @property
-    def _wants_json(self) -> bool:
-        return self._stage_id.stage == 0 and self._spec.output_format == "json"
-
-    def _window(self, model: str) -> int | None:
-        # What the job says of its model need not hold for another one.
-        own = self._spec.context_tokens if model == self._spec.model else None
-        return own or known_context_tokens(model)
-
-    async def _made(self, model: str) -> LLM:
-        # Loading a model may take long; the calls then report progress.
-        self._claim.waits()
-        return await self._context.models.get(model)
-
-
-async def _at_once(_seconds: float) -> None:
-    """Wait for nothing."""

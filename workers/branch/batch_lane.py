@@ -51,6 +51,7 @@ class GatheredCalls:
         budgeted: The budgets that the calls must fit into; None for none.
 
     Attributes:
+        client: The batch API of the model.
         key: The key of the answer that the calls are for, in hex; empty if it is not kept. A call follows
             one of another branch with the same key, in place of being made.
     """
@@ -69,7 +70,7 @@ class GatheredCalls:
     ) -> None:
         self._budgeted = budgeted
         self._claim = claim
-        self._client = client
+        self.client = client
         self._lane = lane
         self._number = earlier
         self._prepared = prepared
@@ -119,7 +120,7 @@ class GatheredCalls:
             await self._follow(item, self._budgeted)
             await self._budgeted.hold(item, request)
             joins = "never"
-        line = await self._client.line(item, request)
+        line = await self.client.line(item, request)
         try:
             await self._claim.gather(item, line, self._lane, key=self.key, joins=joins)
         except CallStoppedError:
@@ -149,8 +150,7 @@ class GatheredCalls:
 class PreparedModel:
     """A model whose answers are the results that its gate has found."""
 
-    def __init__(self, client: BatchClient, calls: GatheredCalls) -> None:
-        self._client = client
+    def __init__(self, calls: GatheredCalls) -> None:
         self._calls = calls
 
     async def check(self) -> None:
@@ -164,7 +164,7 @@ class PreparedModel:
         again = _AGAIN.get(result.error.kind) if result.error is not None else None
         if again is not None:
             raise LLMError(*again, usage=NO_USAGE)
-        return self._client.taken(request, result)
+        return self._calls.client.taken(request, result)
 
     async def aclose(self) -> None:
         """See LLM."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from math import ceil
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -37,11 +36,6 @@ if TYPE_CHECKING:
     from workers.context.worker_context import WorkerContext
 
 __all__ = ["Claim"]
-
-# How long a claim lasts beyond the calls of its branch and their waits; and the longest wait for a
-# rate limit or a budget.
-_HOLD_MARGIN_S = 60
-_LONGEST_QUEUE_S = 24 * 3600
 
 _T = TypeVar("_T")
 
@@ -106,24 +100,14 @@ class Claim:
         self._branch.moves(doing, within_s=for_s + self._step_s)
 
     async def _lasts_s(self) -> int:
+        run_id, specs = self._branch_id.run_id, self._context.runs.specs
         try:
-            spec = await self._context.runs.specs(self._branch_id.run_id)
+            spec = specs.known(run_id) or await specs(run_id)
         except (UnknownRunError, StoredDataError):
             # There will be no call.
             return 0
-        may_queue = (
-            spec.rate.rates.is_limited
-            or self._context.budgets.applies(spec)
-            or self._context.models.limiter.holds_back((spec.model, *spec.all_models))
-        )
-        waits_s = _LONGEST_QUEUE_S if may_queue else 0.0
-        # An outage may last this long before the first call, and the calls may take as long again.
-        longest_s = 2 * (spec.retries.max_elapsed_s + spec.timeout_s)
-        # Each model that is asked in turn may make one more call.
-        longest_s += len(spec.fallback) * spec.timeout_s
-        # It may first wait for the calls of an identical branch.
-        longest_s += spec.retries.max_elapsed_s if spec.cache else 0.0
-        return ceil(longest_s + waits_s) + _HOLD_MARGIN_S
+        limiter = self._context.models.limiter
+        return self._context.call_plans.claim_s(run_id, spec, limiter.holds_back)
 
     @property
     def is_sure(self) -> bool:

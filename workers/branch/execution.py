@@ -24,7 +24,7 @@ from fanout.policy.admission import is_draining, is_gathered_up
 from fanout.policy.consensus import AnswersSoFar
 from fanout.runs.enqueue import fleet_window
 from fanout.system.logs import RateLimitFilter, about
-from workers.branch.ahead import wait_for_sibling
+from workers.branch.ahead import has_no_siblings, wait_for_sibling
 from workers.branch.answering import LOST, answer
 from workers.branch.claims import Claim
 from workers.branch.delivery_ends import (
@@ -42,10 +42,10 @@ from workers.telemetry.reports import Calls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from fanout.core.ids import BranchId, ShardId, StageId
     from fanout.core.state import BeginReply
-    from workers.context.leads import Lead
     from workers.context.progress import TrackedBranch
     from workers.context.worker_context import WorkerContext
 
@@ -61,6 +61,8 @@ _PERMIT_PATIENCE_S = 0.5
 _log = logging.getLogger(__name__)
 _input_log = logging.getLogger(f"{__name__}.input")
 _input_log.addFilter(RateLimitFilter(_INPUT_LOG_S))
+
+_ALONE: AbstractContextManager[None] = nullcontext()
 
 
 class BranchFailed(Exception):  # noqa: N818 - Flower shows the name: it should read as a state
@@ -111,10 +113,12 @@ async def process_branch(
     delivery = _Delivery(context, branch, token)
     try:
         # A thread or process is not to wait for another one.
-        sibling = nullcontext() if patience_s else await wait_for_sibling(context, branch)
-        with sibling as delivery.lead:
-            async with Place(context, branch.branch_id.run_id, on_admitted, patience_s) as place:
-                delivery.has_place(place)
+        is_alone = patience_s or has_no_siblings(context, branch.branch_id)
+        sibling = _ALONE if is_alone else await wait_for_sibling(context, branch)
+        with sibling as delivery.claim.lead:
+            place = Place(context, branch.branch_id.run_id, on_admitted, patience_s)
+            # The branch leaves it while it waits for another one.
+            async with place as delivery.claim.place:
                 begun = await delivery.begin()
                 if begun.verdict == "suspect":
                     branch.moves("waits to be alone")
@@ -137,30 +141,17 @@ def _is_of_worker(fault: BaseException) -> bool:
 
 
 class _Delivery:
-    """One delivery of a branch."""
+    """One delivery of a branch, with its claim."""
 
     def __init__(self, context: WorkerContext, branch: TrackedBranch, token: str) -> None:
         self._context = context
         self._branch = branch
         self._id = branch.branch_id
         self._shard_id = self._id.shard_id
-        self._claim = Claim(context, branch, token)
+        self.claim = Claim(context, branch, token)
         # Number of branches in its shard; known when there is an outcome.
         self._size = 0
-        self.begin = self._claim.begin
-
-    @property
-    def lead(self) -> Lead | None:
-        """Its part among the branches whose prompts begin as its own; None if it is alone."""
-        return self._claim.lead
-
-    @lead.setter
-    def lead(self, lead: Lead | None) -> None:
-        self._claim.lead = lead
-
-    def has_place(self, place: Place) -> None:
-        """Note the place, which the branch leaves while it waits for another one."""
-        self._claim.place = place
+        self.begin = self.claim.begin
 
     async def call(self, begun: BeginReply) -> tuple[Outcome, Calls] | None:
         """Make the call; return the outcome and calls, or None if there is nothing to write."""
@@ -183,7 +174,7 @@ class _Delivery:
     async def is_released(self) -> bool:
         """Release the claim; return whether that is done, or is left to a later attempt."""
         try:
-            await self._claim.release()
+            await self.claim.release()
         except BaseException as fault:
             if not _is_of_worker(fault):
                 raise
@@ -212,7 +203,7 @@ class _Delivery:
             RecordRequest(
                 self._id,
                 outcome=outcome,
-                has_checkpoint=self._claim.has_checkpoint,
+                has_checkpoint=self.claim.has_checkpoint,
                 usage_of=usage_of,
             )
         )
@@ -233,20 +224,20 @@ class _Delivery:
         if begun.deliveries != 1:
             await self._restore(calls)
         if begun.verdict in ("halted", "expired"):
-            await count_unused(self._claim, self._context, calls)
+            await count_unused(self.claim, self._context, calls)
             has_called = calls.attempts or calls.earlier.attempts
             when = "before this branch had ended" if has_called else BEFORE_CALL
             kind, message = run_ending(StopReason(begun.verdict), when=when)
             return unanswered(index, kind, message, calls)
         if begun.deliveries > self._context.settings.max_deliveries:
-            await count_unused(self._claim, self._context, calls)
+            await count_unused(self.claim, self._context, calls)
             times = begun.deliveries - 1
             message = f"the worker died {times} times while it ran this branch"
             return unanswered(index, ErrorKind.POISONED, message, calls)
         try:
-            return await answer(self._claim, self._context, self._shard_id, index, calls)
+            return await answer(self.claim, self._context, self._shard_id, index, calls)
         except BranchHandedBack:
-            await self._claim.release()
+            await self.claim.release()
             raise
         except (LostDataError, StorageError) as error:
             is_lost = self._context.storage.is_lost
@@ -262,7 +253,7 @@ class _Delivery:
         try:
             spec = await self._context.runs.specs(self._id.run_id)
             calls.is_by_model = bool(spec.models or spec.fallback)
-            calls.so_far = AnswersSoFar.of(await self._claim.last_checkpoint())
+            calls.so_far = AnswersSoFar.of(await self.claim.last_checkpoint())
             calls.earlier = calls.so_far.with_calls()
         except UnknownRunError:
             # The call finds it out.
@@ -274,7 +265,7 @@ class _Delivery:
         """Give back a branch whose input this worker cannot read: another worker may."""
         self._branch.moves("waits for its input")
         _input_log.warning("given back, as its input is not here: %s", error)
-        await self._claim.release()
+        await self.claim.release()
         # Do not take it again at once.
         await asyncio.sleep(_MISSING_INPUT_S)
 

@@ -62,4 +62,4 @@ async def gathered_calls(
         if result is not None:
             so_far = after_abandoned(calls, model, result, used_by(result, price), so_far)
         return None, so_far
-    return (PreparedModel(client, gate), gate), so_far
+    return (PreparedModel(gate), gate), so_far

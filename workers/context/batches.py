@@ -174,6 +174,10 @@ class LoadingCache(Generic[_Key, _Value]):
                     self._values.popitem(last=False)
         return value
 
+    def known(self, key: _Key) -> _Value | None:
+        """Return the value of ``key`` if it is loaded; this is no use that keeps it."""
+        return self._values.get(key)
+
     async def __call__(self, key: _Key) -> _Value:
         """Return the value of ``key``. Raises what ``load`` raises."""
         try:

@@ -105,8 +105,11 @@ class Limiter:
 
     def holds_back(self, models: Iterable[str]) -> bool:
         """Return whether calls to one of some models may wait long, for limits that were learnt."""
-        known = [self._models[name] for name in models if name in self._models]
-        return any(one.pacer.has_limits or one.places.is_bounded for one in known)
+        for name in models:
+            known = self._models.get(name)
+            if known is not None and (known.pacer.has_limits or known.places.is_bounded):
+                return True
+        return False
 
     async def aclose(self) -> None:
         """End what watches the models; the loop is about to end."""

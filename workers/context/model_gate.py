@@ -82,8 +82,15 @@ class ModelGate:
         """
         model, on_wait = self._model, self._on_wait
         now = self._limiter.clock()
-        is_free = not model.places.is_bounded and model.is_well(now)
-        if on_wait is None or (is_free and not model.rates(self._told, now).is_limited):
+        if not model.places.is_bounded and model.is_well(now):
+            rates = model.rates(self._told, now)
+            if not rates.is_limited:
+                # Nothing holds it back.
+                await model.places.enter(self._turn)
+                self._has_place, self._rates, self._began = True, rates, now
+                self._calls += 1
+                return 0.0
+        if on_wait is None:
             return await self._enter(request, left_s)
         leaving = asyncio.get_running_loop().call_later(KEEPS_PLACE_S, self._waits, on_wait)
         try:
@@ -127,10 +134,11 @@ class ModelGate:
         if error is not None and error.is_shed:
             # Calls in other lanes succeed.
             return FailureVerdict(cost=0.0)
+        now = self._limiter.clock()
         if reply is not None:
-            limiter = self._limiter
-            elapsed_s = limiter.clock() - self._began
-            limiter.ratios.observe(self._model.name, request, reply.usage, elapsed_s=elapsed_s)
+            self._limiter.ratios.observe(
+                self._model.name, request, reply.usage, elapsed_s=now - self._began
+            )
         seen = reply.limits if reply is not None else error.limits if error is not None else None
         if seen is not None:
             await self._model.pacer.saw(seen, began=self._began)
@@ -138,7 +146,7 @@ class ModelGate:
             return await self._failed(error)
         if error is None or error.kind not in _SILENT:
             # Any answer, or a refusal of this prompt, shows that the model is up.
-            model, now = self._model, self._limiter.clock()
+            model = self._model
             model.answered(self._began)
             model.places.succeeded(now - self._began, self._timeout_s)
             model.health.succeeded(began=self._began, now=now, is_first=self._calls == 1)

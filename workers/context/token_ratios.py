@@ -19,7 +19,7 @@ __all__ = ["TokenRatios"]
 
 # After so many calls of this process, one of some is enough.
 _ALL_CALLS = 256
-_ONE_OF = 8
+_ONE_OF = 32
 # What this process has learnt is added to what the fleet knows: one round trip for so many calls that it
 # learnt from, or after so many seconds.
 _CALLS_AT_ONCE = 32
@@ -71,7 +71,7 @@ class TokenRatios:
         """
         if not usage.input_tokens:
             return
-        known = self._known(model)
+        known = self._models.get(model) or self._known(model)
         known.calls += 1
         if known.calls > _ALL_CALLS and known.calls % _ONE_OF:
             return

@@ -18,6 +18,7 @@ from workers.context.admission import Admission
 from workers.context.answers import Answers
 from workers.context.branch_steps import BranchSteps
 from workers.context.budgets import Budgets
+from workers.context.call_plans import CallPlans
 from workers.context.event_loop import LoopThread
 from workers.context.fleet_checks import StorageWatch, VersionGate
 from workers.context.inflight import HandBack
@@ -95,6 +96,7 @@ class WorkerContext:
         runs: The caches of runs.
         branches: The steps that branches share, and their progress.
         budgets: Makes the calls fit into the budgets of runs and of days.
+        call_plans: What the calls of runs need.
         version_gate: Refuses a worker whose wire version differs from its fleet's.
         storage: Pauses a worker that does not see its fleet's storage.
         admission: Decides which waiting branches may make their calls next.
@@ -112,6 +114,7 @@ class WorkerContext:
     runs: RunCaches
     branches: BranchSteps
     budgets: Budgets
+    call_plans: CallPlans
     version_gate: VersionGate
     storage: StorageWatch
     admission: Admission
@@ -187,6 +190,13 @@ def make_context(app: WorkerApp, *, concurrency: int) -> WorkerContext:
         models.in_flight,
         step_s=_STEP_LEASES * settings.visibility_timeout_s,
     )
+    budgets = Budgets(
+        watching,
+        models.in_flight,
+        settings.day_budgets,
+        process=process,
+        dies_after_s=dies_after_s,
+    )
     return WorkerContext(
         settings=settings,
         holder=app.holder,
@@ -195,13 +205,8 @@ def make_context(app: WorkerApp, *, concurrency: int) -> WorkerContext:
         models=models,
         runs=RunCaches(connections.store, ReadyThreads(_LOADERS, "fanout-load")),
         branches=branches,
-        budgets=Budgets(
-            watching,
-            models.in_flight,
-            settings.day_budgets,
-            process=process,
-            dies_after_s=dies_after_s,
-        ),
+        budgets=budgets,
+        call_plans=CallPlans(settings, budgets),
         version_gate=VersionGate(watching, app.holder),
         storage=StorageWatch(watching, settings),
         admission=Admission(

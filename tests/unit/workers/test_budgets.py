@@ -309,7 +309,7 @@ def test_calls_beyond_the_budget_of_a_day_wait_for_the_next_day(monkeypatch, ser
     monkeypatch.setattr("workers.context.budget_account._DAY_POLL_S", 0.05)
     context = FakeContext()
     days = {"fake*": BudgetLimits(calls=2), "openai/*": BudgetLimits(calls=1)}
-    context.budgets = Budgets(context.store, Calls(), days, process="me", dies_after_s=15)
+    context.has_days(days)
     context.write(["a", "b", "c"])
 
     async def pass_midnight():
@@ -347,7 +347,8 @@ TINY = {"fake*": BudgetLimits(tokens=5)}
 
 def test_a_call_that_fits_into_no_day_fails_and_does_not_wait():
     context = FakeContext(max_tokens=100)
-    context.budgets = budgets = Budgets(context.store, Calls(), TINY, process="me", dies_after_s=15)
+    context.has_days(TINY)
+    budgets = context.budgets
     context.write(["a", "b"])
     context.process()
     outcomes = context.store.outcomes(ShardId(RUN, 0, 0)).values()
@@ -466,7 +467,7 @@ def test_the_price_of_a_job_does_not_count_for_the_budget_of_a_day(
     days = {"*": BudgetLimits(nano_usd=10**9)}
     context = FakeContext(model=model, max_tokens=100, **of_job)
     context.models.made = {model: FakeLLM(script=lambda _: reply())}
-    context.budgets = Budgets(context.store, Calls(), days, process="me", dies_after_s=15)
+    context.has_days(days)
     context.write(["a"])
     context.process()
     asyncio.run(context.budgets.aclose())

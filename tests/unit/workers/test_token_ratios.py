@@ -75,7 +75,7 @@ def test_it_learns_and_others_learn_from_it(counting, store):
 
 def test_of_many_calls_some_are_enough(counting, store):
     asyncio.run(see(TokenRatios(counting), 1_280))
-    assert store.token_sums("m").calls == 256 + 1_024 / 8
+    assert store.token_sums("m").calls == 256 + 1_024 / 32
     assert counting.trips <= 14
 
 

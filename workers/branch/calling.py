@@ -1,0 +1,226 @@
+"""Makes the calls of a branch to one model: now or in a batch, within budgets, or from kept answers."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec import structs
+
+from workers.branch.answer_cache import CachedAnswer
+from workers.branch.gathering import gathered_calls
+from workers.context.fair_line import Turn
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+    from typing import Any
+
+    from fanout.core.ids import StageId
+    from fanout.core.spec import RetrySpec, RunSpec
+    from fanout.llm.base import LLM, LLMRequest
+    from fanout.llm.calls import CallAttempt, CallGate, CallResult
+    from fanout.policy.progress import CallsSoFar
+    from workers.branch.batch_lane import GatheredCalls
+    from workers.branch.claims import Claim
+    from workers.context.budgets import BudgetedCalls
+    from workers.context.call_plans import CallPlan
+    from workers.context.worker_context import WorkerContext
+    from workers.telemetry.reports import Calls
+
+__all__ = ["ModelCalls", "Question"]
+
+
+class Question(msgspec.Struct):
+    """A request to one model, and how to ask it.
+
+    Attributes:
+        request: The request.
+        retries: The limits of its calls.
+        so_far: The calls of earlier deliveries; None for none.
+        keep: Gets the calls so far before each further one.
+        sample: The number of the sample: kept answers are those of the same one.
+        gives_up: Whether another model is asked if this one fails for all branches.
+    """
+
+    request: LLMRequest
+    retries: RetrySpec
+    so_far: CallsSoFar | None
+    keep: Callable[[CallsSoFar], Awaitable[None]]
+    sample: int
+    gives_up: bool
+
+
+class ModelCalls:
+    """Makes the calls of one delivery of a branch.
+
+    What the calls of its stage have in common is in their CallPlan; a branch does here only what the
+    job makes use of.
+
+    Args:
+        claim: The right to make the calls.
+        context: The context of this worker process.
+        stage_id: The stage of the branch.
+        spec: The run's spec.
+        calls: Records each call.
+    """
+
+    def __init__(
+        self, claim: Claim, context: WorkerContext, stage_id: StageId, spec: RunSpec, calls: Calls
+    ) -> None:
+        self._claim = claim
+        self._context = context
+        self._stage_id = stage_id
+        self._spec = spec
+        self._calls = calls
+
+    async def ask(self, model: str, question: Question) -> CallResult:
+        """Return the result of the calls to a model.
+
+        Raises:
+            BranchHandedBack: This worker stops.
+            CallStoppedError: The calls were ended early.
+            ModelError: This worker cannot use the model.
+        """
+        context, spec, stage_id = self._context, self._spec, self._stage_id
+        llm = context.models.made.get(model)
+        if llm is None:
+            # Loading a model may take long; the calls then report progress.
+            self._claim.waits()
+            llm = await context.models.get(model)
+        plan = context.call_plans.plan(stage_id, model, llm, spec)
+        budgeted = None
+        if plan.has_budgets:
+            budgeted = context.budgets.calls(stage_id, spec, model, llm)
+        gathered = None
+        if question.request.lane == "batch":
+            gathered, question.so_far = await gathered_calls(
+                self._claim,
+                context,
+                spec,
+                self._calls,
+                model,
+                llm,
+                budgeted=budgeted,
+                price=plan.price,
+                so_far=question.so_far,
+            )
+            if gathered is None:
+                question.request = structs.replace(question.request, lane="realtime")
+        self._calls.asks(model, question.request)
+        self._calls.is_batched = gathered is not None
+        if budgeted is None:
+            return await self._result(plan, question, gathered, None)
+        with budgeted:
+            return await self._result(plan, question, gathered, budgeted)
+
+    async def _result(
+        self,
+        plan: CallPlan,
+        question: Question,
+        gathered: tuple[LLM, GatheredCalls] | None,
+        budgeted: BudgetedCalls | None,
+    ) -> CallResult:
+        spec, models, stage_id = self._spec, self._context.models, self._stage_id
+        observe: Callable[[CallAttempt], None] = partial(self._calls.ended, plan.model)
+        if budgeted is not None:
+            observe = budgeted.observing(observe)
+        limits, from_batch = None, None
+        llm: LLM
+        gate: CallGate
+        if gathered is not None:
+            llm, gate = gathered
+            from_batch = gathered[1]
+        else:
+            llm = plan.llm
+            gate = limits = models.limiter.gate(
+                plan.model,
+                plan.rates,
+                gives_up=question.gives_up,
+                timeout_s=spec.timeout_s,
+                turn=Turn(stage_id.run_id, spec.priority),
+                on_wait=self._claim.leaves_place,
+            )
+            if budgeted is not None:
+                gate = budgeted.gate(limits)
+            gate = self._claim.gate(gate, spec.timeout_s, compares=not self._calls.is_by_model)
+        calls = partial(
+            plan.complete,
+            llm,
+            question.request,
+            policy=question.retries,
+            gate=gate,
+            observe=observe,
+            so_far=question.so_far,
+            keep=question.keep,
+            # In a batch, the next call waits for its own one anyway.
+            sleep=self._claim.rests if gathered is None else _at_once,
+        )
+        if plan.identity is None or not self._context.answers.is_on:
+            result = calls()
+        else:
+            result = self._cached(plan, plan.identity, question, calls, from_batch)
+        try:
+            return await models.in_flight.call(
+                stage_id.run_id, result, has_deadline=stage_id.stage == 0
+            )
+        finally:
+            if limits is not None:
+                # A call that is cancelled does not leave its gate.
+                limits.close()
+
+    async def _cached(
+        self,
+        plan: CallPlan,
+        identity: str,
+        question: Question,
+        calls: Callable[[], Coroutine[Any, Any, CallResult]],
+        gathered: GatheredCalls | None,
+    ) -> CallResult:
+        """Return a kept answer, or the result of calls, whose answer is kept."""
+        cached = CachedAnswer(
+            self._context.answers,
+            identity,
+            question.request,
+            self._spec,
+            sample=question.sample,
+            wants_json=plan.wants_json,
+            max_output_kb=self._context.settings.max_output_kb,
+            so_far=question.so_far,
+            attempt=partial(self._context.models.broken.attempt, self._stage_id.run_id),
+        )
+
+        has_called = False
+
+        async def called() -> CallResult:
+            nonlocal has_called
+            has_called = True
+            await self._claim.takes_place()
+            return await calls()
+
+        if gathered is not None:
+            gathered.key = cached.key.hex()
+        if gathered is not None and gathered.has_result:
+            # It is paid for: it is not to be left for a kept answer.
+            result = await cached.keep(calls)
+        else:
+            result = await cached.get(
+                called,
+                self._claim.waits_for_answer,
+                gathers=gathered is not None,
+                # An earlier delivery may have followed the call of another branch.
+                has_waited=gathered is not None and self._claim.has_checkpoint,
+            )
+            if gathered is not None and self._claim.has_checkpoint and not has_called:
+                # An earlier delivery may have reserved for its call.
+                await gathered.give_up()
+        if result.kind is not None:
+            # It may have failed as another one, and ask the next model.
+            await self._claim.takes_place()
+        if cached.settling is not None:
+            self._calls.settling.append(cached.settling)
+        return result
+
+
+async def _at_once(_seconds: float) -> None:
+    """Wait for nothing."""
