@@ -200,6 +200,8 @@ class Client(ConnectedClient):
             if should_stop is not None and should_stop():
                 raise RunError("the run was stopped before it began")
 
+        for function in spec.functions:
+            connections.preflight(function, check=check, wait=self.is_embedded)
         for model in spec.all_models:
             batches = first_lane(spec.lane) == "batch" and takes_lane(model, "batch")
             connections.preflight(model, check=check, wait=self.is_embedded, batches=batches)

@@ -70,8 +70,19 @@ CONFLICTS = (
     FieldRule(("prompt", "aspects"), ("prompt", "aspects"),
               lambda spec: not (spec.prompt and spec.aspects),
               "prompt: give either prompt or aspects, and not both"),
-    FieldRule((), (), lambda spec: bool(spec.prompt or spec.aspects),
-              "prompt: is required: what to ask of each chunk (or several, named, as aspects)"),
+    FieldRule((), (), lambda spec: bool(spec.prompt or spec.aspects or spec.steps),
+              "prompt: is required: what to ask of each chunk (or several, named, as aspects; or steps)"),
+    FieldRule(("prompt", "aspects", "steps"), ("prompt", "aspects"),
+              lambda spec: not (spec.steps and (spec.prompt or spec.aspects)),
+              "steps: give either steps, or prompt or aspects, and not both"),
+    FieldRule((), (), lambda spec: not spec.step_problem, "output: {spec.step_problem}"),
+    FieldRule((), (), lambda spec: not spec.steps or not (spec.schema or spec.choices),
+              "schema: has no effect with steps; give schema or choices to a step"),
+    FieldRule((), (), lambda spec: not spec.steps or spec.output_format == "text",
+              "output_format: has no effect with steps; give a schema to a step"),
+    FieldRule((), (), lambda spec: not spec.steps or spec.certainty is None,
+              "certainty: asks one question until a majority is certain, and this job has steps; leave "
+              "one of them out"),
     FieldRule((), (), lambda spec: spec.reduce != "llm" or bool(spec.aggregate_prompt),
               "aggregate_prompt: reduce 'llm' needs an aggregate prompt"),
     FieldRule(("reduce", "aggregate_prompt"), ("reduce", "aggregate_prompt"),
@@ -105,7 +116,8 @@ CONFLICTS = (
               lambda spec: not set(spec.fallback) & {spec.model} or len(spec.models) > 1,
               "fallback: {spec.model!r} is the model itself; leave it out, or give another one"),
     FieldRule((), (),
-              lambda spec: all(takes_lane(one, spec.lane) for one in spec.models or (spec.model,)),
+              lambda spec: all(takes_lane(one, spec.lane)
+                               for one in (*(spec.models or (spec.model,)), *spec.step_models)),
               "lane: {spec.named_models} has no lane {spec.lane!r}; leave it out, or choose another "
               "one or another model (batch and auto: openai/, anthropic/, gemini/; flex: openai/, "
               "gemini/)"),
@@ -139,6 +151,13 @@ RULES = (
               lambda spec: spec.reduction == "llm",
               "has no effect with reduce {spec.reduction!r}; leave it out, or give an aggregate "
               "prompt, for a reduce by the model"),
+    FieldRule(("on_rejected",), (),
+              lambda spec: spec.has_judge,
+              "has no effect without a step that judges; leave it out, or give a step judge and criteria"),
+    FieldRule(("output",), (), lambda spec: bool(spec.steps),
+              "has no effect without steps; leave it out"),
+    FieldRule(("prompt_order",), (), lambda spec: not spec.steps,
+              "has no effect with steps; leave it out"),
     FieldRule(("certainty",), ("samples", "model"),
               lambda spec: spec.samples > 1 or len(spec.models) > 1,
               "has no effect on a single answer for each chunk; leave it out, or give samples "
@@ -157,7 +176,8 @@ RULES = (
               lambda spec: not (spec.schema or spec.choices),
               "has no effect with schema or choices, which say more; leave it out"),
     FieldRule(("max_reasks",), ("schema", "choices", "aggregate_schema"),
-              lambda spec: bool(spec.schema or spec.choices or spec.aggregate_schema),
+              lambda spec: bool(spec.schema or spec.choices or spec.aggregate_schema
+                                or any(step.has_shape for step in spec.steps)),
               "has no effect without schema or choices; leave it out, or give one"),
     FieldRule(("retries.base_wait_s", "retries.max_wait_s"), ("max_attempts",),
               lambda spec: spec.retries.max_attempts > 1,

@@ -92,26 +92,26 @@ def _field(name: str, column: str, fields: dict[str, Any] | None, spec: RunSpec)
 
 def _answer_fields(spec: RunSpec) -> dict[str, Any] | None:
     """Return the schemas of the fields of an answer; None if it has none, or they are unknown."""
-    root = None if spec.schema is None else resolved(spec.schema, spec.schema)
+    root = None if spec.answer_schema is None else resolved(spec.answer_schema, spec.answer_schema)
     return (root or {}).get("properties") or None
 
 
 def _may_have_fields(spec: RunSpec) -> bool:
-    if spec.schema is None:
-        return spec.output_format == "json" and not spec.choices
-    kind = resolved(spec.schema, spec.schema).get("type", "object")
+    if spec.answer_schema is None:
+        return spec.output_format == "json" and not spec.answer_choices
+    kind = resolved(spec.answer_schema, spec.answer_schema).get("type", "object")
     return kind == "object" or (isinstance(kind, list) and "object" in kind)
 
 
 def is_boolean(spec: RunSpec, field: str) -> bool:
     """Say whether a field of an answer, or the whole answer, is true, false or null."""
-    if spec.schema is None:
+    if spec.answer_schema is None:
         return False
-    part = spec.schema if field == WHOLE else (_answer_fields(spec) or {}).get(field)
-    one = resolved(part, spec.schema)
+    part = spec.answer_schema if field == WHOLE else (_answer_fields(spec) or {}).get(field)
+    one = resolved(part, spec.answer_schema)
     options = one.get("anyOf") or one.get("oneOf") or [one]
     kinds: set[Any] = set()
     for option in options:
-        kind = resolved(option, spec.schema).get("type")
+        kind = resolved(option, spec.answer_schema).get("type")
         kinds.update(kind if isinstance(kind, list) else [kind])
     return "boolean" in kinds and kinds <= {"boolean", "null"}

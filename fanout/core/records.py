@@ -27,6 +27,7 @@ __all__ = [
     "Outcome",
     "RunStatus",
     "Shard",
+    "StepOutcome",
     "Usage",
     "Variants",
     "share_of",
@@ -306,6 +307,35 @@ def usage_by_model(usages: Iterable[Mapping[str, Usage]]) -> dict[str, Usage]:
     return {model: total_usage(some) for model, some in found.items()}
 
 
+class StepOutcome(_Record, frozen=True, kw_only=True):
+    """How a step of a branch ended: an answer, or an error with its kind.
+
+    Attributes:
+        name: The name of the step.
+        output: Its answer; JSON where it has a schema. None if it failed.
+        round: The number of its answer, from 1: it is asked again where a judge does not pass it.
+        is_json: Whether the answer is JSON, by its schema, or as a function returned it.
+
+    The other fields are those of Outcome.
+    """
+
+    name: str
+    output: str | None = None
+    round: int = 1
+    kind: ErrorKind | None = None
+    message: str | None = None
+    attempts: int = 0
+    usage: Usage = NO_CALL
+    elapsed_s: float = 0.0
+    model: str | None = None
+    finish_reason: str | None = None
+    lane: Lane | None = None
+    is_cut: bool = False
+    confidence: float | None = None
+    saved: Usage = NO_CALL
+    is_json: bool = False
+
+
 class Outcome(_Record, frozen=True, kw_only=True):
     """How a branch ended: an output, or an error with its kind.
 
@@ -330,6 +360,9 @@ class Outcome(_Record, frozen=True, kw_only=True):
         usage_of: The usage by model, if the branch called several.
         saved: What the answers had cost that were kept from earlier calls, and were taken without
             a call: ``calls`` is the number of these answers.
+        steps: The steps of the branch in the order in which they ran, a failed one last; empty if it
+            has a single prompt.
+        is_rejected: Whether a judge did not pass the output.
     """
 
     index: int
@@ -349,6 +382,8 @@ class Outcome(_Record, frozen=True, kw_only=True):
     samples: int = 0
     usage_of: dict[str, Usage] = {}
     saved: Usage = NO_CALL
+    steps: tuple[StepOutcome, ...] = ()
+    is_rejected: bool = False
 
     @property
     def has_latency(self) -> bool:

@@ -53,6 +53,7 @@ from fanout.core.spec_fields import (
 from fanout.core.spec_fields import (
     sheet as as_sheet,
 )
+from fanout.core.steps import StepFields
 
 __all__ = [
     "BudgetSpec",
@@ -68,7 +69,7 @@ SplitName = Literal["none", "lines", "tokens", "markdown", "sentences"]
 ReduceName = Literal["none", "concat", "merge", "vote", "rank", "top", "table", "llm"]
 
 
-class RunSpec(SchemaField, AggregateFields):
+class RunSpec(SchemaField, AggregateFields, StepFields):
     """One fan-out / fan-in job.
 
     Attributes:
@@ -104,6 +105,10 @@ class RunSpec(SchemaField, AggregateFields):
         prompt_order: Where the text of a chunk stands in prompts: ``as_written``,
             ``document_first``, or ``auto``: first where several aspects share it and a provider's
             cache makes that cheaper; see ``fanout.inputs.prompt_layout``.
+        steps: Several calls in place of ``prompt``, each with its own: see ``fanout.core.steps``.
+        output: The step whose answer is the output; None is the last one that ran, judges aside.
+        on_rejected: What an answer is that a judge did not pass in its last round: ``keep``, an output,
+            which is marked, or ``fail``, a failure (kind ``invalid_output``).
         samples: The number of answers for each chunk and aspect.
         certainty: The probability (0.5 to 1) that the majority is the true one, at which a chunk and
             aspect is asked no further: ``samples`` and ``models`` then make one branch, which asks
@@ -270,9 +275,9 @@ class RunSpec(SchemaField, AggregateFields):
 
     @property
     def prompts(self) -> dict[str | None, str]:
-        """The branch templates by aspect; the single prompt has the aspect None."""
-        if self.prompt:
-            return {None: self.prompt}
+        """The branch templates by aspect; the single prompt, or that of steps, has the aspect None."""
+        if self.prompt or self.steps:
+            return {None: self.prompt or ""}
         return {name: template for name, template in self.aspects.items()}  # noqa: C416 - widens
 
     @property
@@ -289,6 +294,22 @@ class RunSpec(SchemaField, AggregateFields):
             aspects=self.aspect_names, models=self.models or (self.model,), samples=self.samples
         )
 
+    @cached_property
+    def answer_schema(self) -> dict[str, Any] | None:
+        """The JSON Schema of outputs: that of the steps that give them, if they have the same one."""
+        if not self.steps:
+            return self.schema
+        found = [step.answer_schema for step in self.final_steps]
+        return found[0] if found and all(one == found[0] for one in found) else None
+
+    @cached_property
+    def answer_choices(self) -> tuple[str, ...]:
+        """The labels of which outputs are one: those of the steps that give them."""
+        if not self.steps:
+            return self.choices
+        found = [step.choices for step in self.final_steps]
+        return tuple(dict.fromkeys(one for some in found for one in some)) if all(found) else ()
+
     @property
     def label_problem(self) -> str | None:
         """Why the labels do not fit the answers; None if they do."""
@@ -302,7 +323,13 @@ class RunSpec(SchemaField, AggregateFields):
     @property
     def all_models(self) -> tuple[str, ...]:
         """All models that a run may call, each once: those that are asked first, then the others."""
-        return tuple(dict.fromkeys((*(self.models or (self.model,)), *self.fallback)))
+        first = self.models or (self.model,)
+        return tuple(dict.fromkeys((*first, *self.step_models, *self.fallback)))
+
+    @property
+    def is_by_model(self) -> bool:
+        """Whether branches of the map ask several models."""
+        return bool(self.models or self.fallback or self.step_models)
 
     @property
     def _single_model(self) -> tuple[str | None, ...]:

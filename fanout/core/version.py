@@ -11,4 +11,5 @@ __all__ = ["WIRE_VERSION"]
 #   4: columns of rows have their types.
 #   5: a chunk has a branch for each model.
 #   6: usage counts cached, written and reasoning tokens, and has the known part of what is unknown.
-WIRE_VERSION = 6
+#   7: branches may have steps.
+WIRE_VERSION = 7

@@ -54,7 +54,7 @@ def likely_typos(spec: RunSpec, columns: frozenset[str]) -> Iterator[str]:
         spec: The job.
         columns: The columns of its input. Without any, a name can only be meant as a field.
     """
-    if not columns or spec.schema is not None or spec.output_format == "json":
+    if not columns or spec.answer_schema is not None or spec.output_format == "json":
         return
     for field, part, _ in _parts(spec):
         if part.sources == ("answer", "column") and part.key not in columns:
@@ -74,7 +74,7 @@ def _parts(spec: RunSpec) -> list[tuple[str, Part, tuple[str, ...]]]:
     measures = (measure_of(name) for name in spec.measures)
     names += [("measures", one.field, _NUMBERS) for one in measures if one.field]
     return [
-        (field, part_of(name, schema=spec.schema, choices=spec.choices), kinds)
+        (field, part_of(name, schema=spec.answer_schema, choices=spec.answer_choices), kinds)
         for field, name, kinds in names
     ]
 
@@ -94,7 +94,7 @@ def _problem(
         listed = ", ".join(known) or "none"
         return f"there is no column {part.key!r};{near_hint(part.name, known)} known: {listed}"
     known = _known(spec, columns)
-    what = "answers are labels, and " if spec.choices else ""
+    what = "answers are labels, and " if spec.answer_choices else ""
     listed = ", ".join(known[:_NAMED]) + (", ..." if len(known) > _NAMED else "")
     hint = near_hint(part.name, known)
     return f"{what}there is no field or column {part.name!r};{hint} known: {listed}"
@@ -119,25 +119,25 @@ def _problem_of_origin(
 
 
 def _known(spec: RunSpec, columns: frozenset[str]) -> list[str]:
-    fields = known_fields(spec.schema) if spec.schema else []
+    fields = known_fields(spec.answer_schema) if spec.answer_schema else []
     origins = [one for one in ORIGINS if one != "aspect" or spec.aspects]
     return list(dict.fromkeys([*fields, *sorted(columns), *origins, ANSWER]))
 
 
 def _problem_of_field(spec: RunSpec, part: Part, kinds: tuple[str, ...]) -> str | None:
     """Return why a field of the answer cannot be used by its schema, or None."""
-    if spec.choices:
+    if spec.answer_choices:
         is_label = not part.path
         if not is_label:
             return f"answers are labels, which have no fields (got {part.name!r}); write {ANSWER}"
         return (
             None if not kinds or "string" in kinds else f"{part.name!r} is a label, and no number"
         )
-    if spec.schema is None:
+    if spec.answer_schema is None:
         return None
-    found = schemas_at(spec.schema, part.path)
+    found = schemas_at(spec.answer_schema, part.path)
     if not found:
-        known = known_fields(spec.schema)
+        known = known_fields(spec.answer_schema)
         listed = ", ".join(known[:_NAMED]) or f"none; write {ANSWER} for the answer itself"
         path = ".".join(part.path)
         return f"the schema has no field {path!r};{near_hint(path, known)} known: {listed}"

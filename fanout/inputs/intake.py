@@ -29,6 +29,7 @@ from fanout.inputs.prompts import BRANCH_NAMES
 from fanout.inputs.reading_fields import require_used
 from fanout.inputs.selection import Selection
 from fanout.inputs.sources import source_of, source_of_files, text_columns_of
+from fanout.inputs.step_prompts import StepPrompts
 from fanout.inputs.surrogates import encodable
 
 if TYPE_CHECKING:
@@ -138,7 +139,14 @@ def _checked_head(
     if needed - columns and source.is_lasting:
         columns |= source.columns(needed - columns)
     text_columns = text_columns_of(spec) if source.uses("text_column") else frozenset()
-    require_prompts(templates, columns, text_column=spec.text_column, text_columns=text_columns)
+    require_prompts(
+        templates,
+        columns,
+        text_column=spec.text_column,
+        text_columns=text_columns,
+        needs_input=not spec.steps,
+    )
+    StepPrompts(spec.steps).require_clear(columns)
     require_group(spec, columns)
     require_parts(spec, columns)
     require_labels(spec, columns, text_columns=text_columns)
@@ -160,7 +168,7 @@ def files_for_workers(spec: RunSpec, *, notify: Notify = log_notice) -> FilesToR
             out.
     """
     for template in templates_of(spec):
-        template.require(BRANCH_NAMES)
+        template.require(BRANCH_NAMES, needs_input=not spec.steps)
     require_group(spec, frozenset())
     require_parts(spec, frozenset())
     require_labels(spec, frozenset())

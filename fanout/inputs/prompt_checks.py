@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from fanout.core.cells import COLUMN, OWN
 from fanout.core.errors import PromptError, SpecError
 from fanout.inputs.prompts import AGGREGATE_NAMES, BRANCH_NAMES, Template, near_hint
+from fanout.inputs.step_prompts import StepPrompts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +25,13 @@ def templates_of(spec: RunSpec) -> list[Template]:
     if spec.aggregate_prompt is not None:
         template = Template.parse(spec.aggregate_prompt, field="aggregate_prompt")
         template.require(AGGREGATE_NAMES)
+    if spec.steps:
+        prompts = StepPrompts(spec.steps)
+        if prompts.needs_input:
+            raise PromptError(
+                "the prompt of one step must contain {input}, where the text goes in", field="steps"
+            )
+        return prompts.own_templates
     return [
         Template.parse(source, field="prompt" if aspect is None else f"aspects.{aspect}")
         for aspect, source in spec.prompts.items()
@@ -36,6 +44,7 @@ def require_prompts(
     *,
     text_column: str | None,
     text_columns: frozenset[str],
+    needs_input: bool = True,
 ) -> None:
     """Check the prompts of a job against the columns of its input.
 
@@ -44,6 +53,7 @@ def require_prompts(
         columns: The columns of the input.
         text_column: The column of the text, if the job names it.
         text_columns: The names that the column of the text may have; empty if there are no rows.
+        needs_input: Whether each prompt must have the text; one of several steps need not.
 
     Raises:
         PromptError: A name is unknown or ambiguous.
@@ -51,7 +61,7 @@ def require_prompts(
     for template in templates:
         _require_clear(template, text_column)
         _require_no_text(template, text_columns - columns)
-        template.require(BRANCH_NAMES, columns=columns)
+        template.require(BRANCH_NAMES, columns=columns, needs_input=needs_input)
 
 
 def _require_clear(template: Template, text_column: str | None) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from fanout.core.cells import Cell
 
-__all__ = ["AGGREGATE_NAMES", "BRANCH_NAMES", "Template", "near_hint"]
+__all__ = ["AGGREGATE_NAMES", "BRANCH_NAMES", "Template", "ambiguous", "near_hint"]
 
 BRANCH_NAMES = (
     "input",  # the text of the chunk
@@ -75,12 +75,15 @@ class Template(msgspec.Struct, frozen=True):
             if name not in own and not name.startswith(OWN)
         )
 
-    def require(self, own: Collection[str], *, columns: Collection[str] = ()) -> None:
-        """Check that all names are known and unambiguous, and that ``input`` is among them.
+    def require(
+        self, own: Collection[str], *, columns: Collection[str] = (), needs_input: bool = True
+    ) -> None:
+        """Check that all names are known and unambiguous.
 
         Args:
             own: The names of fanout.
             columns: The columns of the input.
+            needs_input: Whether ``input`` must be among them.
 
         Raises:
             PromptError: A name is unknown or ambiguous; the message lists the known names.
@@ -89,7 +92,7 @@ class Template(msgspec.Struct, frozen=True):
         listed = ", ".join(f"{{{name}}}" for name in sorted(known))
         for name in sorted(self.names):
             if name in own and name in columns:
-                raise PromptError(_ambiguous(name), field=self.field)
+                raise PromptError(ambiguous(name), field=self.field)
             if name in known or name.removeprefix(OWN) in own:
                 continue
             if name.removeprefix(COLUMN) in columns:
@@ -100,7 +103,7 @@ class Template(msgspec.Struct, frozen=True):
                 "A literal brace is doubled: {{ or }}",
                 field=self.field,
             )
-        if not self.names & {"input", f"{OWN}input"}:
+        if needs_input and not self.names & {"input", f"{OWN}input"}:
             raise PromptError(
                 f"must contain {{input}}, where the text goes in (known: {listed})",
                 field=self.field,
@@ -148,7 +151,8 @@ def near_hint(name: str, known: Iterable[str], form: str = "{}") -> str:
     return f" did you mean {form.format(near[0])}?" if near else ""
 
 
-def _ambiguous(name: str) -> str:
+def ambiguous(name: str) -> str:
+    """Return why a name is not clear that is one of fanout's and of a column."""
     return (
         f"{{{name}}} is not clear: the input has a column of this name, and fanout has its own; "
         f"write {{{COLUMN}{name}}} for the column, or {{{OWN}{name}}} for fanout's"

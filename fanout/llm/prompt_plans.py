@@ -173,12 +173,14 @@ class PromptPlan:
 
 
 def plan_of(spec: RunSpec) -> PromptPlan | None:
-    """Return the plan of a run; None if its prompts are as its templates are written.
+    """Return the plan of a run; None if its prompts are as its templates are written, as those of steps are.
 
     Raises:
         PromptError: A template has a misplaced brace.
         SettingsError: The file of ``FANOUT_PRICES`` cannot be used.
     """
+    if spec.steps:
+        return None
     found = {
         model: cache_rules(model, price_of(model, spec.price))
         for model in spec.models or (spec.model,)

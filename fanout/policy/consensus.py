@@ -15,11 +15,19 @@ import msgspec
 
 from fanout.core.errors import StoredDataError
 from fanout.core.lanes import Lane  # noqa: TC001 - msgspec reads the annotation
-from fanout.core.records import NO_CALL, ErrorKind, Outcome, Usage, total_saved, total_usage
+from fanout.core.records import (
+    NO_CALL,
+    ErrorKind,
+    Outcome,
+    StepOutcome,
+    Usage,
+    total_saved,
+    total_usage,
+)
 from fanout.policy.progress import Lesson, Progress  # noqa: TC001 - msgspec reads the annotations
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = ["OTHERS", "AnswersSoFar", "Candidate", "Poll", "Question", "Tally", "is_decided",
            "majority_certainty", "question"]  # fmt: skip
@@ -236,6 +244,7 @@ class AnswersSoFar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         message: The message of that.
         question: How far the next question is, if it has begun.
         lessons: What further samples of a model have not to find out again, by model.
+        steps: The steps that have their answers, in the order in which they ran.
 
     The other fields are those of Outcome.
     """
@@ -250,6 +259,7 @@ class AnswersSoFar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     question: Progress | None = None
     lessons: dict[str, Lesson] = {}
     saved: Usage = NO_CALL
+    steps: tuple[StepOutcome, ...] = ()
 
     @classmethod
     def of(cls, checkpoint: bytes | None) -> Self:
@@ -306,6 +316,33 @@ class AnswersSoFar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
             saved=total_saved([self.saved, outcome.saved]),
         )
 
+    def with_step(self, one: StepOutcome, usage_of: Mapping[str, Usage]) -> Self:
+        """Return this with one more step, and the usage of its calls by model."""
+        total = dict(self.usage_of)
+        for name, usage in usage_of.items() if one.attempts or one.saved.calls else ():
+            total[name] = total_usage([total[name], usage]) if name in total else usage
+        return msgspec.structs.replace(
+            self,
+            attempts=self.attempts + one.attempts,
+            usage_of=total,
+            elapsed_s=self.elapsed_s + one.elapsed_s,
+            question=None,
+            saved=total_saved([self.saved, one.saved]),
+            steps=(*self.steps, one),
+        )
+
+    def of_steps(self, index: int) -> Outcome:
+        """Return the outcome of a branch with steps, without its answer."""
+        return Outcome(
+            index=index,
+            attempts=self.attempts,
+            usage=total_usage(self.usages) if self.usages else NO_CALL,
+            usage_of=self.usage_of if len(self.usage_of) > 1 else {},
+            elapsed_s=self.elapsed_s,
+            saved=self.saved,
+            steps=self.steps,
+        )
+
     def without_next(self) -> Self:
         """Return this with the next question left out."""
         poll = msgspec.structs.replace(self.poll, asked=self.poll.asked + 1)
@@ -317,7 +354,11 @@ class AnswersSoFar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         At the deadline of its run, it has the answer of the majority so far, if there is any.
         """
         ended = msgspec.structs.replace(
-            outcome, votes=self.poll.votes(), samples=self.samples, saved=self.saved
+            outcome,
+            votes=self.poll.votes(),
+            samples=self.samples,
+            saved=self.saved,
+            steps=self.steps,
         )
         return self.poll.won(ended) if outcome.kind is ErrorKind.EXPIRED else ended
 

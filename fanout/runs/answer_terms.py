@@ -64,13 +64,15 @@ class Terms:
         self._field = field
         self._is_boolean = is_boolean(spec, field)
         # Answers with a schema are values already.
-        self._is_json = spec.schema is None and spec.output_format == "json"
-        keys = Counter(term(choice).key for choice in spec.choices)
-        self._folded = {made.key: made for made in map(term, spec.choices) if keys[made.key] == 1}
+        self._is_json = spec.answer_schema is None and spec.output_format == "json"
+        keys = Counter(term(choice).key for choice in spec.answer_choices)
+        self._folded = {
+            made.key: made for made in map(term, spec.answer_choices) if keys[made.key] == 1
+        }
         # Choices that differ in case only, such as m and M, are compared as they are written.
         self._exact = {
             choice: self._folded.get(term(choice).key) or Term(f"={choice}", choice)
-            for choice in spec.choices
+            for choice in spec.answer_choices
         }
 
     @property

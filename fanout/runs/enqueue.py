@@ -6,6 +6,8 @@ from contextlib import suppress
 from itertools import islice, zip_longest
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from fanout.core.errors import (
     FanoutError,
     InputError,
@@ -20,7 +22,9 @@ from fanout.core.records import Document, ErrorKind, RunStatus
 from fanout.core.spec import stored_spec
 from fanout.inputs.splitters import split_documents, splitter_of
 from fanout.policy.admission import shard_window
+from fanout.policy.consensus import AnswersSoFar
 from fanout.policy.packing import MAX_SHARD_BRANCHES, pack, shard_chunk
+from fanout.policy.steps import without_failed
 from fanout.runs.budgets import new_limits
 
 if TYPE_CHECKING:
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
 
     from fanout.broker.publisher import Publisher
     from fanout.core.ids import ShardId
-    from fanout.core.records import Chunk, Shard
+    from fanout.core.records import Chunk, Outcome, Shard
     from fanout.core.spec import BudgetSpec, RunSpec
     from fanout.core.state import RunRecord, StageRecord
     from fanout.stores import RedisStore
@@ -362,4 +366,21 @@ def reset_retried_shard(store: RedisStore, shard_id: ShardId, retry: frozenset[E
             shard_id,
             kept={at: outcome for at, outcome in outcomes.items() if at not in again},
             dropped=[outcomes[at] for at in sorted(again)],
+            checkpoints=_checkpoints(store, shard_id, {at: outcomes[at] for at in again}),
         )
+
+
+def _checkpoints(
+    store: RedisStore, shard_id: ShardId, failed: dict[int, Outcome]
+) -> dict[int, bytes]:
+    """Return where branches that failed in a later step go on: their earlier steps are paid for."""
+    if not any(outcome.steps for outcome in failed.values()):
+        return {}
+    steps = stored_spec(store.spec(shard_id.run_id)).steps
+    found: dict[int, bytes] = {}
+    for at, outcome in failed.items():
+        kept = without_failed(steps, outcome.steps, is_rejected=outcome.is_rejected)
+        if kept:
+            # Their usage is counted already.
+            found[at] = msgspec.json.encode(AnswersSoFar(steps=kept))
+    return found

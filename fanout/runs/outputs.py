@@ -75,6 +75,8 @@ def output_of(
         pages=chunk.pages,
         headings=chunk.headings,
         text=_text(chunk, with_text=with_text),
+        step_records=outcome.steps,
+        is_rejected=outcome.is_rejected if spec.has_judge else None,
     )
 
 
@@ -87,7 +89,7 @@ def _lane(spec: RunSpec, outcome: Outcome) -> Lane | None:
 def _answer(spec: RunSpec, outcome: Outcome, answer_type: AnswerType | None) -> dict[str, Any]:
     """Return the answer of an outcome, or why there is none."""
     failure = {"kind": outcome.kind, "message": outcome.message}
-    if outcome.output is None or spec.schema is None:
+    if outcome.output is None or spec.answer_schema is None:
         return {"output": outcome.output, **failure}
     try:
         value = msgspec.json.decode(outcome.output)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from fanout.core.cells import Cell
     from fanout.core.lanes import Lane
-    from fanout.core.records import ErrorKind, RunStatus, Usage
+    from fanout.core.records import ErrorKind, RunStatus, StepOutcome, Usage
     from fanout.runs.evaluation import Evaluation
     from fanout.runs.status import ReduceError
     from fanout.runs.tables.table import Table
@@ -84,6 +84,9 @@ class Output(Generic[AnswerT]):
         headings: The path of headings at the chunk's beginning; empty if there is none.
         text: The chunk, if it is a column of a row, or if the caller asked for it, else None.
         json: The answer as a JSON value, where ``output`` is an instance of a type.
+        step_records: The steps of the branch in the order in which they ran, a failed one last; empty in
+            a run without steps.
+        is_rejected: Whether a judge did not pass the output; None in a run without a judge.
     """
 
     index: int
@@ -120,6 +123,17 @@ class Output(Generic[AnswerT]):
     text: str | None = None
     json: Any = None
     saved: Usage = NO_CALL
+    step_records: tuple[StepOutcome, ...] = ()
+    is_rejected: bool | None = None
+
+    @property
+    def steps(self) -> dict[str, Any]:
+        """The last answer of each step that ran: text, or a JSON value where it has a schema."""
+        return {
+            one.name: msgspec.json.decode(one.output) if one.is_json else one.output
+            for one in self.step_records
+            if one.output is not None
+        }
 
     @property
     def has_latency(self) -> bool:

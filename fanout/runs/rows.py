@@ -90,16 +90,16 @@ class RowLayout(msgspec.Struct, frozen=True, kw_only=True):
 def layout_of(spec: RunSpec) -> RowLayout:
     """Return the layout of the rows of a job."""
     return RowLayout(
-        has_fields=spec.output_format == "json" or spec.schema is not None,
-        is_typed=spec.schema is not None,
-        fields=object_properties(spec.schema or {}),
+        has_fields=spec.output_format == "json" or spec.answer_schema is not None,
+        is_typed=spec.answer_schema is not None,
+        fields=object_properties(spec.answer_schema or {}),
         aspects=tuple(spec.aspects),
         # A consensus has the answers of all models in one branch.
         models=() if spec.certainty is not None else spec.models,
         has_fallback=bool(spec.fallback),
         samples=spec.variants.samples,
         has_votes=spec.certainty is not None,
-        has_confidence=bool(spec.choices) and spec.certainty is None,
+        has_confidence=bool(spec.answer_choices) and spec.certainty is None,
         keeps_cut=spec.on_truncated == "keep",
         has_lane=spec.lane != "realtime",
     )
@@ -149,6 +149,7 @@ def error_row(branch: Output[Any]) -> dict[str, Any]:
         "message": branch.message or "",
         "attempts": branch.attempts,
         "finish_reason": branch.finish_reason,
+        **_steps(branch),
         **_votes(branch),
     }
 
@@ -187,6 +188,7 @@ def _columns(branch: Output[Any]) -> dict[str, Cell]:
         taken |= {"confidence"}
     if branch.lane is not None:
         taken |= {"lane"}
+    taken |= _steps(branch).keys()
     return {free_name(name, taken): cell for name, cell in source_cells(branch).items()}
 
 
@@ -209,6 +211,13 @@ def ending(branch: Output[Any]) -> dict[str, Any]:
         fields["lane"] = branch.lane
     if branch.confidence is not None:
         fields["confidence"] = branch.confidence
+    return fields | _steps(branch)
+
+
+def _steps(branch: Output[Any]) -> dict[str, Any]:
+    fields: dict[str, Any] = {"steps": branch.steps} if branch.step_records else {}
+    if branch.is_rejected is not None:
+        fields["rejected"] = branch.is_rejected
     return fields
 
 

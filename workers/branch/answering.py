@@ -19,6 +19,7 @@ from fanout.llm.error_kinds import FEW, MANY
 from fanout.policy.packing import shard_chunk
 from fanout.policy.retries import STOPS_RUN
 from workers.branch.asking import Asking
+from workers.branch.chain import ask_steps
 from workers.branch.consensus import ask_until_certain
 from workers.branch.delivery_ends import BranchHandedBack
 from workers.branch.late_results import count_unused
@@ -83,11 +84,15 @@ async def _call(
     chunk = shard_chunk(shard, index, variants.count)
     if chunk.error is not None:
         return Outcome(index=index, kind=ErrorKind.BAD_REQUEST, message=chunk.error)
+    asking = Asking(claim, context, shard_id.stage_id, spec, calls)
+    if spec.steps and stage == 0:
+        return await ask_steps(
+            claim, context, spec, calls, index, asking=asking, chunk=chunk, ref=ref
+        )
     template = runs.template(shard_id.stage_id, ref.aspect)
     limit = spec.max_tokens if stage == 0 else spec.aggregate_max_tokens
     shape = runs.shape(run_id, is_aggregate=stage > 0)
     plan = None if stage else runs.plan(run_id)
-    asking = Asking(claim, context, shard_id.stage_id, spec, calls)
 
     async def ask(model: str, sample: int) -> Outcome:
         values, cache = branch_values(chunk, ref, sample), None

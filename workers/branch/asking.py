@@ -59,7 +59,7 @@ class Asking:
         self._sample = 0
         # Without the open question: its calls bring their time.
         self._elapsed_s = calls.so_far.elapsed_s
-        calls.is_by_model = bool(spec.models or spec.fallback)
+        calls.is_by_model = spec.is_by_model
 
     async def answer(self, model: str, request: LLMRequest, sample: int = 0) -> CallResult:
         """Return the answer of a model, or of one of the run's fallback, or why there is none.

@@ -252,7 +252,7 @@ class _Delivery:
         """Find what earlier deliveries of a branch of several calls have paid for."""
         try:
             spec = await self._context.runs.specs(self._id.run_id)
-            calls.is_by_model = bool(spec.models or spec.fallback)
+            calls.is_by_model = spec.is_by_model
             calls.so_far = AnswersSoFar.of(await self.claim.last_checkpoint())
             calls.earlier = calls.so_far.with_calls()
         except UnknownRunError:

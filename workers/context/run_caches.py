@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import ValidationError
 
@@ -12,21 +12,35 @@ from fanout.core.answer_shape import AnswerShape, shape_of
 from fanout.core.errors import SettingsError, StoredDataError
 from fanout.core.spec import RunSpec
 from fanout.inputs.prompts import Template
+from fanout.inputs.step_prompts import StepPrompts
 from fanout.llm.prices import price_of
 from fanout.llm.prompt_plans import plan_of
 from workers.context.batches import LoadingCache
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from concurrent.futures import Executor
 
     from fanout.core.ids import StageId
     from fanout.llm.prompt_plans import PromptPlan
     from fanout.stores import RedisStore
 
-__all__ = ["RunCaches"]
+__all__ = ["RunCaches", "RunSteps"]
 
 _SHARDS = 32
 _SPECS = 64
+
+
+class RunSteps(NamedTuple):
+    """The steps of a run, as its branches use them.
+
+    Attributes:
+        prompts: Their prompts.
+        shapes: The shape of the answers of each; None is any text.
+    """
+
+    prompts: StepPrompts
+    shapes: Mapping[str, AnswerShape | None]
 
 
 class RunCaches:
@@ -43,6 +57,7 @@ class RunCaches:
         shards: The shard of a shard id.
         shape: Returns the shape of the answers of a run, or of its aggregates; None is any text.
         template: Returns the prompt template of a stage and an aspect.
+        steps: Returns the prompts and shapes of the steps of a run.
         plan: Returns how the prompts of a run are laid out; None for as its templates are written.
     """
 
@@ -53,6 +68,7 @@ class RunCaches:
         self.indices = LoadingCache(store.indices, loaders, size=_SHARDS * 8)
         self.shards = LoadingCache(store.shard, loaders, size=_SHARDS)
         self.shape = lru_cache(maxsize=_SPECS * 2)(self._load_shape)
+        self.steps = lru_cache(maxsize=_SPECS)(self._load_steps)
         self.plan = lru_cache(maxsize=_SPECS)(self._load_plan)
         self.template = lru_cache(maxsize=_SPECS * 8)(self._load_template)
 
@@ -78,6 +94,11 @@ class RunCaches:
         if stage_id.stage:
             return Template.parse(spec.aggregate_prompt or "{input}", field="aggregate_prompt")
         return Template.parse(spec.prompts[aspect])
+
+    def _load_steps(self, run_id: str) -> RunSteps:
+        steps = self.specs.get(run_id).steps
+        shapes = {step.name: shape_of(step.answer_schema, step.choices) for step in steps}
+        return RunSteps(prompts=StepPrompts(steps), shapes=shapes)
 
     def _load_plan(self, run_id: str) -> PromptPlan | None:
         return plan_of(self.specs.get(run_id))

@@ -58,8 +58,8 @@ def _aggregate(context: WorkerContext, run_id: str, spec: RunSpec) -> None:
         by=spec.by,
         measures=spec.measures,
         k=spec.k,
-        schema=spec.schema,
-        choices=spec.choices,
+        schema=spec.answer_schema,
+        choices=spec.answer_choices,
         model=spec.model,
     )
     items = _items(context, run_id, spec)

@@ -122,7 +122,7 @@ def _with_checkpoints(
     except StoredDataError:
         # Of another version of fanout: its branches must end all the same.
         return requests
-    if spec.certainty is None:
+    if spec.certainty is None and not spec.steps:
         return requests
     found = context.connections.store.checkpoints([request.branch_id for request in requests])
     return list(map(partial(_with_answers, spec), requests, found))
@@ -141,7 +141,7 @@ def _with_answers(spec: RunSpec, request: RecordRequest, checkpoint: bytes | Non
         request.branch_id,
         outcome=so_far.lost(request.outcome),
         has_checkpoint=True,
-        usage_of=so_far.usage_of if spec.models or spec.fallback else {},
+        usage_of=so_far.usage_of if spec.is_by_model else {},
     )
 
 

@@ -90,18 +90,27 @@ return 1
 """
 
 # KEYS stage, reset shards, out, live, state, run, checkpoints; ARGV shard, ttl, number of kept outcomes,
-# position and outcome of each, and the kind of each dropped outcome. Returns whether this call reset it;
-# -1: no such run.
+# number of checkpoints, position and outcome of each, position and checkpoint of each, and the kind of each
+# dropped outcome. A branch with a checkpoint has one begin: see RELEASE_CLAIM. Returns whether this call
+# reset it; -1: no such run.
 REOPEN_SHARD = """
 if redis.call('EXISTS', KEYS[6]) == 0 then return -1 end
 if redis.call('SADD', KEYS[2], ARGV[1]) == 0 then return 0 end
 redis.call('EXPIRE', KEYS[2], ARGV[2])
 redis.call('DEL', KEYS[3], KEYS[4], KEYS[5], KEYS[7])
-local last = 3 + 2 * tonumber(ARGV[3])
-for i = 4, last, 2 do
+local last = 4 + 2 * tonumber(ARGV[3])
+for i = 5, last, 2 do
     redis.call('HSET', KEYS[4], ARGV[i], ARGV[i + 1])
 end
 redis.call('EXPIRE', KEYS[4], ARGV[2])
+local begun = last + 2 * tonumber(ARGV[4])
+for i = last + 1, begun, 2 do
+    redis.call('HSET', KEYS[7], ARGV[i], ARGV[i + 1])
+    redis.call('HSET', KEYS[5], 'a:' .. ARGV[i], 1)
+end
+redis.call('EXPIRE', KEYS[5], ARGV[2])
+redis.call('EXPIRE', KEYS[7], ARGV[2])
+last = begun
 for i = last + 1, #ARGV do
     redis.call('HINCRBY', KEYS[1], 'failed', -1)
     redis.call('HINCRBY', KEYS[1], 'kind:' .. ARGV[i], -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 from fanout.core.errors import UnknownRunError
@@ -15,7 +16,7 @@ from fanout.stores.redis.base import translated
 from fanout.stores.redis.blob_references import RedisBlobReferences
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from fanout.core.ids import StageId
     from fanout.core.records import Outcome, Shard
@@ -47,19 +48,23 @@ class RedisStages(RedisBlobReferences):
         *,
         kept: dict[int, Outcome],
         dropped: list[Outcome],
+        checkpoints: Mapping[int, bytes] = MappingProxyType({}),
     ) -> bool:
         """Reset a shard to the outcomes ``kept``; subtract those ``dropped`` from the counts.
 
-        Usage stays counted. Only the first call after the run was reopened has an effect.
+        The branches with ``checkpoints``, by position, go on from there. Usage stays counted. Only the
+        first call after the run was reopened has an effect.
 
         Returns:
             Whether this call did it.
         """
         live, out, state = self._shard_keys(shard_id)
         key = self._stage(shard_id)
-        args: list[Any] = [shard_id.shard, self._ttl_s, len(kept)]
+        args: list[Any] = [shard_id.shard, self._ttl_s, len(kept), len(checkpoints)]
         for position, outcome in kept.items():
             args += [position, codec.encode_outcome(outcome)]
+        for position, checkpoint in checkpoints.items():
+            args += [position, checkpoint]
         args += [outcome.kind or "" for outcome in dropped]
         keys = [key, f"{key}:reopened", out, live, state, self._run(shard_id.run_id)]
         keys.append(self._shard(shard_id, "checkpoints"))

@@ -1,0 +1,53 @@
+"""The answers of steps, as the prompts, conditions and functions of later steps have them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from fanout.core.cells import cell_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fanout.core.records import StepOutcome
+
+__all__ = ["step_text", "value_of"]
+
+# A branch looks at its answers several times, and soon.
+_KEPT = 1_024
+
+
+@lru_cache(maxsize=_KEPT)
+def _decoded(answer: str) -> Any:
+    return msgspec.json.decode(answer)
+
+
+def value_of(answer: str, path: str) -> Any:
+    """Return a field of an answer in JSON; points separate the steps to a nested one, "" is all of it.
+
+    Raises:
+        KeyError: There is no such field, or the answer is no JSON.
+    """
+    try:
+        value = _decoded(answer)
+        for name in path.split(".") if path else ():
+            value = value[int(name)] if isinstance(value, list) else value[name]
+    except (msgspec.DecodeError, LookupError, TypeError, ValueError):
+        raise KeyError(path) from None
+    return value
+
+
+def step_text(name: str, answers: Mapping[str, StepOutcome]) -> str:
+    """Return what a prompt shows for ``STEP`` or ``STEP.field``; empty if the step has not run.
+
+    Raises:
+        KeyError: The answer has no such field.
+    """
+    step, _, path = name.partition(".")
+    answer = answers.get(step)
+    if answer is None or answer.output is None:
+        return ""
+    return cell_text(value_of(answer.output, path)) if path else answer.output

@@ -1,0 +1,195 @@
+"""The prompts of steps: templates that have the answers of earlier steps, and those of judges."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from fanout.core.cells import OWN
+from fanout.core.errors import PromptError
+from fanout.core.step_answers import step_text
+from fanout.core.steps import answer_fields
+from fanout.inputs.prompts import Template, ambiguous, near_hint
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from fanout.core.cells import Cell
+    from fanout.core.records import StepOutcome
+    from fanout.core.steps import StepSpec
+
+__all__ = ["JUDGE_NAMES", "StepPrompts", "feedback_reply"]
+
+# What the prompt of a judge has beside the names of a branch.
+JUDGE_NAMES = (
+    "task",  # the prompt of the judged step
+    "answer",  # its answer
+    "criteria",  # what the answer is judged by
+)
+_INPUT = frozenset({"input", f"{OWN}input"})
+_JUDGE = """You check an answer to a task. Judge the answer by each of the criteria.
+
+<criteria>
+{criteria}
+</criteria>
+
+<task>
+{task}
+</task>
+
+<answer>
+{answer}
+</answer>
+
+Write your reasons first. Then say whether the answer passes: it passes only if it meets every one of the \
+criteria. Give a score from 0 (useless) to 10 (perfect), and as feedback what to change, in words that \
+the author can act on; leave the feedback empty if there is nothing to change."""
+_REPLY = """A reviewer does not accept this answer:
+
+{feedback}
+
+Answer the task again. Give the whole new answer, and nothing about the review."""
+
+
+def feedback_reply(feedback: str) -> str:
+    """Return what a model is told of an answer that a judge sent back."""
+    return _REPLY.replace("{feedback}", feedback.strip() or "It does not meet the criteria.")
+
+
+class StepPrompts:
+    """The prompts of the steps of a job.
+
+    Args:
+        steps: The steps.
+
+    Raises:
+        PromptError: A template has a misplaced brace, or names a step that does not come before it, or
+            a field that its answer does not have.
+    """
+
+    def __init__(self, steps: Sequence[StepSpec]) -> None:
+        self._steps = {step.name: step for step in steps}
+        self.templates: dict[str, Template] = {}
+        # The names in each template that stand for answers, with the part that says which.
+        self._answers: dict[str, tuple[tuple[str, str], ...]] = {}
+        earlier: dict[str, StepSpec] = {}
+        for step in steps:
+            source = step.prompt or (_JUDGE if step.judge is not None else None)
+            if source is not None:
+                template = Template.parse(source, field=f"steps.{step.name}.prompt")
+                self.templates[step.name] = template
+                self._answers[step.name] = tuple(_answers(template, self._steps, earlier))
+            earlier[step.name] = step
+
+    @cached_property
+    def own_templates(self) -> list[Template]:
+        """The templates that the job gives, without the names that stand for answers of steps."""
+        found: list[Template] = []
+        for name, template in self.templates.items():
+            if self._steps[name].prompt is None:
+                continue
+            taken = {one for one, _ in self._answers[name]}
+            if self._steps[name].judge is not None:
+                taken |= {*JUDGE_NAMES}
+            parts = tuple(
+                "" if at % 2 and part in taken else part for at, part in enumerate(template.parts)
+            )
+            found.append(Template(_joined(parts), template.field))
+        return found
+
+    def require_clear(self, columns: Collection[str]) -> None:
+        """Check that no name stands for an answer and for a column. Raises PromptError."""
+        for step, found in self._answers.items():
+            for name, _ in found:
+                if name in columns:
+                    raise PromptError(ambiguous(name), field=self.templates[step].field)
+
+    @property
+    def needs_input(self) -> bool:
+        """Whether no step has the text of the chunk although it could."""
+        templates = [self.templates[step.name] for step in self._steps.values()
+                     if step.judge is None and step.name in self.templates]  # fmt: skip
+        has_functions = any(step.function for step in self._steps.values())
+        return not has_functions and all(_INPUT.isdisjoint(one.names) for one in templates)
+
+    def render(
+        self,
+        step: StepSpec,
+        values: Mapping[str, str],
+        columns: Mapping[str, Cell],
+        answers: Mapping[str, StepOutcome],
+    ) -> str:
+        """Return the prompt of a step.
+
+        Args:
+            step: The step.
+            values: The value of each name of fanout.
+            columns: The cells of the input's columns.
+            answers: The last answer of each step that has run, by name.
+
+        Raises:
+            PromptError: A name has no value.
+        """
+        own = dict(values)
+        if step.judge is not None:
+            own["task"] = self.render(self._steps[step.judge], values, columns, answers)
+            own["answer"] = step_text(step.judge, answers)
+            own["criteria"] = _criteria(step.criteria)
+        template = self.templates[step.name]
+        for name, part in self._answers[step.name]:
+            try:
+                own[name] = step_text(part, answers)
+            except KeyError:
+                head, _, path = part.partition(".")
+                raise PromptError(
+                    f"the answer of step {head!r} has no field {path!r}, which the prompt uses",
+                    field=template.field,
+                ) from None
+        return template.render(own, columns)
+
+
+def _criteria(criteria: Sequence[str]) -> str:
+    if len(criteria) == 1:
+        return criteria[0]
+    return "\n".join(f"{number}. {one}" for number, one in enumerate(criteria, 1))
+
+
+def _answers(
+    template: Template, steps: Mapping[str, StepSpec], earlier: Mapping[str, StepSpec]
+) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for name in sorted(template.names):
+        bare = name.removeprefix(OWN)
+        head, _, path = bare.partition(".")
+        if head not in steps:
+            continue
+        if head not in earlier:
+            known = ", ".join(f"{{{one}}}" for one in earlier) or "none"
+            raise PromptError(
+                f"{{{name}}} is the answer of a step that does not come before this one (earlier: "
+                f"{known})",
+                field=template.field,
+            )
+        fields = answer_fields(earlier[head])
+        first = path.partition(".")[0]
+        if path and (earlier[head].choices or (fields and first not in fields)):
+            hint = near_hint(first, fields)
+            listed = ", ".join(fields) or "none, as it is a label"
+            raise PromptError(
+                f"{{{name}}}: the answer of step {head!r} has no field {first!r};{hint} its fields: "
+                f"{listed}",
+                field=template.field,
+            )
+        found.append((name, bare))
+    return found
+
+
+def _joined(parts: tuple[str, ...]) -> tuple[str, ...]:
+    """Return parts without the empty names among them."""
+    out: list[str] = [parts[0]]
+    for at in range(1, len(parts), 2):
+        if parts[at]:
+            out += parts[at : at + 2]
+        else:
+            out[-1] += parts[at + 1]
+    return tuple(out)

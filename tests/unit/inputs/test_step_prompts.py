@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from fanout.core.errors import PromptError
+from fanout.core.records import StepOutcome
+from fanout.core.spec import make_spec
+from fanout.inputs.intake import checked_documents
+from fanout.inputs.step_prompts import StepPrompts
+
+FACTS = {"type": "object", "properties": {"term": {"type": "string"}}}
+CHAIN = (
+    {"name": "facts", "prompt": "Facts: {input}", "schema": FACTS},
+    {"name": "note", "prompt": "{{}} {facts.term} of {document}, {product}: {facts}"},
+    {"name": "check", "judge": "note", "criteria": ["short", "true"]},
+)
+VALUES = {"input": "TEXT", "document": "d.txt", "index": "0"}
+ANSWERS = {
+    "facts": StepOutcome(name="facts", output='{"term":"a {input}"}'),
+    "note": StepOutcome(name="note", output="N {facts}"),
+}
+
+
+def spec_of(*steps, **fields):
+    return make_spec(model="fake", steps=list(steps), **fields)
+
+
+def rendered(name, *steps):
+    made = spec_of(*steps).steps
+    step = next(one for one in made if one.name == name)
+    return StepPrompts(made).render(step, VALUES, {"product": "P"}, ANSWERS)
+
+
+def test_a_prompt_has_the_answers_before_it_literally():
+    assert rendered("facts", *CHAIN) == "Facts: TEXT"
+    assert rendered("note", *CHAIN) == '{} a {input} of d.txt, P: {"term":"a {input}"}'
+
+
+def test_a_judge_sees_task_answer_and_criteria_and_not_who_wrote():
+    prompt = rendered("check", *CHAIN)
+    assert '{} a {input} of d.txt, P: {"term":"a {input}"}' in prompt
+    assert "N {facts}" in prompt
+    assert "1. short\n2. true" in prompt
+    assert "fake" not in prompt
+    own = {**CHAIN[2], "prompt": "{criteria}|{answer}|{task}|{note}", "criteria": "only"}
+    assert rendered("check", CHAIN[0], {"name": "note", "prompt": "T"}, own) == (
+        "only|N {facts}|T|N {facts}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        (
+            [{"name": "a", "prompt": "{input} {b}"}, {"name": "b", "prompt": "x"}],
+            "steps.a.prompt: {b} is the answer of a step that does not come before this one",
+        ),
+        (
+            [CHAIN[0], {"name": "b", "prompt": "{facts.tern}"}],
+            "{facts.tern}: the answer of step 'facts' has no field 'tern'; did you mean term?",
+        ),
+        (
+            [
+                {"name": "kind", "prompt": "{input}", "choices": ["a", "b"]},
+                {"name": "b", "prompt": "{kind.x}"},
+            ],
+            "its fields: none, as it is a label",
+        ),
+        (
+            [{"name": "a", "prompt": "{inptu}"}],
+            "steps: the prompt of one step must contain {input}",
+        ),
+        (
+            [{"name": "a", "prompt": "{input}"}, {"name": "b", "prompt": "{a} {inptu}"}],
+            "steps.b.prompt: there is no {inptu}; did you mean {input}?",
+        ),
+        ([{"name": "a", "prompt": "{input} {"}], "steps.a.prompt: the brace at character 9"),
+        ([{"name": "a", "prompt": "{input} {task}"}], "steps.a.prompt: there is no {task};"),
+    ],
+)
+def test_a_prompt_that_cannot_be_rendered_is_refused_before_the_run(steps, words):
+    with pytest.raises(PromptError, match=re.escape(words)):
+        list(checked_documents(spec_of(*steps), ["text"]))
+
+
+def test_a_name_of_a_step_that_is_also_a_column_must_say_which():
+    steps = ({"name": "kind", "prompt": "{input}"}, {"name": "b", "prompt": "{kind}"})
+    rows = [{"text": "t", "kind": "x"}]
+    with pytest.raises(PromptError, match=re.escape("{column.kind} for the column")):
+        list(checked_documents(spec_of(*steps), rows))
+    clear = (steps[0], {"name": "b", "prompt": "{column.kind} {fanout.kind}"})
+    assert list(checked_documents(spec_of(*clear), rows))
+
+
+def test_a_field_that_an_answer_lacks_is_named():
+    steps = ({"name": "facts", "prompt": "{input}", "schema": {"type": "object"}},
+             {"name": "b", "prompt": "{facts.days}"})  # fmt: skip
+    with pytest.raises(PromptError, match="the answer of step 'facts' has no field 'days'"):
+        rendered("b", *steps)

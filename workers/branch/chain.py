@@ -1,0 +1,251 @@
+"""A branch of several steps: each is asked, written down, and followed by the next one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import structs
+
+from fanout.core.cells import cell_of
+from fanout.core.errors import LLMError, ModelError
+from fanout.core.lanes import first_lane
+from fanout.core.model_names import takes_seed
+from fanout.core.records import NO_CALL, ErrorKind, Outcome, StepOutcome
+from fanout.core.step_answers import value_of
+from fanout.inputs.prompt_layout import branch_values
+from fanout.inputs.step_prompts import feedback_reply
+from fanout.llm.base import LLMReply, LLMRequest, Turn
+from fanout.llm.callables import CallableLLM
+from fanout.llm.calls import complete_with_retries
+from fanout.policy.steps import Chain, verdict_of
+
+if TYPE_CHECKING:
+    from fanout.core.records import BranchRef, Chunk
+    from fanout.core.spec import RunSpec
+    from fanout.core.steps import StepSpec
+    from fanout.llm.calls import CallResult
+    from workers.branch.asking import Asking
+    from workers.branch.claims import Claim
+    from workers.context.run_caches import RunSteps
+    from workers.context.worker_context import WorkerContext
+    from workers.telemetry.reports import Calls
+
+__all__ = ["ask_steps"]
+
+
+async def ask_steps(
+    claim: Claim,
+    context: WorkerContext,
+    spec: RunSpec,
+    calls: Calls,
+    index: int,
+    *,
+    asking: Asking,
+    chunk: Chunk,
+    ref: BranchRef,
+) -> Outcome:
+    """Return the outcome of a branch whose job has steps.
+
+    Before each further step, the answers so far are written: a branch that is delivered again goes on
+    from there.
+
+    Args:
+        claim: The right to make the calls.
+        context: The context of this worker process.
+        spec: The job.
+        calls: Has the answers of earlier deliveries, and gets those of this one.
+        index: The stage-wide index of the branch.
+        asking: Asks models.
+        chunk: The chunk of the branch.
+        ref: Its model and sample.
+
+    Raises:
+        CallStoppedError: See Claim.checkpoint.
+        PromptError: A prompt cannot be rendered.
+        StoredDataError: The stored answers are not of these steps.
+    """
+    run_id = claim.branch_id.run_id
+    chain = Chain(spec.steps, calls.so_far.steps)
+    maker = _Steps(context, run_id, spec, asking, chunk, ref, chain)
+    is_written = True
+    while (step := chain.next) is not None:
+        if chain.rejected_by and spec.on_rejected == "fail":
+            break
+        if not is_written:
+            await claim.checkpoint(msgspec.json.encode(calls.so_far))
+        result = await maker.answer(step)
+        one = maker.outcome(step, result)
+        calls.so_far = calls.so_far.with_step(
+            one, result.usage_of or {maker.model(step): one.usage}
+        )
+        if one.kind is not None:
+            return _failed(calls, index, one.kind, f"step {step.name}: {one.message}")
+        chain.answered(one)
+        is_written = is_written and not one.attempts and step.function is None
+    return _ended(calls, index, spec, chain, first=ref.model or spec.model)
+
+
+def _ended(calls: Calls, index: int, spec: RunSpec, chain: Chain, *, first: str) -> Outcome:
+    """Return the outcome of a branch that has no further step."""
+    if chain.rejected_by and spec.on_rejected == "fail":
+        feedback = verdict_of(chain.answers[chain.rejected_by].output).feedback
+        message = f"step {chain.rejected_by} did not pass the answer: {feedback}"
+        rejected = _failed(calls, index, ErrorKind.INVALID_OUTPUT, message)
+        return structs.replace(rejected, is_rejected=True)
+    last = chain.output(spec.output)
+    if last is None:
+        message = f"step {spec.output}, whose answer is the output, did not run"
+        return _failed(calls, index, ErrorKind.INVALID_OUTPUT, message)
+    return structs.replace(
+        calls.so_far.of_steps(index),
+        output=last.output,
+        model=last.model if last.model != first else None,
+        finish_reason=last.finish_reason,
+        lane=last.lane,
+        is_cut=last.is_cut,
+        confidence=last.confidence,
+        is_rejected=bool(chain.rejected_by),
+    )
+
+
+def _failed(calls: Calls, index: int, kind: ErrorKind, message: str) -> Outcome:
+    return structs.replace(calls.so_far.of_steps(index), kind=kind, message=message)
+
+
+class _Steps:
+    """Asks for the answers of the steps of one branch."""
+
+    def __init__(
+        self,
+        context: WorkerContext,
+        run_id: str,
+        spec: RunSpec,
+        asking: Asking,
+        chunk: Chunk,
+        ref: BranchRef,
+        chain: Chain,
+    ) -> None:
+        self._context = context
+        self._run_id = run_id
+        self._spec = spec
+        self._asking = asking
+        self._chunk = chunk
+        self._ref = ref
+        self._chain = chain
+        self._run: RunSteps = context.runs.steps(run_id)
+        self._values = branch_values(chunk, ref, ref.sample)
+
+    def model(self, step: StepSpec) -> str:
+        """Return the model that a step asks first."""
+        return step.model or self._ref.model or self._spec.model
+
+    async def answer(self, step: StepSpec) -> CallResult:
+        """Return the answer of a step, or why there is none. Raises as ``ask_steps`` does."""
+        if step.function is not None:
+            return await self._called(step.function)
+        return await self._asking.answer(self.model(step), self._request(step), self._ref.sample)
+
+    def _request(self, step: StepSpec) -> LLMRequest:
+        spec, sample, model = self._spec, self._ref.sample, self.model(step)
+        prompt = self._run.prompts.render(
+            step, self._values, self._chunk.columns, self._chain.answers
+        )
+        turns = self._chain.turns(step)
+        return LLMRequest(
+            prompt=prompt,
+            system=spec.system if step.system is None else step.system,
+            temperature=spec.temperature if step.temperature is None else step.temperature,
+            max_tokens=spec.max_tokens if step.max_tokens is None else step.max_tokens,
+            seed=None if spec.seed is None or not takes_seed(model) else spec.seed + sample,
+            stop=spec.stop,
+            shape=self._run.shapes[step.name],
+            turns=tuple(Turn(answer, feedback_reply(feedback)) for answer, feedback in turns),
+            lane=first_lane(spec.lane),
+        )
+
+    async def _called(self, path: str) -> CallResult:
+        """Return what a function of the user returns. It is called again as a model is."""
+        models, spec = self._context.models, self._spec
+        llm = models.made.get(path) or await models.get(path)
+        if not isinstance(llm, CallableLLM):
+            raise ModelError(f"{path} is a model, not a function: give it as the model of a step")
+        result = await models.in_flight.call(
+            self._run_id,
+            complete_with_retries(
+                _OfStep(llm, self._argument()),
+                LLMRequest(prompt=""),
+                policy=spec.retries,
+                timeout_s=spec.timeout_s,
+                max_output_kb=self._context.settings.max_output_kb,
+                sleep=models.in_flight.wait,
+            ),
+            has_deadline=True,
+        )
+        # A function is no call of a model.
+        return structs.replace(result, attempts=0, usage=NO_CALL)
+
+    def _argument(self) -> dict[str, Any]:
+        answers = self._chain.answers
+        return {
+            **self._chunk.columns,
+            **self._values,
+            **{name: _value(one) for name, one in answers.items()},
+        }
+
+    def outcome(self, step: StepSpec, result: CallResult) -> StepOutcome:
+        """Return what is kept of the result of a step."""
+        return StepOutcome(
+            name=step.name,
+            output=result.output,
+            round=self._chain.round(step),
+            kind=result.kind,
+            message=result.message,
+            attempts=result.attempts,
+            usage=result.usage,
+            elapsed_s=result.elapsed_s,
+            model=None if step.function else result.model or self.model(step),
+            finish_reason=result.finish_reason,
+            lane=result.lane,
+            is_cut=result.is_cut,
+            confidence=result.confidence,
+            saved=result.saved,
+            is_json=step.is_json or result.finish_reason == _OfStep.JSON,
+        )
+
+
+def _value(one: StepOutcome) -> Any:
+    """Return the answer of a step as functions get it."""
+    return value_of(one.output or "", "") if one.is_json else one.output
+
+
+class _OfStep:
+    """A function of the user as a model that is asked once."""
+
+    # The reason why an answer of JSON has ended.
+    JSON = "json"
+
+    def __init__(self, llm: CallableLLM, argument: dict[str, Any]) -> None:
+        self._llm = llm
+        self._argument = argument
+
+    async def check(self) -> None:
+        """Do nothing: only a call shows whether a function works."""
+
+    async def complete(self, _request: LLMRequest) -> LLMReply:
+        """Return what the function returns; other values than strings as JSON. Raises LLMError."""
+        value = await self._llm.call(self._argument)
+        if isinstance(value, str):
+            return LLMReply(text=value, usage=NO_CALL)
+        try:
+            text = msgspec.json.encode(cell_of(value)).decode()
+        except (TypeError, ValueError, RecursionError):
+            kind = type(value).__name__
+            raise LLMError(
+                ErrorKind.INVALID_OUTPUT,
+                f"the function returned {kind}, which is no text or JSON value",
+            ) from None
+        return LLMReply(text=text, usage=NO_CALL, finish_reason=self.JSON)
+
+    async def aclose(self) -> None:
+        """Do nothing: the function is closed with the worker."""
