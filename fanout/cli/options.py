@@ -48,6 +48,10 @@ _OPTIONS = [
     _option("--prompt -p", "P", "What to ask of each chunk; {input} is it."),
     _option("--aspect --aspects aspects", "NAME=P",
             "A named prompt; give several to ask several questions of each chunk.", multiple=True),
+    _option("--output", "STEP",
+            "The step whose answer is the output, of a job with steps. [default: the last that ran]"),
+    click.option("--on-rejected", type=click.Choice(["keep", "fail"]),
+                 help="What an answer is that a judge did not pass. [default: keep]"),
     _option("--samples", "N", "Answers for each chunk and prompt. [default: 1]"),
     _option("--certainty", "SHARE",
             "Ask one after another, until the majority is so certain, 0.5 to 1. [default: ask all]"),
@@ -285,6 +289,10 @@ def _job_fields(path: Path, *, has_base: bool) -> dict[str, Any]:
         file = fields.get(name)
         if isinstance(file, str) and not file.lstrip().startswith("{"):
             fields[name] = str(path.parent / file)
+    for step in fields.get("steps") if isinstance(fields.get("steps"), list) else ():
+        file = step.get("schema") if isinstance(step, dict) else None
+        if isinstance(file, str) and not file.lstrip().startswith("{"):
+            step["schema"] = str(path.parent / file)
     base = fields.get("base_dir")
     if isinstance(base, str):
         fields["base_dir"] = str(path.parent / base)

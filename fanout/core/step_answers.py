@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from fanout.core.records import StepOutcome
+    from fanout.core.steps import StepSpec
 
-__all__ = ["step_text", "value_of"]
+__all__ = ["answer_fields", "step_text", "value_of"]
 
 # A branch looks at its answers several times, and soon.
 _KEPT = 1_024
@@ -51,3 +52,9 @@ def step_text(name: str, answers: Mapping[str, StepOutcome]) -> str:
     if answer is None or answer.output is None:
         return ""
     return cell_text(value_of(answer.output, path)) if path else answer.output
+
+
+def answer_fields(step: StepSpec) -> tuple[str, ...]:
+    """Return the names of the fields that the answer of a step has; empty if it has none, or any."""
+    schema = step.answer_schema or {}
+    return tuple(schema.get("properties") or ())

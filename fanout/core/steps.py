@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from fanout.core.answer_fields import Choices, SchemaField
-from fanout.core.errors import SpecError
 from fanout.core.field_words import twice_in
 from fanout.core.spec_fields import NUMBER, PART_CONFIG, as_tuple
+from fanout.core.step_answers import answer_fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,9 +23,7 @@ __all__ = [
     "VERDICT_SCHEMA",
     "StepFields",
     "StepSpec",
-    "answer_fields",
     "final_steps",
-    "rendered_names",
 ]
 
 _DEFAULT_ROUNDS = 3
@@ -35,7 +33,6 @@ OWN_NAMES = frozenset({
     "task", "answer", "criteria", "column", "fanout",
 })  # fmt: skip
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_FUNCTION = re.compile(r"[\w.]+:[\w.]+")
 
 # The reasons come first: what is written before the verdict can still change it.
 VERDICT_SCHEMA: dict[str, Any] = {
@@ -59,6 +56,16 @@ def _name(value: object) -> object:
         raise ValueError(msg)
     if value in OWN_NAMES:
         msg = f"is a name of fanout's own ({', '.join(sorted(OWN_NAMES))}); choose another one"
+        raise ValueError(msg)
+    return value
+
+
+def _function(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    module, _, name = value.partition(":")
+    if not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        msg = "must be package.module:function"
         raise ValueError(msg)
     return value
 
@@ -104,9 +111,9 @@ class StepSpec(SchemaField):
 
     model_config = PART_CONFIG
 
-    name: Annotated[str, BeforeValidator(_name)]
+    name: Annotated[str, Field(max_length=128), BeforeValidator(_name)]
     prompt: Annotated[str | None, Field(min_length=1)] = None
-    function: Annotated[str | None, Field(pattern=_FUNCTION.pattern)] = None
+    function: Annotated[str | None, BeforeValidator(_function)] = None
     model: Annotated[str | None, Field(min_length=1, max_length=512)] = None
     system: str | None = None
     temperature: Annotated[float | None, Field(ge=0, le=2), NUMBER] = None
@@ -169,7 +176,7 @@ class StepSpec(SchemaField):
 
 
 def _steps(value: object) -> object:
-    names = [_name_of(one) for one in value] if isinstance(value, (list, tuple)) else []
+    names = [_value_of(one, "name") for one in value] if isinstance(value, (list, tuple)) else []
     twice = twice_in([name for name in names if isinstance(name, str)])
     if twice is not None:
         msg = f"has two steps of the name {twice!r}"
@@ -177,8 +184,14 @@ def _steps(value: object) -> object:
     return value
 
 
-def _name_of(one: object) -> object:
-    return one.get("name") if isinstance(one, dict) else getattr(one, "name", None)
+def _value_of(one: object, name: str) -> object:
+    """Return a field of a step, which may not be validated yet."""
+    return one.get(name) if isinstance(one, dict) else getattr(one, name, None)
+
+
+def _values(name: str, steps: Sequence[object]) -> tuple[str, ...]:
+    found = (_value_of(step, name) for step in steps)
+    return tuple(dict.fromkeys(one for one in found if isinstance(one, str)))
 
 
 def _in_order(steps: tuple[StepSpec, ...]) -> tuple[StepSpec, ...]:
@@ -238,23 +251,17 @@ def _has_field(step: StepSpec, path: str) -> bool:
     return not fields or path.partition(".")[0] in fields
 
 
-def answer_fields(step: StepSpec) -> tuple[str, ...]:
-    """Return the names of the fields that the answer of a step has; empty if it has none, or any."""
-    schema = step.answer_schema or {}
-    return tuple(schema.get("properties") or ())
-
-
 class StepFields(BaseModel):
     """The fields of a job that say which calls a branch makes: ``steps``, ``output``, ``on_rejected``."""
 
     steps: Annotated[tuple[StepSpec, ...], BeforeValidator(_steps), AfterValidator(_in_order)] = ()
-    output: Annotated[str | None, Field(min_length=1)] = None
+    output: Annotated[str | None, Field(min_length=1, max_length=128)] = None
     on_rejected: Literal["keep", "fail"] = "keep"
 
     @property
     def step_problem(self) -> str | None:
         """Why the steps do not fit ``output``; None if they do."""
-        if self.output is None:
+        if self.output is None or not self.steps:
             return None
         found = {step.name: step for step in self.steps}.get(self.output)
         if found is None:
@@ -272,12 +279,12 @@ class StepFields(BaseModel):
     @property
     def functions(self) -> tuple[str, ...]:
         """The functions of steps, each once."""
-        return tuple(dict.fromkeys(step.function for step in self.steps if step.function))
+        return _values("function", self.steps)
 
     @property
     def step_models(self) -> tuple[str, ...]:
         """The models of steps that have their own, each once."""
-        return tuple(dict.fromkeys(step.model for step in self.steps if step.model))
+        return _values("model", self.steps)
 
     @cached_property
     def final_steps(self) -> list[StepSpec]:
@@ -302,13 +309,3 @@ def final_steps(steps: Sequence[StepSpec], output: str | None) -> list[StepSpec]
         if not step.when:
             break
     return found[::-1]
-
-
-def rendered_names(step: StepSpec, steps: Sequence[StepSpec]) -> dict[str, StepSpec]:
-    """Return the steps before a step, by the names that its prompt has for their answers."""
-    found: dict[str, StepSpec] = {}
-    for one in steps:
-        if one.name == step.name:
-            return found
-        found[one.name] = one
-    raise SpecError(f"there is no step {step.name!r}", field="steps")

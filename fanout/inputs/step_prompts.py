@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from fanout.core.cells import OWN
 from fanout.core.errors import PromptError
-from fanout.core.step_answers import step_text
-from fanout.core.steps import answer_fields
+from fanout.core.step_answers import answer_fields, step_text
 from fanout.inputs.prompts import Template, ambiguous, near_hint
 
 if TYPE_CHECKING:

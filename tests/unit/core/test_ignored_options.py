@@ -37,6 +37,11 @@ from fanout.llm.callables import CallableLLM, register_callable, unregister_call
 NOBODY = "redis://127.0.0.1:9/0"
 JOB = {"model": "fake", "prompt": "{input}"}
 SUMMED = {"aggregate_prompt": "{input}"}
+STEPS = {"prompt": None, "steps": [{"name": "a", "prompt": "{input}"}]}
+JUDGED = {
+    "prompt": None,
+    "steps": [*STEPS["steps"], {"name": "b", "judge": "a", "criteria": ["c"]}],
+}
 STRING = '{"type": "string"}'
 
 # The fields of a job that have an effect in any job: some code reads them.
@@ -46,7 +51,7 @@ ALWAYS = {
     "split", "tokenizer", "reduce", "aggregate_prompt",
     "group_by", "min_success", "max_workers", "priority", "cache", "timeout_s", "deadline_s", "max_attempts",
     "max_elapsed_s", "requests_per_minute", "tokens_per_minute", "sample", "limit", "labels",
-    "lane", "prompt_order",
+    "lane", "steps",
     "price", "budget_usd", "budget_calls", "budget_tokens",
 }  # fmt: skip
 # These have one beside some others only: a value, and with which others it has one and has none.
@@ -65,6 +70,9 @@ SOMETIMES: dict[str, tuple[Any, list[Any], list[Any]]] = {
           [{}, {"reduce": "vote"}, {"reduce": "table", "measures": "count"}, SUMMED]),
     "output_format": ("json", [{}], [{"choices": "a,b"}, {"schema": STRING}]),
     "max_reasks": (1, [{"choices": "a,b"}, {"schema": STRING}], [{}]),
+    "output": ("a", [STEPS], [{}]),
+    "on_rejected": ("fail", [JUDGED], [{}, STEPS]),
+    "prompt_order": ("document_first", [{}], [STEPS]),
     "certainty": (0.9, [{"samples": 2}], [{}, {"samples": 1}]),
     "base_wait_s": (1.0, [{}, {"max_attempts": 2}], [{"max_attempts": 1}]),
     "max_wait_s": (1.0, [{}, {"max_attempts": 2}], [{"max_attempts": 1}]),
@@ -135,14 +143,14 @@ def test_a_field_without_effect_is_refused_in_the_words_of_its_caller(
             from_command_line(str(path))
         # Options.
         with pytest.raises(SpecError, match=f"^--{name.replace('_', '-')}: has no effect"):
-            from_command_line("a.txt", *words(fields))
+            from_command_line(*words(fields, tmp_path))
 
 
 @pytest.mark.parametrize(("name", "beside"), USED)
-def test_a_field_that_has_an_effect_is_taken(name, beside):
+def test_a_field_that_has_an_effect_is_taken(tmp_path, name, beside):
     fields = {**JOB, **beside, name: SOMETIMES[name][0]}
     require_used(make_spec(**fields))
-    assert from_command_line("a.txt", *words(fields))
+    assert from_command_line(*words(fields, tmp_path))
 
 
 def is_refused(spec, **options):
@@ -344,12 +352,18 @@ def test_flex_has_a_long_timeout_unless_one_is_given(fields, timeout_s):
     assert stored_spec(spec.model_dump_json()) == spec
 
 
-def words(fields):
-    return [
+def words(fields, folder):
+    """The arguments that give fields; steps have no option, and are in a job file."""
+    path = folder / "steps.yaml"
+    if "steps" in fields:
+        path.write_text(yaml.safe_dump({"inputs": "a.txt", "steps": fields["steps"]}))
+    options = [
         word
         for name, value in fields.items()
+        if name != "steps" and value is not None
         for word in (f"--{name.replace('_', '-')}", str(value))
     ]
+    return [str(path) if "steps" in fields else "a.txt", *options]
 
 
 def command_of(name):

@@ -345,10 +345,16 @@ VALUES = {
     "tokens_per_minute": 7, "aspects": {"a": "{input}"}, "models": ["fake", "fake?seed=2"],
     "labels": "gold", "lane": "auto", "prompt_order": "as_written",
     "budget_usd": 2.5, "budget_calls": 30, "budget_tokens": 4000,
+    "steps": [
+        {"name": "a", "prompt": "{input}"}, {"name": "check", "judge": "a", "criteria": ["clear"]},
+    ],
+    "output": "a", "on_rejected": "fail",
     "fallback": ["fake?seed=3"], "price": {"input_mtok": 0.25, "output_mtok": 2},
 }  # fmt: skip
 # What a field needs beside it to have an effect.
 NEEDS: dict[str, dict[str, Any]] = {
+    "output": {"steps": VALUES["steps"]},
+    "on_rejected": {"steps": VALUES["steps"]},
     "group_by": {"reduce": "vote"},
     "by": {"reduce": "vote"},
     "measures": {"reduce": "table"},
@@ -377,6 +383,8 @@ def job_with(name):
     assert field in VALUES, f"give the test a value of the new field {field!r}"
     needed = {"model": "fake", "prompt": "{input}", "aspects": VALUES["aspects"]}
     del needed["prompt" if field == "aspects" else "aspects"]
+    if field in ("steps", "output", "on_rejected"):
+        del needed["prompt"]
     needed.update(NEEDS.get(field, {}))
     needed.pop("model" if field == "models" else field, None)
     return {**needed, name: VALUES[field]}
@@ -428,11 +436,19 @@ def test_a_field_has_the_same_names_everywhere(monkeypatch, tmp_path, name):
         for option in click.command("x")(job_options(lambda: None)).params
         for spelling in option.opts
     }
-    if f"--{name.replace('_', '-')}" in options or (name in FLAT and name != "inputs"):
+    if "steps" in job:
+        # They have no option.
+        job = {key: value for key, value in job.items() if key != "steps"}
+        words = [
+            str(path),
+            *(word for one, value in job.items() for word in option_words(one, value)),
+        ]
+        assert value_of(from_command_line(monkeypatch, words), name) == expected
+    elif f"--{name.replace('_', '-')}" in options or (name in FLAT and name != "inputs"):
         words = [word for one, value in job.items() for word in option_words(one, value)]
         assert value_of(from_command_line(monkeypatch, ["a.txt", *words]), name) == expected
     # Python.
-    assert value_of(python_spec(monkeypatch, job), name) == expected
+    assert value_of(python_spec(monkeypatch, job_with(name)), name) == expected
 
 
 def python_spec(monkeypatch, job):
