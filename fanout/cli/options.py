@@ -289,7 +289,8 @@ def _job_fields(path: Path, *, has_base: bool) -> dict[str, Any]:
         file = fields.get(name)
         if isinstance(file, str) and not file.lstrip().startswith("{"):
             fields[name] = str(path.parent / file)
-    for step in fields.get("steps") if isinstance(fields.get("steps"), list) else ():
+    steps = fields.get("steps")
+    for step in steps if isinstance(steps, list) else ():
         file = step.get("schema") if isinstance(step, dict) else None
         if isinstance(file, str) and not file.lstrip().startswith("{"):
             step["schema"] = str(path.parent / file)

@@ -21,7 +21,7 @@ from fanout.llm.calls import complete_with_retries
 from fanout.policy.steps import Chain, verdict_of
 
 if TYPE_CHECKING:
-    from fanout.core.records import BranchRef, Chunk
+    from fanout.core.records import BranchRef, Chunk, Usage
     from fanout.core.spec import RunSpec
     from fanout.core.steps import StepSpec
     from fanout.llm.calls import CallResult
@@ -74,11 +74,8 @@ async def ask_steps(
             break
         if not is_written:
             await claim.checkpoint(msgspec.json.encode(calls.so_far))
-        result = await maker.answer(step)
-        one = maker.outcome(step, result)
-        calls.so_far = calls.so_far.with_step(
-            one, result.usage_of or {maker.model(step): one.usage}
-        )
+        one, usage_of = await maker.answer(step)
+        calls.so_far = calls.so_far.with_step(one, usage_of)
         if one.kind is not None:
             return _failed(calls, index, one.kind, f"step {step.name}: {one.message}")
         chain.answered(one)
@@ -136,18 +133,23 @@ class _Steps:
         self._run: RunSteps = context.runs.steps(run_id)
         self._values = branch_values(chunk, ref, ref.sample)
 
-    def model(self, step: StepSpec) -> str:
-        """Return the model that a step asks first."""
+    def _model(self, step: StepSpec) -> str:
         return step.model or self._ref.model or self._spec.model
 
-    async def answer(self, step: StepSpec) -> CallResult:
-        """Return the answer of a step, or why there is none. Raises as ``ask_steps`` does."""
+    async def answer(self, step: StepSpec) -> tuple[StepOutcome, dict[str, Usage]]:
+        """Return the answer of a step, or why there is none, and the usage of its calls by model.
+
+        Raises as ``ask_steps`` does.
+        """
         if step.function is not None:
-            return await self._called(step.function)
-        return await self._asking.answer(self.model(step), self._request(step), self._ref.sample)
+            return await self._called(step, step.function), {}
+        model = self._model(step)
+        result = await self._asking.answer(model, self._request(step), self._ref.sample)
+        one = self._outcome(step, result, model=result.model or model, is_json=step.is_json)
+        return one, result.usage_of or {model: result.usage}
 
     def _request(self, step: StepSpec) -> LLMRequest:
-        spec, sample, model = self._spec, self._ref.sample, self.model(step)
+        spec, sample, model = self._spec, self._ref.sample, self._model(step)
         prompt = self._run.prompts.render(
             step, self._values, self._chunk.columns, self._chain.answers
         )
@@ -164,16 +166,17 @@ class _Steps:
             lane=first_lane(spec.lane),
         )
 
-    async def _called(self, path: str) -> CallResult:
+    async def _called(self, step: StepSpec, path: str) -> StepOutcome:
         """Return what a function of the user returns. It is called again as a model is."""
         models, spec = self._context.models, self._spec
         llm = models.made.get(path) or await models.get(path)
         if not isinstance(llm, CallableLLM):
             raise ModelError(f"{path} is a model, not a function: give it as the model of a step")
+        function = _OfStep(llm, self._argument())
         result = await models.in_flight.call(
             self._run_id,
             complete_with_retries(
-                _OfStep(llm, self._argument()),
+                function,
                 LLMRequest(prompt=""),
                 policy=spec.retries,
                 timeout_s=spec.timeout_s,
@@ -183,7 +186,8 @@ class _Steps:
             has_deadline=True,
         )
         # A function is no call of a model.
-        return structs.replace(result, attempts=0, usage=NO_CALL)
+        result = structs.replace(result, attempts=0, usage=NO_CALL)
+        return self._outcome(step, result, model=None, is_json=function.is_json)
 
     def _argument(self) -> dict[str, Any]:
         answers = self._chain.answers
@@ -193,8 +197,9 @@ class _Steps:
             **{name: _value(one) for name, one in answers.items()},
         }
 
-    def outcome(self, step: StepSpec, result: CallResult) -> StepOutcome:
-        """Return what is kept of the result of a step."""
+    def _outcome(
+        self, step: StepSpec, result: CallResult, *, model: str | None, is_json: bool
+    ) -> StepOutcome:
         return StepOutcome(
             name=step.name,
             output=result.output,
@@ -204,13 +209,13 @@ class _Steps:
             attempts=result.attempts,
             usage=result.usage,
             elapsed_s=result.elapsed_s,
-            model=None if step.function else result.model or self.model(step),
+            model=model,
             finish_reason=result.finish_reason,
             lane=result.lane,
             is_cut=result.is_cut,
             confidence=result.confidence,
             saved=result.saved,
-            is_json=step.is_json or result.finish_reason == _OfStep.JSON,
+            is_json=is_json,
         )
 
 
@@ -220,14 +225,16 @@ def _value(one: StepOutcome) -> Any:
 
 
 class _OfStep:
-    """A function of the user as a model that is asked once."""
+    """A function of the user as a model that is asked one question.
 
-    # The reason why an answer of JSON has ended.
-    JSON = "json"
+    Attributes:
+        is_json: Whether it has returned something else than a string.
+    """
 
     def __init__(self, llm: CallableLLM, argument: dict[str, Any]) -> None:
         self._llm = llm
         self._argument = argument
+        self.is_json = False
 
     async def check(self) -> None:
         """Do nothing: only a call shows whether a function works."""
@@ -235,6 +242,7 @@ class _OfStep:
     async def complete(self, _request: LLMRequest) -> LLMReply:
         """Return what the function returns; other values than strings as JSON. Raises LLMError."""
         value = await self._llm.call(self._argument)
+        self.is_json = not isinstance(value, str)
         if isinstance(value, str):
             return LLMReply(text=value, usage=NO_CALL)
         try:
@@ -245,7 +253,7 @@ class _OfStep:
                 ErrorKind.INVALID_OUTPUT,
                 f"the function returned {kind}, which is no text or JSON value",
             ) from None
-        return LLMReply(text=text, usage=NO_CALL, finish_reason=self.JSON)
+        return LLMReply(text=text, usage=NO_CALL)
 
     async def aclose(self) -> None:
         """Do nothing: the function is closed with the worker."""

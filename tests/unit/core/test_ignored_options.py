@@ -37,11 +37,9 @@ from fanout.llm.callables import CallableLLM, register_callable, unregister_call
 NOBODY = "redis://127.0.0.1:9/0"
 JOB = {"model": "fake", "prompt": "{input}"}
 SUMMED = {"aggregate_prompt": "{input}"}
-STEPS = {"prompt": None, "steps": [{"name": "a", "prompt": "{input}"}]}
-JUDGED = {
-    "prompt": None,
-    "steps": [*STEPS["steps"], {"name": "b", "judge": "a", "criteria": ["c"]}],
-}
+STEP = {"name": "a", "prompt": "{input}"}
+STEPS = {"prompt": None, "steps": [STEP]}
+JUDGED = {"prompt": None, "steps": [STEP, {"name": "b", "judge": "a", "criteria": ["c"]}]}
 STRING = '{"type": "string"}'
 
 # The fields of a job that have an effect in any job: some code reads them.

@@ -1,0 +1,165 @@
+"""Branches with steps on real workers: no step is paid for twice but the one in flight."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import Counter
+
+import pytest
+
+from fanout import RunStatus
+from fanout.core.records import ErrorKind
+from fanout.core.spec import make_spec
+from tests.scripted_provider import ScriptedProvider, openai_reply
+
+QUICK = {"FANOUT_VISIBILITY_TIMEOUT_S": "5", "FANOUT_REAPER_INTERVAL_S": "0"}
+FACTS = {"type": "object", "properties": {"days": {"type": "integer"}}, "required": ["days"]}
+STEPS = (
+    {"name": "kind", "prompt": "KIND {input}", "choices": ["bill", "letter"]},
+    {"name": "facts", "prompt": "FACTS {input}", "schema": FACTS, "when": {"kind": "bill"}},
+    {"name": "greeting", "prompt": "GREETING {input}", "when": {"kind": "letter"}},
+    {"name": "due", "function": "functions_under_test:due", "when": {"kind": "bill"}},
+    {"name": "note", "prompt": "NOTE {document} {due.on}{greeting}"},
+    {"name": "check", "judge": "note", "criteria": "It is polite."},
+)
+BILL = ["kind", "facts", "note", "check", "note", "check"]
+DUE = """
+def due(branch):
+    return {"on": branch["facts"]["days"] + 1, "kind": branch["kind"]}
+"""
+
+
+class Steps(ScriptedProvider):
+    """Answers each step; a judge passes the second answer. A call may be held up."""
+
+    def __init__(self):
+        super().__init__()
+        self.respond = self._answer
+        self.calls = Counter()
+        self.order = []
+        self.held = None
+        self.is_held = threading.Event()
+        self.goes_on = threading.Event()
+        self.fails = None
+
+    def hold(self, number):
+        self.held, self.order = number, []
+        self.is_held.clear()
+        self.goes_on.clear()
+
+    def _answer(self, _headers, request):
+        if request is None:
+            # The check of the model.
+            return 200, {"data": []}
+        messages = [one["content"] for one in request["messages"] if one["role"] != "system"]
+        step, text = self._step(messages)
+        self.order.append(step)
+        if len(self.order) == self.held:
+            self.is_held.set()
+            self.goes_on.wait(30)
+        self.calls[step] += 1
+        if step == self.fails:
+            return 400, {"error": {"message": "no"}}
+        return 200, openai_reply(text)
+
+    @staticmethod
+    def _step(messages):
+        head, said = messages[0].partition(" ")[0], messages[0]
+        if head == "KIND":
+            return "kind", "bill" if "bill" in said else "letter"
+        if head == "FACTS":
+            return "facts", '{"days": 3}'
+        if head == "GREETING":
+            return "greeting", "Hello"
+        if head == "NOTE":
+            return "note", f"{said} {'kindly' if len(messages) > 1 else ''}".strip()
+        passes = "kindly" in said
+        verdict = {"reasons": "r", "pass": passes, "score": 5, "feedback": "be kind"}
+        return "check", json.dumps(verdict)
+
+
+@pytest.fixture
+def provider():
+    made = Steps()
+    yield made
+    made.goes_on.set()
+    made.close()
+
+
+@pytest.fixture
+def environment(provider, functions):
+    return {
+        **QUICK,
+        "OPENAI_BASE_URL": provider.url,
+        "OPENAI_API_KEY": "none",
+        "PYTHONPATH": functions(DUE),
+    }
+
+
+def submit(client, texts, **fields):
+    fields = {"steps": list(STEPS), "cache": False, **fields}
+    return client.submit(make_spec(model="openai/m", **fields), texts)
+
+
+def test_a_killed_worker_costs_the_step_in_flight_wherever_it_is(
+    client, start_worker, provider, environment
+):
+    worker = start_worker(**environment)
+    for number in range(1, len(BILL) + 1):
+        provider.hold(number)
+        run = submit(client, ["a bill"])
+        assert provider.is_held.wait(30)
+        worker.kill()
+        before = list(provider.order)
+        assert before == BILL[:number]
+        provider.goes_on.set()
+        worker = start_worker(**environment)
+        run.wait(40)
+        assert run.wait(40).status is RunStatus.SUCCEEDED
+        result = run.result()
+        assert provider.order == [*BILL[:number], *BILL[number - 1 :]]
+        [branch] = result.branches
+        assert branch.output == "NOTE item 1 4 kindly"
+        assert branch.is_rejected is False
+        assert branch.steps["due"] == {"on": 4, "kind": "bill"}
+        assert [(one.name, one.round) for one in branch.step_records if one.attempts] == [
+            ("kind", 1), ("facts", 1), ("note", 1), ("check", 1), ("note", 2), ("check", 2),
+        ]  # fmt: skip
+        assert branch.usage.calls == result.usage.calls == len(BILL)
+
+
+def test_a_route_a_retry_and_what_a_judge_refuses(client, start_worker, provider, environment):
+    start_worker(**environment)
+    run = submit(client, ["a bill", "a letter"])
+    assert run.wait(40).status is RunStatus.SUCCEEDED
+    assert provider.calls == {"kind": 2, "facts": 1, "greeting": 1, "note": 4, "check": 4}
+    bill, letter = run.result().branches
+    assert "greeting" not in bill.steps
+    assert "facts" not in letter.steps
+    assert letter.output == "NOTE item 2 Hello kindly"
+
+    provider.calls.clear()
+    provider.fails = "note"
+    run = submit(client, ["a bill", "a letter"])
+    assert run.wait(40).status is RunStatus.FAILED
+    [first, second] = run.result().branches
+    assert first.kind is second.kind is ErrorKind.BAD_REQUEST
+    assert first.message.startswith("step note: ")
+    assert first.steps == {"kind": "bill", "facts": {"days": 3}, "due": {"on": 4, "kind": "bill"}}
+    provider.fails = None
+    assert run.retry_failed() == 2
+    assert run.wait(40).status is RunStatus.SUCCEEDED
+    # The retry begins at the step that failed.
+    assert provider.calls == {"kind": 2, "facts": 1, "greeting": 1, "note": 6, "check": 4}
+    assert [one.output for one in run.result().branches] == [bill.output, letter.output]
+
+    refused = [*STEPS[:-1], {**STEPS[-1], "max_rounds": 1}]
+    for on_rejected, kind in (("keep", None), ("fail", ErrorKind.INVALID_OUTPUT)):
+        run = submit(client, ["a letter"], steps=refused, on_rejected=on_rejected)
+        run.wait(40)
+        [branch] = run.result().branches
+        assert branch.is_rejected is True
+        assert branch.kind is kind
+        assert branch.output == ("NOTE item 1 Hello" if kind is None else None)
+        assert kind is None or "step check did not pass the answer: be kind" in branch.message
