@@ -360,8 +360,7 @@ class Outcome(_Record, frozen=True, kw_only=True):
         usage_of: The usage by model, if the branch called several.
         saved: What the answers had cost that were kept from earlier calls, and were taken without
             a call: ``calls`` is the number of these answers.
-        steps: The steps of the branch in the order in which they ran, a failed one last; empty if it
-            has a single prompt.
+        steps: The steps of the branch in the order in which they ran, a failed one last.
         is_rejected: Whether a judge did not pass the output.
     """
 

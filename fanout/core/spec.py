@@ -22,6 +22,7 @@ from pydantic import (
 from fanout.core.aggregate_fields import AggregateFields
 from fanout.core.answer_fields import Choices, Schema, SchemaField
 from fanout.core.answer_types import UNTYPED, AnswerTypes, types_of
+from fanout.core.encodable import is_utf8
 from fanout.core.field_effects import conflict
 from fanout.core.field_names import canonical
 from fanout.core.labels import Labels, label_problem
@@ -259,7 +260,7 @@ class RunSpec(SchemaField, AggregateFields, StepFields):
 
     def _undecoded(self) -> str | None:
         for name in type(self).model_fields:
-            if not _is_utf8(getattr(self, name)):
+            if not is_utf8(getattr(self, name)):
                 return f"{name}: holds bytes that are not UTF-8 text (got {getattr(self, name)!r})"
         return None
 
@@ -354,23 +355,6 @@ _PARTS: dict[str, type[BaseModel]] = {
     "budget": BudgetSpec,
     "price": PriceSpec,
 }
-
-
-def _is_utf8(value: object) -> bool:
-    """Say whether all strings in a field can be encoded; undecodable arguments of argv cannot."""
-    if isinstance(value, dict):
-        return all(_is_utf8(part) for part in (*value, *value.values()))
-    if isinstance(value, tuple):
-        return all(_is_utf8(part) for part in value)
-    return not isinstance(value, str) or value.isascii() or _encodes(value)
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def make_spec(**fields: Any) -> RunSpec:

@@ -22,7 +22,7 @@ from fanout.core.records import Document, ErrorKind, RunStatus
 from fanout.core.spec import stored_spec
 from fanout.inputs.splitters import split_documents, splitter_of
 from fanout.policy.admission import shard_window
-from fanout.policy.consensus import AnswersSoFar
+from fanout.policy.answers_so_far import AnswersSoFar
 from fanout.policy.packing import MAX_SHARD_BRANCHES, pack, shard_chunk
 from fanout.policy.steps import without_failed
 from fanout.runs.budgets import new_limits

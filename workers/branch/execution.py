@@ -21,7 +21,7 @@ from fanout.core.exhaustion import is_exhausted
 from fanout.core.records import ErrorKind, Outcome, RunStatus
 from fanout.core.state import RecordRequest
 from fanout.policy.admission import is_draining, is_gathered_up
-from fanout.policy.consensus import AnswersSoFar
+from fanout.policy.answers_so_far import AnswersSoFar
 from fanout.runs.enqueue import fleet_window
 from fanout.system.logs import RateLimitFilter, about
 from workers.branch.ahead import has_no_siblings, wait_for_sibling

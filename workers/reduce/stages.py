@@ -14,7 +14,7 @@ from fanout.core.errors import StoredDataError
 from fanout.core.ids import BranchId
 from fanout.core.records import ErrorKind, Outcome, RunStatus
 from fanout.core.state import RecordRequest
-from fanout.policy.consensus import AnswersSoFar
+from fanout.policy.answers_so_far import AnswersSoFar
 from fanout.policy.healing import unpublished
 from fanout.runs.enqueue import fleet_window, reset_retried_shard
 from fanout.system.logs import about

@@ -18,7 +18,7 @@ from fanout.core.ids import StageId
 from fanout.core.records import RunStatus, total_usage
 from fanout.core.units import cost_of, count_of
 from fanout.llm.usage import billed
-from fanout.policy.consensus import AnswersSoFar
+from fanout.policy.answers_so_far import AnswersSoFar
 from fanout.system.logs import RateLimitFilter, about
 
 if TYPE_CHECKING:

@@ -12,15 +12,8 @@ from hypothesis import strategies as st
 
 from fanout.core.errors import StoredDataError
 from fanout.core.records import ErrorKind, Outcome, Usage
-from fanout.policy.consensus import (
-    OTHERS,
-    AnswersSoFar,
-    Poll,
-    Question,
-    is_decided,
-    majority_certainty,
-    question,
-)
+from fanout.policy.answers_so_far import AnswersSoFar
+from fanout.policy.consensus import OTHERS, Poll, Question, is_decided, majority_certainty, question
 
 VOTES = st.lists(st.integers(1, 40), max_size=6)
 CERTAINTIES = st.floats(0.5, 1, exclude_min=True, exclude_max=True)
