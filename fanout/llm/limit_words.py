@@ -43,8 +43,12 @@ _QUOTED = re.compile(
     r"""["']quotaValue["']\s*:\s*["'](?P<value>\d{1,15})["']"""
 )
 _PER_MINUTE = re.compile(r"per_?minute", re.IGNORECASE)
-_KINDS = (("input_?token", "input_tokens"), ("output_?token", "output_tokens"),
-          ("token", "tokens"), ("request", "requests"))  # fmt: skip
+_KINDS = (
+    (re.compile("input_?token", re.IGNORECASE), "input_tokens"),
+    (re.compile("output_?token", re.IGNORECASE), "output_tokens"),
+    (re.compile("token", re.IGNORECASE), "tokens"),
+    (re.compile("request", re.IGNORECASE), "requests"),
+)
 
 
 def limits_in(message: str, quotas: Iterable[tuple[str, str]] = ()) -> SeenLimits | None:
@@ -91,8 +95,7 @@ def _number(text: str) -> float:
 def _resource_of(quota_id: str) -> str | None:
     if not _PER_MINUTE.search(quota_id):
         return None
-    kinds = (name for part, name in _KINDS if re.search(part, quota_id, re.IGNORECASE))
-    return next(kinds, None)
+    return next((name for kind, name in _KINDS if kind.search(quota_id)), None)
 
 
 def joined(told: SeenLimits | None, named: SeenLimits | None) -> SeenLimits | None:

@@ -210,7 +210,9 @@ class Job:
         elif operation == "retry":
             run.wait(_END_S)
             self._provider.opened.add(self._tag)
-            larger = {"budget": {"calls": 9_000}} if "budget" in self._fields else {}
+            larger: dict[str, Any] = (
+                {"budget": {"calls": 9_000}} if "budget" in self._fields else {}
+            )
             run.retry_failed(**larger)
         elif operation == "delete":
             run.delete()

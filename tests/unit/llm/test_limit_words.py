@@ -157,6 +157,7 @@ def test_what_headers_tell_goes_before_words():
 
 @given(st.text(max_size=80), st.integers(0, 10**30))
 def test_any_words_are_read(text, number):
-    limits_in(
+    found = limits_in(
         f"{text} rate limit {text} of {number} tokens per minute: limit {number}, used {text}"
     )
+    assert found is None or isinstance(found, SeenLimits)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import redis
 
@@ -9,9 +11,12 @@ from fanout.stores import RedisStore
 from fanout.stores.blobs import FileBlobs
 from tests.fakes import fake_store
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 
 @pytest.fixture(params=["fakeredis", "server", "files"])
-def store(request):
+def store(request: pytest.FixtureRequest) -> Iterator[RedisStore]:
     match request.param:
         case "fakeredis":
             store = fake_store()
