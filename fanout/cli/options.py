@@ -259,7 +259,9 @@ def _in_words(error: SpecError, job: Path | None, given: dict[str, Any]) -> Spec
     # Several models are one option.
     root = "model" if root == "models" and "model" in given else root
     inner = flat_name(root, inner)
-    option = next((name for name in (inner, root) if name in given), None)
+    # A step may have the name of an option.
+    names = () if root == "steps" else (inner, root)
+    option = next((name for name in names if name in given), None)
     if option is None and job is not None:
         return SpecError(error.reason, field=f"{job}: {error.field}")
     reason = _with_options(error.reason, _OPTION_OF if job is None else given)

@@ -68,9 +68,13 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
 
 
+# As in `prompt: {input} ...`, also within braces, and in an item of a list.
+_BRACES = re.compile(r"(?::|\A\s*-)\s+\{\s*\w*[\w.]*\s*\}\s*[^\s,}\]]|:\s+\{")
+
+
 def _begins_braces(mark: Any) -> bool:
     """Say whether the value on a line of YAML begins with a brace."""
     if mark is None or mark.buffer is None:
         return False
     line = mark.buffer.splitlines()[mark.line : mark.line + 1]
-    return bool(line) and line[0].partition(":")[2].lstrip().startswith("{")
+    return bool(line) and _BRACES.search(line[0]) is not None

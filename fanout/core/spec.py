@@ -367,7 +367,7 @@ def make_spec(**fields: Any) -> RunSpec:
     try:
         return RunSpec.model_validate(given)
     except ValidationError as error:
-        raise spec_error(error, RunSpec, _PARTS) from None
+        raise spec_error(error, RunSpec, _PARTS, given=given) from None
 
 
 def make_budget(given: BudgetSpec | Mapping[str, Any]) -> BudgetSpec:

@@ -9,11 +9,14 @@ from fanout.core.errors import SpecError
 from fanout.core.field_names import ALIASES, PARTS
 from fanout.core.field_words import first_error, shown, wrong_value
 from fanout.core.model_names import ANY_MODEL
+from fanout.core.step_errors import step_error
+from fanout.core.steps import StepSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pydantic import BaseModel, ValidationError
+    from pydantic_core import ErrorDetails
 
 __all__ = ["spec_error"]
 
@@ -24,6 +27,7 @@ def spec_error(
     parts: Mapping[str, type[BaseModel]],
     *,
     part: str | None = None,
+    given: Mapping[str, object] | None = None,
 ) -> SpecError:
     """Return the error of a field.
 
@@ -32,8 +36,20 @@ def spec_error(
         spec: The job's model.
         parts: The models of its fields that have fields of their own.
         part: The field that was given alone, if it is one of these.
+        given: The fields of the job as they were given.
     """
     first = first_error(error)
+    found = step_error(first, given, StepSpec, spec) or _field_error(first, spec, parts, part)
+    unquoted = _unquoted(first["input"]) if first["type"] == "string_type" else None
+    return found if unquoted is None else SpecError(unquoted, field=found.field)
+
+
+def _field_error(
+    first: ErrorDetails,
+    spec: type[BaseModel],
+    parts: Mapping[str, type[BaseModel]],
+    part: str | None,
+) -> SpecError:
     # The price of any model has no name there.
     path = ((part,) if part else ()) + first["loc"]
     field = ".".join(str(name) for name in path if name != ANY_MODEL)
@@ -45,8 +61,6 @@ def spec_error(
         # An error of a model validator, which has the field in its message.
         field, _, message = message.partition(": ")
         return SpecError(message, field=field)
-    if first["type"] == "string_type" and _is_braces(first["input"]):
-        return SpecError(_UNQUOTED, field=field)
     if first["type"] == "extra_forbidden":
         return SpecError(_unknown_field(field, spec, parts), field=field)
     if first["type"] == "missing":
@@ -54,15 +68,24 @@ def spec_error(
     return SpecError(f"{wrong_value(first)} (got {shown(first['input'])})", field=field)
 
 
-_UNQUOTED = (
+_BRACES = (
     "must be text, but YAML reads a value that begins with { as a mapping: put it in quotes, as "
     "'{input}', or in a block after |"
 )
+_COLON = (
+    "must be text, but YAML reads a text with a colon and a space as a mapping: put it in quotes, or "
+    "in a block after | (got {value})"
+)
 
 
-def _is_braces(value: object) -> bool:
-    """Say whether a value is the mapping that YAML reads from an unquoted ``{input}``."""
-    return isinstance(value, dict) and bool(value) and all(one is None for one in value.values())
+def _unquoted(value: object) -> str | None:
+    """Return what is wrong with a mapping that YAML reads from a text; None if it is none."""
+    if not isinstance(value, dict) or not value:
+        return None
+    if all(one is None for one in value.values()):
+        return _BRACES
+    is_text = len(value) == 1 and all(isinstance(one, str) for one in value.values())
+    return _COLON.format(value=shown(value)) if is_text else None
 
 
 # They say what becomes of the answers of one call of the command.

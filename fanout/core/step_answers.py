@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fanout.core.records import StepOutcome
     from fanout.core.steps import StepSpec
 
-__all__ = ["answer_fields", "step_text", "value_of"]
+__all__ = ["answer_fields", "possible_values", "step_text", "value_of"]
 
 # A branch looks at its answers several times, and soon.
 _KEPT = 1_024
@@ -58,3 +58,23 @@ def answer_fields(step: StepSpec) -> tuple[str, ...]:
     """Return the names of the fields that the answer of a step has; empty if it has none, or any."""
     schema = step.answer_schema or {}
     return tuple(schema.get("properties") or ())
+
+
+def possible_values(step: StepSpec, path: str) -> tuple[str, ...]:
+    """Return the texts of which the answer of a step is one, or a field of it; empty if any may be.
+
+    Args:
+        step: The step.
+        path: The field, or empty for the answer itself.
+    """
+    if not path:
+        return step.choices
+    shape: object = step.answer_schema
+    for name in path.split("."):
+        fields = shape.get("properties") if isinstance(shape, dict) else None
+        shape = fields.get(name) if isinstance(fields, dict) else None
+    if not isinstance(shape, dict):
+        return ()
+    if isinstance(shape.get("enum"), list):
+        return tuple(cell_text(one) for one in shape["enum"])
+    return ("true", "false") if shape.get("type") == "boolean" else ()

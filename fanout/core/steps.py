@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keyword
 import re
+from difflib import get_close_matches
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,7 +13,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_va
 from fanout.core.answer_fields import Choices, SchemaField
 from fanout.core.field_words import twice_in
 from fanout.core.spec_fields import NUMBER, PART_CONFIG, as_tuple
-from fanout.core.step_answers import answer_fields
+from fanout.core.step_answers import answer_fields, possible_values
+from fanout.core.step_errors import IN_QUOTES, StepError, unquoted_conditions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -129,7 +131,8 @@ class StepSpec(SchemaField):
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:
         for problem in self._problems():
-            raise ValueError(problem)
+            field, _, reason = problem.rpartition(": ")
+            raise StepError(self.name, field, reason)
         return self
 
     def _problems(self) -> Iterator[str]:
@@ -142,9 +145,10 @@ class StepSpec(SchemaField):
                 yield "max_rounds: has no effect without judge, which names the step to judge"
         else:
             if not self.criteria and not self.prompt:
-                yield "a step with judge needs criteria (or a prompt of its own)"
+                yield "criteria: is required for a step with judge (or a prompt of its own)"
             if self.schema or self.choices:
-                yield "schema: a judge answers with reasons, pass, score and feedback; leave it out"
+                name = "schema" if self.schema else "choices"
+                yield f"{name}: a judge answers with reasons, pass, score and feedback; leave it out"
         if self.function and (self.prompt or self.judge):
             yield "function: give a function, or a prompt or judge, and not both"
         asked = ("model", "system", "temperature", "max_tokens")
@@ -176,11 +180,12 @@ class StepSpec(SchemaField):
 
 
 def _steps(value: object) -> object:
-    names = [_value_of(one, "name") for one in value] if isinstance(value, (list, tuple)) else []
-    twice = twice_in([name for name in names if isinstance(name, str)])
+    if not isinstance(value, (list, tuple)):
+        return value
+    twice = twice_in([_value_of(one, "name") for one in value])
     if twice is not None:
-        msg = f"has two steps of the name {twice!r}"
-        raise ValueError(msg)
+        raise StepError(twice, "name", "is the name of two steps; each has one of its own")
+    unquoted_conditions(value)
     return value
 
 
@@ -207,23 +212,31 @@ def _require_conditions(step: StepSpec, earlier: dict[str, StepSpec]) -> None:
     for condition, values in step.when.items():
         name, _, path = condition.partition(".")
         _require_earlier(step, name, earlier, "when")
-        other, problem = earlier[name], None
-        if not values:
-            problem = f"{condition} has no values"
-        elif other.choices and path:
-            problem = f"step {name!r} answers with a label, which has no field {path!r}"
-        elif path and not _has_field(other, path):
-            problem = f"the answer of step {name!r} has no field {path!r}"
-        elif other.choices:
-            unknown = [one for one in values if one not in other.choices]
-            if unknown:
-                listed = ", ".join(other.choices)
-                problem = f"step {name!r} never answers {unknown[0]!r} (its choices: {listed})"
-        elif not path and other.is_json:
-            problem = f"step {name!r} answers with JSON: name a field of it, as {name}.FIELD"
+        problem = _condition_problem(earlier[name], name, path, values)
         if problem is not None:
-            msg = f"step {step.name!r}: when: {problem}"
-            raise ValueError(msg)
+            raise StepError(step.name, f"when.{condition}", problem)
+
+
+def _condition_problem(
+    other: StepSpec, name: str, path: str, values: tuple[str, ...]
+) -> str | None:
+    """Return why a condition on the answer of a step never holds; None if it may."""
+    if not values:
+        return "has no values"
+    if other.choices and path:
+        return f"step {name!r} answers with a label, which has no field {path!r}"
+    if path and not _has_field(other, path):
+        listed = ", ".join(answer_fields(other))
+        return f"the answer of step {name!r} has no field {path!r} (its fields: {listed})"
+    if not path and other.is_json:
+        return f"step {name!r} answers with JSON: name a field of it, as {name}.FIELD"
+    possible = possible_values(other, path)
+    unknown = [one for one in values if possible and one not in possible]
+    if not unknown:
+        return None
+    quotes = f"; {IN_QUOTES}" if unknown[0] in ("true", "false") else ""
+    what = "its choices" if other.choices else f"{path}"
+    return f"step {name!r} never answers {unknown[0]!r} ({what}: {', '.join(possible)}){quotes}"
 
 
 def _require_judged(step: StepSpec, earlier: dict[str, StepSpec]) -> None:
@@ -235,15 +248,17 @@ def _require_judged(step: StepSpec, earlier: dict[str, StepSpec]) -> None:
         what = (
             "a judge itself" if judged.judge is not None else "a function, which takes no feedback"
         )
-        msg = f"step {step.name!r}: judge: step {judged.name!r} is {what}"
-        raise ValueError(msg)
+        raise StepError(step.name, "judge", f"step {judged.name!r} is {what}")
 
 
 def _require_earlier(step: StepSpec, name: str, earlier: dict[str, StepSpec], field: str) -> None:
     if name not in earlier:
         known = ", ".join(earlier) or "none"
-        msg = f"step {step.name!r}: {field}: there is no earlier step {name!r} (earlier: {known})"
-        raise ValueError(msg)
+        near = get_close_matches(name, earlier, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise StepError(
+            step.name, field, f"there is no earlier step {name!r}{hint} (earlier: {known})"
+        )
 
 
 def _has_field(step: StepSpec, path: str) -> bool:
