@@ -53,6 +53,7 @@ _GROUPS = {
         "watch": ("watch:command", "Follow a run, or the whole fleet."),
         "runs": ("inspect_runs:runs", "List the runs, the newest first."),
         "errors": ("inspect_runs:errors", "List the failed branches of a run."),
+        "show": ("show:command", "Print one branch with its prompts and answers."),
         "report": ("inspect_runs:report", "Write a run as one web page."),
         "workers": ("inspect_runs:workers", "List the queues, and the workers with their load."),
     },

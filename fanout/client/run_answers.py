@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import structs
 
 from fanout.core.answer_types import UNTYPED
-from fanout.core.errors import StoredDataError
+from fanout.core.errors import RunError, StoredDataError
 from fanout.core.ids import StageId
 from fanout.core.records import RunStatus, total_saved, total_usage, usage_by_model
 from fanout.core.spec import RunSpec, stored_spec
 from fanout.runs.answer_text import EMPTY_GROUP
+from fanout.runs.branch_trace import trace_of
 from fanout.runs.budget_status import BudgetStatus, day_budgets
 from fanout.runs.common_errors import commonest_error
 from fanout.runs.evaluation import evaluate, evaluate_by
@@ -26,9 +28,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from fanout.core.answer_types import AnswerTypes
+    from fanout.core.ids import ShardId
     from fanout.core.lanes import LaneChoice
     from fanout.core.records import ErrorKind, Outcome, Shard
     from fanout.core.state import StageRecord, WorkerRecord
+    from fanout.runs.branch_trace import BranchTrace
     from fanout.runs.evaluation import Evaluation
     from fanout.stores import RedisStore
 
@@ -232,6 +236,37 @@ class RunAnswers:
                 shard = self._store.shard(shard_id)
                 for _, outcome in sorted(outcomes.items()):
                     yield self._output(spec, shard, outcome, with_text=with_text)
+
+    def trace(self, index: int) -> BranchTrace:
+        """Return a branch from end to end: every prompt and answer, with what it took.
+
+        Args:
+            index: The index of the branch.
+
+        Raises:
+            RunError: The run has no such branch, or it has not ended.
+            UnknownRunError: There is no such run.
+        """
+        shard_id = self._shard_of(index)
+        shard = self._store.shard(shard_id)
+        outcome = self._store.outcomes(shard_id).get(index - shard.first)
+        if outcome is None:
+            raise RunError(f"branch {index:,} of run {self.run_id} has not ended")
+        return trace_of(self.spec, shard, outcome)
+
+    def _shard_of(self, index: int) -> ShardId:
+        """Return the shard of a branch: shards have consecutive indices."""
+        stage = self._store.stage(self._map_id)
+        if not 0 <= index < stage.total:
+            self._store.run(self.run_id)
+            have = f"its branches are 0 to {stage.total - 1:,}" if stage.total else "it has none"
+            raise RunError(f"run {self.run_id} has no branch {index:,}: {have}")
+        at = bisect_right(
+            range(stage.shards),
+            index,
+            key=lambda number: self._store.indices(self._map_id.shard(number))[0],
+        )
+        return self._map_id.shard(at - 1)
 
     def _output(
         self, spec: RunSpec, shard: Shard, outcome: Outcome, *, with_text: bool

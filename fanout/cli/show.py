@@ -1,0 +1,143 @@
+"""The command that prints one branch from end to end: ``show``."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fanout.cli.session import (
+    EMBEDDED,
+    RUN_EPILOG,
+    broker_option,
+    one_run,
+    print_json,
+    run_argument,
+)
+from fanout.core.units import cost_of, count_of, duration, page_range, plural
+from fanout.runs.rows import full_row
+from fanout.system.terminal import print_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fanout.runs.branch_trace import BranchTrace, TracedCall
+    from fanout.runs.results import Output
+
+__all__ = ["command"]
+
+_INDENT = "  "
+
+
+@click.command("show", epilog=RUN_EPILOG)
+@run_argument
+@click.argument("index", metavar="INDEX", type=click.IntRange(0))
+@broker_option(EMBEDDED)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(run_id: str, index: int, broker_url: str | None, as_json: bool) -> None:  # noqa: FBT001
+    """Print one branch from end to end: its document, and every prompt and answer with what it took.
+
+    INDEX is the number of the branch, from 0: the `index` of its row. Prompts are made anew from the job
+    and the stored input. It prints the contents of documents, prompts and answers.
+    """
+    with one_run(broker_url, run_id) as run:
+        trace = run.trace(index)
+    if as_json:
+        print_json(
+            {
+                "run_id": run.run_id,
+                **full_row(trace.branch),
+                "text": trace.branch.text,
+                "calls": [call.to_dict() for call in trace.calls],
+            }
+        )
+        return
+    for line in _lines(run.run_id, trace):
+        print_line(line)
+
+
+def _lines(run_id: str, trace: BranchTrace) -> Iterator[str]:
+    branch = trace.branch
+    yield f"branch {branch.index} of run {run_id}: {_place(branch)}"
+    yield _INDENT + " · ".join(_ending(branch))
+    for number, call in enumerate(trace.calls, 1):
+        yield ""
+        yield f"{number}. {' · '.join(_head(call))}"
+        yield from _parts(call)
+
+
+def _place(branch: Output[Any]) -> str:
+    parts = [branch.document]
+    if branch.text is not None:
+        parts.append(f"chunk {branch.position}, characters {branch.start:,} to {branch.end:,}")
+    if branch.pages:
+        parts.append(f"pages {page_range(branch.pages)}")
+    if branch.headings:
+        parts.append(branch.headings)
+    if branch.aspect is not None:
+        parts.append(f"aspect {branch.aspect}")
+    if branch.sample:
+        parts.append(f"sample {branch.sample}")
+    return ", ".join(parts)
+
+
+def _ending(branch: Output[Any]) -> Iterator[str]:
+    if branch.kind is None:
+        yield "succeeded" if not branch.is_rejected else "succeeded, though a judge did not pass it"
+    else:
+        yield f"failed ({branch.kind.value}): {branch.message or ''}".rstrip(": ")
+    yield plural(branch.attempts, "call", "calls")
+    yield f"{count_of(branch.usage, 'input_tokens')} tokens in"
+    yield f"{count_of(branch.usage, 'output_tokens')} out"
+    yield f"cost {cost_of(branch.usage)}"
+    yield duration(branch.elapsed_s)
+    if branch.votes:
+        votes = ", ".join(f"{answer!r} {count}" for answer, count in branch.votes.items())
+        yield f"votes: {votes}"
+
+
+def _head(call: TracedCall) -> Iterator[str]:
+    if call.step is not None:
+        yield f"step {call.step}"
+    if call.judges is not None:
+        yield f"judges {call.judges}"
+    if call.round > 1:
+        yield f"round {call.round}"
+    yield call.function or call.model or "?"
+    if call.cached:
+        yield "from the cache"
+    if call.function is None:
+        yield plural(call.attempts, "call", "calls")
+        yield f"{count_of(call.usage, 'input_tokens')} tokens in"
+        yield f"{count_of(call.usage, 'output_tokens')} out"
+        yield f"cost {cost_of(call.usage)}"
+    yield duration(call.elapsed_s)
+    if call.finish_reason:
+        yield f"ended by {call.finish_reason}"
+
+
+def _parts(call: TracedCall) -> Iterator[str]:
+    if call.system:
+        yield from _part("system", call.system)
+    if call.prompt is not None:
+        yield from _part("prompt", call.prompt)
+    for answer, reply in call.turns:
+        yield from _part("answered", answer)
+        yield from _part("told", reply)
+    if call.kind is not None:
+        yield from _part("failed", f"{call.kind.value}: {call.message or ''}")
+    else:
+        yield from _part("answer", _text(call.answer))
+
+
+def _text(answer: Any) -> str:
+    if isinstance(answer, str):
+        return answer
+    return json.dumps(answer, ensure_ascii=False, indent=2)
+
+
+def _part(name: str, text: str) -> Iterator[str]:
+    yield f"{_INDENT}{name}:"
+    for line in text.splitlines() or [""]:
+        yield f"{_INDENT * 2}{line}".rstrip()

@@ -1,0 +1,202 @@
+"""One branch of a run from end to end: what was asked, what was answered, and what that took."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from fanout.core.errors import PromptError, StoredDataError
+from fanout.core.lanes import first_lane
+from fanout.core.records import Usage  # noqa: TC001 - dataclasses read the annotation
+from fanout.inputs.prompt_layout import branch_values
+from fanout.inputs.prompts import Template
+from fanout.inputs.step_prompts import StepPrompts, feedback_reply
+from fanout.llm.prompt_plans import plan_of
+from fanout.policy.packing import shard_chunk
+from fanout.policy.steps import Chain
+from fanout.runs.outputs import output_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fanout.core.records import BranchRef, Chunk, ErrorKind, Outcome, Shard, StepOutcome
+    from fanout.core.spec import RunSpec
+    from fanout.core.steps import StepSpec
+    from fanout.runs.results import Output
+
+__all__ = ["BranchTrace", "TracedCall", "trace_of"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TracedCall:
+    """One question of a branch, and its answer.
+
+    Attributes:
+        step: The name of its step; None in a job with a single prompt.
+        round: The number of the step's answer, from 1.
+        judges: The step that it judges, or None.
+        function: The function that was called in place of a model, or None.
+        model: The model that answered, or was asked; None for a function.
+        system: The system prompt, or None.
+        prompt: The prompt, made anew from the job and the stored input; None for a function, or if that
+            is not possible.
+        turns: Earlier answers to the same prompt, each with what the model was told of it.
+        answer: The answer: text, or a JSON value where it has a schema; None if there is none.
+        kind: Why there is none, or None.
+        message: One line about that, or None.
+        attempts: Calls made.
+        usage: Their usage.
+        elapsed_s: Seconds from the first call to the end, waits included.
+        finish_reason: Why the answer ended, in the provider's words, or None.
+        cached: Whether the answer came from the cache.
+    """
+
+    step: str | None
+    round: int
+    judges: str | None
+    function: str | None
+    model: str | None
+    system: str | None
+    prompt: str | None
+    turns: tuple[tuple[str, str], ...]
+    answer: Any
+    kind: ErrorKind | None
+    message: str | None
+    attempts: int
+    usage: Usage
+    elapsed_s: float
+    finish_reason: str | None
+    cached: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as JSON values."""
+        return {
+            **{name: getattr(self, name) for name in self.__slots__},
+            "kind": None if self.kind is None else self.kind.value,
+            "turns": [{"answer": answer, "reply": reply} for answer, reply in self.turns],
+            "usage": self.usage.to_dict(),
+            "elapsed_s": round(self.elapsed_s, 4),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BranchTrace:
+    """One branch from end to end.
+
+    Attributes:
+        branch: The branch, with the text of its chunk.
+        calls: Its questions in the order in which they were asked.
+    """
+
+    branch: Output[Any]
+    calls: tuple[TracedCall, ...]
+
+
+def trace_of(spec: RunSpec, shard: Shard, outcome: Outcome) -> BranchTrace:
+    """Return a branch from end to end.
+
+    Args:
+        spec: The job.
+        shard: The shard of the branch.
+        outcome: Its outcome.
+
+    Raises:
+        StoredDataError: What is stored does not fit the job.
+    """
+    variants = spec.variants
+    ref = variants.ref(outcome.index)
+    chunk = shard_chunk(shard, outcome.index, variants.count)
+    branch = output_of(spec, shard, outcome, with_text=True)
+    if spec.steps:
+        calls = tuple(_steps(spec, chunk, ref, outcome))
+    else:
+        calls = (_single(spec, chunk, ref, branch, len(shard.chunks)),)
+    return BranchTrace(branch=branch, calls=calls)
+
+
+def _single(
+    spec: RunSpec, chunk: Chunk, ref: BranchRef, branch: Output[Any], chunks: int
+) -> TracedCall:
+    model = ref.model or spec.model
+    return TracedCall(
+        step=None,
+        round=1,
+        judges=None,
+        function=None,
+        model=branch.model or model,
+        system=spec.system,
+        prompt=_prompt(spec, chunk, ref, model, chunks),
+        turns=(),
+        answer=branch.value,
+        kind=branch.kind,
+        message=branch.message,
+        attempts=branch.attempts,
+        usage=branch.usage,
+        elapsed_s=branch.elapsed_s,
+        finish_reason=branch.finish_reason,
+        cached=branch.cached,
+    )
+
+
+def _prompt(spec: RunSpec, chunk: Chunk, ref: BranchRef, model: str, chunks: int) -> str | None:
+    values = branch_values(chunk, ref, ref.sample)
+    plan = plan_of(spec)
+    try:
+        if plan is None:
+            return Template.parse(spec.prompts[ref.aspect]).render(values, chunk.columns)
+        lane = first_lane(spec.lane)
+        return plan.prompt(chunk, ref, values, model=model, chunks=chunks, lane=lane)[0]
+    except PromptError:
+        # The branch has failed for the same reason.
+        return None
+
+
+def _steps(spec: RunSpec, chunk: Chunk, ref: BranchRef, outcome: Outcome) -> Iterator[TracedCall]:
+    prompts, chain = StepPrompts(spec.steps), Chain(spec.steps)
+    values = branch_values(chunk, ref, ref.sample)
+    for one in outcome.steps:
+        step = chain.next
+        if step is None or step.name != one.name:
+            raise StoredDataError(f"the store has an answer of step {one.name!r} out of its order")
+        prompt = None
+        if step.function is None:
+            try:
+                prompt = prompts.render(step, values, chunk.columns, chain.answers)
+            except PromptError:
+                prompt = None
+        yield _step(spec, ref, step, one, prompt, chain.turns(step))
+        if one.kind is None:
+            chain.answered(one)
+
+
+def _step(
+    spec: RunSpec,
+    ref: BranchRef,
+    step: StepSpec,
+    one: StepOutcome,
+    prompt: str | None,
+    turns: tuple[tuple[str, str], ...],
+) -> TracedCall:
+    asked = None if step.function else one.model or step.model or ref.model or spec.model
+    system = spec.system if step.system is None else step.system
+    has_value = one.is_json and one.output is not None
+    return TracedCall(
+        step=step.name,
+        round=one.round,
+        judges=step.judge,
+        function=step.function,
+        model=asked,
+        system=None if step.function else system,
+        prompt=prompt,
+        turns=tuple((answer, feedback_reply(feedback)) for answer, feedback in turns),
+        answer=msgspec.json.decode(one.output or "") if has_value else one.output,
+        kind=one.kind,
+        message=one.message,
+        attempts=one.attempts,
+        usage=one.usage,
+        elapsed_s=one.elapsed_s,
+        finish_reason=one.finish_reason,
+        cached=one.saved.calls > 0,
+    )

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fanout.cli.show import _lines
+from fanout.core.errors import StoredDataError
+from fanout.core.records import Chunk, ErrorKind, Outcome, Shard, StepOutcome, Usage
+from fanout.core.spec import make_spec
+from fanout.runs.branch_trace import trace_of
+
+CHUNK = Chunk(text="TEXT", document="d.csv:3", document_index=0, end=4, columns={"product": "P"},
+              pages=[2, 3])  # fmt: skip
+SHARD = Shard(first=0, count=2, first_chunk=0, chunks=[CHUNK])
+ONCE = Usage(calls=1, input_tokens=9, output_tokens=2, cost_usd=0.5)
+FACTS = {"type": "object", "properties": {"term": {"type": "string"}}}
+STEPS = [
+    {"name": "facts", "prompt": "Facts: {input}", "schema": FACTS, "system": "S"},
+    {"name": "note", "prompt": "{facts.term} of {product}", "model": "fake?seed=2"},
+    {"name": "check", "judge": "note", "criteria": "short"},
+    {"name": "size", "function": "package.module:size"},
+]
+
+
+def verdict(*, passes):
+    found = {"reasons": "r", "pass": passes, "score": 3, "feedback": "shorter"}
+    return StepOutcome(name="check", output=json.dumps(found), is_json=True, attempts=1, usage=ONCE)
+
+
+def test_each_prompt_of_a_branch_with_steps_is_as_it_was():
+    spec = make_spec(model="fake", system="J", steps=STEPS)
+    note = StepOutcome(name="note", output="N1", attempts=1, usage=ONCE, model="fake?seed=2")
+    steps = (
+        StepOutcome(name="facts", output='{"term":"t"}', is_json=True, attempts=1, usage=ONCE),
+        note,
+        verdict(passes=False),
+        StepOutcome(name="note", output="N2", round=2, saved=ONCE),
+        verdict(passes=True),
+        StepOutcome(name="size", kind=ErrorKind.INTERNAL, message="ValueError: no"),
+    )
+    outcome = Outcome(index=0, kind=ErrorKind.INTERNAL, message="step size: no", steps=steps)
+    trace = trace_of(spec, SHARD, outcome)
+    assert trace.branch.text == "TEXT"
+    facts, first, judged, second, _, size = trace.calls
+    assert (facts.prompt, facts.system, facts.answer) == ("Facts: TEXT", "S", {"term": "t"})
+    assert (first.prompt, first.system, first.model) == ("t of P", "J", "fake?seed=2")
+    assert judged.judges == "note"
+    assert "N1" in judged.prompt
+    assert "t of P" in judged.prompt
+    assert (second.prompt, second.round, second.cached) == ("t of P", 2, True)
+    [(answer, reply)] = second.turns
+    assert answer == "N1"
+    assert "shorter" in reply
+    assert (size.function, size.model, size.prompt) == ("package.module:size", None, None)
+    assert size.kind is ErrorKind.INTERNAL
+    assert json.loads(json.dumps(size.to_dict()))["kind"] == "internal"
+    text = "\n".join(_lines("r", trace))
+    assert "branch 0 of run r: d.csv:3, chunk 0, characters 0 to 4, pages 2-3" in text
+    assert "failed (internal): step size: no" in text
+    assert "4. step note · round 2 · fake?seed=2 · from the cache" in text
+    assert '      "term": "t"' in text
+
+
+@pytest.mark.parametrize(
+    ("fields", "index", "prompt"),
+    [
+        ({"prompt": "{input} {sample}", "samples": 2}, 1, "TEXT 1"),
+        ({"aspects": {"a": "A {input}", "b": "B {input} {aspect}"}}, 1, "B TEXT b"),
+        ({"prompt": "{input} {gone}"}, 0, None),
+        ({"aspects": {"a": "A {input}", "b": "B {input}"}, "prompt_order": "document_first"}, 1,
+         "<document>\nTEXT\n</document>\n\nB [the text in <document> above]"),
+    ],
+)  # fmt: skip
+def test_the_prompt_of_a_branch_without_steps_is_as_it_was(fields, index, prompt):
+    spec = make_spec(model="fake", **fields)
+    trace = trace_of(spec, SHARD, Outcome(index=index, output="O", attempts=1, usage=ONCE))
+    [call] = trace.calls
+    assert (call.prompt, call.answer, call.step) == (prompt, "O", None)
+    assert "  answer:\n    O" in "\n".join(_lines("r", trace))
+
+
+def test_answers_of_other_steps_are_refused():
+    spec = make_spec(model="fake", steps=STEPS)
+    outcome = Outcome(index=0, steps=(StepOutcome(name="note", output="N"),))
+    with pytest.raises(StoredDataError, match="out of its order"):
+        trace_of(spec, SHARD, outcome)
