@@ -93,6 +93,8 @@ _OPTIONS = [
     _option("--chunk-tokens", "N", "The largest chunk, in tokens. [default: 1000]"),
     _option("--chunk-overlap-tokens", "N",
             "What neighbouring chunks share, in tokens. [default: 0]"),
+    _option("--neighbours", "N",
+            "How many chunks {before} and {after} its own a prompt has. [default: 0]"),
     _option("--tokenizer", "NAME",
             "What counts tokens: bytes/N, tiktoken[:ENCODING], a tokenizer.json, or a name at "
             "Hugging Face. [default: bytes/4, or as learnt from the model's calls]"),

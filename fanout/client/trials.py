@@ -148,6 +148,7 @@ def _document(chunk: Chunk) -> Document:
         page_numbers=chunk.pages,
         headings=[(0, chunk.headings)] if chunk.headings else [],
         number=chunk.number,
+        around=chunk.around,
     )
 
 

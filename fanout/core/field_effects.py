@@ -143,6 +143,9 @@ RULES = (
               lambda spec: spec.split in _SIZED_SPLITS,
               "has no effect with split {spec.split!r}; leave it out, or choose another split "
               f"({', '.join(_SIZED_SPLITS)})"),
+    FieldRule(("neighbours",), ("split",), lambda spec: spec.split != "none",
+              "has no effect with split 'none', where a document is one chunk; leave it out, or choose "
+              "another split"),
     FieldRule(("aggregate_max_tokens", "context_tokens"), ("reduce", "aggregate_prompt"),
               lambda spec: spec.reduction == "llm",
               "has no effect with reduce {spec.reduction!r}; leave it out, or give an aggregate "

@@ -6,15 +6,21 @@ They are frozen values, which msgspec encodes as JSON.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from fanout.core.cells import Cell  # noqa: TC001 - msgspec reads the annotation
 from fanout.core.lanes import Lane  # noqa: TC001 - msgspec reads the annotation
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+from fanout.core.parts import Layout, Part  # noqa: TC001 - msgspec reads the annotations
+from fanout.core.usage import (
+    NO_CALL,
+    QUANTITIES,
+    Usage,
+    share_of,
+    total_saved,
+    total_usage,
+    usage_by_model,
+)
 
 __all__ = [
     "NO_CALL",
@@ -101,6 +107,9 @@ class Document(_Record, frozen=True, kw_only=True):
             as ``Terms > Payment``.
         error: Why the document cannot be used, or None.
         number: Where it is one chunk of a larger input: the 0-based number of the chunk there.
+        around: Where it is one chunk of a larger input: the texts before and after it there.
+        parts: The parts that become its chunks, in place of those that the job's split gives.
+        keeps_layout: Whether its first chunk gets its layout, so that it can be put together again.
     """
 
     name: str
@@ -114,6 +123,9 @@ class Document(_Record, frozen=True, kw_only=True):
     headings: list[tuple[int, str]] = []
     error: str | None = None
     number: int | None = None
+    around: tuple[str, str] | None = None
+    parts: list[Part] | None = None
+    keeps_layout: bool = False
 
 
 class Chunk(_Record, frozen=True, kw_only=True):
@@ -133,6 +145,10 @@ class Chunk(_Record, frozen=True, kw_only=True):
         headings: The path of headings at the chunk's beginning, such as ``Terms > Payment``.
         error: Why the document cannot be used; its branches then fail without a call.
         number: What ``{index}`` is, where it is not the stage-wide index of the chunk.
+        around: The texts before and after it, where these are not chunks of its shard.
+        title: The title of the part, where a model has split the document.
+        subtask: What to do, where a model has split the work on the document.
+        layout: The pages and headings of the document, on the first chunk of one to be split further.
     """
 
     text: str
@@ -148,6 +164,10 @@ class Chunk(_Record, frozen=True, kw_only=True):
     headings: str = ""
     error: str | None = None
     number: int | None = None
+    around: tuple[str, str] | None = None
+    title: str = ""
+    subtask: str = ""
+    layout: Layout | None = None
 
 
 class Shard(_Record, frozen=True, kw_only=True):
@@ -158,12 +178,17 @@ class Shard(_Record, frozen=True, kw_only=True):
         count: How many branches the shard has.
         first_chunk: The stage-wide index of ``chunks[0]``.
         chunks: The chunks of these branches, without repetition.
+        before: The chunks before ``chunks[0]`` in its document, without columns: as many as the job
+            has ``neighbours``.
+        after: The same behind ``chunks[-1]``.
     """
 
     first: int
     count: int
     first_chunk: int
     chunks: list[Chunk]
+    before: list[Chunk] = []
+    after: list[Chunk] = []
 
 
 class BranchRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -208,103 +233,6 @@ class Variants(msgspec.Struct, frozen=True, kw_only=True):
         return BranchRef(
             chunk=chunk, aspect=self.aspects[aspect], model=self.models[model], sample=sample
         )
-
-
-class Usage(_Record, frozen=True, kw_only=True):
-    """The usage of calls. An unknown value is None, never 0; a sum with an unknown is unknown.
-
-    Attributes:
-        calls: Calls made, retries included.
-        input_tokens: Tokens of the prompts, those read from a provider's cache or written to it too.
-        cached_input_tokens: The part of them that a provider's cache served.
-        cache_write_tokens: The part of them that was written to a provider's cache.
-        output_tokens: Tokens of the answers, reasoning included.
-        reasoning_tokens: The part of them that was reasoning.
-        cost_usd: US dollars.
-        at_least: Of each sum that is unknown, the part that is known, by the name of its field; one
-            without a known part is missing.
-    """
-
-    calls: int = 0
-    input_tokens: int | None = None
-    cached_input_tokens: int | None = None
-    cache_write_tokens: int | None = None
-    output_tokens: int | None = None
-    reasoning_tokens: int | None = None
-    cost_usd: float | None = None
-    at_least: dict[str, float] = {}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all fields; unknown values are None."""
-        return {name: getattr(self, name) for name in self.__struct_fields__}
-
-    def known(self, name: str) -> float:
-        """Return a quantity, or the known part of an unknown one; 0 if nothing of it is known."""
-        value = getattr(self, name)
-        return self.at_least.get(name, 0) if value is None else value
-
-
-# What a call consumes, by the names of fields of Usage: all but the number of calls.
-QUANTITIES = (
-    "input_tokens",
-    "cached_input_tokens",
-    "cache_write_tokens",
-    "output_tokens",
-    "reasoning_tokens",
-    "cost_usd",
-)
-
-
-# No call at all.
-NO_CALL = Usage(
-    input_tokens=0,
-    cached_input_tokens=0,
-    cache_write_tokens=0,
-    output_tokens=0,
-    reasoning_tokens=0,
-    cost_usd=0.0,
-)
-
-
-def share_of(votes: Mapping[str, int]) -> float | None:
-    """Return the share of the first answer among the votes of a branch; None if it has none."""
-    return next(iter(votes.values())) / sum(votes.values()) if votes else None
-
-
-def total_usage(usages: Sequence[Usage]) -> Usage:
-    """Add up usages; a sum with an unknown value is unknown.
-
-    What made no call has consumed nothing: it makes no sum unknown, and no calls have a sum of 0.
-    """
-    if len(usages) == 1 and usages[0].calls:
-        return usages[0]
-    usages = [usage for usage in usages if usage.calls or usage.cost_usd is not None]
-    if not usages:
-        return NO_CALL
-
-    sums: dict[str, Any] = {}
-    at_least: dict[str, float] = {}
-    for name in QUANTITIES:
-        known = sum(usage.known(name) for usage in usages)
-        if all(getattr(usage, name) is not None for usage in usages):
-            sums[name] = known
-        elif known:
-            at_least[name] = known
-    return Usage(calls=sum(usage.calls for usage in usages), at_least=at_least, **sums)
-
-
-def total_saved(parts: Iterable[Usage]) -> Usage:
-    """Add up what kept answers had cost; nothing is saved where there are none."""
-    return total_usage([part for part in parts if part.calls])
-
-
-def usage_by_model(usages: Iterable[Mapping[str, Usage]]) -> dict[str, Usage]:
-    """Add up usages by model."""
-    found: dict[str, list[Usage]] = {}
-    for one in usages:
-        for model, usage in one.items():
-            found.setdefault(model, []).append(usage)
-    return {model: total_usage(some) for model, some in found.items()}
 
 
 class StepOutcome(_Record, frozen=True, kw_only=True):

@@ -54,6 +54,7 @@ from fanout.core.spec_fields import (
 from fanout.core.spec_fields import (
     sheet as as_sheet,
 )
+from fanout.core.split_fields import SplitFields
 from fanout.core.steps import StepFields
 
 __all__ = [
@@ -70,7 +71,7 @@ SplitName = Literal["none", "lines", "tokens", "markdown", "sentences"]
 ReduceName = Literal["none", "concat", "merge", "vote", "rank", "top", "table", "llm"]
 
 
-class RunSpec(SchemaField, AggregateFields, StepFields):
+class RunSpec(SchemaField, AggregateFields, SplitFields, StepFields):
     """One fan-out / fan-in job.
 
     Attributes:
@@ -132,6 +133,7 @@ class RunSpec(SchemaField, AggregateFields, StepFields):
         split: How a document becomes chunks.
         chunk_tokens: The largest chunk, in tokens.
         chunk_overlap_tokens: The overlap of neighbouring chunks, in tokens.
+        neighbours: How many chunks before and after its own a prompt has as ``{before}`` and ``{after}``.
         tokenizer: What counts tokens: ``bytes/N``, ``tiktoken``, ``tiktoken:ENCODING``, the path of a
             ``tokenizer.json``, or a name at Hugging Face. None is ``bytes/4``, or what the fleet has
             learnt from the calls of the model; a run stores what that was.

@@ -20,12 +20,12 @@ from fanout.inputs.names import DocumentNames
 from fanout.inputs.prompt_checks import (
     group_column,
     label_leaks,
+    names_of,
     require_group,
     require_labels,
     require_prompts,
     templates_of,
 )
-from fanout.inputs.prompts import BRANCH_NAMES
 from fanout.inputs.reading_fields import require_used
 from fanout.inputs.selection import Selection
 from fanout.inputs.sources import source_of, source_of_files, text_columns_of
@@ -132,7 +132,7 @@ def _checked_head(
     Raises:
         PromptError, SpecError, InputError: See ``checked_documents``.
     """
-    needed = frozenset[str]().union(*(one.columns(BRANCH_NAMES) for one in templates))
+    needed = frozenset[str]().union(*(one.columns(names_of(spec)) for one in templates))
     needed |= group_column(spec) | part_columns(spec) | names.columns | selection.columns
     needed |= {*spec.labels.values()}
     head, columns = _head(stream, needed, source)
@@ -142,6 +142,7 @@ def _checked_head(
     require_prompts(
         templates,
         columns,
+        own=names_of(spec),
         text_column=spec.text_column,
         text_columns=text_columns,
         needs_input=not spec.steps,
@@ -168,7 +169,7 @@ def files_for_workers(spec: RunSpec, *, notify: Notify = log_notice) -> FilesToR
             out.
     """
     for template in templates_of(spec):
-        template.require(BRANCH_NAMES, needs_input=not spec.steps)
+        template.require(names_of(spec), needs_input=not spec.steps)
     require_group(spec, frozenset())
     require_parts(spec, frozenset())
     require_labels(spec, frozenset())

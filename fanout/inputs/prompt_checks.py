@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING
 
 from fanout.core.cells import COLUMN, OWN
 from fanout.core.errors import PromptError, SpecError
-from fanout.inputs.prompts import AGGREGATE_NAMES, BRANCH_NAMES, Template, near_hint
+from fanout.inputs.prompts import (
+    AGGREGATE_NAMES,
+    BRANCH_NAMES,
+    NEIGHBOUR_NAMES,
+    Template,
+    near_hint,
+)
 from fanout.inputs.step_prompts import StepPrompts
 
 if TYPE_CHECKING:
@@ -14,7 +20,7 @@ if TYPE_CHECKING:
 
     from fanout.core.spec import RunSpec
 
-__all__ = ["group_column", "label_leaks", "require_group", "require_labels", "require_prompts",
+__all__ = ["group_column", "label_leaks", "names_of", "require_group", "require_labels", "require_prompts",
            "templates_of"]  # fmt: skip
 
 _GROUPS = ("document", "aspect", "model")
@@ -31,17 +37,41 @@ def templates_of(spec: RunSpec) -> list[Template]:
             raise PromptError(
                 "the prompt of one step must contain {input}, where the text goes in", field="steps"
             )
+        _require_neighbours(spec, list(prompts.templates.values()))
         return prompts.own_templates
-    return [
+    found = [
         Template.parse(source, field="prompt" if aspect is None else f"aspects.{aspect}")
         for aspect, source in spec.prompts.items()
     ]
+    _require_neighbours(spec, found)
+    return found
+
+
+def names_of(spec: RunSpec) -> tuple[str, ...]:
+    """Return the names of fanout that prompts of a job may have."""
+    return (*BRANCH_NAMES, *(NEIGHBOUR_NAMES if spec.neighbours else ()))
+
+
+def _require_neighbours(spec: RunSpec, templates: list[Template]) -> None:
+    """Check that a prompt has what the neighbours are for; functions of the user have it, too.
+
+    Raises:
+        SpecError: None has.
+    """
+    named = {name.removeprefix(OWN) for one in templates for name in one.names}
+    if not spec.neighbours or spec.functions or named & {*NEIGHBOUR_NAMES}:
+        return
+    raise SpecError(
+        "has no effect, as no prompt has {before} or {after}; leave it out, or write one of them",
+        field="neighbours",
+    )
 
 
 def require_prompts(
     templates: list[Template],
     columns: frozenset[str],
     *,
+    own: tuple[str, ...] = BRANCH_NAMES,
     text_column: str | None,
     text_columns: frozenset[str],
     needs_input: bool = True,
@@ -51,6 +81,7 @@ def require_prompts(
     Args:
         templates: The prompts.
         columns: The columns of the input.
+        own: The names of fanout that prompts of the job may have.
         text_column: The column of the text, if the job names it.
         text_columns: The names that the column of the text may have; empty if there are no rows.
         needs_input: Whether each prompt must have the text; one of several steps need not.
@@ -61,7 +92,7 @@ def require_prompts(
     for template in templates:
         _require_clear(template, text_column)
         _require_no_text(template, text_columns - columns)
-        template.require(BRANCH_NAMES, columns=columns, needs_input=needs_input)
+        template.require(own, columns=columns, needs_input=needs_input)
 
 
 def _require_clear(template: Template, text_column: str | None) -> None:
@@ -141,7 +172,7 @@ def label_leaks(spec: RunSpec, templates: list[Template]) -> Iterator[str]:
     """Yield what is wrong with prompts that give the model the right answer."""
     labels = frozenset(spec.labels.values())
     for template in templates:
-        for column in sorted(template.columns(BRANCH_NAMES) & labels):
+        for column in sorted(template.columns(names_of(spec)) & labels):
             yield (
                 f"{template.field}: {{{column}}} is the column of the right answers: the model is told "
                 "what it is measured by, and the evaluation says nothing"

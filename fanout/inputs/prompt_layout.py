@@ -13,6 +13,7 @@ import msgspec
 
 from fanout.core.cells import OWN
 from fanout.core.units import page_range
+from fanout.inputs.prompts import NEIGHBOUR_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,9 +38,11 @@ _OF_BRANCH = frozenset({"aspect", "sample", f"{OWN}aspect", f"{OWN}sample"})
 _INPUT = frozenset({"input", f"{OWN}input"})
 
 
-def branch_values(chunk: Chunk, ref: BranchRef, sample: int) -> dict[str, str]:
-    """Return the values of BRANCH_NAMES for a branch."""
-    return {
+def branch_values(
+    chunk: Chunk, ref: BranchRef, sample: int, around: tuple[str, str] | None = None
+) -> dict[str, str]:
+    """Return the values of BRANCH_NAMES for a branch; ``around`` has those of NEIGHBOUR_NAMES."""
+    values = {
         "input": chunk.text,
         "document": chunk.document,
         "index": str(ref.chunk if chunk.number is None else chunk.number),
@@ -48,6 +51,9 @@ def branch_values(chunk: Chunk, ref: BranchRef, sample: int) -> dict[str, str]:
         "pages": page_range(chunk.pages),
         "headings": chunk.headings,
     }
+    if around is not None:
+        values.update(zip(NEIGHBOUR_NAMES, around, strict=True))
+    return values
 
 
 class LaidOut(msgspec.Struct, frozen=True):

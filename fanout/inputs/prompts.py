@@ -24,7 +24,14 @@ if TYPE_CHECKING:
 
     from fanout.core.cells import Cell
 
-__all__ = ["AGGREGATE_NAMES", "BRANCH_NAMES", "Template", "ambiguous", "near_hint"]
+__all__ = [
+    "AGGREGATE_NAMES",
+    "BRANCH_NAMES",
+    "NEIGHBOUR_NAMES",
+    "Template",
+    "ambiguous",
+    "near_hint",
+]
 
 BRANCH_NAMES = (
     "input",  # the text of the chunk
@@ -34,6 +41,11 @@ BRANCH_NAMES = (
     "sample",  # the 0-based number of the sample
     "pages",  # the pages that the chunk is on, such as 3-4
     "headings",  # the path of headings above the chunk
+)
+# Those of a job with ``neighbours``.
+NEIGHBOUR_NAMES = (
+    "before",  # the text of the chunks before this one
+    "after",  # the text of the chunks after it
 )
 AGGREGATE_NAMES = (
     "input",  # the answers, joined
@@ -98,6 +110,8 @@ class Template(msgspec.Struct, frozen=True):
             if name.removeprefix(COLUMN) in columns:
                 continue
             hint = near_hint(name, known, "{{{}}}")
+            if name in NEIGHBOUR_NAMES:
+                hint = " it needs neighbours, the number of chunks;"
             raise PromptError(
                 f"there is no {{{name}}};{hint} known: {listed}. "
                 "A literal brace is doubled: {{ or }}",

@@ -103,6 +103,7 @@ def split_documents(documents: Iterable[Document], splitter: Splitter) -> Iterat
                 else document.page_numbers,
                 headings=_heading(document.headings, start) if document.headings else "",
                 number=document.number,
+                around=document.around,
             )
             yield chunk
         if chunk is not None:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from fanout.core.cells import cell_size
+from fanout.core.neighbours import with_beside
 from fanout.core.records import Chunk, Shard
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from fanout.core.neighbours import Beside
 
 __all__ = ["MAX_SHARD_BRANCHES", "MAX_SHARD_BYTES", "pack", "shard_chunk"]
 
 MAX_SHARD_BRANCHES = 500
 MAX_SHARD_BYTES = 8_000_000
+
+_ALONE: Beside = ((), ())
 
 
 def pack(
@@ -22,21 +29,27 @@ def pack(
     branches_per_chunk: int,
     max_branches: int = MAX_SHARD_BRANCHES,
     max_bytes: int = MAX_SHARD_BYTES,
+    neighbours: int = 0,
 ) -> Iterator[Shard]:
     """Yield shards of up to ``max_branches`` branches and about ``max_bytes`` of input, lazily.
 
-    The input of a chunk is its text and its columns.
+    The input of a chunk is its text and its columns. With ``neighbours``, a shard has that many of the
+    chunks beside its first and its last one, which count, too.
 
     A chunk whose branches do not fit into one shard is repeated in the next, so that any number
     of samples works. A chunk larger than ``max_bytes`` gets a shard of its own.
     """
     first = count = size_bytes = first_chunk = 0
     packed: list[Chunk] = []
-    for number, chunk in enumerate(chunks):
+    before: Sequence[Chunk] = ()
+    after: Sequence[Chunk] = ()
+    for number, (chunk, beside) in enumerate(_placed(chunks, neighbours)):
         remaining = branches_per_chunk
         while remaining:
             if not packed:
-                first_chunk = number
+                first_chunk, before = number, beside[0]
+                size_bytes = _text_size(before)
+            after = beside[1]
             packed.append(chunk)
             size_bytes += len(chunk.text)
             if chunk.columns:
@@ -44,13 +57,40 @@ def pack(
             taken = min(remaining, max_branches - count)
             count += taken
             remaining -= taken
-            if count >= max_branches or size_bytes >= max_bytes:
-                yield Shard(first=first, count=count, first_chunk=first_chunk, chunks=packed)
+            if count >= max_branches or size_bytes + _text_size(after) >= max_bytes:
+                yield _shard(first, count, first_chunk, packed, (before, after))
                 first += count
-                count = size_bytes = 0
+                count = 0
                 packed = []
     if packed:
-        yield Shard(first=first, count=count, first_chunk=first_chunk, chunks=packed)
+        yield _shard(first, count, first_chunk, packed, (before, after))
+
+
+def _placed(chunks: Iterable[Chunk], neighbours: int) -> Iterable[tuple[Chunk, Beside]]:
+    if neighbours:
+        return with_beside(chunks, neighbours)
+    return ((chunk, _ALONE) for chunk in chunks)
+
+
+def _text_size(chunks: Sequence[Chunk]) -> int:
+    return sum(len(chunk.text) for chunk in chunks) if chunks else 0
+
+
+def _shard(first: int, count: int, first_chunk: int, packed: list[Chunk], beside: Beside) -> Shard:
+    before, after = (list(map(_bare, some)) for some in beside)
+    return Shard(
+        first=first,
+        count=count,
+        first_chunk=first_chunk,
+        chunks=packed,
+        before=before,
+        after=after,
+    )
+
+
+def _bare(chunk: Chunk) -> Chunk:
+    """Return a chunk as a neighbour: what its own branches need is not there."""
+    return structs.replace(chunk, columns={}, layout=None)
 
 
 def shard_chunk(shard: Shard, index: int, branches_per_chunk: int) -> Chunk:

@@ -128,7 +128,10 @@ class Enqueuer:
     def _shards(self, run_id: str, spec: RunSpec, documents: Iterator[Document]) -> Iterator[Shard]:
         chunks = self._reported(split_documents(documents, splitter_of(spec)))
         shards = pack(
-            chunks, branches_per_chunk=spec.branches_per_chunk, max_branches=_max_branches(spec)
+            chunks,
+            branches_per_chunk=spec.branches_per_chunk,
+            max_branches=_max_branches(spec),
+            neighbours=spec.neighbours,
         )
         return self._stoppable(run_id, shards)
 

@@ -12,6 +12,7 @@ from fanout.aggregators import group_key
 from fanout.core.answer_shape import AnswerShape
 from fanout.core.errors import SpecError
 from fanout.core.lanes import Lane, takes_lane
+from fanout.core.neighbours import with_around
 from fanout.core.records import BranchRef
 from fanout.core.tokens import BYTES_PER_TOKEN, utf8_bytes
 from fanout.inputs.prompt_layout import branch_values
@@ -140,8 +141,8 @@ class Estimator:
     def documents(self, documents: Iterable[Document]) -> Iterator[Chunk]:
         """Read documents; yield their chunks, those that cannot be used excepted, with their numbers."""
         splitter = splitter_of(self._spec)
-        number = -1
-        for number, chunk in enumerate(split_documents(self._counted(documents), splitter)):
+        chunks = split_documents(self._counted(documents), splitter)
+        for number, chunk in enumerate(_with_around(chunks, self._spec.neighbours)):
             if chunk.error is not None:
                 self._bad_chunks += 1
                 continue
@@ -173,7 +174,7 @@ class Estimator:
     def _rendered(self, chunk: Chunk, number: int, aspect: str | None) -> str:
         spec = self._spec
         ref = BranchRef(chunk=number, aspect=aspect, model=spec.model, sample=0)
-        values = branch_values(chunk, ref, 0)
+        values = branch_values(chunk, ref, 0, chunk.around)
         if self._plan is None:
             return self._templates[aspect].render(values, chunk.columns)
         lane: Lane = "realtime"
@@ -354,6 +355,14 @@ class Estimator:
             # In flex, calls wait as long as the provider likes.
             time_s_high=_most([high for _, high in times]) if lane == "realtime" else None,
         )
+
+
+def _with_around(chunks: Iterator[Chunk], most: int) -> Iterator[Chunk]:
+    """Return chunks that know the texts around them, in a job with ``neighbours``."""
+    if not most:
+        return chunks
+    placed = with_around(chunks, most)
+    return (msgspec.structs.replace(chunk, around=around) for chunk, around in placed)
 
 
 def _tree(answers: float, room: float, answer: float, partial: float, frame: float) -> Calls:

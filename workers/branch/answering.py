@@ -12,6 +12,7 @@ from fanout.core.errors import (
     UnknownRunError,
 )
 from fanout.core.lanes import first_lane
+from fanout.core.neighbours import around_in
 from fanout.core.records import ErrorKind, Outcome, Variants
 from fanout.inputs.prompt_layout import branch_values
 from fanout.llm.base import LLMRequest
@@ -84,10 +85,11 @@ async def _call(
     chunk = shard_chunk(shard, index, variants.count)
     if chunk.error is not None:
         return Outcome(index=index, kind=ErrorKind.BAD_REQUEST, message=chunk.error)
+    around = around_in(shard, ref.chunk, spec.neighbours) if spec.neighbours and not stage else None
     asking = Asking(claim, context, shard_id.stage_id, spec, calls)
     if spec.steps and stage == 0:
         return await ask_steps(
-            claim, context, spec, calls, index, asking=asking, chunk=chunk, ref=ref
+            claim, context, spec, calls, index, asking=asking, chunk=chunk, ref=ref, around=around
         )
     template = runs.template(shard_id.stage_id, ref.aspect)
     limit = spec.max_tokens if stage == 0 else spec.aggregate_max_tokens
@@ -95,7 +97,7 @@ async def _call(
     plan = None if stage else runs.plan(run_id)
 
     async def ask(model: str, sample: int) -> Outcome:
-        values, cache = branch_values(chunk, ref, sample), None
+        values, cache = branch_values(chunk, ref, sample, around), None
         if plan is None:
             prompt = template.render(values, chunk.columns)
         else:

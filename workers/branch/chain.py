@@ -44,6 +44,7 @@ async def ask_steps(
     asking: Asking,
     chunk: Chunk,
     ref: BranchRef,
+    around: tuple[str, str] | None = None,
 ) -> Outcome:
     """Return the outcome of a branch whose job has steps.
 
@@ -59,6 +60,7 @@ async def ask_steps(
         asking: Asks models.
         chunk: The chunk of the branch.
         ref: Its model and sample.
+        around: The texts before and after the chunk, in a job with ``neighbours``.
 
     Raises:
         CallStoppedError: See Claim.checkpoint.
@@ -67,7 +69,16 @@ async def ask_steps(
     """
     run_id = claim.branch_id.run_id
     chain = Chain(spec.steps, calls.so_far.steps)
-    maker = _Steps(context, run_id, spec, asking, chunk, ref, chain)
+    maker = _Steps(
+        context,
+        run_id,
+        spec,
+        asking,
+        chunk,
+        branch_values(chunk, ref, ref.sample, around),
+        ref,
+        chain,
+    )
     is_written = True
     while (step := chain.next) is not None:
         if chain.rejected_by and spec.on_rejected == "fail":
@@ -120,6 +131,7 @@ class _Steps:
         spec: RunSpec,
         asking: Asking,
         chunk: Chunk,
+        values: dict[str, str],
         ref: BranchRef,
         chain: Chain,
     ) -> None:
@@ -131,7 +143,7 @@ class _Steps:
         self._ref = ref
         self._chain = chain
         self._run: RunSteps = context.runs.steps(run_id)
-        self._values = branch_values(chunk, ref, ref.sample)
+        self._values = values
 
     def _model(self, step: StepSpec) -> str:
         return step.model or self._ref.model or self._spec.model

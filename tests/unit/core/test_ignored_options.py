@@ -56,6 +56,7 @@ ALWAYS = {
 SOMETIMES: dict[str, tuple[Any, list[Any], list[Any]]] = {
     "chunk_tokens": (50, [{"split": s} for s in ("tokens", "markdown", "sentences")],
                      [{}, {"split": "none"}, {"split": "lines"}]),
+    "neighbours": (1, [{"split": s} for s in ("lines", "tokens")], [{}, {"split": "none"}]),
     "chunk_overlap_tokens": (5, [{"split": "tokens"}], [{}, {"split": "lines"}]),
     "aggregate_max_tokens": (9, [SUMMED, {**SUMMED, "reduce": "llm"}],
                              [{}, {"reduce": "none"}, {"reduce": "vote"}]),

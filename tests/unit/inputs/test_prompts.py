@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fanout.core.errors import PromptError
+from fanout.core.errors import PromptError, SpecError
+from fanout.core.spec import make_spec
+from fanout.inputs.intake import checked_documents
 from fanout.inputs.prompts import BRANCH_NAMES, Template
 
 
@@ -100,3 +102,25 @@ def test_only_the_columns_that_a_template_names_are_looked_at():
 def test_a_column_whose_name_has_a_prefix_is_that_column():
     columns = {"fanout.a": "1", "column.a": "2", "a": "3"}
     assert Template.parse("{fanout.a}{column.a}{a}").render({}, columns) == "123"
+
+
+def taken(prompt, documents=("a\nb",), **fields):
+    spec = make_spec(model="fake", prompt=prompt, split="lines", **fields)
+    return list(checked_documents(spec, list(documents)))
+
+
+def test_the_text_around_a_chunk_needs_neighbours_and_neighbours_need_a_prompt_with_it():
+    assert len(taken("{before} {input} {fanout.after}", neighbours=1)) == 1
+    with pytest.raises(PromptError, match=r"\{before\}; it needs neighbours"):
+        taken("{before} {input}")
+    with pytest.raises(SpecError, match=r"neighbours: has no effect, as no prompt has \{before\}"):
+        taken("{input}", neighbours=1)
+    rows = [{"text": "a", "before": "then"}]
+    # A column keeps its name in a job that does not use fanout's.
+    assert len(taken("{before} {input}", rows)) == 1
+    with pytest.raises(PromptError, match=r"\{before\} is not clear"):
+        taken("{before} {input}", rows, neighbours=1)
+    steps = [{"name": "a", "prompt": "{input}"}, {"name": "b", "prompt": "{a} {after}"}]
+    assert len(taken(None, steps=steps, neighbours=1)) == 1
+    with pytest.raises(SpecError, match="neighbours: has no effect"):
+        taken(None, steps=steps[:1], neighbours=1)

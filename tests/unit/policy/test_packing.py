@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from fanout.core.neighbours import around_in, with_around
 from fanout.core.records import Chunk
 from fanout.policy.packing import pack, shard_chunk
 
@@ -62,3 +63,75 @@ def test_packing_is_lazy():
 
     next(pack(source(), branches_per_chunk=1, max_branches=10))
     assert len(taken) == 10
+
+
+@given(
+    sizes=st.lists(st.integers(1, 9), max_size=9),
+    neighbours=st.integers(0, 4),
+    per_chunk=st.integers(1, 5),
+    max_branches=st.integers(1, 12),
+    max_bytes=st.integers(1, 60),
+)
+def test_a_chunk_knows_what_is_beside_it_wherever_shards_end(
+    sizes, neighbours, per_chunk, max_branches, max_bytes
+):
+    chunks = [
+        Chunk(text=f"{i}.{at}", document=f"d{i}", document_index=i, start=9 * at, end=9 * at + 3)
+        for i, size in enumerate(sizes)
+        for at in range(size)
+    ]
+    wanted = []
+    for i, size in enumerate(sizes):
+        for at in range(size):
+            before = range(max(0, at - neighbours), at)
+            after = range(at + 1, min(size, at + 1 + neighbours))
+            wanted.append(
+                tuple("\n".join(f"{i}.{one}" for one in some) for some in (before, after))
+            )
+    shards = list(
+        pack(
+            iter(chunks),
+            branches_per_chunk=per_chunk,
+            max_branches=max_branches,
+            max_bytes=max_bytes,
+            neighbours=neighbours,
+        )
+    )
+    found = [
+        around_in(shard, index // per_chunk, neighbours)
+        for shard in shards
+        for index in range(shard.first, shard.first + shard.count)
+    ]
+    assert found == [one for one in wanted for _ in range(per_chunk)]
+    for shard in shards:
+        assert max(len(shard.before), len(shard.after)) <= neighbours
+    if neighbours:
+        assert [around for _, around in with_around(iter(chunks), neighbours)] == wanted
+
+
+def test_neighbours_count_for_the_size_of_a_shard_and_are_looked_at_lazily():
+    taken = []
+
+    def source():
+        for i in range(1_000):
+            taken.append(i)
+            yield replace(chunk(0, size=10), position=i, columns={"c": "y"})
+
+    shards = pack(source(), branches_per_chunk=1, max_bytes=100, neighbours=3)
+    first, second = next(shards), next(shards)
+    # 30 after the first shard, 60 around the second.
+    assert (first.count, second.count) == (6, 4)
+    assert [one.position for one in second.before] == [3, 4, 5]
+    assert [one.columns for one in second.before] == [{}] * 3
+    assert len(taken) == 6 + 4 + 3
+
+
+def test_neighbours_that_overlap_are_joined_without_what_they_share():
+    text = "one two three four five"
+    spans = [(0, 7), (4, 13), (8, 18), (19, 23)]
+    chunks = [
+        Chunk(text=text[a:b], document="d", document_index=0, start=a, end=b) for a, b in spans
+    ]
+    around = [around for _, around in with_around(chunks, 3)]
+    assert around[0][1] == "two three four\nfive"
+    assert around[3] == ("one two three four", "")

@@ -63,6 +63,15 @@ def test_an_index_is_that_of_the_run():
     assert found.prompt == "0 some words of a text"
 
 
+def test_the_text_around_a_chunk_counts_and_a_trial_keeps_it():
+    job = {"split": "lines", "neighbours": 1, "prompt": "{before}|{input}|{after}"}
+    found, chunks = estimated(job, documents(2, "one\ntwo\nthree"))
+    assert found.prompt == "|one|two"
+    assert [one.around for one in chunks[:3]] == [("", "two"), ("one", "three"), ("two", "")]
+    alone, _ = estimated({**job, "prompt": "|{input}|", "neighbours": None}, documents(2, "a\nb"))
+    assert found.calls.input_low > alone.calls.input_low
+
+
 @pytest.mark.parametrize(
     ("order", "tokenizer", "words", "is_first"),
     [
