@@ -11,6 +11,7 @@ from fanout.cli.estimate_view import estimate_lines, short_estimate
 from fanout.cli.options import in_words, job_options, job_spec
 from fanout.cli.progress import Progress
 from fanout.cli.session import EMBEDDED, Faults, any_client, broker_option, one_object, print_json
+from fanout.core.asks import first_models
 from fanout.core.settings import load_settings
 from fanout.inputs.documents.files import STDIN
 from fanout.llm.prices import price_of
@@ -88,7 +89,7 @@ def is_agreed(
 
 def _is_paid(spec: RunSpec) -> bool:
     """Return whether a run may cost anything that is not the user's own."""
-    prices = {model: price_of(model, spec.price) for model in spec.models or (spec.model,)}
+    prices = {model: price_of(model, spec.price) for model in first_models(spec)}
     return any(
         "/" in model if price is None else not price.is_free for model, price in prices.items()
     )

@@ -340,9 +340,12 @@ class RunSpec(SchemaField, AggregateFields, SplitFields, StepFields):
 
     @property
     def named_models(self) -> str:
-        """The models as one text: those that are asked first, then the fallback."""
-        first = ", ".join(self.models or (self.model,))
-        return f"{first} (fallback: {', '.join(self.fallback)})" if self.fallback else first
+        """The models as one text: those that are asked first, those of steps, then the fallback."""
+        named = {"steps": self.step_models, "fallback": self.fallback}
+        others = "; ".join(
+            f"{what}: {', '.join(models)}" for what, models in named.items() if models
+        )
+        return ", ".join(self.models or (self.model,)) + (f" ({others})" if others else "")
 
     @property
     def branches_per_chunk(self) -> int:

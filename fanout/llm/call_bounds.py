@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
+from fanout.core.asks import asks_of
 from fanout.core.tokens import utf8_bytes
 from fanout.llm.callables import CallableLLM, takes_prompt_only
 from fanout.llm.prices import price_of
@@ -168,7 +169,11 @@ class CallBounds:
 
 def unkept(spec: RunSpec, limits: BudgetLimits) -> tuple[str, str] | None:
     """Return the field of a job's budget that cannot be kept, and why; None if it can be."""
-    lengths = [(model, spec.max_tokens) for model in spec.all_models]
+    lengths = [
+        (model, ask.max_tokens)
+        for ask in asks_of(spec)
+        for model in dict.fromkeys((*ask.models, *spec.fallback))
+    ]
     if spec.reduction == "llm":
         lengths.append((spec.model, spec.aggregate_max_tokens))
     for model, max_tokens in lengths:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fanout.core.answer_shape import shape_of
+from fanout.core.asks import asks_of
 from fanout.llm.gemini_schema import response_schema
 
 if TYPE_CHECKING:
@@ -30,8 +31,19 @@ def unenforced(spec: RunSpec) -> Iterator[str]:
 
     fanout checks each answer in any case. A server behind a base URL may enforce still less.
     """
+    fields = [
+        # What a verdict looks like is not for the user to change.
+        (
+            "schema" if ask.step is None else f"schema of step {ask.step.name}",
+            ask.schema,
+            ask.models,
+        )
+        for ask in asks_of(spec)
+        if ask.step is None or ask.step.judge is None
+    ]
+    of_map = [(field, schema, (*models, *spec.fallback)) for field, schema, models in fields]
     for field, schema, models in (
-        ("schema", spec.schema, spec.all_models),
+        *of_map,
         ("aggregate_schema", spec.aggregate_schema, (spec.model,)),
     ):
         providers = dict.fromkeys(model.partition("/")[0] for model in models if "/" in model)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fanout.core.records import StepOutcome
     from fanout.core.steps import StepSpec
 
-__all__ = ["Chain", "Verdict", "verdict_of", "without_failed"]
+__all__ = ["Chain", "Verdict", "turn_of", "verdict_of", "without_failed"]
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True, rename={"is_pass": "pass"}):
@@ -154,6 +154,11 @@ def _matches(answer: StepOutcome | None, path: str, values: Sequence[str]) -> bo
     except KeyError:
         return False
     return cell_text(found) in values
+
+
+def turn_of(chain: Chain, step: StepSpec | None) -> str:
+    """Return what names the next answer of a step within its branch; empty for no step."""
+    return "" if step is None else f"{step.name} {chain.round(step)}"
 
 
 def without_failed(

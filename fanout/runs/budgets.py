@@ -6,18 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from fanout.core.asks import asks_of
 from fanout.core.budgets import NO_AMOUNTS, BudgetLimits
 from fanout.core.errors import RunError, SpecError
 from fanout.core.spec import make_budget, stored_spec
 from fanout.core.tokens import utf8_bytes
 from fanout.inputs.prompt_checks import templates_of
 from fanout.inputs.prompts import Template
+from fanout.inputs.step_prompts import StepPrompts
 from fanout.policy.budgets import fits, map_limits
 from fanout.runs.budget_status import BudgetStatus, amount_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from fanout.core.asks import Ask
     from fanout.core.budgets import Amounts
     from fanout.core.spec import BudgetSpec, RunSpec
     from fanout.core.state import RunRecord
@@ -55,10 +58,14 @@ def require_kept(spec: RunSpec, limits: BudgetLimits) -> None:
 def require_room(spec: RunSpec, limits: BudgetLimits) -> None:
     """Make sure that a budget has room for a call to each model that is asked first, and of the reduce.
 
+    Of a job with steps, those of a route may be left out.
+
     Raises:
         SpecError: It has not; the message names the model, what each call may use, and what to give.
     """
-    for call in _least_calls(spec, spec.models or (spec.model,)):
+    for call in _least_calls(spec, asks_of(spec)):
+        if not call.is_needed:
+            continue
         of_call = limits if call.is_reduce else _with_map(spec, limits)[1]
         if not fits(call.most, used=NO_AMOUNTS, limits=of_call):
             raise _too_small(call, limits, of_call)
@@ -71,17 +78,28 @@ class _LeastCall(msgspec.Struct, frozen=True, kw_only=True):
     most: Amounts
     max_tokens: int | None
     is_reduce: bool = False
+    step: str = ""
+    is_needed: bool = True
 
 
-def _least_calls(spec: RunSpec, models: tuple[str, ...]) -> Iterator[_LeastCall]:
+def _least_calls(spec: RunSpec, asks: list[Ask]) -> Iterator[_LeastCall]:
     from fanout.llm.call_bounds import CallBounds
 
     lane = "batch" if spec.lane == "auto" else spec.lane
-    shared = utf8_bytes(spec.system or "")
-    size = shared + min(map(_least_bytes, templates_of(spec)))
-    for model in models:
-        most = CallBounds(spec, model).least(size, spec.max_tokens, lane)
-        yield _LeastCall(model=model, most=most, max_tokens=spec.max_tokens)
+    templates = StepPrompts(spec.steps).templates if spec.steps else {}
+    for ask in asks:
+        step = ask.step
+        some = templates_of(spec) if step is None else [templates[step.name]]
+        size = utf8_bytes(ask.system or "") + min(map(_least_bytes, some))
+        for model in ask.models:
+            yield _LeastCall(
+                model=model,
+                most=CallBounds(spec, model).least(size, ask.max_tokens, lane),
+                max_tokens=ask.max_tokens,
+                step="" if step is None else step.name,
+                # A route may leave it out.
+                is_needed=step is None or not step.when,
+            )
     if spec.reduction == "llm":
         template = Template.parse(spec.aggregate_prompt or "", field="aggregate_prompt")
         size, longest = _least_bytes(template), spec.aggregate_max_tokens
@@ -100,6 +118,8 @@ def _too_small(call: _LeastCall, limits: BudgetLimits, of_call: BudgetLimits) ->
     smaller = f"give {field}" if call.max_tokens is None else f"give a smaller {field}"
     kept = " beside what is kept for the reduce" if of_call != limits else ""
     what = "call of the reduce" if call.is_reduce else "call"
+    if call.step:
+        what = f"call of step {call.step}"
     return SpecError(
         f"has no room{kept} for any {what} to {call.model}, each of which may use "
         f"{amount_words(name, getattr(call.most, name))} or more: {smaller}, or a larger budget "
@@ -153,7 +173,8 @@ def new_limits(
 
 def _require_more(spec: RunSpec, limits: BudgetLimits, spent: Amounts) -> None:
     """Make sure that what is left of a budget has room for any call. Raises SpecError."""
-    calls = list(_least_calls(spec, spec.all_models))
+    asks = [ask._replace(models=(*ask.models, *spec.fallback)) for ask in asks_of(spec)]
+    calls = list(_least_calls(spec, asks))
     if any(fits(call.most, used=spent, limits=limits) for call in calls):
         return
     least = min(calls, key=lambda call: (call.most.nano_usd, call.most.tokens)).most

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from fanout.core.ids import StageId
     from fanout.core.spec import RetrySpec, RunSpec
+    from fanout.core.steps import StepSpec
     from fanout.llm.base import LLMRequest
     from fanout.llm.calls import CallResult
     from fanout.policy.progress import CallsSoFar
@@ -57,17 +58,21 @@ class Asking:
         self._calls = calls
         self._model_calls = ModelCalls(claim, context, stage_id, spec, calls)
         self._sample = 0
+        self._step: StepSpec | None = None
         # Without the open question: its calls bring their time.
         self._elapsed_s = calls.so_far.elapsed_s
         calls.is_by_model = spec.is_by_model
 
-    async def answer(self, model: str, request: LLMRequest, sample: int = 0) -> CallResult:
+    async def answer(
+        self, model: str, request: LLMRequest, sample: int = 0, *, step: StepSpec | None = None
+    ) -> CallResult:
         """Return the answer of a model, or of one of the run's fallback, or why there is none.
 
         Args:
             model: The model to ask first.
             request: The request.
             sample: The number of the sample: kept answers are those of the same one.
+            step: The step that asks; None without steps.
 
         Raises:
             BranchHandedBack: This worker stops.
@@ -75,9 +80,10 @@ class Asking:
             ModelError: This worker cannot use the model.
         """
         spec, retries = self._spec, self._retries()
+        self._step = step
         self._sample = sample
         begun = self._calls.so_far.question or Progress()
-        if not spec.fallback and (not spec.models or self._stage_id.stage):
+        if not spec.fallback and self._is_only(model):
             result = await self._taught(model, request, retries, Progress(), begun.calls)
             self._calls.stop_after = result.stop_after
         else:
@@ -198,4 +204,7 @@ class Asking:
 
     def _is_only(self, model: str) -> bool:
         """Return whether the run can do nothing without a model."""
+        step = self._step
+        if step is not None and step.model == model and not step.when:
+            return True
         return model == self._spec.model and (not self._spec.models or self._stage_id.stage > 0)

@@ -47,6 +47,7 @@ class GatheredCalls:
         earlier: How many calls the branch has made before those of this gate.
         prepared: What batches have for the branch.
         place: The place of the model: 0 is the run's ``model``, and after that come ``all_models``.
+        step: What names the answer among those of the steps of the branch; empty without steps.
         price: The price of the model; None if it is unknown.
         budgeted: The budgets that the calls must fit into; None for none.
 
@@ -65,6 +66,7 @@ class GatheredCalls:
         earlier: int,
         prepared: Prepared,
         place: int = 0,
+        step: str = "",
         price: Price | None = None,
         budgeted: BudgetedCalls | None = None,
     ) -> None:
@@ -75,6 +77,7 @@ class GatheredCalls:
         self._number = earlier
         self._prepared = prepared
         self._place = place
+        self._step = step
         self._price = price
         self.key = ""
         self.result: BatchResult | None = None
@@ -91,7 +94,8 @@ class GatheredCalls:
 
     def _item(self, number: int) -> str:
         branch_id, since = self._claim.branch_id, self._prepared.since
-        return item_of(branch_id, self._lane.model, self._place, number, since=since)
+        model, place = self._lane.model, self._place
+        return item_of(branch_id, model, place, number, since=since, step=self._step)
 
     async def give_up(self) -> BatchResult | None:
         """Settle what is reserved for the next call, which does not wait for a batch any more.
@@ -170,7 +174,9 @@ class PreparedModel:
         """See LLM."""
 
 
-def item_of(branch_id: BranchId, model: str, place: int, number: int, *, since: str = "") -> str:
+def item_of(
+    branch_id: BranchId, model: str, place: int, number: int, *, since: str = "", step: str = ""
+) -> str:
     """Return the id of a call of a branch for a batch.
 
     It is the same in each delivery, however its request is written down by then, and with a new key:
@@ -182,8 +188,12 @@ def item_of(branch_id: BranchId, model: str, place: int, number: int, *, since: 
         place: Its place: 0 is the run's ``model``, and after that come ``all_models``.
         number: Counts the calls of the branch from 1.
         since: When the run was last retried; empty for never.
+        step: What names the answer among those of the steps of the branch; empty without steps.
     """
     call = f"{branch_id.task_id} {model} {since}"
+    if step:
+        # An earlier step that was answered from the cache has made no call that counts.
+        call = f"{call} {step}"
     digest = hashlib.blake2b(call.encode(), digest_size=_ITEM_BYTES).hexdigest()
     return f"{digest}-{place}-{number}"
 

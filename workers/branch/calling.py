@@ -91,7 +91,9 @@ class ModelCalls:
         plan = context.call_plans.plan(stage_id, model, llm, spec)
         budgeted = None
         if plan.has_budgets:
-            budgeted = context.budgets.calls(stage_id, spec, model, llm)
+            budgeted = context.budgets.calls(
+                stage_id, spec, model, llm, max_tokens=question.request.max_tokens
+            )
         gathered = None
         if question.request.lane == "batch":
             gathered, question.so_far = await gathered_calls(

@@ -18,7 +18,7 @@ from fanout.inputs.step_prompts import feedback_reply
 from fanout.llm.base import LLMReply, LLMRequest, Turn
 from fanout.llm.callables import CallableLLM
 from fanout.llm.calls import complete_with_retries
-from fanout.policy.steps import Chain, verdict_of
+from fanout.policy.steps import Chain, turn_of, verdict_of
 
 if TYPE_CHECKING:
     from fanout.core.records import BranchRef, Chunk, Usage
@@ -85,12 +85,15 @@ async def ask_steps(
             break
         if not is_written:
             await claim.checkpoint(msgspec.json.encode(calls.so_far))
+        calls.step = turn_of(chain, step)
         one, usage_of = await maker.answer(step)
         calls.so_far = calls.so_far.with_step(one, usage_of)
         if one.kind is not None:
             return _failed(calls, index, one.kind, f"step {step.name}: {one.message}")
         chain.answered(one)
-        is_written = is_written and not one.attempts and step.function is None
+        has_cost = one.attempts or step.function is not None
+        # A batch brings the result of one step: which one that is must not go by the cache.
+        is_written = is_written and not has_cost and spec.lane not in ("batch", "auto")
     return _ended(calls, index, spec, chain, first=ref.model or spec.model)
 
 
@@ -156,7 +159,7 @@ class _Steps:
         if step.function is not None:
             return await self._called(step, step.function), {}
         model = self._model(step)
-        result = await self._asking.answer(model, self._request(step), self._ref.sample)
+        result = await self._asking.answer(model, self._request(step), self._ref.sample, step=step)
         one = self._outcome(step, result, model=result.model or model, is_json=step.is_json)
         return one, result.usage_of or {model: result.usage}
 

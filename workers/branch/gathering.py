@@ -49,6 +49,7 @@ async def gathered_calls(
         earlier=calls.earlier.attempts + len(calls.attempts),
         prepared=prepared,
         place=(spec.model, *spec.all_models).index(model),
+        step=calls.step,
         price=price,
         budgeted=budgeted,
     )

@@ -11,6 +11,7 @@ from fanout.core.records import total_usage
 from fanout.llm.calls import CallAttempt
 from fanout.llm.prices import price_of
 from fanout.policy.progress import CallsSoFar
+from fanout.policy.steps import Chain, turn_of
 from workers.branch.batch_lane import item_of, result_of, used_by
 from workers.context.inflight import CallStoppedError
 
@@ -83,7 +84,8 @@ async def count_unused(
         prepared = await claim.prepared()
         # One of a number before is counted already.
         result = result_of(prepared.result) if prepared.number == number else None
-        items = _items(claim.branch_id, spec, number, prepared.since)
+        step = calls.step or _step_of(spec, calls)
+        items = _items(claim.branch_id, spec, number, prepared.since, step)
         for model, item in items.items():
             if only not in (None, model):
                 continue
@@ -99,11 +101,21 @@ async def count_unused(
     return used
 
 
-def _items(branch_id: BranchId, spec: RunSpec, number: int, since: str) -> dict[str, str]:
+def _step_of(spec: RunSpec, calls: Calls) -> str:
+    """Return what names the answer that an earlier delivery has asked for; empty without steps."""
+    if not spec.steps:
+        return ""
+    chain = Chain(spec.steps, calls.so_far.steps)
+    return turn_of(chain, chain.next)
+
+
+def _items(
+    branch_id: BranchId, spec: RunSpec, number: int, since: str, step: str
+) -> dict[str, str]:
     """Return the ids that a call of a branch may have in a batch, by the model that is asked."""
     places = (spec.model, *spec.all_models)
     models = dict.fromkeys(places if branch_id.stage == 0 else places[:1])
     return {
-        model: item_of(branch_id, model, places.index(model), number, since=since)
+        model: item_of(branch_id, model, places.index(model), number, since=since, step=step)
         for model in models
     }

@@ -86,8 +86,23 @@ class Budgets:
         """Say whether calls of a run may have to fit into a budget."""
         return bool(self._days) or spec.budget.is_limited
 
-    def calls(self, stage_id: StageId, spec: RunSpec, model: str, llm: LLM) -> BudgetedCalls | None:
+    def calls(
+        self,
+        stage_id: StageId,
+        spec: RunSpec,
+        model: str,
+        llm: LLM,
+        *,
+        max_tokens: int | None = None,
+    ) -> BudgetedCalls | None:
         """Return the budgets of a branch's calls to a model; None if there are none.
+
+        Args:
+            stage_id: The stage of the branch.
+            spec: Its run's spec.
+            model: The model.
+            llm: The same, as it is called.
+            max_tokens: The longest answer that is asked for; None for no limit.
 
         Raises:
             ModelError: One cannot be kept, as something of the model is unknown.
@@ -97,7 +112,6 @@ class Budgets:
         if not names and not spec.budget.is_limited:
             return None
         bounds = self._bounds(spec, model, llm)
-        max_tokens = spec.aggregate_max_tokens if is_reduce else spec.max_tokens
         limits = [(f"the workers' budget of a day for {name}", self._days[name]) for name in names]
         limits.append(("the budget", spec.budget.limits))
         # Without a budget of the run, the last has no bounds.

@@ -62,6 +62,7 @@ class Calls:
         earlier: The answers that earlier deliveries have asked for, with all their calls.
         so_far: These, and the answers of this delivery to questions that are done.
         is_batched: Whether the last call is one of a batch.
+        step: What names the answer that the branch asks for among those of its steps; empty for none.
         settling: Each ends when an answer of this delivery is kept for others.
     """
 
@@ -77,6 +78,7 @@ class Calls:
         self.stop_after = 0
         self.is_out_of_time = False
         self.is_batched = False
+        self.step = ""
         self.earlier = self.so_far = AnswersSoFar()
         self.settling: list[Future[None]] = []
 
