@@ -43,6 +43,7 @@ _GROUPS = {
     "Jobs": {
         "run": ("run:run", "Run a job and print its answer."),
         "eval": ("evaluate:command", "Run a job with labels, and print how good the answers are."),
+        "explain": ("explain:command", "Draw what a job does, and what it would use."),
         "estimate": ("estimate:command", "Say what a job would use and cost, without a call."),
         "trial": ("trial:command", "Run a random sample of a job, and project the rest."),
         "submit": ("run:submit", "Submit a job to a fleet and return."),

@@ -19,6 +19,7 @@ from fanout.report.evaluations import estimate, shown_evaluation
 from fanout.report.gathering import gather
 from fanout.report.settings import answer_settings
 from fanout.runs.evaluation import Evaluator
+from fanout.runs.job_drawing import job_drawing
 from fanout.runs.status import truncation_notes
 from fanout.system.private_files import whole_file
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
     from fanout.core.spec import RunSpec
+    from fanout.core.steps import StepSpec
     from fanout.report.durations import DurationFigures
     from fanout.report.figures import Figures
     from fanout.report.slices import SliceFigures
@@ -124,6 +126,12 @@ def write(run: ReportedRun, path: Path | str, *, labels: Mapping[str, str] | Non
         file.write(render(run, labels=labels))
 
 
+def _asked(step: StepSpec) -> str:
+    """Return the prompt of a step, or what takes its place."""
+    criteria = "\n".join(f"- {one}" for one in step.criteria)
+    return step.prompt or criteria or step.function or ""
+
+
 def page(facts: Facts) -> str:
     """Return the page with the data of a run."""
     environment, spec, figures = _environment(), facts.spec, facts.figures
@@ -133,6 +141,8 @@ def page(facts: Facts) -> str:
         status=facts.status,
         spec=spec,
         answer_settings=answer_settings(spec),
+        step_prompts=[(step.name, _asked(step)) for step in spec.steps],
+        drawing=job_drawing(spec) if spec.steps else [],
         kept_cut=truncation_notes(facts.status),
         figures=figures,
         stored=facts.stored,

@@ -49,7 +49,7 @@ def test_each_option_is_described_as_it_describes_itself(name):
     # A job's options are described once.
     section = text(
         SECTIONS[name]
-        + (SECTIONS["run"] if name in {"submit", "eval", "estimate", "trial"} else "")
+        + (SECTIONS["run"] if name in {"submit", "eval", "explain", "estimate", "trial"} else "")
     )
     for paragraph in (command(name).help or "").split("\n\n"):
         assert text(paragraph) in section

@@ -1,0 +1,139 @@
+"""What a job does, stage by stage, as a drawing in text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fanout.core.strict_schema import object_properties
+from fanout.core.units import plural
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any
+
+    from fanout.core.spec import RunSpec
+    from fanout.core.steps import StepSpec
+
+__all__ = ["job_drawing"]
+
+_ARROW = "▼"
+_BAR = "│"
+_SHOWN = 6
+_SHOWN_CHARS = 60
+_SIZED = ("tokens", "markdown", "sentences")
+
+
+def job_drawing(spec: RunSpec) -> list[str]:
+    """Return the stages of a job from its documents to its aggregate, a line each, the steps below."""
+    lines = [_documents(spec), *_below(_chunks(spec)), _ARROW]
+    lines += [_map(spec), *_below(_branch(spec))]
+    if spec.reduction != "none":
+        lines += [_ARROW, _reduce(spec)]
+    return lines
+
+
+def _below(details: Iterator[str]) -> Iterator[str]:
+    return (f"{_BAR}  {line}" for line in details)
+
+
+def _documents(spec: RunSpec) -> str:
+    return f"documents: {_listed(spec.inputs)}" if spec.inputs else "documents"
+
+
+def _chunks(spec: RunSpec) -> Iterator[str]:
+    if spec.where is not None:
+        yield f"those that meet {_cut(spec.where)}"
+    if spec.split == "none":
+        yield "each is one chunk"
+    elif spec.split in _SIZED:
+        yield f"chunks by {spec.split}, {spec.chunk_tokens:,} tokens at most"
+    else:
+        yield f"chunks by {spec.split}"
+
+
+def _map(spec: RunSpec) -> str:
+    parts = []
+    if spec.aspects:
+        parts.append(plural(len(spec.aspects), "aspect", "aspects"))
+    if spec.certainty is None:
+        if len(spec.models) > 1:
+            parts.append(plural(len(spec.models), "model", "models"))
+        if spec.samples > 1:
+            parts.append(plural(spec.samples, "sample", "samples"))
+    count = spec.branches_per_chunk
+    made = f" ({' x '.join(parts)})" if parts else ""
+    return f"map: {plural(count, 'branch', 'branches')} for each chunk{made}"
+
+
+def _branch(spec: RunSpec) -> Iterator[str]:
+    if spec.steps:
+        yield from _table(spec)
+    else:
+        yield f"asks {spec.named_models} for {_shape(spec.schema, spec.choices)}"
+    if spec.certainty is not None:
+        most = spec.samples * max(1, len(spec.models))
+        yield f"again, {most:,} times at most, until a majority is {spec.certainty:g} certain"
+    if spec.has_judge:
+        kept = "kept, and marked" if spec.on_rejected == "keep" else "a failure"
+        yield f"what no round of a judge passes is {kept}"
+    if spec.lane != "realtime":
+        yield f"in the lane {spec.lane}"
+
+
+def _table(spec: RunSpec) -> Iterator[str]:
+    """Yield the steps, in columns."""
+    rows = [_row(number, step, spec) for number, step in enumerate(spec.steps, 1)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        yield "  ".join(cells).rstrip()
+    if spec.output is not None:
+        yield f"the output is the answer of {spec.output}"
+
+
+def _row(number: int, step: StepSpec, spec: RunSpec) -> tuple[str, ...]:
+    if step.function is not None:
+        answer = "a value"
+    elif step.judge is not None:
+        rounds = plural(step.rounds, "round", "rounds")
+        answer = f"judges {step.judge}, which is asked again: {rounds} at most"
+    else:
+        answer = _shape(step.schema, step.choices)
+    asked = step.function or step.model or _model(spec)
+    return f"{number}. {step.name}", asked, answer, _when(step.when)
+
+
+def _model(spec: RunSpec) -> str:
+    return spec.model if len(spec.models) < 2 else "each model"  # noqa: PLR2004 - several
+
+
+def _when(when: Mapping[str, tuple[str, ...]]) -> str:
+    if not when:
+        return ""
+    parts = (f"{name} is {' or '.join(values)}" for name, values in when.items())
+    return f"only if {' and '.join(parts)}"
+
+
+def _shape(schema: dict[str, Any] | None, choices: tuple[str, ...]) -> str:
+    if choices:
+        return f"one of {_listed(choices)}"
+    if schema is None:
+        return "a text"
+    fields = object_properties(schema)
+    return f"JSON with {_listed(fields)}" if fields else "JSON"
+
+
+def _reduce(spec: RunSpec) -> str:
+    how = "llm, a tree of calls" if spec.reduction == "llm" else spec.reduction
+    by = f" by {', '.join(spec.by)}" if spec.by else ""
+    groups = f", for each {spec.group_by}" if spec.group_by else ""
+    return f"reduce: {how}{by}{groups}"
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(_cut, names[:_SHOWN])) + more
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+
+from fanout.core.spec import make_spec
+from fanout.runs.job_drawing import job_drawing
+
+STEPS = [
+    {"name": "kind", "prompt": "{input}", "choices": ["bill", "letter"]},
+    {"name": "facts", "prompt": "{input}", "model": "fake?seed=2", "when": {"kind": "bill"},
+     "schema": {"type": "object", "properties": {"term": {}, "days": {}}}},
+    {"name": "due", "function": "acme.dates:due", "when": {"kind": ["bill", "letter"], "facts.days": 3}},
+    {"name": "note", "prompt": "{facts.term}"},
+    {"name": "check", "judge": "note", "criteria": "short", "max_rounds": 2},
+]  # fmt: skip
+
+
+def test_steps_are_drawn_with_their_models_answers_and_conditions():
+    spec = make_spec(model="fake", inputs=["a/*.txt"], steps=STEPS, output="note",
+                     aggregate_prompt="{input}", group_by="document", split="tokens")  # fmt: skip
+    assert [" ".join(line.split()) for line in job_drawing(spec)] == [
+        "documents: a/*.txt",
+        "│ chunks by tokens, 1,000 tokens at most",
+        "▼",
+        "map: 1 branch for each chunk",
+        "│ 1. kind fake one of bill, letter",
+        "│ 2. facts fake?seed=2 JSON with term, days only if kind is bill",
+        "│ 3. due acme.dates:due a value only if kind is bill or letter and facts.days is 3",
+        "│ 4. note fake a text",
+        "│ 5. check fake judges note, which is asked again: 2 rounds at most",
+        "│ the output is the answer of note",
+        "│ what no round of a judge passes is kept, and marked",
+        "▼",
+        "reduce: llm, a tree of calls, for each document",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({"prompt": "{input}"}, "│  asks fake for a text"),
+        ({"prompt": "{input}", "choices": "a,b"}, "│  asks fake for one of a, b"),
+        ({"prompt": "{input}", "samples": 3}, "map: 3 branches for each chunk (3 samples)"),
+        (
+            {"aspects": {"a": "{input}", "b": "{input}"}, "models": ["fake", "fake?seed=2"]},
+            "map: 4 branches for each chunk (2 aspects x 2 models)",
+        ),
+        (
+            {"prompt": "{input}", "samples": 9, "certainty": 0.9},
+            "│  again, 9 times at most, until a majority is 0.9 certain",
+        ),
+        ({"prompt": "{input}", "reduce": "vote", "by": "x"}, "reduce: vote by x"),
+        ({"steps": STEPS, "on_rejected": "fail"}, "│  what no round of a judge passes is a failure"),
+        ({"prompt": "{input}", "choices": [f"label {n}" for n in range(9)]},
+         "│  asks fake for one of label 0, label 1, label 2, label 3, label 4, label 5 and 3 more"),
+    ],
+)  # fmt: skip
+def test_a_stage_says_what_it_does(fields, line):
+    fields = fields if "models" in fields else {"model": "fake", **fields}
+    assert line in job_drawing(make_spec(**fields))
