@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(params=["fakeredis", "server", "files"])
-def store(request: pytest.FixtureRequest) -> Iterator[RedisStore]:
+def any_store(request: pytest.FixtureRequest) -> Iterator[RedisStore]:
     match request.param:
         case "fakeredis":
             store = fake_store()

@@ -14,6 +14,12 @@ from fanout.stores.blobs import FileBlobs
 from fanout.stores.redis.answer_cache import FREE_S
 from tests.fakes import Clock, fake_redis, fake_store, set_server_clock
 
+
+@pytest.fixture
+def store(any_store):
+    return any_store
+
+
 DAY = 24 * 3600
 
 

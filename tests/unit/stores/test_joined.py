@@ -13,6 +13,12 @@ from fanout.core.state import BeginRequest, RecordRequest
 from fanout.stores.redis import joined
 from tests.fakes import RUN, begin_one, make_shard, record_one
 
+
+@pytest.fixture
+def store(any_store):
+    return any_store
+
+
 GATHER = GatherRequest(
     branch_id=BranchId(RUN, 0, 0, 0),
     token="t",

@@ -59,6 +59,11 @@ from tests.fakes import RUN, begin_one, fake_store, make_shard, record_one, shar
 
 
 @pytest.fixture
+def store(any_store):
+    return any_store
+
+
+@pytest.fixture
 def run(store):
     store.create_run(RUN, spec='{"model": "fake"}', created_at=1000.5)
     return RUN
