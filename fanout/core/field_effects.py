@@ -159,8 +159,6 @@ RULES = (
               "has no effect without a step that judges; leave it out, or give a step judge and criteria"),
     FieldRule(("output",), (), lambda spec: bool(spec.steps),
               "has no effect without steps; leave it out"),
-    FieldRule(("prompt_order",), (), lambda spec: not spec.steps,
-              "has no effect with steps; leave it out"),
     FieldRule(("certainty",), ("samples", "model"),
               lambda spec: spec.samples > 1 or len(spec.models) > 1,
               "has no effect on a single answer for each chunk; leave it out, or give samples "

@@ -16,7 +16,7 @@ from fanout.core.units import page_range
 from fanout.inputs.prompts import NEIGHBOUR_NAMES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from fanout.core.cells import Cell
     from fanout.core.records import BranchRef, Chunk
@@ -68,11 +68,14 @@ class LaidOut(msgspec.Struct, frozen=True):
     shared: int
 
 
-def common_parts(templates: Sequence[Template]) -> int:
-    """Return how many of their first parts all templates share, and all branches of a chunk."""
+def common_parts(templates: Sequence[Template], varying: Collection[str] = ()) -> int:
+    """Return how many of their first parts all templates share, and all branches of a chunk.
+
+    ``varying`` are further names that may differ between the branches of a chunk.
+    """
     count = 0
     for parts in zip(*(template.parts for template in templates), strict=False):
-        if len(set(parts)) > 1 or (count % 2 and parts[0] in _OF_BRANCH):
+        if len(set(parts)) > 1 or (count % 2 and (parts[0] in _OF_BRANCH or parts[0] in varying)):
             break
         count += 1
     return count

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from fanout.core.cells import OWN
@@ -11,7 +11,7 @@ from fanout.core.step_answers import answer_fields, step_text
 from fanout.inputs.prompts import Template, ambiguous, near_hint
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from fanout.core.cells import Cell
     from fanout.core.records import StepOutcome
@@ -118,33 +118,52 @@ class StepPrompts:
         columns: Mapping[str, Cell],
         answers: Mapping[str, StepOutcome],
     ) -> str:
-        """Return the prompt of a step.
+        """Return the prompt of a step as its template is written; see ``values_of``."""
+        text_of = partial(step_text, answers=answers)
+        return self.templates[step.name].render(
+            self.values_of(step, values, columns, text_of), columns
+        )
+
+    def values_of(
+        self,
+        step: StepSpec,
+        values: Mapping[str, str],
+        columns: Mapping[str, Cell],
+        text_of: Callable[[str], str],
+    ) -> dict[str, str]:
+        """Return the value of each name of the prompt of a step that is no column.
 
         Args:
             step: The step.
             values: The value of each name of fanout.
             columns: The cells of the input's columns.
-            answers: The last answer of each step that has run, by name.
+            text_of: Returns what stands for ``STEP`` or ``STEP.field``; raises KeyError for no such field.
 
         Raises:
             PromptError: A name has no value.
         """
         own = dict(values)
         if step.judge is not None:
-            own["task"] = self.render(self._steps[step.judge], values, columns, answers)
-            own["answer"] = step_text(step.judge, answers)
+            judged = self._steps[step.judge]
+            task = self.values_of(judged, values, columns, text_of)
+            own["task"] = self.templates[judged.name].render(task, columns)
+            own["answer"] = text_of(step.judge)
             own["criteria"] = _criteria(step.criteria)
-        template = self.templates[step.name]
         for name, part in self._answers[step.name]:
             try:
-                own[name] = step_text(part, answers)
+                own[name] = text_of(part)
             except KeyError:
                 head, _, path = part.partition(".")
                 raise PromptError(
                     f"the answer of step {head!r} has no field {path!r}, which the prompt uses",
-                    field=template.field,
+                    field=self.templates[step.name].field,
                 ) from None
-        return template.render(own, columns)
+        return own
+
+    def answer_names(self, step: StepSpec) -> frozenset[str]:
+        """Return the names in the prompt of a step that differ with the answers of steps."""
+        names = {name for name, _ in self._answers[step.name]}
+        return frozenset(names | {*JUDGE_NAMES} if step.judge is not None else names)
 
 
 def _criteria(criteria: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fanout.core.lanes import Lane
     from fanout.core.records import BranchRef, Chunk
     from fanout.core.spec import RunSpec
+    from fanout.core.spec_fields import PromptOrder
     from fanout.policy.prefixes import CacheRules
 
 __all__ = ["PromptPlan", "plan_of"]
@@ -35,6 +36,12 @@ class PromptPlan:
         spec: The run's spec.
         templates: Its templates, by aspect.
         rules: How the providers of its models cache prompts, as far as that is known, by model.
+        system: Its system prompt; None is that of the spec.
+        order: Its order of prompts; None is that of the spec.
+        varying: Names that differ between branches of a chunk, and from one template to another.
+        in_turn: How many of the templates a branch asks, one after the other; None if each has a branch of
+            its own.
+        rounds: How many more calls of a branch there may be with them.
     """
 
     def __init__(
@@ -42,20 +49,30 @@ class PromptPlan:
         spec: RunSpec,
         templates: Mapping[str | None, Template],
         rules: Mapping[str, CacheRules],
+        *,
+        system: str | None = None,
+        order: PromptOrder | None = None,
+        varying: frozenset[str] = frozenset(),
+        in_turn: int | None = None,
+        rounds: int = 0,
     ) -> None:
         self._templates = templates
         self._rules = rules
-        self._order = spec.prompt_order
+        self._order = order or spec.prompt_order
         every = list(templates.values())
-        self._common = common_parts(every)
+        self._common = common_parts(every, varying)
+        self._varying = varying | _SAMPLE
+        self._is_at_once = in_turn is None
+        self._asked = len(every) if in_turn is None else in_turn
+        self._rounds = rounds
         self._is_input_common = has_input(every[0], self._common)
         self._has_aspects = len(every) > 1
         self._samples = spec.samples
         # The job has what was learnt before it began: its prompts must not change while it goes on.
         ratio = ratio_of(spec.tokenizer)
         self._tokens = TokenCounter() if ratio is None else TokenCounter(ratio)
-        self._system_tokens = self._tokens(spec.system or "")
-        self._system = spec.system or ""
+        self._system = (spec.system or "") if system is None else system
+        self._system_tokens = self._tokens(self._system)
 
     def prompt(
         self,
@@ -92,6 +109,11 @@ class PromptPlan:
             return laid_out.text, None
         prefixes, key = self._of_run(ref, chunks, is_first=is_first), None
         own = self._of_chunk(chunk, ref, is_first=is_first)
+        if own is not None and lane == "batch" and not self._is_at_once:
+            # The other steps are in later batches, when no cache has it any more.
+            own = msgspec.structs.replace(own, calls=self._samples)
+        elif own is not None and rules.write <= 1:
+            own = msgspec.structs.replace(own, calls=own.calls + self._rounds)
         if own is not None and pays(rules, own, lane):
             end = laid_out.shared if self._is_of_aspects(is_first=is_first) else len(laid_out.text)
             prefixes.append(msgspec.structs.replace(own, end=end))
@@ -128,7 +150,8 @@ class PromptPlan:
             if pays(rules, prefix)
         ]
         own = self._of_chunk(chunk, ref, is_first=is_first)
-        if own is not None and pays(rules, own):
+        has_siblings = self._is_at_once or self._samples > 1
+        if own is not None and has_siblings and pays(rules, own):
             aspect = "" if self._is_of_aspects(is_first=is_first) else ref.aspect
             names.append(f"{model}/{aspect}/{ref.chunk}")
         return tuple(names)
@@ -144,7 +167,7 @@ class PromptPlan:
             return self._shared(chunk, literals=())
         if self._is_input_common:
             return self._shared(chunk, literals=template.parts[: self._common : 2])
-        if not _SAMPLE.isdisjoint(template.names):
+        if not self._varying.isdisjoint(template.names):
             return None
         whole = self._shared(chunk, literals=template.parts[::2])
         return msgspec.structs.replace(whole, calls=self._samples)
@@ -154,12 +177,12 @@ class PromptPlan:
         tokens = self._system_tokens + sum(map(self._tokens, literals))
         return Prefix(
             tokens=tokens + self._tokens(chunk.text),
-            calls=len(self._templates) * self._samples,
+            calls=self._asked * self._samples,
         )
 
     def _of_run(self, ref: BranchRef, chunks: int, *, is_first: bool) -> list[Prefix]:
         """Return what the prompts of different chunks share."""
-        calls = chunks * len(self._templates) * self._samples
+        calls = chunks * self._asked * self._samples
         found = [Prefix(tokens=self._system_tokens, calls=calls)] if self._system else []
         head = self._templates[ref.aspect].parts[0]
         if not is_first and head.strip():
@@ -173,7 +196,7 @@ class PromptPlan:
 
 
 def plan_of(spec: RunSpec) -> PromptPlan | None:
-    """Return the plan of a run; None if its prompts are as its templates are written, as those of steps are.
+    """Return the plan of a run without steps; None if its prompts are as its templates are written.
 
     Raises:
         PromptError: A template has a misplaced brace.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -10,10 +11,12 @@ import msgspec
 from fanout.core.errors import PromptError, StoredDataError
 from fanout.core.lanes import first_lane
 from fanout.core.records import Usage  # noqa: TC001 - dataclasses read the annotation
+from fanout.core.step_answers import step_text
 from fanout.inputs.prompt_layout import branch_values
 from fanout.inputs.prompts import Template
 from fanout.inputs.step_prompts import StepPrompts, feedback_reply
 from fanout.llm.prompt_plans import plan_of
+from fanout.llm.step_plans import step_plan_of
 from fanout.policy.packing import shard_chunk
 from fanout.policy.steps import Chain
 from fanout.runs.outputs import output_of
@@ -110,7 +113,7 @@ def trace_of(spec: RunSpec, shard: Shard, outcome: Outcome) -> BranchTrace:
     chunk = shard_chunk(shard, outcome.index, variants.count)
     branch = output_of(spec, shard, outcome, with_text=True)
     if spec.steps:
-        calls = tuple(_steps(spec, chunk, ref, outcome))
+        calls = tuple(_steps(spec, chunk, ref, outcome, len(shard.chunks)))
     else:
         calls = (_single(spec, chunk, ref, branch, len(shard.chunks)),)
     return BranchTrace(branch=branch, calls=calls)
@@ -153,8 +156,10 @@ def _prompt(spec: RunSpec, chunk: Chunk, ref: BranchRef, model: str, chunks: int
         return None
 
 
-def _steps(spec: RunSpec, chunk: Chunk, ref: BranchRef, outcome: Outcome) -> Iterator[TracedCall]:
-    prompts, chain = StepPrompts(spec.steps), Chain(spec.steps)
+def _steps(
+    spec: RunSpec, chunk: Chunk, ref: BranchRef, outcome: Outcome, chunks: int
+) -> Iterator[TracedCall]:
+    prompts, chain, plan = StepPrompts(spec.steps), Chain(spec.steps), step_plan_of(spec)
     values = branch_values(chunk, ref, ref.sample)
     for one in outcome.steps:
         step = chain.next
@@ -164,6 +169,13 @@ def _steps(spec: RunSpec, chunk: Chunk, ref: BranchRef, outcome: Outcome) -> Ite
         if step.function is None:
             try:
                 prompt = prompts.render(step, values, chunk.columns, chain.answers)
+                if plan is not None:
+                    text_of = partial(step_text, answers=chain.answers)
+                    own = prompts.values_of(step, values, chunk.columns, text_of)
+                    lane = first_lane(spec.lane)
+                    prompt, _ = plan.prompt(
+                        step, chunk, ref, own, model="", chunks=chunks, lane=lane
+                    )
             except PromptError:
                 prompt = None
         yield _step(spec, ref, step, one, prompt, chain.turns(step))

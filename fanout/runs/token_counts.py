@@ -11,6 +11,7 @@ from fanout.core.tokens import BYTES_PER_TOKEN, utf8_bytes
 from fanout.inputs.token_counters import bytes_tokenizer, ratio_of
 from fanout.llm import context_tokens
 from fanout.llm.prompt_plans import plan_of
+from fanout.llm.step_plans import step_plan_of
 from fanout.policy.token_ratio import TokenRatio, kept_ratio, script_of
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def with_tokenizer(
     """
     if spec.tokenizer is not None or store is None:
         return spec, documents
-    if spec.split not in _SIZED_SPLITS and plan_of(spec) is None:
+    if spec.split not in _SIZED_SPLITS and (plan_of(spec) or step_plan_of(spec)) is None:
         return spec, documents
     head: list[Document] = []
     shown = ""

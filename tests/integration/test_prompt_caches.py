@@ -62,3 +62,26 @@ def test_samples_and_instructions_are_paid_once_as_well(client, start_worker, bi
     assert sent[0] == 0
     assert 1_500 < sent[1] == sent[3] < 1_700
     assert 3_500 < sent[4] == sent[7]
+
+
+STEPS = [
+    {"name": "facts", "prompt": "List what is said of water in:\n\n{input}"},
+    {"name": "mood", "prompt": "You know this: {facts}. Say in what mood this is:\n\n{input}"},
+    {"name": "title", "prompt": "Given {mood}, find a title for:\n\n{input}"},
+]
+
+
+def test_a_chain_over_a_long_document_pays_for_it_once(client, start_worker, billing):
+    start_worker("--concurrency", "16", **billing.environment)
+    for provider, model in MODELS.items():
+        billing.reset()
+        job = {"model": f"{provider}/{model}", "steps": STEPS}
+        status = client.submit(job, texts(4, 4_000)).wait(60)
+        assert status.succeeded == 4
+        sent = billing.sent()
+        assert len(sent) == status.usage.calls == 12
+        # The first step of each document writes it, the others read it.
+        assert sum(call["cached"] == 0 for call in sent) == 4
+        assert sum(call["cached"] > 3_500 for call in sent) == 8
+        assert status.usage.cached_input_tokens == sum(call["cached"] for call in sent)
+        assert status.usage.cost_usd == pytest.approx(billing.ledger()["usd"], abs=1e-9)

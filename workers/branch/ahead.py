@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from fanout.core.ids import BranchId
+    from fanout.core.spec import RunSpec
+    from fanout.llm.prompt_plans import PromptPlan
+    from fanout.llm.step_plans import StepPlan
     from workers.context.leads import Lead
     from workers.context.progress import TrackedBranch
+    from workers.context.run_caches import RunCaches
     from workers.context.worker_context import WorkerContext
 
 __all__ = ["has_no_siblings", "wait_for_sibling"]
@@ -27,7 +31,14 @@ _ALONE = nullcontext()
 def has_no_siblings(context: WorkerContext, branch_id: BranchId) -> bool:
     """Return whether it is known at once that a branch waits for no other one: for most it is."""
     runs, run_id = context.runs, branch_id.run_id
-    return branch_id.stage > 0 or (runs.specs.known(run_id) is not None and not runs.plan(run_id))
+    if branch_id.stage > 0:
+        return True
+    spec = runs.specs.known(run_id)
+    return spec is not None and _plan_of(runs, spec, run_id) is None
+
+
+def _plan_of(runs: RunCaches, spec: RunSpec, run_id: str) -> PromptPlan | StepPlan | None:
+    return runs.steps(run_id).plan if spec.steps else runs.plan(run_id)
 
 
 async def wait_for_sibling(
@@ -58,7 +69,7 @@ async def _prefixes(context: WorkerContext, branch: TrackedBranch) -> tuple[str,
     runs, shard_id = context.runs, branch.branch_id.shard_id
     try:
         spec = await runs.specs(shard_id.run_id)
-        plan = runs.plan(shard_id.run_id)
+        plan = _plan_of(runs, spec, shard_id.run_id)
         if plan is None:
             return ()
         indices = await runs.indices(shard_id)

@@ -64,13 +64,21 @@ async def answer(
     except UnknownRunError:
         return Outcome(index=index, kind=ErrorKind.LOST, message=LOST)
     except (PromptError, StoredDataError) as error:
-        return Outcome(index=index, kind=ErrorKind.BAD_REQUEST, message=str(error))
+        if calls.so_far.steps:
+            return unanswered(index, ErrorKind.BAD_REQUEST, _of_step(calls, error), calls)
+        return Outcome(index=index, kind=ErrorKind.BAD_REQUEST, message=_of_step(calls, error))
     except ModelError as error:
         kind = error.kind or ErrorKind.BAD_REQUEST
         # Another worker may have the model that this one lacks.
         calls.stop_after = FEW if kind in STOPS_RUN else MANY
         await count_unused(claim, context, calls)
-        return unanswered(index, kind, str(error), calls)
+        return unanswered(index, kind, _of_step(calls, error), calls)
+
+
+def _of_step(calls: Calls, error: Exception) -> str:
+    """Return the message of an error, with the step that it struck."""
+    name = calls.step.partition(" ")[0]
+    return f"step {name}: {error}" if name else str(error)
 
 
 async def _call(
@@ -89,7 +97,16 @@ async def _call(
     asking = Asking(claim, context, shard_id.stage_id, spec, calls)
     if spec.steps and stage == 0:
         return await ask_steps(
-            claim, context, spec, calls, index, asking=asking, chunk=chunk, ref=ref, around=around
+            claim,
+            context,
+            spec,
+            calls,
+            index,
+            asking=asking,
+            chunk=chunk,
+            ref=ref,
+            around=around,
+            chunks=len(shard.chunks),
         )
     template = runs.template(shard_id.stage_id, ref.aspect)
     limit = spec.max_tokens if stage == 0 else spec.aggregate_max_tokens

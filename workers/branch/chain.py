@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -12,7 +13,7 @@ from fanout.core.errors import LLMError, ModelError
 from fanout.core.lanes import first_lane
 from fanout.core.model_names import takes_seed
 from fanout.core.records import NO_CALL, ErrorKind, Outcome, StepOutcome
-from fanout.core.step_answers import value_of
+from fanout.core.step_answers import step_text, value_of
 from fanout.inputs.prompt_layout import branch_values
 from fanout.inputs.step_prompts import feedback_reply
 from fanout.llm.base import LLMReply, LLMRequest, Turn
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from fanout.core.spec import RunSpec
     from fanout.core.steps import StepSpec
     from fanout.llm.calls import CallResult
+    from fanout.policy.prefixes import PromptCache
     from workers.branch.asking import Asking
     from workers.branch.claims import Claim
     from workers.context.run_caches import RunSteps
@@ -45,6 +47,7 @@ async def ask_steps(
     chunk: Chunk,
     ref: BranchRef,
     around: tuple[str, str] | None = None,
+    chunks: int = 1,
 ) -> Outcome:
     """Return the outcome of a branch whose job has steps.
 
@@ -61,6 +64,7 @@ async def ask_steps(
         chunk: The chunk of the branch.
         ref: Its model and sample.
         around: The texts before and after the chunk, in a job with ``neighbours``.
+        chunks: How many chunks its shard has.
 
     Raises:
         CallStoppedError: See Claim.checkpoint.
@@ -78,6 +82,7 @@ async def ask_steps(
         branch_values(chunk, ref, ref.sample, around),
         ref,
         chain,
+        chunks,
     )
     is_written = True
     while (step := chain.next) is not None:
@@ -137,6 +142,7 @@ class _Steps:
         values: dict[str, str],
         ref: BranchRef,
         chain: Chain,
+        chunks: int,
     ) -> None:
         self._context = context
         self._run_id = run_id
@@ -145,6 +151,7 @@ class _Steps:
         self._chunk = chunk
         self._ref = ref
         self._chain = chain
+        self._chunks = chunks
         self._run: RunSteps = context.runs.steps(run_id)
         self._values = values
 
@@ -165,9 +172,7 @@ class _Steps:
 
     def _request(self, step: StepSpec) -> LLMRequest:
         spec, sample, model = self._spec, self._ref.sample, self._model(step)
-        prompt = self._run.prompts.render(
-            step, self._values, self._chunk.columns, self._chain.answers
-        )
+        prompt, cache = self._prompt(step, model)
         turns = self._chain.turns(step)
         return LLMRequest(
             prompt=prompt,
@@ -179,6 +184,20 @@ class _Steps:
             shape=self._run.shapes[step.name],
             turns=tuple(Turn(answer, feedback_reply(feedback)) for answer, feedback in turns),
             lane=first_lane(spec.lane),
+            cache=cache,
+        )
+
+    def _prompt(self, step: StepSpec, model: str) -> tuple[str, PromptCache | None]:
+        prompts, plan, chunk = self._run.prompts, self._run.plan, self._chunk
+        answers = self._chain.answers
+        if plan is None:
+            return prompts.render(step, self._values, chunk.columns, answers), None
+        values = prompts.values_of(
+            step, self._values, chunk.columns, partial(step_text, answers=answers)
+        )
+        lane = first_lane(self._spec.lane)
+        return plan.prompt(
+            step, chunk, self._ref, values, model=model, chunks=self._chunks, lane=lane
         )
 
     async def _called(self, step: StepSpec, path: str) -> StepOutcome:

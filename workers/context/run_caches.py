@@ -15,6 +15,7 @@ from fanout.inputs.prompts import Template
 from fanout.inputs.step_prompts import StepPrompts
 from fanout.llm.prices import price_of
 from fanout.llm.prompt_plans import plan_of
+from fanout.llm.step_plans import step_plan_of
 from workers.context.batches import LoadingCache
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from fanout.core.ids import StageId
     from fanout.llm.prompt_plans import PromptPlan
+    from fanout.llm.step_plans import StepPlan
     from fanout.stores import RedisStore
 
 __all__ = ["RunCaches", "RunSteps"]
@@ -37,10 +39,12 @@ class RunSteps(NamedTuple):
     Attributes:
         prompts: Their prompts.
         shapes: The shape of the answers of each; None is any text.
+        plan: How their prompts are laid out; None for as their templates are written.
     """
 
     prompts: StepPrompts
     shapes: Mapping[str, AnswerShape | None]
+    plan: StepPlan | None
 
 
 class RunCaches:
@@ -58,7 +62,8 @@ class RunCaches:
         shape: Returns the shape of the answers of a run, or of its aggregates; None is any text.
         template: Returns the prompt template of a stage and an aspect.
         steps: Returns the prompts and shapes of the steps of a run.
-        plan: Returns how the prompts of a run are laid out; None for as its templates are written.
+        plan: Returns how the prompts of a run without steps are laid out; None for as its templates are
+            written.
     """
 
     def __init__(self, store: RedisStore, loaders: Executor) -> None:
@@ -96,9 +101,10 @@ class RunCaches:
         return Template.parse(spec.prompts[aspect])
 
     def _load_steps(self, run_id: str) -> RunSteps:
-        steps = self.specs.get(run_id).steps
+        spec = self.specs.get(run_id)
+        steps = spec.steps
         shapes = {step.name: shape_of(step.answer_schema, step.choices) for step in steps}
-        return RunSteps(prompts=StepPrompts(steps), shapes=shapes)
+        return RunSteps(prompts=StepPrompts(steps), shapes=shapes, plan=step_plan_of(spec))
 
     def _load_plan(self, run_id: str) -> PromptPlan | None:
         return plan_of(self.specs.get(run_id))

@@ -49,7 +49,7 @@ ALWAYS = {
     "split", "tokenizer", "reduce", "aggregate_prompt",
     "group_by", "min_success", "max_workers", "priority", "cache", "timeout_s", "deadline_s", "max_attempts",
     "max_elapsed_s", "requests_per_minute", "tokens_per_minute", "sample", "limit", "labels",
-    "lane", "steps",
+    "lane", "prompt_order", "steps",
     "price", "budget_usd", "budget_calls", "budget_tokens",
 }  # fmt: skip
 # These have one beside some others only: a value, and with which others it has one and has none.
@@ -71,7 +71,6 @@ SOMETIMES: dict[str, tuple[Any, list[Any], list[Any]]] = {
     "max_reasks": (1, [{"choices": "a,b"}, {"schema": STRING}], [{}]),
     "output": ("a", [STEPS], [{}]),
     "on_rejected": ("fail", [JUDGED], [{}, STEPS]),
-    "prompt_order": ("document_first", [{}], [STEPS]),
     "certainty": (0.9, [{"samples": 2}], [{}, {"samples": 1}]),
     "base_wait_s": (1.0, [{}, {"max_attempts": 2}], [{"max_attempts": 1}]),
     "max_wait_s": (1.0, [{}, {"max_attempts": 2}], [{"max_attempts": 1}]),
