@@ -11,6 +11,7 @@ from fanout.client.arguments import checked_count, checked_spec, require_open_fi
 from fanout.client.connected import ConnectedClient
 from fanout.client.past_runs import run_opener, with_full_ids
 from fanout.client.run_ids import new_run_id
+from fanout.client.step_functions import check_functions
 from fanout.core.errors import AmbiguousRunError, RunError, UnknownRunError
 from fanout.core.ids import StageId
 from fanout.core.lanes import first_lane, takes_lane
@@ -120,7 +121,7 @@ class Client(ConnectedClient):
         self._check_storage()
         if self.is_embedded and self._fleet is None:
             require_open_files(self._concurrency, self._given_concurrency, spec.max_workers)
-        connections = self._connected(spec.all_models)
+        connections = self._connected(spec.all_called)
         connections.claim()
         connections.require_storage()
 
@@ -200,8 +201,7 @@ class Client(ConnectedClient):
             if should_stop is not None and should_stop():
                 raise RunError("the run was stopped before it began")
 
-        for function in spec.functions:
-            connections.preflight(function, check=check, wait=self.is_embedded)
+        check_functions(connections, spec.steps, check=check, wait=self.is_embedded)
         for model in spec.all_models:
             batches = first_lane(spec.lane) == "batch" and takes_lane(model, "batch")
             connections.preflight(model, check=check, wait=self.is_embedded, batches=batches)
@@ -227,7 +227,7 @@ class Client(ConnectedClient):
         if self.is_embedded and self._fleet is None:
             require_open_files(self._concurrency, self._given_concurrency, spec.max_workers)
         # It has the functions of the job's own model, too.
-        connections = self._connected(spec.all_models)
+        connections = self._connected(spec.all_called)
         connections.claim()
         self._preflight(connections, spec)
         return worker_reading.read_first(

@@ -126,12 +126,14 @@ class EmbeddedRuns:
         spec = stored_spec(self._connections_to(number).store.spec(run_id))
         for model in spec.all_models:
             _require_function(run_id, model)
+        for step in spec.steps:
+            _require_function(run_id, step.function or "", step=step.name)
         database = self._databases.take_over(number)
         if database is None:
             return
         # A run may come from a process with a higher limit: fewer branches at once are allowed.
         concurrency = max(1, fitting_concurrency(spec.max_workers or self._concurrency))
-        is_here = any(map(is_callable_model, spec.all_models))
+        is_here = any(map(is_callable_model, spec.all_called))
         start = InProcessFleet.acquire if is_here else EmbeddedFleet
         try:
             self._fleets[number] = start(concurrency=concurrency, database=database)
@@ -156,11 +158,16 @@ class EmbeddedRuns:
         self._server.release()
 
 
-def _require_function(run_id: str, model: str) -> None:
+def _require_function(run_id: str, model: str, *, step: str | None = None) -> None:
     if is_callable_model(model) and not is_registered(model):
         name = model.partition(":")[2].rpartition("-")[0]
+        given = (
+            f"ParallelCalls(llm=FUNCTION).resume({run_id!r})"
+            if step is None
+            else f"ParallelCalls().resume({run_id!r}, functions={{{step!r}: FUNCTION}})"
+        )
         raise RunError(
             f"run {run_id} calls the function {name} of a Python process that has ended; what it "
             f"gave is kept: `fanout results {run_id}`. To go on, call "
-            f"ParallelCalls(llm=FUNCTION).resume({run_id!r}) in a program that has the function"
+            f"{given} in a program that has the function"
         )

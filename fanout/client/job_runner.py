@@ -15,6 +15,7 @@ from fanout.client.client import Client
 from fanout.client.loop_runs import LoopRun
 from fanout.client.loop_threads import in_thread, pulled
 from fanout.client.progress import ShownProgress
+from fanout.client.step_functions import named_steps
 from fanout.core.errors import RunError, UnknownRunError
 from fanout.core.field_names import canonical
 from fanout.core.settings import load_settings
@@ -29,7 +30,7 @@ from fanout.llm.callables import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from typing import Self
 
     from fanout.client.run import Run
@@ -137,6 +138,10 @@ class JobRunner:
         for name in ("model", "models", "fallback"):
             if name in fields:
                 fields[name] = self._named(fields[name])
+        if "steps" in fields:
+            fields["steps"] = named_steps(
+                fields["steps"], self._known, is_embedded=self._is_embedded
+            )
         return make_spec(**{**own, **fields})
 
     def _named(self, models: Any) -> Any:
@@ -162,6 +167,23 @@ class JobRunner:
         for model, function in zip(theirs, own, strict=True):
             register_callable(resolve_callable(function), model)
             weakref.finalize(self, unregister_callable, model)
+
+    def _replace_step_functions(self, run: Run, functions: Mapping[str, Any]) -> None:
+        """Put functions in the place of those of a run's steps, by the name of the step."""
+        theirs = {
+            step.name: step.function
+            for step in run.spec.steps
+            if step.function is not None and is_callable_model(step.function)
+        }
+        for name, function in functions.items():
+            if name not in theirs:
+                known = ", ".join(theirs) or "none"
+                raise RunError(
+                    f"run {run.run_id} has no step {name!r} with a function of a Python process "
+                    f"(it has: {known})"
+                )
+            register_callable(function, theirs[name])
+            weakref.finalize(self, unregister_callable, theirs[name])
 
     @property
     def client(self) -> Client:

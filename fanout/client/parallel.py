@@ -48,6 +48,15 @@ class ParallelCalls(JobRunner):
 
     @overload
     def run(
+        self, chunks: Chunks | None = None, branch_prompt: None = None,
+        aggregate_prompt: str | None = None, *, steps: Sequence[Mapping[str, Any]],
+        aggregate_schema: object = None, inputs: Paths = (), samples: int | None = None,
+        reduce: ReduceName | None = None, group_by: str | None = None,
+        progress: bool = False, on_progress: Callable[[Status], None] | None = None,
+        on_bad_document: OnBadDocument | None = None, **options: Any,
+    ) -> Result[Any]: ...  # fmt: skip
+    @overload
+    def run(
         self, chunks: Chunks | None = None, branch_prompt: str | None = None,
         aggregate_prompt: str | None = None, *, schema: None = None,
         aggregate_schema: object = None, inputs: Paths = (),
@@ -100,6 +109,8 @@ class ParallelCalls(JobRunner):
             aggregate_schema: The same for the answer of the LLM aggregate.
             inputs: Files, folders or globs (one, or several), in place of ``chunks``.
             aspects: Named templates, each put to every chunk, in place of ``branch_prompt``.
+            steps: Calls that follow each other, in place of ``branch_prompt``: dicts of the fields of
+                ``StepSpec``. A ``schema`` may be a type, and a ``function`` a Python function.
             samples: The number of answers for each chunk and aspect; None is 1.
             reduce: ``none``, ``concat``, ``merge``, ``vote``, ``rank``, ``top``, ``table`` or ``llm``.
             group_by: ``document``, ``aspect`` or a column: one aggregate for each value.
@@ -122,6 +133,15 @@ class ParallelCalls(JobRunner):
             run = self._submitted(spec, chunks, on_bad_document, warnings)
             return noted(result_of(run, follow), warnings)
 
+    @overload
+    async def arun(
+        self, chunks: AsyncChunks | None = None, branch_prompt: None = None,
+        aggregate_prompt: str | None = None, *, steps: Sequence[Mapping[str, Any]],
+        aggregate_schema: object = None, inputs: Paths = (), samples: int | None = None,
+        reduce: ReduceName | None = None, group_by: str | None = None,
+        progress: bool = False, on_progress: Callable[[Status], None] | None = None,
+        on_bad_document: OnBadDocument | None = None, **options: Any,
+    ) -> Result[Any]: ...  # fmt: skip
     @overload
     async def arun(
         self, chunks: AsyncChunks | None = None, branch_prompt: str | None = None,
@@ -175,6 +195,14 @@ class ParallelCalls(JobRunner):
         with await in_thread(lambda: self._shown(on_progress, is_shown=progress)) as follow:
             return noted(await own.result(follow), warnings)
 
+    @overload
+    def astream(
+        self, chunks: AsyncChunks | None = None, branch_prompt: None = None,
+        aggregate_prompt: str | None = None, *, steps: Sequence[Mapping[str, Any]],
+        aggregate_schema: object = None, inputs: Paths = (), samples: int | None = None,
+        reduce: ReduceName | None = None, group_by: str | None = None,
+        on_bad_document: OnBadDocument | None = None, **options: Any,
+    ) -> AsyncGenerator[Output[Any], None]: ...  # fmt: skip
     @overload
     def astream(
         self, chunks: AsyncChunks | None = None, branch_prompt: str | None = None,
@@ -258,6 +286,7 @@ class ParallelCalls(JobRunner):
         run_id: str,
         chunks: Chunks | None = None,
         *,
+        functions: Mapping[str, Callable[[Any], Any]] | None = None,
         retry_failed: bool = False,
         progress: bool = False,
         on_progress: Callable[[Status], None] | None = None,
@@ -271,6 +300,7 @@ class ParallelCalls(JobRunner):
         Args:
             run_id: The run.
             chunks: The same input again, if it is in no file and was not enqueued completely.
+            functions: The functions of its steps that have died with its process, by the step's name.
             retry_failed: Whether to retry the failed branches of a run that has ended.
             progress: As for ``run``.
             on_progress: As for ``run``.
@@ -282,6 +312,7 @@ class ParallelCalls(JobRunner):
         """
         run = self._client.run(run_id)
         self._replace_functions(run)
+        self._replace_step_functions(run, functions or {})
         with self._shown(on_progress, is_shown=progress) as follow:
             self._client.resume(run_id, chunks, on_bad_document=on_bad_document)
             if retry_failed and run.status().status.has_ended:

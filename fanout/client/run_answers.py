@@ -271,8 +271,7 @@ class RunAnswers:
     def _output(
         self, spec: RunSpec, shard: Shard, outcome: Outcome, *, with_text: bool
     ) -> Output[Any]:
-        answer_type = self._types.answer
-        return output_of(spec, shard, outcome, with_text=with_text, answer_type=answer_type)
+        return output_of(spec, shard, outcome, with_text=with_text, types=self._types)
 
 
 def _stages(stages: Sequence[StageRecord], base_stage: int) -> tuple[StageStatus, ...]:

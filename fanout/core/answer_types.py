@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -56,23 +56,50 @@ class AnswerType:
 
 
 class AnswerTypes(msgspec.Struct, frozen=True, kw_only=True):
-    """The types of the answers and of the aggregate of a job; None where there is none."""
+    """The types of the answers and of the aggregate of a job; None where there is none.
+
+    Attributes:
+        answer: That of answers; in a job with steps, that of the first step that may give them.
+        aggregate: That of the aggregate.
+        steps: In a job with steps, those of the steps that may give the output, by name.
+    """
 
     answer: AnswerType | None = None
     aggregate: AnswerType | None = None
+    steps: dict[str, AnswerType] = {}
+
+    def of(self, step: str | None) -> AnswerType | None:
+        """Return the type of an output, which a step has given, or None in a job without steps."""
+        return self.answer if step is None else self.steps.get(step)
 
 
 UNTYPED = AnswerTypes()
 
 
-def types_of(fields: object) -> AnswerTypes:
-    """Return the types among the fields of a job, before they become JSON Schemas."""
+def types_of(fields: object, outputs: Sequence[str] = ()) -> AnswerTypes:
+    """Return the types among the fields of a job, before they become JSON Schemas.
+
+    Args:
+        fields: The fields.
+        outputs: The names of the steps that may give the output.
+    """
     if not isinstance(fields, Mapping):
         return UNTYPED
     answer, aggregate = (_type(fields.get(name)) for name in ("schema", "aggregate_schema"))
-    if answer is None and aggregate is None:
+    steps = _of_steps(fields.get("steps"), outputs)
+    if answer is None and aggregate is None and not steps:
         return UNTYPED
-    return AnswerTypes(answer=answer, aggregate=aggregate)
+    answer = answer or next(iter(steps.values()), None)
+    return AnswerTypes(answer=answer, aggregate=aggregate, steps=steps)
+
+
+def _of_steps(steps: object, outputs: Sequence[str]) -> dict[str, AnswerType]:
+    found: dict[str, AnswerType] = {}
+    for step in steps if isinstance(steps, Sequence) else ():
+        made = _type(step.get("schema")) if isinstance(step, Mapping) else None
+        if made is not None and step["name"] in outputs:
+            found[step["name"]] = made
+    return found
 
 
 def _type(value: object) -> AnswerType | None:

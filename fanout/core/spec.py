@@ -242,7 +242,7 @@ class RunSpec(SchemaField, AggregateFields, SplitFields, StepFields):
     @classmethod
     def _with_types(cls, fields: Any, validated: ModelWrapValidatorHandler[Self]) -> Self:
         spec = validated(fields)
-        types = types_of(fields)
+        types = types_of(fields, [step.name for step in spec.final_steps])
         if types is not UNTYPED:
             spec._types = types  # noqa: SLF001 - its own
         return spec
@@ -328,6 +328,11 @@ class RunSpec(SchemaField, AggregateFields, SplitFields, StepFields):
         """All models that a run may call, each once: those that are asked first, then the others."""
         first = self.models or (self.model,)
         return tuple(dict.fromkeys((*first, *self.step_models, *self.fallback)))
+
+    @property
+    def all_called(self) -> tuple[str, ...]:
+        """All models and functions that a run may call."""
+        return (*self.all_models, *self.functions)
 
     @property
     def is_by_model(self) -> bool:

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from fanout.core.records import StepOutcome
     from fanout.core.steps import StepSpec
 
-__all__ = ["answer_fields", "possible_values", "step_text", "value_of"]
+__all__ = ["answer_fields", "is_single", "possible_values", "step_text", "value_of", "whole_text"]
 
+_SINGLE = ("string", "integer", "number", "boolean")
 # A branch looks at its answers several times, and soon.
 _KEPT = 1_024
 
@@ -51,7 +52,15 @@ def step_text(name: str, answers: Mapping[str, StepOutcome]) -> str:
     answer = answers.get(step)
     if answer is None or answer.output is None:
         return ""
-    return cell_text(value_of(answer.output, path)) if path else answer.output
+    return cell_text(value_of(answer.output, path)) if path else whole_text(answer)
+
+
+def whole_text(answer: StepOutcome) -> str:
+    """Return an answer as text: a string in JSON without its quotes, other JSON as it is."""
+    output = answer.output or ""
+    if not answer.is_json or not output.startswith('"'):
+        return output
+    return cell_text(value_of(output, ""))
 
 
 def answer_fields(step: StepSpec) -> tuple[str, ...]:
@@ -67,10 +76,10 @@ def possible_values(step: StepSpec, path: str) -> tuple[str, ...]:
         step: The step.
         path: The field, or empty for the answer itself.
     """
-    if not path:
+    if step.choices:
         return step.choices
     shape: object = step.answer_schema
-    for name in path.split("."):
+    for name in path.split(".") if path else ():
         fields = shape.get("properties") if isinstance(shape, dict) else None
         shape = fields.get(name) if isinstance(fields, dict) else None
     if not isinstance(shape, dict):
@@ -78,3 +87,10 @@ def possible_values(step: StepSpec, path: str) -> tuple[str, ...]:
     if isinstance(shape.get("enum"), list):
         return tuple(cell_text(one) for one in shape["enum"])
     return ("true", "false") if shape.get("type") == "boolean" else ()
+
+
+def is_single(step: StepSpec) -> bool:
+    """Say whether the answer of a step is one text, number or boolean, by its schema."""
+    schema = step.answer_schema or {}
+    kinds = schema.get("type")
+    return "enum" in schema or "const" in schema or (isinstance(kinds, str) and kinds in _SINGLE)

@@ -140,19 +140,19 @@ def unquoted_conditions(steps: Sequence[object]) -> None:
     Raises:
         StepError: One is.
     """
-    functions = set[object]()
+    shaped = set[object]()
     for one in steps:
         if not isinstance(one, Mapping):
             continue
         when = one.get("when")
         for name, values in when.items() if isinstance(when, Mapping) else ():
-            if "." in str(name) or name in functions:
-                # A field, and what a function returns, may be a boolean.
+            if "." in str(name) or name in shaped:
+                # A field, and what a function returns, may be a boolean, or a schema says what it is.
                 continue
             listed = values if isinstance(values, (list, tuple)) else [values]
             wrong = [value for value in listed if isinstance(value, bool)]
             if wrong:
                 reason = f"must be text (got {wrong[0]!r}): {IN_QUOTES}"
                 raise StepError(str(one.get("name")), f"when.{name}", reason)
-        if one.get("function") is not None:
-            functions.add(one.get("name"))
+        if one.get("function") is not None or one.get("schema") is not None:
+            shaped.add(one.get("name"))

@@ -13,11 +13,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_va
 from fanout.core.answer_fields import Choices, SchemaField
 from fanout.core.field_words import twice_in
 from fanout.core.spec_fields import NUMBER, PART_CONFIG, as_tuple
-from fanout.core.step_answers import answer_fields, possible_values
+from fanout.core.step_answers import answer_fields, is_single, possible_values
 from fanout.core.step_errors import IN_QUOTES, StepError, unquoted_conditions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Self
 
 __all__ = [
@@ -63,7 +63,11 @@ def _name(value: object) -> object:
 
 
 def _function(value: object) -> object:
-    if not isinstance(value, str):
+    if callable(value):
+        msg = "must be package.module:function; only ParallelCalls takes a function itself"
+        raise ValueError(msg)  # noqa: TRY004 - as pydantic wants it
+    if not isinstance(value, str) or value.startswith("callable:"):
+        # ParallelCalls has registered a function under such a name.
         return value
     module, _, name = value.partition(":")
     if not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
@@ -96,12 +100,13 @@ class StepSpec(SchemaField):
         name: Its name, by which later prompts have its answer: ``{NAME}`` or ``{NAME.field}``.
         prompt: The template of its prompt; a step with ``judge`` has one of its own.
         function: ``package.module:function`` in place of a prompt: it takes a mapping of ``input``,
-            ``document``, the columns and the earlier answers, and returns the answer.
+            ``document``, the columns and the earlier answers, and returns the answer. ``ParallelCalls``
+            also takes a function itself.
         model: The model that it asks; None is that of the branch.
         system: The system prompt; None is that of the job.
         temperature: Sampling temperature; None is that of the job.
         max_tokens: The longest answer, in tokens; None is that of the job.
-        schema: The JSON Schema of its answer.
+        schema: The JSON Schema of its answer, or in Python a type.
         choices: The labels of which its answer is one.
         when: It runs only if the answers of earlier steps are among these values, by the name of the
             step, or by ``STEP.field``.
@@ -228,14 +233,14 @@ def _condition_problem(
     if path and not _has_field(other, path):
         listed = ", ".join(answer_fields(other))
         return f"the answer of step {name!r} has no field {path!r} (its fields: {listed})"
-    if not path and other.is_json:
+    if not path and other.is_json and not is_single(other):
         return f"step {name!r} answers with JSON: name a field of it, as {name}.FIELD"
     possible = possible_values(other, path)
     unknown = [one for one in values if possible and one not in possible]
     if not unknown:
         return None
     quotes = f"; {IN_QUOTES}" if unknown[0] in ("true", "false") else ""
-    what = "its choices" if other.choices else f"{path}"
+    what = "its choices" if other.choices else path or "its answers"
     return f"step {name!r} never answers {unknown[0]!r} ({what}: {', '.join(possible)}){quotes}"
 
 
@@ -317,10 +322,30 @@ def final_steps(steps: Sequence[StepSpec], output: str | None) -> list[StepSpec]
     if output is not None:
         return [step for step in steps if step.name == output]
     found: list[StepSpec] = []
+    by_name = {step.name: step for step in steps}
+    left: dict[str, set[str]] = {}
     for step in reversed(steps):
         if step.judge is not None:
             continue
         found.append(step)
-        if not step.when:
+        if not step.when or _is_last_way(step, by_name, left):
             break
     return found[::-1]
+
+
+def _is_last_way(step: StepSpec, steps: Mapping[str, StepSpec], left: dict[str, set[str]]) -> bool:
+    """Say whether one of a step and of those after it runs in any case.
+
+    Args:
+        step: A step with conditions.
+        steps: All steps, by name.
+        left: The answers for which none of those after it runs, by the name of a condition.
+    """
+    [(condition, values), *others] = step.when.items()
+    name, _, path = condition.partition(".")
+    possible = possible_values(steps[name], path)
+    is_there = not path or path in (steps[name].answer_schema or {}).get("required", ())
+    if others or not possible or not is_there or steps[name].when:
+        return False
+    left.setdefault(condition, {*possible}).difference_update(values)
+    return not left[condition]

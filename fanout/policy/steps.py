@@ -12,15 +12,15 @@ import msgspec
 
 from fanout.core.cells import cell_text
 from fanout.core.errors import StoredDataError
-from fanout.core.step_answers import value_of
+from fanout.core.step_answers import value_of, whole_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fanout.core.records import StepOutcome
-    from fanout.core.steps import StepSpec
+    from fanout.core.steps import StepFields, StepSpec
 
-__all__ = ["Chain", "Verdict", "turn_of", "verdict_of", "without_failed"]
+__all__ = ["Chain", "Verdict", "output_step", "turn_of", "verdict_of", "without_failed"]
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True, rename={"is_pass": "pass"}):
@@ -148,7 +148,7 @@ def _matches(answer: StepOutcome | None, path: str, values: Sequence[str]) -> bo
     if answer is None or answer.output is None:
         return False
     if not path:
-        return answer.output.strip() in values
+        return whole_text(answer).strip() in values
     try:
         found = value_of(answer.output, path)
     except KeyError:
@@ -177,3 +177,14 @@ def without_failed(
     judged = {step.name: step.judge for step in steps}.get(kept[-1].name)
     first = next((at for at, one in enumerate(kept) if one.name == judged), len(kept))
     return tuple(kept[:first])
+
+
+def output_step(spec: StepFields, done: Sequence[StepOutcome]) -> StepOutcome | None:
+    """Return the step that gave the output of a branch that has one; None if no step has run.
+
+    Args:
+        spec: The job.
+        done: The steps that have run, in their order.
+    """
+    names = {spec.output} if spec.output else {one.name for one in spec.steps if one.judge is None}
+    return next((one for one in reversed(done) if one.name in names), None)

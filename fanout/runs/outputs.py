@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fanout.core.answer_types import NotOfTypeError
+from fanout.core.answer_types import UNTYPED, NotOfTypeError
 from fanout.core.records import ErrorKind
 from fanout.core.units import plural
 from fanout.inputs.documents.rows import DEFAULT_TEXT_COLUMN, EMPTY
 from fanout.policy.packing import shard_chunk
+from fanout.policy.steps import output_step
 from fanout.runs.results import Output
 
 if TYPE_CHECKING:
-    from fanout.core.answer_types import AnswerType
+    from fanout.core.answer_types import AnswerType, AnswerTypes
     from fanout.core.lanes import Lane
     from fanout.core.records import Chunk, Outcome, Shard
     from fanout.core.spec import RunSpec
@@ -28,7 +29,7 @@ def output_of(
     outcome: Outcome,
     *,
     with_text: bool,
-    answer_type: AnswerType | None = None,
+    types: AnswerTypes = UNTYPED,
 ) -> Output[Any]:
     """Return the branch of an outcome.
 
@@ -37,12 +38,12 @@ def output_of(
         shard: The shard of the branch.
         outcome: Its outcome.
         with_text: Whether it has the text of its chunk; a cell of a row it has in any case.
-        answer_type: What an answer with a schema becomes; None leaves JSON values.
+        types: What answers with a schema become; JSON values without a type.
     """
     variants = spec.variants
     ref = variants.ref(outcome.index)
     chunk = shard_chunk(shard, outcome.index, variants.count)
-    answer = _answer(spec, outcome, answer_type)
+    answer = _answer(spec, outcome, types)
     return Output(
         index=outcome.index,
         document=chunk.document,
@@ -86,11 +87,14 @@ def _lane(spec: RunSpec, outcome: Outcome) -> Lane | None:
     return outcome.lane or ("realtime" if is_bought else None)
 
 
-def _answer(spec: RunSpec, outcome: Outcome, answer_type: AnswerType | None) -> dict[str, Any]:
+def _answer(spec: RunSpec, outcome: Outcome, types: AnswerTypes) -> dict[str, Any]:
     """Return the answer of an outcome, or why there is none."""
     failure = {"kind": outcome.kind, "message": outcome.message}
-    if outcome.output is None or spec.answer_schema is None:
+    step = output_step(spec, outcome.steps) if spec.steps else None
+    is_json = spec.schema is not None if step is None else step.is_json
+    if outcome.output is None or not is_json:
         return {"output": outcome.output, **failure}
+    answer_type = types.of(None if step is None else step.name)
     try:
         value = msgspec.json.decode(outcome.output)
     except msgspec.DecodeError:

@@ -149,7 +149,7 @@ class RunOutputs:
 
     def _fields(self, answer: Any) -> dict[str, Cell]:
         """Return the fields of an answer that is a JSON object."""
-        if self._spec.schema is not None:
+        if self._spec.steps or self._spec.schema is not None:
             return answer if isinstance(answer, dict) else {}
         if self._spec.output_format != "json":
             return {}

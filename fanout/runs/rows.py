@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 
     from fanout.core.cells import Cell
     from fanout.core.spec import RunSpec
+    from fanout.core.steps import StepSpec
     from fanout.runs.results import Output
 
 __all__ = [
     "OWN_KEYS",
     "RowLayout",
+    "StepRow",
     "ending",
     "error_row",
     "free_name",
@@ -47,6 +49,20 @@ OWN_KEYS = frozenset(
 _VOTE_KEYS = frozenset({"votes", "share", "samples"})
 
 
+class StepRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What the rows of a run have of a step.
+
+    Attributes:
+        name: The name of the step.
+        fields: The fields of its answers, by their schema.
+        is_open: Whether its answers may be anything, as those of a function.
+    """
+
+    name: str
+    fields: tuple[str, ...] = ()
+    is_open: bool = False
+
+
 class RowLayout(msgspec.Struct, frozen=True, kw_only=True):
     """What the rows of a run have beside the columns of its input.
 
@@ -62,6 +78,8 @@ class RowLayout(msgspec.Struct, frozen=True, kw_only=True):
         has_confidence: Whether answers are labels, which may have a confidence.
         keeps_cut: Whether answers that were cut off are kept, so that tables must mark them.
         has_lane: Whether the job says how calls are bought, so that tables say how each one was.
+        steps: The steps whose answers are not the output; they have columns of their own.
+        has_judge: Whether a step judges answers, so that tables mark those that it rejected.
     """
 
     has_fields: bool = False
@@ -75,6 +93,8 @@ class RowLayout(msgspec.Struct, frozen=True, kw_only=True):
     has_confidence: bool = False
     keeps_cut: bool = False
     has_lane: bool = False
+    steps: tuple[StepRow, ...] = ()
+    has_judge: bool = False
 
     @property
     def variants(self) -> int:
@@ -89,10 +109,17 @@ class RowLayout(msgspec.Struct, frozen=True, kw_only=True):
 
 def layout_of(spec: RunSpec) -> RowLayout:
     """Return the layout of the rows of a job."""
+    final = spec.final_steps
+    # A step that others go by is of use even where its answer may be the output.
+    routes = {name.partition(".")[0] for step in spec.steps for name in step.when}
+    has_objects = any(step.is_json or step.function is not None for step in final)
+    schemas = [step.answer_schema for step in final] if final else [spec.schema]
+    fields = [name for schema in schemas for name in object_properties(schema or {})]
     return RowLayout(
-        has_fields=spec.output_format == "json" or spec.answer_schema is not None,
-        is_typed=spec.answer_schema is not None,
-        fields=object_properties(spec.answer_schema or {}),
+        has_fields=spec.output_format == "json" or spec.schema is not None or has_objects,
+        # Answers of steps are values, whichever step gave them.
+        is_typed=spec.schema is not None or bool(final),
+        fields=tuple(dict.fromkeys(fields)),
         aspects=tuple(spec.aspects),
         # A consensus has the answers of all models in one branch.
         models=() if spec.certainty is not None else spec.models,
@@ -102,7 +129,16 @@ def layout_of(spec: RunSpec) -> RowLayout:
         has_confidence=bool(spec.answer_choices) and spec.certainty is None,
         keeps_cut=spec.on_truncated == "keep",
         has_lane=spec.lane != "realtime",
+        steps=tuple(
+            _step_row(step) for step in spec.steps if step not in final or step.name in routes
+        ),
+        has_judge=spec.has_judge,
     )
+
+
+def _step_row(step: StepSpec) -> StepRow:
+    fields = object_properties(step.answer_schema or {})
+    return StepRow(name=step.name, fields=fields, is_open=step.function is not None)
 
 
 def source_cells(branch: Output[Any]) -> dict[str, Cell]:

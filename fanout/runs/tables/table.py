@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import groupby
+from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
 
 from fanout.core.errors import RunError
@@ -19,6 +19,7 @@ from fanout.runs.tables.columns import (
     field_cell,
     merge_sorts,
 )
+from fanout.runs.tables.step_columns import StepColumns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -44,7 +45,7 @@ _FIGURES = {
 _VARIANT = {"aspect": _TEXT, "model": _TEXT, "asked_model": _TEXT, "sample": _INTEGER}
 _VOTES = {"share": _FLOAT, "samples": _INTEGER}
 # Of each answer, in runs that may have them.
-_CONFIDENCE, _FINISH, _LANE = "confidence", "finish_reason", "lane"
+_CONFIDENCE, _FINISH, _LANE, _REJECTED = "confidence", "finish_reason", "lane", "rejected"
 OWN_COLUMNS = (_OUTPUT, *_ERROR, *_CHUNK, *_FIGURES, *_VARIANT)
 # A table of more columns is none: each row of the input, or each answer, has names of its own.
 MOST_COLUMNS = 16_384
@@ -184,9 +185,11 @@ class _Long:
         own = {**self._marks, **_ERROR, **_CHUNK, **_FIGURES, **variant}
         self._variant = tuple(variant)
         self._layout = layout
+        self._steps = StepColumns(layout, {*OWN_COLUMNS, *self._marks})
         self.sections = [
             _Section(),
             _answer_section(_OUTPUT, "", layout),
+            _Section(names=self._steps.names()),
             _Section(own, optional=self._marks.keys() & {_CONFIDENCE}),
         ]
 
@@ -194,7 +197,7 @@ class _Long:
         """Yield the parts of each row: one for each section."""
         for branch in outputs:
             own: dict[str, Cell] = {
-                **{name: getattr(branch, name) for name in self._marks},
+                **{name: _mark(branch, name) for name in self._marks},
                 "error_kind": None if branch.kind is None else branch.kind.value,
                 "error": branch.message,
                 **_chunk(branch),
@@ -203,7 +206,7 @@ class _Long:
             for name in self._variant:
                 own[name] = getattr(branch, name)
             answer = _answer(branch, _OUTPUT, "", self._layout)
-            yield [source_cells(branch), answer, own]
+            yield [source_cells(branch), answer, self._steps.cells(branch), own]
 
 
 class _Wide:
@@ -219,13 +222,18 @@ class _Wide:
         # In the order of the branches of a chunk.
         self.labels = list(distinct(_labels(layout)))
         own = _Section({**_CHUNK, **_FIGURES})
-        variants = [
-            _answer_section(
-                label, f"{label}.", layout, {**self._marks_of(label), **_errors_of(label)}
-            )
+        self._steps = {
+            label: StepColumns(layout, (*_ERROR, *self._marks), f"{label}.")
             for label in self.labels
-        ]
-        self.sections = [_Section(), *variants, own]
+        }
+        self.sections = [_Section(), *self._variants(layout), own]
+
+    def _variants(self, layout: RowLayout) -> Iterator[_Section]:
+        """Yield the sections of each variant: of its answer, and of its steps."""
+        for label in self.labels:
+            last = {**self._marks_of(label), **_errors_of(label)}
+            yield _answer_section(label, f"{label}.", layout, last)
+            yield _Section(names=self._steps[label].names())
 
     def _marks_of(self, label: str) -> dict[str, ColumnType]:
         return {f"{label}.{name}": type_ for name, type_ in self._marks.items()}
@@ -234,20 +242,21 @@ class _Wide:
         """Yield the parts of each row: one for each section."""
         for _, group in groupby(outputs, key=lambda branch: branch.chunk):
             branches = list(group)
-            answers: dict[str, dict[str, Cell]] = {label: {} for label in self.labels}
+            answers: dict[str, list[dict[str, Cell]]] = {label: [{}, {}] for label in self.labels}
             for branch in branches:
                 label = self.labels[branch.index % len(self.labels)]
                 answer = _answer(branch, label, f"{label}.", self._layout)
                 kind = None if branch.kind is None else branch.kind.value
                 errors = dict(zip(_errors_of(label), (kind, branch.message), strict=True))
-                marks = {f"{label}.{name}": getattr(branch, name) for name in self._marks}
-                answers[label] = {**answer, **marks, **errors}
+                marks = {f"{label}.{name}": _mark(branch, name) for name in self._marks}
+                steps = self._steps[label].cells(branch)
+                answers[label] = [{**answer, **marks, **errors}, steps]
             first = branches[0]
             own = {
                 **_chunk(first),
                 **_figures(branches),
             }
-            yield [source_cells(first), *answers.values(), own]
+            yield [source_cells(first), *chain.from_iterable(answers.values()), own]
 
 
 def _labels(layout: RowLayout) -> Iterator[str]:
@@ -266,13 +275,18 @@ def _labels(layout: RowLayout) -> Iterator[str]:
 
 
 def _marks(layout: RowLayout) -> dict[str, ColumnType]:
-    """Return what stands beside each answer: its confidence, how it ended, and how it was bought."""
+    """Return what stands beside each answer: how sure it is, how it ended, was bought and judged."""
     marks = {
         _CONFIDENCE: (_FLOAT, layout.has_confidence),
         _FINISH: (_TEXT, layout.keeps_cut),
         _LANE: (_TEXT, layout.has_lane),
+        _REJECTED: (_BOOLEAN, layout.has_judge),
     }
     return {name: type_ for name, (type_, is_there) in marks.items() if is_there}
+
+
+def _mark(branch: Output[Any], name: str) -> Cell:
+    return branch.is_rejected if name == _REJECTED else getattr(branch, name)
 
 
 def _errors_of(label: str) -> dict[str, ColumnType]:

@@ -134,7 +134,7 @@ def output(spec, text, index=0):
     chunk = Chunk(text="t", document=f"d{index}", document_index=index)
     shard = Shard(first=index, count=1, first_chunk=index, chunks=[chunk])
     outcome = Outcome(index=index, output=text, attempts=1)
-    return output_of(spec, shard, outcome, with_text=False, answer_type=spec.types.answer)
+    return output_of(spec, shard, outcome, with_text=False, types=spec.types)
 
 
 def stored(spec):

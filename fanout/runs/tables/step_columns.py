@@ -1,0 +1,57 @@
+"""The columns of steps in tables: one for each, or one for each field of an answer in JSON."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fanout.runs.tables.columns import field_cell
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterator
+
+    from fanout.core.cells import Cell
+    from fanout.runs.results import Output
+    from fanout.runs.rows import RowLayout, StepRow
+
+__all__ = ["StepColumns"]
+
+# What is before a step that has the name of another column.
+_STEP = "steps."
+
+
+class StepColumns:
+    """The columns of the steps of a run, beside that of the output.
+
+    Args:
+        layout: What the rows of the run have.
+        taken: The names of fanout's own columns.
+        prefix: What is before each name, or empty.
+    """
+
+    def __init__(self, layout: RowLayout, taken: Container[str], prefix: str = "") -> None:
+        self._names = {step.name: prefix + _free(step, layout, taken) for step in layout.steps}
+        self._steps = layout.steps
+
+    def names(self) -> Iterator[str]:
+        """Yield the names of the columns that are known before the answers are."""
+        for step in self._steps:
+            name = self._names[step.name]
+            if not step.is_open:
+                yield from [f"{name}.{field}" for field in step.fields] or [name]
+
+    def cells(self, branch: Output[Any]) -> dict[str, Cell]:
+        """Return the cells of a branch by column; steps that did not run have none."""
+        found: dict[str, Cell] = {}
+        answers = branch.steps
+        for step, name in self._names.items():
+            answer = answers.get(step)
+            if isinstance(answer, dict):
+                found |= {f"{name}.{field}": field_cell(one) for field, one in answer.items()}
+            elif answer is not None:
+                found[name] = field_cell(answer)
+        return found
+
+
+def _free(step: StepRow, layout: RowLayout, taken: Container[str]) -> str:
+    is_taken = step.name in taken or step.name in layout.fields
+    return _STEP + step.name if is_taken else step.name
