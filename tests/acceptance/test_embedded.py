@@ -55,6 +55,11 @@ def of_state(state_dir):
     return [each for each in everybody if str(state_dir) in " ".join(each.info["cmdline"] or ())]
 
 
+def keepers_of(state_dir):
+    # As they were listed: with a keeper, its server dies too.
+    return [each for each in of_state(state_dir) if "keeper.py" in " ".join(each.info["cmdline"])]
+
+
 def everything(process, state_dir):
     own = psutil.Process(process.pid)
     return [*{own, *own.children(recursive=True), *of_state(state_dir)}]
@@ -101,9 +106,8 @@ def test_a_client_that_is_killed_costs_no_answer_that_was_paid_for(
     at = random.randrange(20, 250)
     until(lambda: answering().total() >= at, "no calls", process=process)
     if "keeper" in dies:
-        for each in of_state(state_dir):
-            if "keeper.py" in " ".join(each.cmdline()):
-                each.kill()
+        for each in keepers_of(state_dir):
+            each.kill()
     kill(process)
     known = [json.loads(line) for line in fanout("results", "latest").stdout.splitlines()]
     assert fanout("runs").stdout.split()[3] == "running"
@@ -146,9 +150,8 @@ def test_a_keeper_that_is_killed_is_replaced_while_the_client_does_something_els
     # As one that reads its input for long.
     os.kill(process.pid, signal.SIGSTOP)
     before = of_state(state_dir)
-    for each in before:
-        if "keeper.py" in " ".join(each.cmdline()):
-            each.kill()
+    for each in keepers_of(state_dir):
+        each.kill()
 
     def is_replaced():
         # Some come and go meanwhile.
@@ -195,7 +198,7 @@ def test_a_run_survives_that_everything_is_killed(fanout, here, state_dir):
 def test_no_server_is_left_whose_keeper_was_killed(here, state_dir, ending):
     process = begin(here, 60, "--max-workers", "2", "--out", "out", model="fake?latency_s=30")
     until(lambda: "running" in process.stderr.readline(), "it does not run")
-    victims = [each for each in of_state(state_dir) if "keeper.py" in " ".join(each.cmdline())]
+    victims = keepers_of(state_dir)
     os.kill(process.pid, signal.SIGSTOP)
     for victim in victims:
         victim.kill()

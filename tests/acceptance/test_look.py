@@ -137,7 +137,7 @@ class Terminal:
 def test_a_terminal_gets_a_live_view_whose_last_frame_is_the_result(broker_url, run):
     slow = f"{MODEL}&latency_s=0.3"
     with Client(broker_url) as client:
-        other = client.submit({**JOB, "model": slow}, [f"t{n}" for n in range(60)])
+        other = client.submit({**JOB, "model": slow}, [f"t{n}" for n in range(100)])
         terminal = Terminal("watch", other.run_id[:6])
         shown = terminal.end()
         status = other.status()
@@ -154,12 +154,12 @@ def test_a_terminal_gets_a_live_view_whose_last_frame_is_the_result(broker_url, 
         assert re.search(pattern, plain)
     frame = terminal.last_frame(shown)
     assert frame[0].startswith(f"run {other.run_id}  succeeded · {status.elapsed_s:.1f} s  fake?")
-    assert frame[1] == f"branches {'━' * 40} 100.0% 60/60 · {status.failed} failed"
+    assert frame[1] == f"branches {'━' * 40} 100.0% 100/100 · {status.failed} failed"
     usage = status.usage
     tokens = f"{usage.input_tokens:,} tokens in, {usage.output_tokens:,} out"
-    assert frame[3] == f"usage    60 calls · {tokens} · cost $0.00"
+    assert frame[3] == f"usage    100 calls · {tokens} · cost $0.00"
     assert sum(map(int, re.findall(r"\d+", frame[4]))) == status.failed
-    assert frame[5].startswith(f"run {other.run_id} succeeded: {status.succeeded} of 60 branches")
+    assert frame[5].startswith(f"run {other.run_id} succeeded: {status.succeeded} of 100 branches")
 
 
 @pytest.fixture
