@@ -9,6 +9,7 @@ from fanout.aggregators.grouping import (
 )
 from fanout.aggregators.llm import Part, leaf_parts, plan, render_input, room_tokens
 from fanout.aggregators.parts import Fields
+from fanout.aggregators.rank import row_place
 from fanout.aggregators.scores import score_of
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "plan",
     "render_input",
     "room_tokens",
+    "row_place",
     "score_of",
 ]

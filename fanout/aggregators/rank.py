@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from fanout.aggregators.base import Item
 
-__all__ = ["Rank", "Top"]
+__all__ = ["Rank", "Top", "row_place"]
 
 _ALL = Fields()
 _TOP = 10
@@ -73,7 +73,7 @@ class Rank:
             if not self.has_unscored:
                 return
         order = 0 if score is None else self._sign * score
-        self._keep(_Row(score is None, order, item.index, score, item.output, _place(item)))
+        self._keep(_Row(score is None, order, item.index, score, item.output, row_place(item)))
 
     def merge(self, other: Self) -> None:
         """See Accumulator."""
@@ -164,7 +164,8 @@ class Top(Rank):
         self._k = fields.k or _TOP
 
 
-def _place(item: Item) -> tuple[tuple[str, Any], ...]:
+def row_place(item: Item) -> tuple[tuple[str, Any], ...]:
+    """Return where an answer comes from, as the fields of a row."""
     place: list[tuple[str, Any]] = [("index", item.index), ("document", item.document)]
     if item.aspect is not None:
         place.append(("aspect", item.aspect))

@@ -112,7 +112,8 @@ class ParallelCalls(JobRunner):
             steps: Calls that follow each other, in place of ``branch_prompt``: dicts of the fields of
                 ``StepSpec``. A ``schema`` may be a type, and a ``function`` a Python function.
             samples: The number of answers for each chunk and aspect; None is 1.
-            reduce: ``none``, ``concat``, ``merge``, ``vote``, ``rank``, ``top``, ``table`` or ``llm``.
+            reduce: ``none``, ``concat``, ``merge``, ``vote``, ``rank``, ``top``, ``table``, ``llm``,
+                ``best`` or ``pairwise``.
             group_by: ``document``, ``aspect`` or a column: one aggregate for each value.
             progress: Whether to show the progress: a bar on a terminal (standard error) or in a
                 notebook, a line every 10 s where standard error is neither.

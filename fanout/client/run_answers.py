@@ -230,12 +230,13 @@ class RunAnswers:
             with_text: Whether each has the text of its chunk; those of rows have it in any case.
         """
         spec = self.spec
+        best = self._best(spec)
         for shard_id in map(self._map_id.shard, range(self._store.stage(self._map_id).shards)):
             outcomes = self._store.outcomes(shard_id)
             if outcomes:
                 shard = self._store.shard(shard_id)
                 for _, outcome in sorted(outcomes.items()):
-                    yield self._output(spec, shard, outcome, with_text=with_text)
+                    yield self._output(spec, shard, outcome, with_text=with_text, best=best)
 
     def trace(self, index: int) -> BranchTrace:
         """Return a branch from end to end: every prompt and answer, with what it took.
@@ -269,9 +270,22 @@ class RunAnswers:
         return self._map_id.shard(at - 1)
 
     def _output(
-        self, spec: RunSpec, shard: Shard, outcome: Outcome, *, with_text: bool
+        self,
+        spec: RunSpec,
+        shard: Shard,
+        outcome: Outcome,
+        *,
+        with_text: bool,
+        best: frozenset[int] | None = None,
     ) -> Output[Any]:
-        return output_of(spec, shard, outcome, with_text=with_text, types=self._types)
+        return output_of(spec, shard, outcome, with_text=with_text, types=self._types, best=best)
+
+    def _best(self, spec: RunSpec) -> frozenset[int] | None:
+        """Return the indices of the best answers; None if the job has none, or none yet."""
+        if spec.reduction != "best":
+            return None
+        value, _ = self.aggregate()
+        return None if value is None else frozenset(row["index"] for row in value.values())
 
 
 def _stages(stages: Sequence[StageRecord], base_stage: int) -> tuple[StageStatus, ...]:

@@ -34,8 +34,8 @@ _LEFT_OUT = (
     "inputs", "base_dir", "text_column", "delimiter", "sheet", "id_column", "where", "sample", "limit",
     "encoding", "parse_timeout_s", "strict", "read_on", "labels", "split", "chunk_tokens",
     "chunk_overlap_tokens", "tokenizer", "reduce", "aggregate_prompt", "aggregate_schema",
-    "aggregate_max_tokens", "group_by", "by", "measures", "k", "context_tokens", "min_success",
-    "deadline_s",
+    "aggregate_max_tokens", "group_by", "by", "measures", "k", "criteria", "judge_model",
+    "context_tokens", "min_success", "deadline_s",
 )  # fmt: skip
 
 

@@ -91,7 +91,19 @@ CONFLICTS = (
               "aggregate_prompt out"),
     FieldRule(("group_by",), ("reduce", "aggregate_prompt"),
               lambda spec: not spec.group_by or spec.reduction != "none",
-              "group_by: needs a reduce (concat, merge, vote, rank, top, table or llm)"),
+              "group_by: needs a reduce (concat, merge, vote, rank, top, table, llm or pairwise)"),
+    FieldRule((), (), lambda spec: not spec.group_by or spec.reduction != "best",
+              "group_by: has no effect with reduce 'best', which finds the best answer of each chunk; "
+              "leave it out, or choose another reduce"),
+    FieldRule((), (), lambda spec: not spec.compares or bool(spec.criteria),
+              "criteria: reduce {spec.reduction!r} needs criteria: what makes one answer better than "
+              "another"),
+    FieldRule((), ("samples", "model"), lambda spec: spec.reduce != "best" or spec.branches_per_chunk > 1,
+              "reduce: 'best' needs several answers to choose from: give samples (more than 1), several "
+              "models, or aspects"),
+    FieldRule((), (), lambda spec: spec.reduce != "best" or spec.certainty is None,
+              "certainty: makes one answer of all, and reduce 'best' needs several to choose from; leave "
+              "one of them out"),
     FieldRule((), (), lambda spec: spec.reduce != "table" or bool(spec.by or spec.measures),
               "by: reduce 'table' needs by or measures"),
     FieldRule((), (), lambda spec: len(spec.by) <= 1 or spec.reduction not in _BY_ONE,
@@ -117,7 +129,7 @@ CONFLICTS = (
               "fallback: {spec.model!r} is the model itself; leave it out, or give another one"),
     FieldRule((), (),
               lambda spec: all(takes_lane(one, spec.lane)
-                               for one in (*(spec.models or (spec.model,)), *spec.step_models)),
+                               for one in (*spec.asked_models, *spec.judges)),
               "lane: {spec.named_models} has no lane {spec.lane!r}; leave it out, or choose another "
               "one or another model (batch and auto: openai/, anthropic/, gemini/; flex: openai/, "
               "gemini/)"),
@@ -147,9 +159,12 @@ RULES = (
               "has no effect with split 'none', where a document is one chunk; leave it out, or choose "
               "another split"),
     FieldRule(("aggregate_max_tokens", "context_tokens"), ("reduce", "aggregate_prompt"),
-              lambda spec: spec.reduction == "llm",
+              lambda spec: spec.reduces_by_calls,
               "has no effect with reduce {spec.reduction!r}; leave it out, or give an aggregate "
               "prompt, for a reduce by the model"),
+    FieldRule(("criteria", "judge_model"), ("reduce", "aggregate_prompt"), lambda spec: spec.compares,
+              "has no effect with reduce {spec.reduction!r}; leave it out, or choose a reduce that "
+              "compares answers (best or pairwise)"),
     FieldRule(("aggregate_schema",), ("reduce", "aggregate_prompt"),
               lambda spec: spec.reduction == "llm",
               "has no effect with reduce {spec.reduction!r}; leave it out, or give an aggregate "
@@ -170,14 +185,14 @@ RULES = (
     FieldRule(("measures",), ("reduce", "aggregate_prompt"), lambda spec: spec.reduction == "table",
               "has no effect with reduce {spec.reduction!r}; leave it out, or choose reduce table"),
     FieldRule(("k",), ("reduce", "aggregate_prompt"),
-              lambda spec: spec.reduction in ("rank", "top"),
+              lambda spec: spec.reduction in ("rank", "top", "pairwise"),
               "has no effect with reduce {spec.reduction!r}; leave it out, or choose another reduce "
-              "(top or rank)"),
+              "(top, rank or pairwise)"),
     FieldRule(("output_format",), ("schema", "choices"),
               lambda spec: not (spec.schema or spec.choices),
               "has no effect with schema or choices, which say more; leave it out"),
-    FieldRule(("max_reasks",), ("schema", "choices", "aggregate_schema"),
-              lambda spec: bool(spec.schema or spec.choices or spec.aggregate_schema
+    FieldRule(("max_reasks",), ("schema", "choices", "aggregate_schema", "reduce"),
+              lambda spec: bool(spec.schema or spec.choices or spec.reduce_schema
                                 or any(step.has_shape for step in spec.steps)),
               "has no effect without schema or choices; leave it out, or give one"),
     FieldRule(("retries.base_wait_s", "retries.max_wait_s"), ("max_attempts",),

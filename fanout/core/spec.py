@@ -22,6 +22,7 @@ from pydantic import (
 from fanout.core.aggregate_fields import AggregateFields
 from fanout.core.answer_fields import Choices, Schema, SchemaField
 from fanout.core.answer_types import UNTYPED, AnswerTypes, types_of
+from fanout.core.comparison_fields import ComparisonFields
 from fanout.core.encodable import is_utf8
 from fanout.core.field_effects import conflict
 from fanout.core.field_names import canonical
@@ -68,10 +69,12 @@ __all__ = [
 ]
 
 SplitName = Literal["none", "lines", "tokens", "markdown", "sentences"]
-ReduceName = Literal["none", "concat", "merge", "vote", "rank", "top", "table", "llm"]
+ReduceName = Literal[
+    "none", "concat", "merge", "vote", "rank", "top", "table", "llm", "best", "pairwise"
+]
 
 
-class RunSpec(SchemaField, AggregateFields, SplitFields, StepFields):
+class RunSpec(SchemaField, AggregateFields, SplitFields, StepFields, ComparisonFields):
     """One fan-out / fan-in job.
 
     Attributes:
@@ -145,7 +148,9 @@ class RunSpec(SchemaField, AggregateFields, SplitFields, StepFields):
         by: What a vote, rank, top, merge or table goes by: fields of answers, columns, or origins; see
             ``fanout.core.answer_parts``.
         measures: What a table has of each group: ``count``, ``share``, ``mean:FIELD`` and so on.
-        k: How many answers a ``top`` has (None is 10), or a ``rank`` (None is all).
+        k: How many answers a ``top`` has (None is 10), or a ``rank`` or ``pairwise`` (None is all).
+        criteria: What outputs are compared by, with the reduce ``best`` or ``pairwise``.
+        judge_model: The model that compares them; None is the (first) model of the job.
         context_tokens: The model's context window; None takes the known one, or a safe guess.
         min_success: The share of branches (0 to 1) that must succeed. A run in which no branch
             succeeds has failed, even with 0.
@@ -326,8 +331,12 @@ class RunSpec(SchemaField, AggregateFields, SplitFields, StepFields):
     @property
     def all_models(self) -> tuple[str, ...]:
         """All models that a run may call, each once: those that are asked first, then the others."""
-        first = self.models or (self.model,)
-        return tuple(dict.fromkeys((*first, *self.step_models, *self.fallback)))
+        return tuple(dict.fromkeys((*self.asked_models, *self.judges, *self.fallback)))
+
+    @property
+    def asked_models(self) -> tuple[str, ...]:
+        """The models that branches of the map ask first, and those of their steps, each once."""
+        return tuple(dict.fromkeys((*(self.models or (self.model,)), *self.step_models)))
 
     @property
     def all_called(self) -> tuple[str, ...]:
@@ -336,8 +345,8 @@ class RunSpec(SchemaField, AggregateFields, SplitFields, StepFields):
 
     @property
     def is_by_model(self) -> bool:
-        """Whether branches of the map ask several models."""
-        return bool(self.models or self.fallback or self.step_models)
+        """Whether the calls of a run go to several models."""
+        return bool(self.models or self.fallback or self.step_models or self.judge_model)
 
     @property
     def _single_model(self) -> tuple[str | None, ...]:

@@ -174,8 +174,8 @@ def unkept(spec: RunSpec, limits: BudgetLimits) -> tuple[str, str] | None:
         for ask in asks_of(spec)
         for model in dict.fromkeys((*ask.models, *spec.fallback))
     ]
-    if spec.reduction == "llm":
-        lengths.append((spec.model, spec.aggregate_max_tokens))
+    if spec.reduces_by_calls:
+        lengths.append((spec.reduce_model, spec.aggregate_max_tokens))
     for model, max_tokens in lengths:
         problem = CallBounds(spec, model).unkept(limits, max_tokens)
         if problem is not None:

@@ -44,7 +44,7 @@ def unenforced(spec: RunSpec) -> Iterator[str]:
     of_map = [(field, schema, (*models, *spec.fallback)) for field, schema, models in fields]
     for field, schema, models in (
         *of_map,
-        ("aggregate_schema", spec.aggregate_schema, (spec.model,)),
+        ("aggregate_schema", spec.aggregate_schema, (spec.reduce_model,)),
     ):
         providers = dict.fromkeys(model.partition("/")[0] for model in models if "/" in model)
         for provider in providers:

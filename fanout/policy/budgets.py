@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fanout.policy.pricing import Price
 
 __all__ = [
+    "COMPARISON_SHARE",
     "REDUCE_SHARE",
     "Fit",
     "fit",
@@ -31,12 +32,15 @@ __all__ = [
     "map_limits",
     "most_of_call",
     "over_budget",
+    "reduce_share",
     "too_large",
     "used_by_call",
 ]
 
 # The part of a budget that is kept for the reduce, where that makes calls.
 REDUCE_SHARE = 0.1
+# The same where answers are compared by two: these are more calls than the branches make.
+COMPARISON_SHARE = 0.5
 _NAMES = ("nano_usd", "calls", "tokens")
 
 
@@ -72,23 +76,30 @@ def too_large(most: Amounts, state: BudgetState, *, is_reduce: bool) -> bool:
     return not fits(most, used=NO_AMOUNTS, limits=limits)
 
 
-def map_limits(limits: BudgetLimits, *, has_reduce: bool) -> BudgetLimits:
+def reduce_share(reduction: str) -> float:
+    """Return the share of a budget that is kept for the calls of a reduce; 0 if it makes none."""
+    if reduction in ("best", "pairwise"):
+        return COMPARISON_SHARE
+    return REDUCE_SHARE if reduction == "llm" else 0.0
+
+
+def map_limits(limits: BudgetLimits, *, reduce_share: float) -> BudgetLimits:
     """Return what the branches may use of a budget whose rest is kept for the calls of the reduce.
 
     At least one call is kept, if the budget has room for another.
     """
-    if not has_reduce:
+    if not reduce_share:
         return limits
-    kept_calls = 0 if limits.calls is None else max(1, math.ceil(limits.calls * REDUCE_SHARE))
+    kept_calls = 0 if limits.calls is None else max(1, math.ceil(limits.calls * reduce_share))
     return BudgetLimits(
-        nano_usd=_without_share(limits.nano_usd),
+        nano_usd=_without_share(limits.nano_usd, reduce_share),
         calls=None if limits.calls is None else max(1, limits.calls - kept_calls),
-        tokens=_without_share(limits.tokens),
+        tokens=_without_share(limits.tokens, reduce_share),
     )
 
 
-def _without_share(limit: int | None) -> int | None:
-    return None if limit is None else limit - math.ceil(limit * REDUCE_SHARE)
+def _without_share(limit: int | None, share: float) -> int | None:
+    return None if limit is None else limit - math.ceil(limit * share)
 
 
 def most_of_call(

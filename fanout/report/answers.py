@@ -164,8 +164,12 @@ def _value(one: Aggregate, reduction: str, budget: _CharBudget) -> dict[str, Any
         return {"votes": _votes(one.value, budget)}
     if reduction in ("rank", "top") and one.value is not None:
         return {"ranking": _ranking(one.value, budget)}
-    if reduction == "table" and one.value is not None:
+    if reduction in ("table", "pairwise") and one.value is not None:
         return {"table": _table(one.value, budget)}
+    if reduction == "best" and one.value is not None:
+        return {
+            "table": _table([{"best of": key, **row} for key, row in one.value.items()], budget)
+        }
     if isinstance(one.value, str):
         return {"text": budget.take(one.value)}
     return {"json": budget.take(_json(one.value))}
@@ -210,8 +214,9 @@ def _ranking(value: list[dict[str, Any]], budget: _CharBudget) -> Ranking:
 
 
 def _table(value: list[dict[str, Any]], budget: _CharBudget) -> ShownTable:
-    names = list(value[0]) if value else []
-    rows = [[_cell(row[name], budget) for name in names] for row in value[:_TABLE_ROWS]]
+    shown = value[:_TABLE_ROWS]
+    names = list(dict.fromkeys(name for row in shown for name in row))
+    rows = [[_cell(row.get(name), budget) for name in names] for row in shown]
     return ShownTable(names=[budget.take_line(name) for name in names], rows=rows, count=len(value))
 
 

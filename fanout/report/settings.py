@@ -30,6 +30,9 @@ def _settings(spec: RunSpec) -> Iterator[tuple[str, str]]:
         yield "measures", ", ".join(spec.measures)
     if spec.k is not None:
         yield "k", f"{spec.k:,}"
+    if spec.compares:
+        yield "criteria", "; ".join(spec.criteria)
+        yield "judge_model", spec.reduce_model
     if spec.schema is not None:
         yield "schema", _shape(spec.schema)
     elif spec.choices:

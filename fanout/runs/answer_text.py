@@ -17,7 +17,7 @@ _EXACT_DECIMALS = 6
 _PRECISION = 6
 _CENTS = 2
 # Reduces whose value is rows.
-_ROWS = ("rank", "table", "top")
+_ROWS = ("pairwise", "rank", "table", "top")
 
 
 def answer_text(aggregated: Any, reduction: str = "none") -> str:
@@ -33,6 +33,8 @@ def answer_text(aggregated: Any, reduction: str = "none") -> str:
         return aggregated
     if reduction in _ROWS and isinstance(aggregated, list):
         return _columns(aggregated)
+    if reduction == "best" and isinstance(aggregated, dict):
+        return _columns([{"best of": name, **row} for name, row in aggregated.items()])
     is_grouped = isinstance(aggregated, dict) and aggregated
     if is_grouped and reduction in _ROWS:
         texts = {group: _columns(rows or []) for group, rows in aggregated.items()}

@@ -11,10 +11,11 @@ from fanout.core.budgets import NO_AMOUNTS, BudgetLimits
 from fanout.core.errors import RunError, SpecError
 from fanout.core.spec import make_budget, stored_spec
 from fanout.core.tokens import utf8_bytes
+from fanout.inputs.comparison_prompts import comparison_frame
 from fanout.inputs.prompt_checks import templates_of
 from fanout.inputs.prompts import Template
 from fanout.inputs.step_prompts import StepPrompts
-from fanout.policy.budgets import fits, map_limits
+from fanout.policy.budgets import fits, map_limits, reduce_share
 from fanout.runs.budget_status import BudgetStatus, amount_words
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def run_limits(spec: RunSpec) -> tuple[BudgetLimits, BudgetLimits] | None:
 
 
 def _with_map(spec: RunSpec, limits: BudgetLimits) -> tuple[BudgetLimits, BudgetLimits]:
-    return limits, map_limits(limits, has_reduce=spec.reduction == "llm")
+    return limits, map_limits(limits, reduce_share=reduce_share(spec.reduction))
 
 
 def require_kept(spec: RunSpec, limits: BudgetLimits) -> None:
@@ -100,11 +101,15 @@ def _least_calls(spec: RunSpec, asks: list[Ask]) -> Iterator[_LeastCall]:
                 # A route may leave it out.
                 is_needed=step is None or not step.when,
             )
-    if spec.reduction == "llm":
-        template = Template.parse(spec.aggregate_prompt or "", field="aggregate_prompt")
-        size, longest = _least_bytes(template), spec.aggregate_max_tokens
-        most = CallBounds(spec, spec.model).least(size, longest, lane)
-        yield _LeastCall(model=spec.model, most=most, max_tokens=longest, is_reduce=True)
+    if spec.reduces_by_calls:
+        model, longest = spec.reduce_model, spec.aggregate_max_tokens
+        if spec.compares:
+            size = utf8_bytes(comparison_frame(spec.criteria, has_task=False))
+        else:
+            template = Template.parse(spec.aggregate_prompt or "", field="aggregate_prompt")
+            size = _least_bytes(template)
+        most = CallBounds(spec, model).least(size, longest, lane)
+        yield _LeastCall(model=model, most=most, max_tokens=longest, is_reduce=True)
 
 
 def _least_bytes(template: Template) -> int:

@@ -15,6 +15,8 @@ from fanout.policy.steps import output_step
 from fanout.runs.results import Output
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from fanout.core.answer_types import AnswerType, AnswerTypes
     from fanout.core.lanes import Lane
     from fanout.core.records import Chunk, Outcome, Shard
@@ -30,6 +32,7 @@ def output_of(
     *,
     with_text: bool,
     types: AnswerTypes = UNTYPED,
+    best: Container[int] | None = None,
 ) -> Output[Any]:
     """Return the branch of an outcome.
 
@@ -39,6 +42,7 @@ def output_of(
         outcome: Its outcome.
         with_text: Whether it has the text of its chunk; a cell of a row it has in any case.
         types: What answers with a schema become; JSON values without a type.
+        best: The indices of the best outputs; None if the job has none, or none yet.
     """
     variants = spec.variants
     ref = variants.ref(outcome.index)
@@ -78,6 +82,7 @@ def output_of(
         text=_text(chunk, with_text=with_text),
         step_records=outcome.steps,
         is_rejected=outcome.is_rejected if spec.has_judge else None,
+        is_best=None if best is None else outcome.index in best,
     )
 
 

@@ -87,6 +87,8 @@ class Output(Generic[AnswerT]):
         step_records: The steps of the branch in the order in which they ran, a failed one last; empty in
             a run without steps.
         is_rejected: Whether a judge did not pass the output; None in a run without a judge.
+        is_best: Whether it is the best output of its chunk; None in a run that does not look for it, or
+            has not found it yet.
     """
 
     index: int
@@ -125,6 +127,7 @@ class Output(Generic[AnswerT]):
     saved: Usage = NO_CALL
     step_records: tuple[StepOutcome, ...] = ()
     is_rejected: bool | None = None
+    is_best: bool | None = None
 
     @property
     def steps(self) -> dict[str, Any]:

@@ -80,6 +80,7 @@ class RowLayout(msgspec.Struct, frozen=True, kw_only=True):
         has_lane: Whether the job says how calls are bought, so that tables say how each one was.
         steps: The steps whose answers are not the output; they have columns of their own.
         has_judge: Whether a step judges answers, so that tables mark those that it rejected.
+        has_best: Whether the job finds the best answer of each chunk.
     """
 
     has_fields: bool = False
@@ -95,6 +96,7 @@ class RowLayout(msgspec.Struct, frozen=True, kw_only=True):
     has_lane: bool = False
     steps: tuple[StepRow, ...] = ()
     has_judge: bool = False
+    has_best: bool = False
 
     @property
     def variants(self) -> int:
@@ -133,6 +135,7 @@ def layout_of(spec: RunSpec) -> RowLayout:
             _step_row(step) for step in spec.steps if step not in final or step.name in routes
         ),
         has_judge=spec.has_judge,
+        has_best=spec.reduction == "best",
     )
 
 
@@ -254,6 +257,8 @@ def _steps(branch: Output[Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {"steps": branch.steps} if branch.step_records else {}
     if branch.is_rejected is not None:
         fields["rejected"] = branch.is_rejected
+    if branch.is_best is not None:
+        fields["is_best"] = branch.is_best
     return fields
 
 

@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from fanout.core.spec import RunSpec
     from fanout.stores import RedisStore
 
-__all__ = ["ANSWER_TOKENS", "packing_ratio", "reduce_room", "with_tokenizer"]
+__all__ = [
+    "ANSWER_TOKENS",
+    "comparison_tokens",
+    "packing_ratio",
+    "reduce_room",
+    "with_tokenizer",
+]
 
 # Tokens reserved for an aggregate without a length limit.
 ANSWER_TOKENS = 512
@@ -94,6 +100,12 @@ def reduce_room(spec: RunSpec, bytes_per_token: float) -> int:
         answer_tokens=spec.aggregate_max_tokens or ANSWER_TOKENS,
     )
     return int(room * bytes_per_token / BYTES_PER_TOKEN)
+
+
+def comparison_tokens(spec: RunSpec) -> tuple[int, int]:
+    """Return the tokens of the window of the model that compares outputs, and those of its verdict."""
+    window = spec.context_tokens or context_tokens(spec.reduce_model)
+    return window, spec.aggregate_max_tokens or ANSWER_TOKENS
 
 
 def _cut_ratio(store: RedisStore, model: str, text: str) -> float:

@@ -95,6 +95,9 @@ async def _call(
         return Outcome(index=index, kind=ErrorKind.BAD_REQUEST, message=chunk.error)
     around = around_in(shard, ref.chunk, spec.neighbours) if spec.neighbours and not stage else None
     asking = Asking(claim, context, shard_id.stage_id, spec, calls)
+    if stage > 0 and spec.compares:
+        request = _comparison(spec, chunk.text, runs.shape(run_id, is_aggregate=True))
+        return outcome_of(index, await asking.answer(spec.reduce_model, request))
     if spec.steps and stage == 0:
         return await ask_steps(
             claim,
@@ -126,6 +129,17 @@ async def _call(
     if stage > 0 or spec.certainty is None:
         return await ask(ref.model or spec.model, ref.sample)
     return await ask_until_certain(ask, claim, spec, calls, index)
+
+
+def _comparison(spec: RunSpec, prompt: str, shape: AnswerShape | None) -> LLMRequest:
+    """Return the request of a comparison: what the job says of its answers is not for the judge."""
+    return LLMRequest(
+        prompt=prompt,
+        max_tokens=spec.aggregate_max_tokens,
+        seed=spec.seed,
+        shape=shape,
+        lane=first_lane(spec.lane),
+    )
 
 
 def _request(

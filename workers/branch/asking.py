@@ -207,4 +207,6 @@ class Asking:
         step = self._step
         if step is not None and step.model == model and not step.when:
             return True
-        return model == self._spec.model and (not self._spec.models or self._stage_id.stage > 0)
+        if self._stage_id.stage > 0:
+            return model == self._spec.reduce_model
+        return model == self._spec.model and not self._spec.models

@@ -112,7 +112,8 @@ class CallPlans:
     ) -> CallPlan:
         wants_json = stage_id.stage == 0 and spec.output_format == "json"
         # What the job says of its model need not hold for another one.
-        own_window = spec.context_tokens if model == spec.model else None
+        own_model = spec.reduce_model if stage_id.stage else spec.model
+        own_window = spec.context_tokens if model == own_model else None
         price = price_of(model, spec.price)
         complete = partial(
             complete_with_retries,

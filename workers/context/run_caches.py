@@ -112,7 +112,7 @@ class RunCaches:
     def _load_shape(self, run_id: str, *, is_aggregate: bool) -> AnswerShape | None:
         spec = self.specs.get(run_id)
         if is_aggregate:
-            return shape_of(spec.aggregate_schema)
+            return shape_of(spec.reduce_schema)
         return shape_of(spec.schema, spec.choices)
 
     def close(self) -> None:

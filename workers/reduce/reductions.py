@@ -14,7 +14,6 @@ from fanout.aggregators import (
     Part,
     TooLargeError,
     aggregate_groups,
-    group_key,
     leaf_parts,
     plan,
     render_input,
@@ -22,10 +21,12 @@ from fanout.aggregators import (
 from fanout.core.errors import SpecError
 from fanout.core.ids import StageId
 from fanout.core.records import Chunk, ErrorKind, RunStatus
-from fanout.policy.packing import pack, shard_chunk
+from fanout.policy.packing import pack
 from fanout.runs.enqueue import open_stage
 from fanout.runs.status import ReduceError, StoredResult
 from fanout.runs.token_counts import packing_ratio, reduce_room
+from workers.reduce.comparisons import compare
+from workers.reduce.items import branches, item_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -48,6 +49,8 @@ def reduce(context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunS
         _end(context, run_id, StoredResult())
     elif spec.reduction == "llm":
         _reduce_by_calls(context, run, stage_id, spec)
+    elif spec.compares:
+        _compare(context, run, stage_id, spec)
     else:
         _aggregate(context, run_id, spec)
 
@@ -69,6 +72,14 @@ def _aggregate(context: WorkerContext, run_id: str, spec: RunSpec) -> None:
         _end(context, run_id, StoredResult(), problem=_too_large(run_id))
     else:
         _end(context, run_id, StoredResult(aggregates=made))
+
+
+def _compare(context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunSpec) -> None:
+    """Open the next round of comparisons, or end the run."""
+    ended = compare(context, run, stage_id, spec, most_chars=_MAX_RESULT_BYTES)
+    if ended is not None:
+        problem = _too_large(run.run_id) if ended.is_too_large else ended.problem
+        _end(context, run.run_id, ended.result, problem=problem)
 
 
 def _end(
@@ -100,39 +111,9 @@ def end_run(
         context.reports.run_ended(run_id)
 
 
-def _branches(context: WorkerContext, stage_id: StageId) -> Iterator[tuple[Chunk, Outcome]]:
-    """Yield chunk and outcome of each branch, with one shard in memory at a time."""
-    spec = context.runs.specs.get(stage_id.run_id)
-    per_chunk = spec.branches_per_chunk if stage_id.stage == 0 else 1
-    store = context.connections.store
-    for shard_id in map(stage_id.shard, range(store.stage(stage_id).shards)):
-        shard = store.shard(shard_id)
-        for _, outcome in sorted(store.outcomes(shard_id).items()):
-            yield shard_chunk(shard, outcome.index, per_chunk), outcome
-
-
 def _items(context: WorkerContext, run_id: str, spec: RunSpec) -> Iterator[Item]:
-    has_models = len(spec.models) > 1 or bool(spec.fallback)
-    for chunk, outcome in _branches(context, StageId(run_id, 0)):
-        ref = spec.variants.ref(outcome.index)
-        yield Item(
-            index=outcome.index,
-            document=chunk.document,
-            aspect=ref.aspect,
-            model=(outcome.model or ref.model) if has_models else None,
-            asked_model=ref.model if spec.fallback else None,
-            sample=ref.sample,
-            group=group_key(
-                spec.group_by,
-                document=chunk.document,
-                aspect=ref.aspect,
-                model=ref.model,
-                columns=chunk.columns,
-            ),
-            output=outcome.output,
-            votes=outcome.votes,
-            columns=chunk.columns,
-        )
+    for chunk, outcome in branches(context, StageId(run_id, 0)):
+        yield item_of(spec, chunk, outcome)
 
 
 def _reduce_by_calls(
@@ -174,7 +155,7 @@ def _leaves(context: WorkerContext, run_id: str, spec: RunSpec) -> dict[str, lis
 def _partials(context: WorkerContext, stage_id: StageId) -> dict[str, list[Part]]:
     """Return the partial answers of a reduce stage, for the groups that need a further stage."""
     groups: dict[str, list[Part]] = defaultdict(list)
-    for chunk, outcome in _branches(context, stage_id):
+    for chunk, outcome in branches(context, stage_id):
         group, count, failed = _group_counts(chunk)
         if outcome.output is None:
             failed, count = count, 0
@@ -215,7 +196,7 @@ def _end_with_answers(
     errors: list[ReduceError] = []
     for stage in stages:
         chunks_of: dict[str, int] = defaultdict(int)
-        for chunk, outcome in _branches(context, StageId(run_id, stage)):
+        for chunk, outcome in branches(context, StageId(run_id, stage)):
             group, count, failed = _group_counts(chunk)
             chunks_of[group] += 1
             if outcome.kind is not None:

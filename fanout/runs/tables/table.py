@@ -45,7 +45,8 @@ _FIGURES = {
 _VARIANT = {"aspect": _TEXT, "model": _TEXT, "asked_model": _TEXT, "sample": _INTEGER}
 _VOTES = {"share": _FLOAT, "samples": _INTEGER}
 # Of each answer, in runs that may have them.
-_CONFIDENCE, _FINISH, _LANE, _REJECTED = "confidence", "finish_reason", "lane", "rejected"
+_CONFIDENCE, _FINISH, _LANE = "confidence", "finish_reason", "lane"
+_REJECTED, _BEST = "rejected", "is_best"
 OWN_COLUMNS = (_OUTPUT, *_ERROR, *_CHUNK, *_FIGURES, *_VARIANT)
 # A table of more columns is none: each row of the input, or each answer, has names of its own.
 MOST_COLUMNS = 16_384
@@ -281,6 +282,7 @@ def _marks(layout: RowLayout) -> dict[str, ColumnType]:
         _FINISH: (_TEXT, layout.keeps_cut),
         _LANE: (_TEXT, layout.has_lane),
         _REJECTED: (_BOOLEAN, layout.has_judge),
+        _BEST: (_BOOLEAN, layout.has_best),
     }
     return {name: type_ for name, (type_, is_there) in marks.items() if is_there}
 

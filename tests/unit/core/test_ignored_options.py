@@ -40,6 +40,8 @@ SUMMED = {"aggregate_prompt": "{input}"}
 STEP = {"name": "a", "prompt": "{input}"}
 STEPS = {"prompt": None, "steps": [STEP]}
 JUDGED = {"prompt": None, "steps": [STEP, {"name": "b", "judge": "a", "criteria": ["c"]}]}
+COMPARED = {"reduce": "pairwise", "criteria": ["c"]}
+BEST = {"reduce": "best", "criteria": ["c"], "samples": 2}
 STRING = '{"type": "string"}'
 
 # The fields of a job that have an effect in any job: some code reads them.
@@ -58,17 +60,19 @@ SOMETIMES: dict[str, tuple[Any, list[Any], list[Any]]] = {
                      [{}, {"split": "none"}, {"split": "lines"}]),
     "neighbours": (1, [{"split": s} for s in ("lines", "tokens")], [{}, {"split": "none"}]),
     "chunk_overlap_tokens": (5, [{"split": "tokens"}], [{}, {"split": "lines"}]),
-    "aggregate_max_tokens": (9, [SUMMED, {**SUMMED, "reduce": "llm"}],
+    "aggregate_max_tokens": (9, [SUMMED, {**SUMMED, "reduce": "llm"}, COMPARED, BEST],
                              [{}, {"reduce": "none"}, {"reduce": "vote"}]),
-    "context_tokens": (999, [SUMMED], [{}, {"reduce": "concat"}]),
+    "context_tokens": (999, [SUMMED, COMPARED], [{}, {"reduce": "concat"}]),
     "aggregate_schema": (STRING, [SUMMED], [{}, {"reduce": "vote"}]),
     "by": ("x", [{"reduce": name} for name in ("vote", "rank", "top", "merge", "table")],
            [{}, {"reduce": "none"}, {"reduce": "concat"}, SUMMED]),
     "measures": ("count", [{"reduce": "table"}], [{}, {"reduce": "vote"}, SUMMED]),
-    "k": (3, [{"reduce": "top"}, {"reduce": "rank"}],
-          [{}, {"reduce": "vote"}, {"reduce": "table", "measures": "count"}, SUMMED]),
+    "k": (3, [{"reduce": "top"}, {"reduce": "rank"}, COMPARED],
+          [{}, BEST, {"reduce": "vote"}, {"reduce": "table", "measures": "count"}, SUMMED]),
     "output_format": ("json", [{}], [{"choices": "a,b"}, {"schema": STRING}]),
-    "max_reasks": (1, [{"choices": "a,b"}, {"schema": STRING}], [{}]),
+    "max_reasks": (1, [{"choices": "a,b"}, {"schema": STRING}, COMPARED], [{}]),
+    "criteria": (["d"], [COMPARED, BEST], [{}, {"reduce": "vote"}, SUMMED]),
+    "judge_model": ("fake?seed=9", [COMPARED, BEST], [{}, {"reduce": "rank"}, SUMMED]),
     "output": ("a", [STEPS], [{}]),
     "on_rejected": ("fail", [JUDGED], [{}, STEPS]),
     "certainty": (0.9, [{"samples": 2}], [{}, {"samples": 1}]),
@@ -110,6 +114,7 @@ def test_every_field_of_a_job_is_read_by_what_does_the_job(name):
     ]
     own = {
         "prompt": "prompts", "aspects": "prompts", "reduce": "reduction", "models": "variants",
+        "judge_model": "reduce_model",
         **dict.fromkeys(("requests_per_minute", "tokens_per_minute"), "rates"),
     }.get(name, inner_name(name))  # fmt: skip
     read = re.compile(rf"(?:spec|policy|_spec|rate|budget|limits)\.{own}\b")

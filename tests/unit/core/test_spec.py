@@ -349,6 +349,7 @@ VALUES = {
         {"name": "a", "prompt": "{input}"}, {"name": "check", "judge": "a", "criteria": ["clear"]},
     ],
     "output": "a", "on_rejected": "fail",
+    "criteria": ["clear"], "judge_model": "fake?seed=4",
     "fallback": ["fake?seed=3"], "price": {"input_mtok": 0.25, "output_mtok": 2},
 }  # fmt: skip
 # What a field needs beside it to have an effect.
@@ -360,6 +361,8 @@ NEEDS: dict[str, dict[str, Any]] = {
     "measures": {"reduce": "table"},
     "k": {"reduce": "top"},
     "neighbours": {"split": "lines"},
+    "criteria": {"reduce": "pairwise"},
+    "judge_model": {"reduce": "pairwise", "criteria": ["clear"]},
     "chunk_tokens": {"split": "tokens"},
     "chunk_overlap_tokens": {"split": "tokens"},
     "aggregate_max_tokens": {"aggregate_prompt": "{input}"},

@@ -6,7 +6,16 @@ import pytest
 
 from fanout.core.budgets import NO_AMOUNTS, Amounts, BudgetLimits, BudgetState, nano_usd_of
 from fanout.core.records import Usage
-from fanout.policy.budgets import Fit, fit, map_limits, most_of_call, over_budget, used_by_call
+from fanout.policy.budgets import (
+    REDUCE_SHARE,
+    Fit,
+    fit,
+    map_limits,
+    most_of_call,
+    over_budget,
+    reduce_share,
+    used_by_call,
+)
 from fanout.policy.pricing import Price
 
 PRICE = Price(input_mtok=1.0, output_mtok=10.0, cache_write_mtok=1.25)
@@ -49,6 +58,13 @@ def test_each_limit_counts_and_a_missing_one_does_not():
     assert fit(Amounts(tokens=8), state, is_reduce=False) is Fit.NEVER
 
 
+def test_more_is_kept_where_answers_are_compared():
+    kept = {name: reduce_share(name) for name in ("none", "rank", "llm", "best", "pairwise")}
+    assert kept == {"none": 0, "rank": 0, "llm": REDUCE_SHARE, "best": 0.5, "pairwise": 0.5}
+    limits = map_limits(BudgetLimits(calls=100), reduce_share=kept["best"])
+    assert limits == BudgetLimits(calls=50)
+
+
 @pytest.mark.parametrize(
     ("limits", "kept"),
     [
@@ -59,8 +75,8 @@ def test_each_limit_counts_and_a_missing_one_does_not():
     ],
 )
 def test_a_tenth_is_kept_for_a_reduce_that_makes_calls(limits, kept):
-    assert map_limits(limits, has_reduce=True) == kept
-    assert map_limits(limits, has_reduce=False) == limits
+    assert map_limits(limits, reduce_share=REDUCE_SHARE) == kept
+    assert map_limits(limits, reduce_share=0) == limits
     state = BudgetState(limits=limits, map_limits=kept, spent=Amounts(nano_usd=950))
     if limits.nano_usd:
         assert fit(Amounts(nano_usd=50), state, is_reduce=False) is Fit.NEVER
@@ -106,7 +122,7 @@ def test_the_error_says_what_is_spent_of_what():
     limits = BudgetLimits.of(usd=5.0, calls=100)
     state = BudgetState(
         limits=limits,
-        map_limits=map_limits(limits, has_reduce=True),
+        map_limits=map_limits(limits, reduce_share=REDUCE_SHARE),
         spent=Amounts(nano_usd=nano_usd_of(4.49), calls=7),
     )
     text = over_budget(Amounts(nano_usd=nano_usd_of(0.02), calls=1), state, is_reduce=False)

@@ -1,0 +1,64 @@
+"""The fields of a job whose outputs a model compares: ``criteria`` and ``judge_model``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, Field
+
+from fanout.core.spec_fields import as_tuple
+
+__all__ = ["COMPARISON_SCHEMA", "ComparisonFields"]
+
+# The reasons come first: what is written before the verdict can still change it.
+COMPARISON_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "reasons": {"type": "string"},
+        "winner": {"type": "string", "enum": ["A", "B", "tie"]},
+    },
+    "required": ["reasons", "winner"],
+    "additionalProperties": False,
+}
+_COMPARING = ("best", "pairwise")
+
+
+class ComparisonFields(BaseModel):
+    """The fields of a job that say how outputs are compared: see RunSpec."""
+
+    criteria: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()
+    judge_model: Annotated[str | None, Field(min_length=1, max_length=512)] = None
+
+    if TYPE_CHECKING:
+        # Of the other fields of a job.
+        model: str
+        aggregate_schema: dict[str, Any] | None
+
+        @property
+        def reduction(self) -> str:
+            """The name of the aggregator."""
+
+    @property
+    def compares(self) -> bool:
+        """Whether a model compares the outputs, by two."""
+        return self.reduction in _COMPARING
+
+    @property
+    def reduces_by_calls(self) -> bool:
+        """Whether calls to a model make the aggregate."""
+        return self.reduction == "llm" or self.compares
+
+    @property
+    def judges(self) -> tuple[str, ...]:
+        """The model that compares outputs; none if none does."""
+        return (self.reduce_model,) if self.compares else ()
+
+    @property
+    def reduce_model(self) -> str:
+        """The model that makes the aggregate, if calls do."""
+        return self.judge_model or self.model
+
+    @property
+    def reduce_schema(self) -> dict[str, Any] | None:
+        """The JSON Schema of the answers of the reduce; None is any text."""
+        return COMPARISON_SCHEMA if self.compares else self.aggregate_schema

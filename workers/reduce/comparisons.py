@@ -1,0 +1,352 @@
+"""The reduces ``best`` and ``pairwise``: a model compares outputs by two, in stages after the map.
+
+Each comparison is two calls, as a model may prefer the answer that it sees first: one with each answer
+first. Where they disagree, it is a tie. A stage is a round: its comparisons do not depend on each other.
+Nothing but the stages holds what was found: each round is played again from their verdicts.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from fanout.aggregators import Aggregate, row_place
+from fanout.core.errors import SpecError
+from fanout.core.ids import StageId
+from fanout.core.records import Chunk, ErrorKind
+from fanout.core.tokens import BYTES_PER_TOKEN
+from fanout.core.units import plural
+from fanout.inputs.comparison_prompts import (
+    comparison_frame,
+    comparison_prompt,
+    comparison_room,
+    fitted,
+    winner_of,
+)
+from fanout.inputs.prompt_layout import branch_values
+from fanout.policy.packing import pack
+from fanout.policy.tournaments import Knockout, Ranking
+from fanout.runs.enqueue import open_stage
+from fanout.runs.status import ReduceError, StoredResult
+from fanout.runs.token_counts import comparison_tokens, packing_ratio
+from workers.reduce.entrants import Entrants
+from workers.reduce.items import item_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fanout.core.records import Outcome
+    from fanout.core.spec import RunSpec
+    from fanout.core.state import RunRecord
+    from fanout.policy.tournaments import Pair
+    from workers.context.worker_context import WorkerContext
+    from workers.reduce.entrants import Group
+
+__all__ = ["Compared", "compare"]
+
+_MOST_ERRORS = 100
+_CALLS = 2  # of each comparison
+
+
+class Compared(NamedTuple):
+    """How a run ends whose outputs were compared.
+
+    Attributes:
+        result: The aggregate.
+        problem: Why there is none, or None.
+        is_too_large: Whether the aggregate is larger than the server accepts.
+    """
+
+    result: StoredResult
+    problem: str | None = None
+    is_too_large: bool = False
+
+
+class _Tally(msgspec.Struct):
+    """What has become of the comparisons so far."""
+
+    comparisons: int = 0
+    failed: int = 0
+    by_position: int = 0
+    errors: list[ReduceError] = []
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know of them."""
+        all_of_them = plural(self.comparisons, "comparison", "comparisons")
+        found = []
+        if self.failed:
+            found.append(f"{self.failed:,} of {all_of_them} failed, and count as ties")
+        if self.by_position:
+            found.append(
+                f"{self.by_position:,} of {all_of_them} count as ties, as the judge's choice changed "
+                "with the order of the two answers"
+            )
+        return found
+
+
+def compare(
+    context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunSpec, *, most_chars: int
+) -> Compared | None:
+    """Open the stage of the next comparisons, and return None; or return how the run ends.
+
+    Args:
+        context: The worker's process.
+        run: The run.
+        stage_id: The stage that has ended: the map, or a round.
+        spec: The job.
+        most_chars: The most characters of outputs that a result may quote.
+    """
+    entrants = Entrants(context, run.run_id, spec)
+    tournament = _tournament(entrants, spec)
+    tally = _Tally()
+    stage, last = run.base_stage, max(run.base_stage, stage_id.stage)
+    while pairs := tournament.pairs():
+        passes = entrants.passes(pairs)
+        stage += 1
+        round_id = StageId(run.run_id, stage)
+        if stage > last:
+            return _open(context, spec, entrants, pairs, passes, round_id)
+        order = [at for one in passes for at in one]
+        tournament.settle(_verdicts(context, round_id, order, tally))
+        if tally.failed == tally.comparisons:
+            error = tally.errors[-1]
+            why = f"{error.kind.value}: {error.message} (after {error.attempts} attempts)"
+            return Compared(
+                StoredResult(errors=tally.errors), f"no comparison could be made: {why}"
+            )
+    if isinstance(tournament, Knockout):
+        return _best(entrants, tournament, spec, tally, most_chars)
+    return _ranked(entrants, tournament, spec, tally, most_chars)
+
+
+def _tournament(entrants: Entrants, spec: RunSpec) -> Knockout | Ranking:
+    items = [group.items for group in entrants.groups]
+    if spec.reduction == "best":
+        return Knockout(items)
+    return Ranking(items, seed=spec.seed or 0, k=spec.k, copies=entrants.weights)
+
+
+def _open(
+    context: WorkerContext,
+    spec: RunSpec,
+    entrants: Entrants,
+    pairs: list[Pair],
+    passes: list[list[int]],
+    round_id: StageId,
+) -> Compared | None:
+    store, publisher = context.connections.store, context.connections.publisher
+    try:
+        first = (outcome.output or "" for _, outcome in entrants.read(pairs[0]))
+        ratio = packing_ratio(store, round_id.run_id, spec, first)
+        prompts = _Prompts(context, round_id.run_id, spec, ratio)
+    except SpecError as error:
+        return Compared(StoredResult(), str(error))
+    chunks = _chunks(entrants, pairs, passes, prompts)
+    open_stage(store, publisher, round_id, pack(chunks, branches_per_chunk=1))
+    return None
+
+
+def _chunks(
+    entrants: Entrants, pairs: list[Pair], passes: list[list[int]], prompts: _Prompts
+) -> Iterator[Chunk]:
+    """Yield the two prompts of each pair, in the order of the passes."""
+    number = 0
+    for positions in passes:
+        others = {
+            outcome.index: outcome.output or ""
+            for _, outcome in entrants.read(pairs[at].other for at in positions)
+        }
+        ones = entrants.read(pairs[at].one for at in positions)
+        chunk, outcome = next(ones)
+        for at in positions:
+            one, other = pairs[at]
+            while outcome.index != one:
+                chunk, outcome = next(ones)
+            for text in prompts.of(chunk, one, outcome.output or "", others[other]):
+                yield Chunk(
+                    text=text,
+                    document=chunk.document,
+                    document_index=chunk.document_index,
+                    position=number,
+                    columns={"one": one, "other": other},
+                )
+                number += 1
+
+
+class _Prompts:
+    """Renders the prompts of comparisons; what does not fit the judge's window is cut.
+
+    Raises:
+        SpecError: No answers fit it.
+    """
+
+    def __init__(
+        self, context: WorkerContext, run_id: str, spec: RunSpec, bytes_per_token: float
+    ) -> None:
+        self._spec = spec
+        self._template = context.runs.template
+        self._map_id = StageId(run_id, 0)
+        self._has_task = spec.reduction == "best"
+        window, answer = comparison_tokens(spec)
+        frame = comparison_frame(spec.criteria, has_task=self._has_task)
+        room = comparison_room(
+            context_tokens=window,
+            frame_tokens=int(len(frame.encode()) / bytes_per_token) + 1,
+            answer_tokens=answer,
+        )
+        self._room = int(room * bytes_per_token / BYTES_PER_TOKEN)
+
+    def of(self, chunk: Chunk, index: int, first: str, second: str) -> tuple[str, str]:
+        """Return the prompts of two outputs of a chunk, and of other chunks where there is no task."""
+        texts = [first.strip(), second.strip()]
+        if self._has_task:
+            texts.append(self._task(chunk, index))
+        one, other, *tasks = fitted(texts, self._room)
+        task = tasks[0] if tasks else None
+        criteria = self._spec.criteria
+        return (
+            comparison_prompt(criteria, task, one, other),
+            comparison_prompt(criteria, task, other, one),
+        )
+
+    def _task(self, chunk: Chunk, index: int) -> str:
+        """Return what both outputs are answers to: their prompt, or the chunk if these differ."""
+        spec = self._spec
+        ref = spec.variants.ref(index)
+        if spec.steps or len(spec.variants.models) * spec.variants.samples == 1:
+            return chunk.text
+        template = self._template(self._map_id, ref.aspect)
+        return template.render(branch_values(chunk, ref, ref.sample), chunk.columns)
+
+
+def _verdicts(
+    context: WorkerContext, round_id: StageId, order: list[int], tally: _Tally
+) -> list[int]:
+    """Return the verdicts of a round, in the order of its pairs.
+
+    Args:
+        context: The worker's process.
+        round_id: The stage.
+        order: The position of each comparison of the stage in the pairs of the round.
+        tally: Gets what has become of them.
+    """
+    calls: list[int | None] = [None] * (_CALLS * len(order))
+    store = context.connections.store
+    for shard_id in map(round_id.shard, range(store.stage(round_id).shards)):
+        for outcome in store.outcomes(shard_id).values():
+            calls[outcome.index] = _verdict(outcome, tally)
+    verdicts = [0] * len(order)
+    for number, position in enumerate(order):
+        as_first, as_second = calls[_CALLS * number : _CALLS * (number + 1)]
+        tally.comparisons += 1
+        if as_first is None or as_second is None:
+            tally.failed += 1
+        elif as_first == -as_second:
+            verdicts[position] = as_first
+        else:
+            tally.by_position += 1
+    return verdicts
+
+
+def _verdict(outcome: Outcome, tally: _Tally) -> int | None:
+    if outcome.output is not None:
+        return winner_of(outcome.output)
+    if len(tally.errors) < _MOST_ERRORS:
+        tally.errors.append(
+            ReduceError(
+                group="",
+                kind=outcome.kind or ErrorKind.INTERNAL,
+                message=outcome.message or "",
+                attempts=outcome.attempts,
+            )
+        )
+    return None
+
+
+def _best(
+    entrants: Entrants, knockout: Knockout, spec: RunSpec, tally: _Tally, most_chars: int
+) -> Compared:
+    best = dict(zip([group.name for group in entrants.groups], knockout.best(), strict=True))
+    found = {name: index for name, index in best.items() if index is not None}
+    rows = _rows(entrants, spec, found.values(), most_chars)
+    if rows is None:
+        return Compared(StoredResult(errors=tally.errors), is_too_large=True)
+    value = {
+        name: {
+            "wins": knockout.wins(index),
+            "comparisons": knockout.comparisons(index),
+            **rows[index],
+        }
+        for name, index in found.items()
+    }
+    without = len(best) - len(found)
+    notes = tally.notes
+    if without:
+        notes.append(f"{plural(without, 'chunk has', 'chunks have')} no answer, and no best one")
+    made = Aggregate(
+        value=value,
+        succeeded=sum(group.succeeded for group in entrants.groups),
+        failed=sum(group.failed for group in entrants.groups),
+        notes=notes,
+    )
+    return Compared(StoredResult(aggregates={"": made}, errors=tally.errors))
+
+
+def _ranked(
+    entrants: Entrants, ranking: Ranking, spec: RunSpec, tally: _Tally, most_chars: int
+) -> Compared:
+    ranks = [
+        sorted(
+            (rank, copy) for rank, one in ranked for copy in (one, *entrants.copies.get(one, ()))
+        )
+        for ranked in ranking.ranked()
+    ]
+    kept = [some[: spec.k] for some in ranks]
+    rows = _rows(entrants, spec, (one for some in kept for _, one in some), most_chars)
+    if rows is None:
+        return Compared(StoredResult(errors=tally.errors), is_too_large=True)
+    made = {}
+    for group, some, all_of_them in zip(entrants.groups, kept, ranks, strict=True):
+        made[group.name] = Aggregate(
+            value=[{"rank": rank, **rows[one]} for rank, one in some],
+            succeeded=group.succeeded,
+            failed=group.failed,
+            notes=[*_left_out(group), *_cut_ties(some, all_of_them)],
+        )
+    if made and tally.notes:
+        first = next(iter(made))
+        made[first] = msgspec.structs.replace(made[first], notes=[*made[first].notes, *tally.notes])
+    return Compared(StoredResult(aggregates=made, errors=tally.errors))
+
+
+def _left_out(group: Group) -> list[str]:
+    return [] if group.missing is None else group.missing.notes("failed and left out")
+
+
+def _cut_ties(kept: list[tuple[int, int]], ranks: list[tuple[int, int]]) -> list[str]:
+    if len(kept) == len(ranks):
+        return []
+    last = kept[-1][0]
+    count = sum(rank == last for rank, _ in ranks)
+    shown = sum(rank == last for rank, _ in kept)
+    which = "the first in the input is" if shown == 1 else f"the first {shown:,} in the input are"
+    return [f"{count:,} answers share rank {last:,}: {which} kept, and {count - shown:,} left out"]
+
+
+def _rows(
+    entrants: Entrants, spec: RunSpec, indices: Any, most_chars: int
+) -> dict[int, dict[str, Any]] | None:
+    """Return the rows of outputs by index; None if they are larger than a result may be."""
+    rows: dict[int, dict[str, Any]] = {}
+    chars = 0
+    for chunk, outcome in entrants.read(indices):
+        output: Any = outcome.output or ""
+        chars += len(output)
+        if chars > most_chars:
+            return None
+        if spec.answer_schema is not None:
+            output = msgspec.json.decode(output)
+        rows[outcome.index] = {**dict(row_place(item_of(spec, chunk, outcome))), "output": output}
+    return rows

@@ -1,0 +1,53 @@
+"""The branches of a stage as a reduce reads them, one shard in memory at a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fanout.aggregators import Item, group_key
+from fanout.policy.packing import shard_chunk
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fanout.core.ids import StageId
+    from fanout.core.records import Chunk, Outcome
+    from fanout.core.spec import RunSpec
+    from workers.context.worker_context import WorkerContext
+
+__all__ = ["branches", "item_of"]
+
+
+def branches(context: WorkerContext, stage_id: StageId) -> Iterator[tuple[Chunk, Outcome]]:
+    """Yield chunk and outcome of each branch of a stage, in input order."""
+    spec = context.runs.specs.get(stage_id.run_id)
+    per_chunk = spec.branches_per_chunk if stage_id.stage == 0 else 1
+    store = context.connections.store
+    for shard_id in map(stage_id.shard, range(store.stage(stage_id).shards)):
+        shard = store.shard(shard_id)
+        for _, outcome in sorted(store.outcomes(shard_id).items()):
+            yield shard_chunk(shard, outcome.index, per_chunk), outcome
+
+
+def item_of(spec: RunSpec, chunk: Chunk, outcome: Outcome) -> Item:
+    """Return a branch of the map as the input of an aggregator."""
+    has_models = len(spec.models) > 1 or bool(spec.fallback)
+    ref = spec.variants.ref(outcome.index)
+    return Item(
+        index=outcome.index,
+        document=chunk.document,
+        aspect=ref.aspect,
+        model=(outcome.model or ref.model) if has_models else None,
+        asked_model=ref.model if spec.fallback else None,
+        sample=ref.sample,
+        group=group_key(
+            spec.group_by,
+            document=chunk.document,
+            aspect=ref.aspect,
+            model=ref.model,
+            columns=chunk.columns,
+        ),
+        output=outcome.output,
+        votes=outcome.votes,
+        columns=chunk.columns,
+    )
