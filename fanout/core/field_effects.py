@@ -129,7 +129,8 @@ CONFLICTS = (
               "fallback: {spec.model!r} is the model itself; leave it out, or give another one"),
     FieldRule((), (),
               lambda spec: all(takes_lane(one, spec.lane)
-                               for one in (*spec.asked_models, *spec.judges)),
+                               for one in (*(spec.models or (spec.model,)), *spec.step_models,
+                                         *spec.judges)),
               "lane: {spec.named_models} has no lane {spec.lane!r}; leave it out, or choose another "
               "one or another model (batch and auto: openai/, anthropic/, gemini/; flex: openai/, "
               "gemini/)"),

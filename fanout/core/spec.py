@@ -331,12 +331,8 @@ class RunSpec(SchemaField, AggregateFields, SplitFields, StepFields, ComparisonF
     @property
     def all_models(self) -> tuple[str, ...]:
         """All models that a run may call, each once: those that are asked first, then the others."""
-        return tuple(dict.fromkeys((*self.asked_models, *self.judges, *self.fallback)))
-
-    @property
-    def asked_models(self) -> tuple[str, ...]:
-        """The models that branches of the map ask first, and those of their steps, each once."""
-        return tuple(dict.fromkeys((*(self.models or (self.model,)), *self.step_models)))
+        first = (*(self.models or (self.model,)), *self.step_models)
+        return tuple(dict.fromkeys((*first, *self.judges, *self.fallback)))
 
     @property
     def all_called(self) -> tuple[str, ...]:

@@ -124,7 +124,10 @@ def _shape(schema: dict[str, Any] | None, choices: tuple[str, ...]) -> str:
 
 
 def _reduce(spec: RunSpec) -> str:
-    how = "llm, a tree of calls" if spec.reduction == "llm" else spec.reduction
+    how: str = spec.reduction
+    if spec.reduces_by_calls:
+        rounds = f"{spec.reduce_model} compares answers by two, in rounds"
+        how += f", {rounds if spec.compares else 'a tree of calls'}"
     by = f" by {', '.join(spec.by)}" if spec.by else ""
     groups = f", for each {spec.group_by}" if spec.group_by else ""
     return f"reduce: {how}{by}{groups}"
