@@ -32,11 +32,15 @@ class ComparisonFields(BaseModel):
     if TYPE_CHECKING:
         # Of the other fields of a job.
         model: str
+        reduce: Any
+        aggregate_prompt: str | None
         aggregate_schema: dict[str, Any] | None
 
-        @property
-        def reduction(self) -> str:
-            """The name of the aggregator."""
+    @property
+    def reduction(self) -> str:
+        """The name of the aggregator: ``reduce``, or the one that follows from the prompts."""
+        given: str | None = self.reduce
+        return given or ("llm" if self.aggregate_prompt else "none")
 
     @property
     def compares(self) -> bool:

@@ -277,11 +277,6 @@ class RunSpec(SchemaField, AggregateFields, SplitFields, StepFields, ComparisonF
         return self._types
 
     @property
-    def reduction(self) -> ReduceName:
-        """The name of the aggregator: ``reduce``, or the one that follows from the prompts."""
-        return self.reduce or ("llm" if self.aggregate_prompt else "none")
-
-    @property
     def prompts(self) -> dict[str | None, str]:
         """The branch templates by aspect; the single prompt, or that of steps, has the aspect None."""
         if self.prompt or self.steps:
