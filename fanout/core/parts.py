@@ -13,7 +13,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         start: The offset of its first character in the document's text.
         end: The offset behind its last character.
-        title: What it is about; empty if nobody said.
+        title: What it is about; empty if it has no title.
         subtask: What to do; empty where the job's prompt says all.
     """
 
