@@ -15,8 +15,9 @@ from fanout.core.field_effects import CONFLICTS, READING, RULES, require_used
 from fanout.core.field_names import PARTS, canonical, flat_name
 from fanout.core.job_files import load_job
 from fanout.core.lanes import LaneChoice
-from fanout.core.spec import ReduceName, RunSpec, SplitName, make_spec
+from fanout.core.spec import ReduceName, RunSpec, make_spec
 from fanout.core.spec_fields import PromptOrder, with_models
+from fanout.core.split_fields import SplitGaps, SplitName
 from fanout.inputs.documents.files import RUN, STDIN
 from fanout.inputs.documents.urls import with_base
 
@@ -99,6 +100,11 @@ _OPTIONS = [
     _option("--chunk-tokens", "N", "The largest chunk, in tokens. [default: 1000]"),
     _option("--chunk-overlap-tokens", "N",
             "What neighbouring chunks share, in tokens. [default: 0]"),
+    _option("--split-prompt", "TEXT",
+            "With --split model: what documents are split into. [default: any parts]"),
+    _option("--split-model", "MODEL", "The model that splits documents. [default: the model]"),
+    click.option("--split-gaps", type=click.Choice(get_args(SplitGaps)),
+                 help="What becomes of text that is in no part. [default: fill]"),
     _option("--neighbours", "N",
             "How many chunks {before} and {after} its own a prompt has. [default: 0]"),
     _option("--tokenizer", "NAME",

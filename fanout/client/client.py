@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 from fanout.client.arguments import checked_count, checked_spec, require_open_files
 from fanout.client.connected import ConnectedClient
 from fanout.client.past_runs import run_opener, with_full_ids
-from fanout.client.run_ids import new_run_id
-from fanout.client.step_functions import check_functions
-from fanout.core.errors import AmbiguousRunError, RunError, UnknownRunError
+from fanout.core.errors import AmbiguousRunError, UnknownRunError
 from fanout.core.ids import StageId
-from fanout.core.lanes import first_lane, takes_lane
+from fanout.core.lanes import takes_lane
+from fanout.core.plan_runs import PLAN, is_plan, job_run
 from fanout.inputs.documents import Notice, log_notice
 from fanout.inputs.intake import checked_documents
 from fanout.llm.enforcement import unenforced
@@ -128,9 +127,12 @@ class Client(ConnectedClient):
         self._preflight(connections, spec, should_stop)
         self._tell(unpriced(spec), on_notice)
         spec, source = with_tokenizer(spec, source, connections.store)
+        read = source
         run_id = self._create_run(connections, spec)
         if on_created is not None:
             on_created(run_id)
+        if spec.split == "model":
+            source = self._split(connections, run_id, spec, lambda: read, on_notice, should_stop)
         with connections.enqueuer(run_id, on_bad_document, should_stop) as enqueuer:
             enqueuer.enqueue(run_id, spec, source)
         return self.run(run_id).typed(spec.types)
@@ -188,24 +190,6 @@ class Client(ConnectedClient):
                 self._told.add(line)
                 notify(Notice(text=line))
 
-    def _preflight(
-        self,
-        connections: Connections,
-        spec: RunSpec,
-        should_stop: Callable[[], bool] | None = None,
-    ) -> None:
-        """Check that a worker can use the models; stop to wait for it when the caller says so."""
-
-        def check() -> None:
-            self._check_fleet()
-            if should_stop is not None and should_stop():
-                raise RunError("the run was stopped before it began")
-
-        check_functions(connections, spec.steps, check=check, wait=self.is_embedded)
-        for model in spec.all_models:
-            batches = first_lane(spec.lane) == "batch" and takes_lane(model, "batch")
-            connections.preflight(model, check=check, wait=self.is_embedded, batches=batches)
-
     def _read_by_workers(
         self,
         spec: RunSpec,
@@ -233,18 +217,6 @@ class Client(ConnectedClient):
         return worker_reading.read_first(
             self, spec, files, began_at=began_at, notify=notify, should_stop=should_stop
         )
-
-    def _create_run(self, connections: Connections, spec: RunSpec) -> str:
-        """Create the record of a run, and return the run's id."""
-        run_id = new_run_id()
-        # A second time, as the check of the model may have taken long.
-        connections.claim()
-        now = connections.store.now()
-        if self._fleet is not None:
-            # Before the run exists: a run that no client finds would be lost with this process.
-            self._fleet.remember(run_id, created_at=now)
-        connections.create_run(run_id, spec, created_at=now)
-        return run_id
 
     def resume(
         self,
@@ -274,6 +246,8 @@ class Client(ConnectedClient):
             WireVersionError: The fleet has another version of fanout.
             BrokerError: The broker cannot be reached.
         """
+        # The run in which a model splits documents is part of the job's.
+        run_id = job_run(run_id)
         run = self.run(run_id)
         connections = self._connections_of(run_id)
         connections.claim()
@@ -284,17 +258,42 @@ class Client(ConnectedClient):
         if record.has_ended or connections.store.stage(StageId(run_id, 0)).sealed:
             if documents is not None:
                 # It is not read again, but a user who passes another input should know.
-                connections.require_same(record, run.spec, checked_documents(run.spec, documents))
+                self._require_same(connections, record, run.spec, documents)
             return run
         if record.halt is not None:
             close_input(connections.store, connections.publisher, run_id)
             return run
-        source = checked_documents(run.spec, documents, notify=on_notice, open_run=run_opener(self))
         self._check_storage()
         connections.require_storage()
+        spec = run.spec
+
+        def read() -> Iterator[Document]:
+            return checked_documents(spec, documents, notify=on_notice, open_run=run_opener(self))
+
+        by_model = spec.split == "model"
+        source = (
+            self._split(connections, run_id, spec, read, on_notice, should_stop)
+            if by_model
+            else read()
+        )
         with connections.enqueuer(run_id, on_bad_document, should_stop) as enqueuer:
-            enqueuer.resume(run_id, run.spec, source)
+            enqueuer.resume(run_id, spec, source)
         return run
+
+    def _split(
+        self,
+        connections: Connections,
+        run_id: str,
+        spec: RunSpec,
+        read: Callable[[], Iterator[Document]],
+        notify: Notify,
+        should_stop: Callable[[], bool] | None,
+    ) -> Iterator[Document]:
+        from fanout.client.model_splitting import split_by_model
+
+        return split_by_model(
+            self, connections, run_id, spec, read, notify=notify, should_stop=should_stop
+        )
 
     def heal(self) -> int:
         """Find lost steps and do them again now; otherwise the workers do so after a while.
@@ -331,7 +330,10 @@ class Client(ConnectedClient):
         if prefix != _LATEST:
             with suppress(UnknownRunError):
                 return self.run(prefix)
-        found = list(islice(self._records(), 1) if prefix == _LATEST else self._records(prefix))
+        records = self._records("" if prefix == _LATEST else prefix)
+        # The runs in which a model splits documents have ids of their own kind.
+        own = (one for one in records if prefix.startswith(PLAN) or not is_plan(one.run_id))
+        found = list(islice(own, 1) if prefix == _LATEST else own)
         # An empty prefix may be an unset variable of a script.
         if not prefix or not found:
             raise self._embedded().unknown(prefix) if self.is_embedded else UnknownRunError(prefix)

@@ -8,17 +8,25 @@ from typing import TYPE_CHECKING
 
 from fanout.client.arguments import checked_count
 from fanout.client.embedded.fleet import EmbeddedFleet, InProcessFleet
-from fanout.core.errors import BrokerError, SpecError, UnknownRunError
+from fanout.client.run_ids import new_run_id
+from fanout.client.step_functions import check_functions
+from fanout.core.errors import BrokerError, RunError, SpecError, UnknownRunError
+from fanout.core.lanes import first_lane, takes_lane
+from fanout.core.plan_runs import plan_run
 from fanout.core.settings import load_settings
+from fanout.inputs.intake import checked_documents
 from fanout.llm.callables import is_callable_model
 
 # Broker modules are imported on use, so that an embedded fleet starts meanwhile.
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from typing import Self
 
     from fanout.client.connections import Connections
     from fanout.client.embedded_runs import EmbeddedRuns
+    from fanout.core.spec import RunSpec
+    from fanout.core.state import RunRecord
+    from fanout.inputs.documents import Chunks
     from fanout.stores import RedisStore
 
 __all__ = ["ConnectedClient"]
@@ -125,6 +133,50 @@ class ConnectedClient:
         if self._connections is not None or not self.is_embedded:
             return self._connected().store
         return self._embedded().known_store()
+
+    def _preflight(
+        self,
+        connections: Connections,
+        spec: RunSpec,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> None:
+        """Check that a worker can use the models; stop to wait for it when the caller says so."""
+
+        def check() -> None:
+            self._check_fleet()
+            if should_stop is not None and should_stop():
+                raise RunError("the run was stopped before it began")
+
+        check_functions(connections, spec.steps, check=check, wait=self.is_embedded)
+        for model in spec.all_models:
+            batches = first_lane(spec.lane) == "batch" and takes_lane(model, "batch")
+            connections.preflight(model, check=check, wait=self.is_embedded, batches=batches)
+
+    def _create_run(self, connections: Connections, spec: RunSpec) -> str:
+        """Create the record of a run, and return the run's id."""
+        run_id = new_run_id()
+        # A second time, as the check of the model may have taken long.
+        connections.claim()
+        now = connections.store.now()
+        if self._fleet is not None:
+            # Before the run exists: a run that no client finds would be lost with this process.
+            self._fleet.remember(run_id, created_at=now)
+            if spec.split == "model":
+                self._fleet.remember(plan_run(run_id), created_at=now)
+        connections.create_run(run_id, spec, created_at=now)
+        return run_id
+
+    def _require_same(
+        self, connections: Connections, record: RunRecord, spec: RunSpec, documents: Chunks
+    ) -> None:
+        """Make sure that documents are the input that a run has read. Raises RunError."""
+        source = checked_documents(spec, documents)
+        if spec.split == "model":
+            from fanout.client.model_splitting import require_same_pieces
+
+            require_same_pieces(connections, record.run_id, spec, source)
+        else:
+            connections.require_same(record, spec, source)
 
     def _check_storage(self) -> None:
         if self._settings.storage is not None:

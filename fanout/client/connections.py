@@ -21,6 +21,7 @@ from fanout.client.polls import polls
 from fanout.client.run import AWAY_S, Run
 from fanout.core.errors import BrokerError, ModelError, RunError, SettingsError
 from fanout.core.lanes import first_lane
+from fanout.core.plan_runs import is_plan
 from fanout.runs.budgets import run_limits
 from fanout.runs.enqueue import Enqueuer
 
@@ -85,7 +86,8 @@ class Connections:
             max_workers=spec.max_workers,
             priority=spec.priority,
             is_gathered=first_lane(spec.lane) == "batch",
-            budget=run_limits(spec),
+            # What splits the documents of a run uses its budget.
+            budget=None if is_plan(run_id) else run_limits(spec),
         )
 
     @contextmanager

@@ -13,7 +13,7 @@ from fanout.client.polls import pauses, polls
 from fanout.client.run_answers import RunAnswers
 from fanout.client.stream import EndedBranches
 from fanout.core.answer_types import UNTYPED
-from fanout.core.errors import BrokerError, WaitTimeoutError
+from fanout.core.errors import BrokerError, UnknownRunError, WaitTimeoutError
 from fanout.core.records import RunStatus
 from fanout.observe.probe import write_refusal
 from fanout.runs.budgets import checked_budget
@@ -299,6 +299,8 @@ class Run(RunAnswers):
         """
         check_as_client(self._store)
         is_first = self._store.halt(self.run_id, RunStatus.CANCELLED)
+        for plan in self._plan():
+            plan.cancel()
         # Also if it was stopped before: that process may have died before the next step.
         if not self._store.run(self.run_id).has_ended:
             close_input(self._store, self._publisher, self.run_id)
@@ -319,11 +321,15 @@ class Run(RunAnswers):
             Whether this call paused it; False if it was paused, is being stopped or has ended.
         """
         check_as_client(self._store)
+        for plan in self._plan():
+            plan.pause()
         return self._known(changed=self._store.pause(self.run_id))
 
     def unpause(self) -> bool:
         """Let a paused run go on. Return False if it was not paused."""
         check_as_client(self._store)
+        for plan in self._plan():
+            plan.unpause()
         was_paused = self._known(changed=self._store.unpause(self.run_id))
         unpark(self._store, self._publisher, self.run_id)
         return was_paused
@@ -368,4 +374,16 @@ class Run(RunAnswers):
 
         Calls in flight end within a second or so, and their outcomes are dropped.
         """
+        # First: without the run of the job, nobody would look for it.
+        for plan in self._plan():
+            with suppress(UnknownRunError):
+                plan.delete()
         delete(self._store, self._publisher, self.run_id)
+
+    def _plan(self) -> Iterator[Run]:
+        """Yield the run in which a model splits the documents of this one, if there is one."""
+        plan_id = self.plan_id
+        if plan_id is not None:
+            with suppress(UnknownRunError):
+                self._store.run(plan_id)
+                yield Run(plan_id, self._store, self._publisher, self._check)

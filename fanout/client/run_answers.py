@@ -11,6 +11,7 @@ from msgspec import structs
 from fanout.core.answer_types import UNTYPED
 from fanout.core.errors import RunError, StoredDataError
 from fanout.core.ids import StageId
+from fanout.core.plan_runs import plan_run
 from fanout.core.records import RunStatus, total_saved, total_usage, usage_by_model
 from fanout.core.spec import RunSpec, stored_spec
 from fanout.runs.answer_text import EMPTY_GROUP
@@ -22,7 +23,7 @@ from fanout.runs.lost_calls import with_lost_calls
 from fanout.runs.outputs import output_of, refused_note, typed_value
 from fanout.runs.results import Output, Result
 from fanout.runs.rows import layout_of
-from fanout.runs.status import StageStatus, Status, StoredResult, kept_notes
+from fanout.runs.status import StageStatus, Status, StoredResult, truncation_notes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from fanout.core.answer_types import AnswerTypes
     from fanout.core.ids import ShardId
     from fanout.core.lanes import LaneChoice
-    from fanout.core.records import ErrorKind, Outcome, Shard
+    from fanout.core.records import ErrorKind, Outcome, Shard, Usage
     from fanout.core.state import StageRecord, WorkerRecord
     from fanout.runs.branch_trace import BranchTrace
     from fanout.runs.evaluation import Evaluation
@@ -55,14 +56,31 @@ class RunAnswers:
         self._map_id = StageId(run_id, 0)
         self._store = store
         self._types = types
-        # The lane and the models of the job, which do not change, and whether a branch asks once.
+        # The lane and the models of the job, which do not change.
         self._called: tuple[LaneChoice, tuple[str, ...]] | None = None
-        self._asks_once = True
+        self._split: tuple[str, str, str] | None = None
 
     @property
     def spec(self) -> RunSpec:
         """The job of the run."""
         return stored_spec(self._store.spec(self.run_id))
+
+    @property
+    def plan_id(self) -> str | None:
+        """The run in which a model splits the documents of this one; None without one."""
+        return plan_run(self.run_id) if self._splits[0] == "model" else None
+
+    @property
+    def _splits(self) -> tuple[str, str, str]:
+        """How the job splits, and the models of its branches and of the split; they do not change."""
+        if self._split is None:
+            try:
+                spec = self.spec
+            except StoredDataError:
+                # The status of a damaged run is of use all the same.
+                return "none", "", ""
+            self._split = spec.split, spec.model, spec.split_model or spec.model
+        return self._split
 
     def status(self) -> Status:
         """Return the progress of the run. Raises UnknownRunError."""
@@ -70,7 +88,9 @@ class RunAnswers:
         stages = [
             self._store.stage(StageId(self.run_id, stage)) for stage in range(run.last_stage + 1)
         ]
-        usage = total_usage([stage.usage for stage in stages])
+        plan = None if self.plan_id is None else self._store.stage(StageId(self.plan_id, 0))
+        used = [*stages, *([] if plan is None else [plan])]
+        usage = total_usage([stage.usage for stage in used])
         if run.retry and not run.has_ended and run.halt is None:
             stages[0] = stages[0].without_retried(run.retry)
         branches = stages[0]
@@ -106,15 +126,25 @@ class RunAnswers:
             gathered=gathered,
             batches=tuple(batches),
             kept_truncated=branches.kept_truncated,
-            kept_rejected=branches.kept_rejected,
-            asks_once=self._asks_once,
-            usage_by_model=usage_by_model([stage.usage_of for stage in stages]),
-            saved=total_saved([stage.saved for stage in stages]),
+            usage_by_model=self._by_model(stages, plan),
+            saved=total_saved([stage.saved for stage in used]),
             budget=budget,
             lane=lane,
             is_stopping=run.is_stopping,
             day_budgets=days,
+            plan=None if plan is None else _stage_status(0, plan),
         )
+
+    def _by_model(
+        self, stages: Sequence[StageRecord], plan: StageRecord | None
+    ) -> dict[str, Usage]:
+        """Return the usage by model, if the run calls several; else nothing."""
+        found = [stage.usage_of for stage in stages]
+        _, model, split_model = self._splits
+        if plan is not None and (split_model != model or plan.usage_of or any(found)):
+            found = [stage.usage_of or {model: stage.usage} for stage in stages]
+            found.append(plan.usage_of or {split_model: plan.usage})
+        return {name: one for name, one in usage_by_model(found).items() if one.calls or not plan}
 
     def _lane_and_days(
         self, workers: Sequence[WorkerRecord], *, has_ended: bool
@@ -127,7 +157,6 @@ class RunAnswers:
                 # The status of a damaged run is of use all the same.
                 return None, {}
             self._called = spec.lane, spec.all_models
-            self._asks_once = not spec.steps and spec.certainty is None
         lane, models = self._called
         if has_ended:
             return lane, {}
@@ -153,7 +182,7 @@ class RunAnswers:
             branches=branches,
             aggregated=aggregated,
             aggregated_json=None if self._types.aggregate is None else value,
-            notes=[*kept_notes(status), *notes, *faults],
+            notes=[*truncation_notes(status), *notes, *faults],
             reduce_errors=self.stored_result().errors,
             usage=status.usage,
             usage_by_model=status.usage_by_model or {spec.model: status.usage},
@@ -295,14 +324,18 @@ class RunAnswers:
 def _stages(stages: Sequence[StageRecord], base_stage: int) -> tuple[StageStatus, ...]:
     """Return the progress of the stages, without those of the reduce that a retry discarded."""
     return tuple(
-        StageStatus(
-            stage=number,
-            total=record.total,
-            succeeded=record.succeeded,
-            failed=record.failed,
-            done=record.done,
-            kept_truncated=record.kept_truncated,
-        )
+        _stage_status(number, record)
         for number, record in enumerate(stages)
         if number == 0 or number > base_stage
+    )
+
+
+def _stage_status(number: int, record: StageRecord) -> StageStatus:
+    return StageStatus(
+        stage=number,
+        total=record.total,
+        succeeded=record.succeeded,
+        failed=record.failed,
+        done=record.done,
+        kept_truncated=record.kept_truncated,
     )

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from fanout.client.arguments import checked_spec
 from fanout.client.estimates import estimator_of
-from fanout.core.records import Document, total_usage
+from fanout.core.errors import SpecError
+from fanout.core.records import Document
 from fanout.core.spec import RunSpec
 from fanout.core.tokens import BYTES_PER_TOKEN
 from fanout.inputs.documents import log_notice
@@ -32,7 +34,8 @@ __all__ = ["Trial", "begin_trial", "spec_of_trial", "trial_of"]
 # What concerns the input that was read, and the aggregate, which a trial does not make.
 _LEFT_OUT = (
     "inputs", "base_dir", "text_column", "delimiter", "sheet", "id_column", "where", "sample", "limit",
-    "encoding", "parse_timeout_s", "strict", "read_on", "labels", "split", "chunk_tokens",
+    "encoding", "parse_timeout_s", "strict", "read_on", "labels", "split", "split_prompt",
+    "split_model", "split_gaps", "chunk_tokens",
     "chunk_overlap_tokens", "tokenizer", "reduce", "aggregate_prompt", "aggregate_schema",
     "aggregate_max_tokens", "group_by", "by", "measures", "k", "criteria", "judge_model",
     "context_tokens", "min_success", "deadline_s",
@@ -104,6 +107,8 @@ def begin_trial(
     The chunks of the sample are those of the job: same texts, same numbers, same seeds. So their
     calls are those of the job, and the response cache has their answers when it runs.
     """
+    if checked_spec(given, has_documents=documents is not None).split == "model":
+        raise SpecError("has no trial with split model, whose parts are not known", field="split")
     spec, source, estimator = estimator_of(client, given, documents, notify=notify)
     numbered: Iterable[Any] = estimator.documents(source)
     # The whole sample is kept: a second reading of the input might differ.
@@ -181,18 +186,15 @@ def trial_of(begun: BegunTrial) -> Trial:
             value=share.value * branches, low=share.low * branches, high=share.high * branches
         ),
         elapsed_s=elapsed_s,
-        time_s=_time_s(begun, [one for one in outputs if not one.cached]),
+        time_s=_time_s(begun, [one.elapsed_s for one in outputs if not one.cached]),
         answers=(lengths[0], lengths[len(lengths) // 2], lengths[-1]) if lengths else None,
         estimate=begun.estimate,
     )
 
 
 def _used(one: Output[Any], name: str) -> float | None:
-    """Return what a branch used, with what its answers had used that were cached, as steps may be."""
-    parts = [one.usage, one.saved] if one.saved.calls else [one.usage]
-    if one.cached:
-        parts = [one.saved]
-    found: float | None = getattr(total_usage(parts), name)
+    """Return what a branch used, or, where its answer was cached, what that answer had used."""
+    found: float | None = getattr(one.saved if one.cached else one.usage, name)
     return found
 
 
@@ -203,23 +205,19 @@ def _projected(chunks: list[list[Output[Any]]], name: str, total: int) -> Projec
     return project([sum(one for one in some if one is not None) for some in values], total)
 
 
-def _time_s(begun: BegunTrial, called: list[Output[Any]]) -> float | None:
+def _time_s(begun: BegunTrial, called_s: list[float]) -> float | None:
     """Return how long the job takes by branches of which none was answered from the cache."""
     estimate = begun.estimate
     if estimate.lane == "batch":
         return None
-    if not called:
+    if not called_s:
         return estimate.chosen.time_s_high
-    branch_s = sum(one.elapsed_s for one in called) / len(called)
-    # Of each step, and of those that are made again.
-    each = max(1.0, sum(one.attempts + one.saved.calls for one in called) / len(called))
-    calls = estimate.branches * each
+    branch_s = sum(called_s) / len(called_s)
     low, _ = time_range(
-        Calls(calls_low=calls, calls_high=calls),
+        Calls(calls_low=estimate.branches, calls_high=estimate.branches),
         requests_per_minute=begun.rpm,
         tokens_per_minute=None,
         places=begun.places,
-        call_s=branch_s / each,
-        in_turn=each,
+        call_s=branch_s,
     )
     return low

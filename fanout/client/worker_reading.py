@@ -27,7 +27,13 @@ if TYPE_CHECKING:
     from fanout.inputs.intake import FilesToRead
     from fanout.runs.status import Status
 
-__all__ = ["read_by_workers", "read_first", "require_readable", "spec_after_reading"]
+__all__ = [
+    "read_by_workers",
+    "read_first",
+    "require_readable",
+    "spec_after_reading",
+    "wait_until_ended",
+]
 
 # Seconds for one document with its wait for a core of the worker: parsing has its own deadline.
 _TIMEOUT_S = 3_600.0
@@ -106,7 +112,7 @@ def read_by_workers(
         total = run.status().total
         documents = plural(total, "document", "documents")
         notify(Notice(text=f"the workers read {documents} (run {run.run_id})"))
-        _wait(run, should_stop, None if client.is_embedded else notify)
+        wait_until_ended(run, should_stop, None if client.is_embedded else notify)
     except BaseException:
         for run_id in created:
             # Without a branch it leaves no run, and the error counts that ended the reading.
@@ -140,8 +146,10 @@ class _StoppedError(Exception):
     """The caller wants no more of a reading."""
 
 
-def _wait(run: Run, should_stop: Callable[[], bool] | None, notify: Notify | None) -> None:
-    """Wait for the end of a reading, or until it is stopped; say once that nobody reads."""
+def wait_until_ended(
+    run: Run, should_stop: Callable[[], bool] | None, notify: Notify | None
+) -> None:
+    """Wait for the end of a run, or until it is stopped and cancelled; say once that nobody works."""
     is_idle = False
 
     def on_progress(status: Status) -> None:

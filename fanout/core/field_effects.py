@@ -37,7 +37,7 @@ READING = frozenset({
 # The reduces that go by one field.
 _BY_ONE = ("vote", "rank", "top", "merge")
 # The splitters that fill chunks up to a size.
-_SIZED_SPLITS = ("tokens", "markdown", "sentences")
+_SIZED_SPLITS = ("tokens", "markdown", "sentences", "model")
 
 
 class FieldRule(NamedTuple):
@@ -130,7 +130,7 @@ CONFLICTS = (
     FieldRule((), (),
               lambda spec: all(takes_lane(one, spec.lane)
                                for one in (*(spec.models or (spec.model,)), *spec.step_models,
-                                         *spec.judges)),
+                                            *spec.judges, *spec.split_models)),
               "lane: {spec.named_models} has no lane {spec.lane!r}; leave it out, or choose another "
               "one or another model (batch and auto: openai/, anthropic/, gemini/; flex: openai/, "
               "gemini/)"),
@@ -156,10 +156,17 @@ RULES = (
               lambda spec: spec.split in _SIZED_SPLITS,
               "has no effect with split {spec.split!r}; leave it out, or choose another split "
               f"({', '.join(_SIZED_SPLITS)})"),
+    FieldRule(("split_prompt", "split_model", "split_gaps"), ("split",),
+              lambda spec: spec.split == "model",
+              "has no effect with split {spec.split!r}; leave it out, or choose split model"),
     FieldRule(("neighbours",), ("split",), lambda spec: spec.split != "none",
               "has no effect with split 'none', where a document is one chunk; leave it out, or choose "
               "another split"),
-    FieldRule(("aggregate_max_tokens", "context_tokens"), ("reduce", "aggregate_prompt"),
+    FieldRule(("context_tokens",), ("reduce", "aggregate_prompt", "split"),
+              lambda spec: spec.reduces_by_calls or spec.split == "model",
+              "has no effect with reduce {spec.reduction!r}; leave it out, or give an aggregate "
+              "prompt, for a reduce by the model"),
+    FieldRule(("aggregate_max_tokens",), ("reduce", "aggregate_prompt"),
               lambda spec: spec.reduces_by_calls,
               "has no effect with reduce {spec.reduction!r}; leave it out, or give an aggregate "
               "prompt, for a reduce by the model"),

@@ -146,7 +146,7 @@ class Chunk(_Record, frozen=True, kw_only=True):
         error: Why the document cannot be used; its branches then fail without a call.
         number: What ``{index}`` is, where it is not the stage-wide index of the chunk.
         around: The texts before and after it, where these are not chunks of its shard.
-        title: The title of the part, where a model has split the document.
+        title: The title of the part, where a model has split the document; empty where it gave none.
         subtask: What to do, where a model has split the work on the document.
         layout: The pages and headings of the document, on the first chunk of one to be split further.
     """
@@ -165,7 +165,7 @@ class Chunk(_Record, frozen=True, kw_only=True):
     error: str | None = None
     number: int | None = None
     around: tuple[str, str] | None = None
-    title: str = ""
+    title: str | None = None
     subtask: str = ""
     layout: Layout | None = None
 

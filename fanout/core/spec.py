@@ -68,7 +68,6 @@ __all__ = [
     "stored_spec",
 ]
 
-SplitName = Literal["none", "lines", "tokens", "markdown", "sentences"]
 ReduceName = Literal[
     "none", "concat", "merge", "vote", "rank", "top", "table", "llm", "best", "pairwise"
 ]
@@ -133,7 +132,10 @@ class RunSpec(SchemaField, AggregateFields, SplitFields, StepFields, ComparisonF
         max_reasks: How often an answer without its shape is sent back with what is wrong.
         labels: The column with the right answer, or a mapping of fields of the answer to columns. The
             result then has an evaluation. No prompt has them unless it names their columns.
-        split: How a document becomes chunks.
+        split: How a document becomes chunks; with ``model``, a model proposes its parts, or subtasks.
+        split_prompt: What a model is to split documents into, such as ``A part is one decision.``
+        split_model: The model that splits documents; None is the (first) model of the job.
+        split_gaps: Whether text that is in no part becomes chunks, too (``fill``), or is left out.
         chunk_tokens: The largest chunk, in tokens.
         chunk_overlap_tokens: The overlap of neighbouring chunks, in tokens.
         neighbours: How many chunks before and after its own a prompt has as ``{before}`` and ``{after}``.
@@ -215,7 +217,6 @@ class RunSpec(SchemaField, AggregateFields, SplitFields, StepFields, ComparisonF
     max_reasks: Annotated[int, Field(ge=0, le=10), NUMBER] = 2
     labels: Labels = Field(default_factory=dict)
 
-    split: SplitName = "none"
     chunk_tokens: Annotated[int, Field(ge=1), NUMBER] = 1000
     chunk_overlap_tokens: Annotated[int, Field(ge=0), NUMBER] = 0
     tokenizer: Annotated[str | None, Field(min_length=1)] = None
@@ -326,7 +327,7 @@ class RunSpec(SchemaField, AggregateFields, SplitFields, StepFields, ComparisonF
     @property
     def all_models(self) -> tuple[str, ...]:
         """All models that a run may call, each once: those that are asked first, then the others."""
-        first = (*(self.models or (self.model,)), *self.step_models)
+        first = (*(self.models or (self.model,)), *self.step_models, *self.split_models)
         return tuple(dict.fromkeys((*first, *self.judges, *self.fallback)))
 
     @property

@@ -10,6 +10,7 @@ from fanout.inputs.prompts import (
     AGGREGATE_NAMES,
     BRANCH_NAMES,
     NEIGHBOUR_NAMES,
+    SPLIT_NAMES,
     Template,
     near_hint,
 )
@@ -49,7 +50,8 @@ def templates_of(spec: RunSpec) -> list[Template]:
 
 def names_of(spec: RunSpec) -> tuple[str, ...]:
     """Return the names of fanout that prompts of a job may have."""
-    return (*BRANCH_NAMES, *(NEIGHBOUR_NAMES if spec.neighbours else ()))
+    around = NEIGHBOUR_NAMES if spec.neighbours else ()
+    return (*BRANCH_NAMES, *around, *(SPLIT_NAMES if spec.split == "model" else ()))
 
 
 def _require_neighbours(spec: RunSpec, templates: list[Template]) -> None:

@@ -51,6 +51,8 @@ def branch_values(
         "pages": page_range(chunk.pages),
         "headings": chunk.headings,
     }
+    if chunk.title is not None:
+        values.update(title=chunk.title, subtask=chunk.subtask)
     if around is not None:
         values.update(zip(NEIGHBOUR_NAMES, around, strict=True))
     return values

@@ -28,6 +28,7 @@ __all__ = [
     "AGGREGATE_NAMES",
     "BRANCH_NAMES",
     "NEIGHBOUR_NAMES",
+    "SPLIT_NAMES",
     "Template",
     "ambiguous",
     "near_hint",
@@ -46,6 +47,11 @@ BRANCH_NAMES = (
 NEIGHBOUR_NAMES = (
     "before",  # the text of the chunks before this one
     "after",  # the text of the chunks after it
+)
+# Those of a job whose documents a model splits.
+SPLIT_NAMES = (
+    "title",  # the title of the part
+    "subtask",  # what to do, if the model proposes subtasks
 )
 AGGREGATE_NAMES = (
     "input",  # the answers, joined

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fanout.core.errors import SpecError
+from fanout.core.parts import Layout, Part
 from fanout.core.records import Chunk
 from fanout.inputs.documents.rows import EMPTY
 from fanout.inputs.token_counters import TokenCounter, make_counter
@@ -59,7 +60,8 @@ def make_splitter(
         name: ``none``: the whole text; ``lines``: each line that is not blank; ``sentences``: as
             many whole sentences as fit, and a longer sentence as ``tokens``; ``tokens``: cut at the
             largest boundary that fits (paragraph, line, sentence, word, character); ``markdown``:
-            as ``tokens``, and headings, lists, tables and code blocks are boundaries, too.
+            as ``tokens``, and headings, lists, tables and code blocks are boundaries, too; so ``model`` cuts
+            what a model has not split.
         chunk_tokens: The largest chunk, in tokens; not for ``none`` and ``lines``.
         chunk_overlap_tokens: The overlap of neighbouring chunks, in tokens.
         count: Counts tokens; None takes a quarter of the bytes.
@@ -70,7 +72,7 @@ def make_splitter(
     sizes = _Sizes(count or TokenCounter(), chunk_tokens, chunk_overlap_tokens)
     if name == "tokens":
         return partial(_token_spans, sizes)
-    if name == "markdown":
+    if name in ("markdown", "model"):
         return partial(_token_spans, sizes, kind="MarkdownSplitter")
     if name == "sentences":
         return partial(_sentence_spans, sizes)
@@ -85,9 +87,9 @@ def split_documents(documents: Iterable[Document], splitter: Splitter) -> Iterat
     A document that cannot be used, or that yields no chunk, becomes one chunk with an error.
     """
     for document in documents:
-        spans = splitter(document.text) if document.error is None else iter(())
         chunk = None
-        for position, (start, end) in enumerate(spans):
+        for position, part in enumerate(_parts(document, splitter)):
+            start, end = part.start, part.end
             chunk = Chunk(
                 text=document.text[start:end],
                 document=document.name,
@@ -104,6 +106,9 @@ def split_documents(documents: Iterable[Document], splitter: Splitter) -> Iterat
                 headings=_heading(document.headings, start) if document.headings else "",
                 number=document.number,
                 around=document.around,
+                title=None if document.parts is None else part.title,
+                subtask=part.subtask,
+                layout=_layout(document) if document.keeps_layout and not position else None,
             )
             yield chunk
         if chunk is not None:
@@ -119,6 +124,21 @@ def split_documents(documents: Iterable[Document], splitter: Splitter) -> Iterat
             text_column=document.text_column,
             error=error,
         )
+
+
+def _parts(document: Document, splitter: Splitter) -> Iterable[Part]:
+    """Return the parts that become the chunks of a document."""
+    if document.error is not None:
+        return ()
+    if document.parts is not None:
+        return document.parts
+    return (Part(start=start, end=end) for start, end in splitter(document.text))
+
+
+def _layout(document: Document) -> Layout:
+    return Layout(
+        pages=document.pages, page_numbers=document.page_numbers, headings=document.headings
+    )
 
 
 def _pages(starts: list[int], start: int, end: int) -> list[int]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fanout.core.schema_references import resolved
+from fanout.inputs.plan_answers import PlanShape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +26,8 @@ def fake_answer(shape: AnswerShape, digest: bytes) -> str:
     """Return an answer that has a shape: a label, or JSON."""
     if shape.choices:
         return shape.choices[digest[0] % len(shape.choices)]
+    if isinstance(shape, PlanShape):
+        return shape.example()
     draws = (digest[at % len(digest)] for at in count())
     made = _Maker(shape.schema, draws).value(shape.schema, 0)
     return msgspec.json.encode(made).decode()

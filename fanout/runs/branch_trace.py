@@ -7,9 +7,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec import structs
 
 from fanout.core.errors import PromptError, StoredDataError
 from fanout.core.lanes import first_lane
+from fanout.core.neighbours import around_in
 from fanout.core.records import Usage  # noqa: TC001 - dataclasses read the annotation
 from fanout.core.step_answers import step_text
 from fanout.inputs.prompt_layout import branch_values
@@ -111,6 +113,8 @@ def trace_of(spec: RunSpec, shard: Shard, outcome: Outcome) -> BranchTrace:
     variants = spec.variants
     ref = variants.ref(outcome.index)
     chunk = shard_chunk(shard, outcome.index, variants.count)
+    if spec.neighbours:
+        chunk = structs.replace(chunk, around=around_in(shard, ref.chunk, spec.neighbours))
     branch = output_of(spec, shard, outcome, with_text=True)
     if spec.steps:
         calls = tuple(_steps(spec, chunk, ref, outcome, len(shard.chunks)))
@@ -144,7 +148,7 @@ def _single(
 
 
 def _prompt(spec: RunSpec, chunk: Chunk, ref: BranchRef, model: str, chunks: int) -> str | None:
-    values = branch_values(chunk, ref, ref.sample)
+    values = branch_values(chunk, ref, ref.sample, chunk.around)
     plan = plan_of(spec)
     try:
         if plan is None:
@@ -160,7 +164,7 @@ def _steps(
     spec: RunSpec, chunk: Chunk, ref: BranchRef, outcome: Outcome, chunks: int
 ) -> Iterator[TracedCall]:
     prompts, chain, plan = StepPrompts(spec.steps), Chain(spec.steps), step_plan_of(spec)
-    values = branch_values(chunk, ref, ref.sample)
+    values = branch_values(chunk, ref, ref.sample, chunk.around)
     for one in outcome.steps:
         step = chain.next
         if step is None or step.name != one.name:

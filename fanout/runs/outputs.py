@@ -79,6 +79,8 @@ def output_of(
         text_column=_text_column(spec, chunk),
         pages=chunk.pages,
         headings=chunk.headings,
+        title=chunk.title,
+        subtask=chunk.subtask,
         text=_text(chunk, with_text=with_text),
         step_records=outcome.steps,
         is_rejected=outcome.is_rejected if spec.has_judge else None,

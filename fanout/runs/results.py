@@ -82,6 +82,8 @@ class Output(Generic[AnswerT]):
         text_column: The name of the text's column; None if it is no row.
         pages: The numbers of the pages that the chunk is on, from 1 on; empty if unknown.
         headings: The path of headings at the chunk's beginning; empty if there is none.
+        title: The title of the part, where a model has split the document; empty where it gave none.
+        subtask: What to do, where a model has split the work on the document; else empty.
         text: The chunk, if it is a column of a row, or if the caller asked for it, else None.
         json: The answer as a JSON value, where ``output`` is an instance of a type.
         step_records: The steps of the branch in the order in which they ran, a failed one last; empty in
@@ -122,6 +124,8 @@ class Output(Generic[AnswerT]):
     text_column: str | None = None
     pages: list[int] = field(default_factory=list)
     headings: str = ""
+    title: str | None = None
+    subtask: str = ""
     text: str | None = None
     json: Any = None
     saved: Usage = NO_CALL

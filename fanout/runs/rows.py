@@ -227,6 +227,8 @@ def _columns(branch: Output[Any]) -> dict[str, Cell]:
         taken |= {"confidence"}
     if branch.lane is not None:
         taken |= {"lane"}
+    if branch.title is not None:
+        taken |= {"title", "subtask"}
     taken |= _steps(branch).keys()
     return {free_name(name, taken): cell for name, cell in source_cells(branch).items()}
 
@@ -240,6 +242,10 @@ def place(branch: Output[Any]) -> dict[str, Any]:
         fields["pages"] = branch.pages
     if branch.headings:
         fields["headings"] = branch.headings
+    if branch.title is not None:
+        fields["title"] = branch.title
+        if branch.subtask:
+            fields["subtask"] = branch.subtask
     return fields
 
 

@@ -32,7 +32,7 @@ __all__ = [
 # Tokens reserved for an aggregate without a length limit.
 ANSWER_TOKENS = 512
 # The splitters that fill chunks up to a number of tokens.
-_SIZED_SPLITS = ("tokens", "markdown", "sentences")
+_SIZED_SPLITS = ("tokens", "markdown", "sentences", "model")
 
 # The characters of an input that show how it is to be cut.
 _SHOWN_CHARS = 20_000

@@ -13,7 +13,9 @@ from fanout.core.errors import (
 )
 from fanout.core.lanes import first_lane
 from fanout.core.neighbours import around_in
+from fanout.core.plan_runs import is_plan
 from fanout.core.records import ErrorKind, Outcome, Variants
+from fanout.inputs.plan_answers import PlanShape
 from fanout.inputs.prompt_layout import branch_values
 from fanout.llm.base import LLMRequest
 from fanout.llm.error_kinds import FEW, MANY
@@ -114,6 +116,8 @@ async def _call(
     template = runs.template(shard_id.stage_id, ref.aspect)
     limit = spec.max_tokens if stage == 0 else spec.aggregate_max_tokens
     shape = runs.shape(run_id, is_aggregate=stage > 0)
+    if shape is not None and is_plan(run_id):
+        shape = PlanShape(shape, chunk.text)
     plan = None if stage else runs.plan(run_id)
 
     async def ask(model: str, sample: int) -> Outcome:

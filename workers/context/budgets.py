@@ -11,6 +11,7 @@ from fanout.core.budgets import NO_AMOUNTS, Amounts, BudgetStep
 from fanout.core.day_budgets import matching
 from fanout.core.errors import LLMError, ModelError
 from fanout.core.model_names import READER_MODEL
+from fanout.core.plan_runs import job_run
 from fanout.llm.call_bounds import CallBounds
 from fanout.llm.usage import billed
 from fanout.policy.budgets import guessed_of_call, known_use, used_by_call
@@ -121,7 +122,7 @@ class Budgets:
                 raise ModelError(f"{what} in {problem[0]} {problem[1]}")
         accounts = [self._of_day(name) for name in names]
         if spec.budget.is_limited:
-            accounts.append(self._of_run(stage_id.run_id))
+            accounts.append(self._of_run(job_run(stage_id.run_id)))
         holds = self._holds(stage_id, spec, model)
         return BudgetedCalls(accounts, bounds, is_reduce=is_reduce, holds=holds)
 
@@ -158,7 +159,7 @@ class Budgets:
     def _holds(self, stage_id: StageId, spec: RunSpec, model: str) -> list[BudgetHold]:
         of = [BudgetStep(day=name, limits=self._days[name]) for name in self._names(model)]
         if spec.budget.is_limited:
-            of.append(BudgetStep(run_id=stage_id.run_id))
+            of.append(BudgetStep(run_id=job_run(stage_id.run_id)))
         return [BudgetHold(self._hold, one, self._in_flight) for one in of]
 
     async def aclose(self) -> None:

@@ -56,13 +56,16 @@ ALWAYS = {
 }  # fmt: skip
 # These have one beside some others only: a value, and with which others it has one and has none.
 SOMETIMES: dict[str, tuple[Any, list[Any], list[Any]]] = {
-    "chunk_tokens": (50, [{"split": s} for s in ("tokens", "markdown", "sentences")],
+    "chunk_tokens": (50, [{"split": s} for s in ("tokens", "markdown", "sentences", "model")],
                      [{}, {"split": "none"}, {"split": "lines"}]),
+    "split_prompt": ("x", [{"split": "model"}], [{}, {"split": "tokens"}]),
+    "split_model": ("fake?seed=4", [{"split": "model"}], [{}, {"split": "tokens"}]),
+    "split_gaps": ("leave_out", [{"split": "model"}], [{}, {"split": "tokens"}]),
     "neighbours": (1, [{"split": s} for s in ("lines", "tokens")], [{}, {"split": "none"}]),
     "chunk_overlap_tokens": (5, [{"split": "tokens"}], [{}, {"split": "lines"}]),
     "aggregate_max_tokens": (9, [SUMMED, {**SUMMED, "reduce": "llm"}, COMPARED, BEST],
                              [{}, {"reduce": "none"}, {"reduce": "vote"}]),
-    "context_tokens": (999, [SUMMED, COMPARED], [{}, {"reduce": "concat"}]),
+    "context_tokens": (999, [SUMMED, COMPARED, {"split": "model"}], [{}, {"reduce": "concat"}]),
     "aggregate_schema": (STRING, [SUMMED], [{}, {"reduce": "vote"}]),
     "by": ("x", [{"reduce": name} for name in ("vote", "rank", "top", "merge", "table")],
            [{}, {"reduce": "none"}, {"reduce": "concat"}, SUMMED]),

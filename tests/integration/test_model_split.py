@@ -1,0 +1,265 @@
+"""Documents that a model splits: exact calls, and nothing lost or paid twice wherever a process dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+
+import pytest
+
+from fanout import RunStatus
+from fanout.core.plan_runs import plan_run
+from fanout.core.records import ErrorKind
+from fanout.core.spec import make_spec
+from tests.scripted_provider import ScriptedProvider, openai_reply
+
+from .conftest import wait_for
+
+QUICK = {"FANOUT_VISIBILITY_TIMEOUT_S": "5", "FANOUT_REAPER_INTERVAL_S": "0"}
+MINUTES = "{0}\n\n1. Budget. The board agreed on {0}.\n\n2. Hiring. Two people for {0}.\n"
+JOB = {
+    "model": "openai/m",
+    "prompt": "MAP {title}|{before}|{input}|{after}",
+    "split": "model",
+    "split_prompt": "A part is one item.",
+    "neighbours": 1,
+    "cache": False,
+}
+PLAN = [
+    {"title": "Budget", "first_words": "1. Budget. The board", "last_words": "agreed on"},
+    {"title": "Hiring", "first_words": "2. hiring.  two people", "last_words": ""},
+]
+
+
+class Provider(ScriptedProvider):
+    """Splits minutes into two items, and repeats what the map asks. A call may be held up."""
+
+    def __init__(self):
+        super().__init__()
+        self.respond = self._answer
+        self.order = []
+        self.held = None
+        self.is_held = threading.Event()
+        self.goes_on = threading.Event()
+        self.wrong = Counter()
+        self.subtasks = None
+        self._lock = threading.Lock()
+
+    def hold(self, number):
+        self.held, self.order = number, []
+        self.is_held.clear()
+        self.goes_on.clear()
+
+    @property
+    def calls(self):
+        return Counter(self.order)
+
+    def _answer(self, _headers, request):
+        if request is None:
+            return 200, {"data": []}
+        said = [one["content"] for one in request["messages"] if one["role"] != "system"]
+        kind = "map" if said[0].startswith("MAP") else "plan"
+        with self._lock:
+            self.order.append(kind)
+            number = len(self.order)
+        if number == self.held:
+            self.is_held.set()
+            self.goes_on.wait(30)
+        if kind == "map":
+            return 200, openai_reply(said[0].removeprefix("MAP "))
+        if self.subtasks is not None:
+            return 200, openai_reply(json.dumps({"subtasks": self.subtasks}))
+        for name, times in self.wrong.items():
+            if name in said[0] and len(said) <= times * 2:
+                wrong = {"title": "?", "first_words": "this is nowhere in it", "last_words": ""}
+                return 200, openai_reply(json.dumps({"parts": [wrong]}))
+        return 200, openai_reply(json.dumps({"parts": PLAN}))
+
+
+@pytest.fixture
+def provider():
+    made = Provider()
+    yield made
+    made.goes_on.set()
+    made.close()
+
+
+@pytest.fixture
+def environment(provider):
+    return {**QUICK, "OPENAI_BASE_URL": provider.url, "OPENAI_API_KEY": "none"}
+
+
+def texts(*names):
+    return [MINUTES.format(name) for name in names]
+
+
+def answers(run):
+    return [one.output for one in run.outcomes()]
+
+
+WHOLE = [
+    "||{0}|1. Budget. The board agreed on",
+    "Budget|{0}|1. Budget. The board agreed on|{0}.",
+    "|1. Budget. The board agreed on|{0}.|2. Hiring. Two people for {0}.\n",
+    "Hiring|{0}.|2. Hiring. Two people for {0}.\n|",
+]
+
+
+def expected(*names):
+    return [one.format(name) for name in names for one in WHOLE]
+
+
+def test_parts_become_chunks_with_exact_calls_and_all_is_one_run(
+    client, start_worker, provider, environment
+):
+    start_worker(**environment)
+    notices, created = [], []
+    provider.wrong["again"] = 1
+    provider.wrong["never"] = 9
+    run = client.submit(
+        make_spec(**JOB, budget={"calls": 30}),
+        texts("may", "again", "never"),
+        on_notice=notices.append,
+        on_created=created.append,
+    )
+    status = run.wait(60)
+    assert status.status is RunStatus.SUCCEEDED
+    assert created == [run.run_id]
+    # A quote that is not there is asked for once more, then the text is split as Markdown.
+    assert provider.calls == {"plan": 1 + 2 + 2, "map": 4 + 4 + 1}
+    assert answers(run)[:8] == expected("may", "again")
+    assert answers(run)[8] == f"||{texts('never')[0].strip()}|"
+    [first, budget, *_] = run.outcomes(with_text=True)
+    assert (first.title, budget.title) == ("", "Budget")
+    assert (budget.start, budget.text) == (5, "1. Budget. The board agreed on")
+    text = "\n".join(one.text for one in notices)
+    assert "a model split 3 documents into 9 parts" in text
+    assert "is in no part that it named" in text
+    assert "did not split 1 text, which are split as markdown" in text
+    # The usage, budget and cost of both are those of the run.
+    assert status.usage.calls == 14
+    assert status.budget.spent.calls == 14
+    assert (status.plan.total, status.plan.failed) == (3, 1)
+    assert run.result().usage.calls == 14
+    plan = client.run(plan_run(run.run_id))
+    assert plan.status().usage.calls == 5
+    [failed] = [one for one in plan.outcomes() if one.kind is not None]
+    assert failed.kind is ErrorKind.INVALID_OUTPUT
+    assert "first_words 'this is nowhere in it' do not stand in the text" in failed.message
+    assert client.find("latest").run_id == run.run_id
+    assert client.find(run.run_id[:5]).run_id == run.run_id
+    assert client.resume(plan.run_id).run_id == run.run_id
+    run.delete()
+    assert list(client.runs()) == []
+
+    # What no part has may be left out, and a budget holds for both together.
+    run = client.submit(
+        make_spec(**{**JOB, "prompt": "MAP {input}", "neighbours": None, "split_gaps": "leave_out",
+                     "budget": {"calls": 2}}),
+        texts("june"),
+        on_notice=notices.append,
+    )  # fmt: skip
+    run.wait(60)
+    assert "and is left out" in notices[-1].text
+    assert [one.kind for one in run.outcomes()] in (
+        [None, ErrorKind.BUDGET], [ErrorKind.BUDGET, None],
+    )  # fmt: skip
+    assert run.status().usage.calls == 2
+
+    # Subtasks are instructions over the whole text.
+    provider.subtasks = [{"title": "A", "subtask": "Count."}, {"title": "B", "subtask": "Sum up."}]
+    run = client.submit(make_spec(model="openai/m", prompt="MAP {title} {subtask} {input}",
+                                  split="model", cache=False), ["Two cats."])  # fmt: skip
+    run.wait(60)
+    assert answers(run) == ["A Count. Two cats.", "B Sum up. Two cats."]
+
+
+def test_a_killed_worker_costs_the_call_in_flight_wherever_it_is(
+    client, start_worker, provider, environment
+):
+    worker = start_worker("--concurrency", "1", **environment)
+    for number in range(1, 6):
+        provider.hold(number)
+        made = []
+        thread = threading.Thread(
+            target=lambda made=made: made.append(client.submit(make_spec(**JOB), texts("may")))
+        )
+        thread.start()
+        assert provider.is_held.wait(30)
+        worker.kill()
+        provider.goes_on.set()
+        worker = start_worker("--concurrency", "1", **environment)
+        thread.join(40)
+        [run] = made
+        assert run.wait(40).status is RunStatus.SUCCEEDED
+        assert answers(run) == expected("may")
+        assert provider.calls == {"plan": 1 + (number == 1), "map": 4 + (number > 1)}
+
+
+CLIENT = """
+import sys
+from fanout import Client
+from fanout.core.spec import make_spec
+import json
+with Client(sys.argv[1]) as client:
+    client.submit(make_spec(**json.loads(sys.argv[2])), json.loads(sys.argv[3]),
+                  on_created=lambda run_id: print(run_id, flush=True))
+"""
+
+
+def test_a_killed_client_loses_nothing_and_a_run_is_stopped_with_its_plan(
+    client, start_worker, provider, environment, broker_url
+):
+    start_worker(**environment)
+
+    def killed(number):
+        """A run whose client was killed during its call of this number."""
+        provider.hold(number)
+        process = subprocess.Popen(
+            [sys.executable, "-c", CLIENT, broker_url, json.dumps(JOB), json.dumps(texts("may"))],
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stdout is not None
+        run_id = process.stdout.readline().strip()
+        assert provider.is_held.wait(30)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        return client.run(run_id)
+
+    run = killed(1)
+    assert run.status().status is RunStatus.ENQUEUING
+    assert run.pause()
+    assert client.run(plan_run(run.run_id)).status().status is RunStatus.PAUSED
+    assert run.unpause()
+    provider.goes_on.set()
+    # Its documents are stored: they need not be given again.
+    assert client.resume(run.run_id).wait(40).status is RunStatus.SUCCEEDED
+    assert answers(run) == expected("may")
+    assert provider.calls == {"plan": 1, "map": 4}
+    assert run.status().usage.calls == 5
+
+    run = killed(1)
+    assert run.cancel()
+    wait_for(lambda: run.status().status is RunStatus.CANCELLED, "the run is cancelled")
+    plan = client.run(plan_run(run.run_id))
+    wait_for(lambda: plan.status().status is RunStatus.CANCELLED, "the plan is cancelled")
+    provider.goes_on.set()
+    assert client.resume(run.run_id).status().total == 0
+    assert provider.calls == {"plan": 1}
+    run.delete()
+    assert plan_run(run.run_id) not in [one.run_id for one in client.runs()]
+
+    # A client that is asked to stop cancels both.
+    provider.hold(1)
+    run = client.submit(make_spec(**JOB), texts("may"), should_stop=provider.is_held.is_set)
+    provider.goes_on.set()
+    wait_for(lambda: run.status().status is RunStatus.CANCELLED, "the run is stopped")
+    plan = client.run(plan_run(run.run_id))
+    wait_for(lambda: plan.status().status is RunStatus.CANCELLED, "so is the plan")
+    assert provider.calls["map"] == 0
