@@ -20,7 +20,7 @@ from fanout.core.units import plural
 from fanout.inputs.documents.urls import shown_input
 from fanout.runs.answer_text import answer_text
 from fanout.runs.rows import output_row
-from fanout.runs.status import retry_help, truncation_notes
+from fanout.runs.status import kept_notes, retry_help
 from fanout.runs.tables.output_file import OutputFile
 from fanout.system.terminal import print_error, print_line, print_text
 
@@ -102,7 +102,7 @@ class _Answer:
 
     def to_dict(self, status: Status) -> dict[str, Any]:
         """Return it with the status as JSON values; without labels there is no ``evaluation``."""
-        notes = [*truncation_notes(status), *self.notes]
+        notes = [*kept_notes(status), *self.notes]
         found = {**status.to_dict(), "aggregated": self.aggregated, "notes": notes}
         if self.evaluation is not None:
             found["evaluation"] = self.evaluation.to_dict()

@@ -31,9 +31,18 @@ def estimate_lines(estimate: Estimate) -> Iterator[str]:
         yield "tokens: a quarter of the bytes, as no call of this model was seen yet"
     elif estimate.learnt_calls:
         yield f"tokens: as {estimate.learnt_calls:,.0f} calls of this model have shown"
-    if estimate.system:
+    yield from _prompts(estimate)
+
+
+def _prompts(estimate: Estimate) -> Iterator[str]:
+    for step in estimate.steps:
+        if step.system:
+            yield f"system prompt of step {step.name}:\n{_shown(step.system)}"
+        if step.prompt is not None:
+            yield f"first prompt of step {step.name}:\n{_shown(step.prompt)}"
+    if estimate.system and not estimate.steps:
         yield f"system prompt:\n{_shown(estimate.system)}"
-    if estimate.prompt is not None:
+    if estimate.prompt is not None and not estimate.steps:
         yield f"first prompt:\n{_shown(estimate.prompt)}"
 
 
@@ -56,6 +65,8 @@ def _counts(estimate: Estimate) -> Iterator[str]:
     yield f"branches: {_calls(estimate.calls)}"
     if estimate.reduce.calls_high:
         yield f"reduce: {_calls(estimate.reduce)}"
+    for step in estimate.steps:
+        yield f"  step {step.name} ({', '.join(step.models)}): {_calls(step.calls)}"
     if len(estimate.by_model) > 1:
         for model, calls in estimate.by_model.items():
             yield f"  {model}: {_calls(calls)}"

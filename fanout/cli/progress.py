@@ -12,7 +12,7 @@ from fanout.cli.speed import Meter, Speed, eta_s
 from fanout.core.queue_names import NO_CONSUMER
 from fanout.core.records import RunStatus
 from fanout.core.units import clock, cost_of, duration, plain, plural
-from fanout.runs.status import saved_parts, truncation_notes
+from fanout.runs.status import kept_notes, saved_parts
 from fanout.system.terminal import can_draw, notebook_shell, write_line
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ def summary(status: Status) -> str:
             f"{kind.value} {count:,}" for kind, count in sorted(status.errors.items())
         )
         parts.append(f"{status.failed:,} failed: {kinds}")
-    parts.extend(truncation_notes(status))
+    parts.extend(kept_notes(status))
     calls = plural(status.usage.calls, "call", "calls")
     parts.append(f"{calls} in {duration(status.elapsed_s)}")
     median_s, slow_s = (status.latency.percentile_s(share) for share in (0.5, 0.99))

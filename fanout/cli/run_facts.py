@@ -8,7 +8,7 @@ from fanout.cli.speed import eta_s
 from fanout.core.day_budgets import ALL_MODELS
 from fanout.core.records import RunStatus
 from fanout.core.units import clock, cost_of, count_of, plural
-from fanout.runs.status import saved_parts, truncation_notes
+from fanout.runs.status import kept_notes, saved_parts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,10 +66,10 @@ def run_rows(status: Status, speed: Speed | None) -> list[Row]:
         "cache": saved_parts(status.saved),
         "by model": model_lines(status),
         "retries": [plural(again, "call was made again", "calls were made again")]
-        if again > 0
+        if again > 0 and status.asks_once
         else [],
         "errors": _kinds(status.errors),
-        "truncated": truncation_notes(status),
+        "kept": kept_notes(status),
     }
     return [(label, parts) for label, parts in rows.items() if parts]
 

@@ -23,7 +23,7 @@ from fanout.runs.lost_calls import with_lost_calls
 from fanout.runs.outputs import output_of, refused_note, typed_value
 from fanout.runs.results import Output, Result
 from fanout.runs.rows import layout_of
-from fanout.runs.status import StageStatus, Status, StoredResult, truncation_notes
+from fanout.runs.status import StageStatus, Status, StoredResult, kept_notes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -56,8 +56,9 @@ class RunAnswers:
         self._map_id = StageId(run_id, 0)
         self._store = store
         self._types = types
-        # The lane and the models of the job, which do not change.
+        # The lane and the models of the job, which do not change, and whether a branch asks once.
         self._called: tuple[LaneChoice, tuple[str, ...]] | None = None
+        self._asks_once = True
         self._split: tuple[str, str, str] | None = None
 
     @property
@@ -126,6 +127,8 @@ class RunAnswers:
             gathered=gathered,
             batches=tuple(batches),
             kept_truncated=branches.kept_truncated,
+            kept_rejected=branches.kept_rejected,
+            asks_once=self._asks_once,
             usage_by_model=self._by_model(stages, plan),
             saved=total_saved([stage.saved for stage in used]),
             budget=budget,
@@ -157,6 +160,7 @@ class RunAnswers:
                 # The status of a damaged run is of use all the same.
                 return None, {}
             self._called = spec.lane, spec.all_models
+            self._asks_once = not spec.steps and spec.certainty is None
         lane, models = self._called
         if has_ended:
             return lane, {}
@@ -182,7 +186,7 @@ class RunAnswers:
             branches=branches,
             aggregated=aggregated,
             aggregated_json=None if self._types.aggregate is None else value,
-            notes=[*truncation_notes(status), *notes, *faults],
+            notes=[*kept_notes(status), *notes, *faults],
             reduce_errors=self.stored_result().errors,
             usage=status.usage,
             usage_by_model=status.usage_by_model or {spec.model: status.usage},

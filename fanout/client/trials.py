@@ -10,7 +10,7 @@ import msgspec
 from fanout.client.arguments import checked_spec
 from fanout.client.estimates import estimator_of
 from fanout.core.errors import SpecError
-from fanout.core.records import Document
+from fanout.core.records import Document, total_usage
 from fanout.core.spec import RunSpec
 from fanout.core.tokens import BYTES_PER_TOKEN
 from fanout.inputs.documents import log_notice
@@ -186,15 +186,18 @@ def trial_of(begun: BegunTrial) -> Trial:
             value=share.value * branches, low=share.low * branches, high=share.high * branches
         ),
         elapsed_s=elapsed_s,
-        time_s=_time_s(begun, [one.elapsed_s for one in outputs if not one.cached]),
+        time_s=_time_s(begun, [one for one in outputs if not one.cached]),
         answers=(lengths[0], lengths[len(lengths) // 2], lengths[-1]) if lengths else None,
         estimate=begun.estimate,
     )
 
 
 def _used(one: Output[Any], name: str) -> float | None:
-    """Return what a branch used, or, where its answer was cached, what that answer had used."""
-    found: float | None = getattr(one.saved if one.cached else one.usage, name)
+    """Return what a branch used, with what its answers had used that were cached, as steps may be."""
+    parts = [one.usage, one.saved] if one.saved.calls else [one.usage]
+    if one.cached:
+        parts = [one.saved]
+    found: float | None = getattr(total_usage(parts), name)
     return found
 
 
@@ -205,19 +208,23 @@ def _projected(chunks: list[list[Output[Any]]], name: str, total: int) -> Projec
     return project([sum(one for one in some if one is not None) for some in values], total)
 
 
-def _time_s(begun: BegunTrial, called_s: list[float]) -> float | None:
+def _time_s(begun: BegunTrial, called: list[Output[Any]]) -> float | None:
     """Return how long the job takes by branches of which none was answered from the cache."""
     estimate = begun.estimate
     if estimate.lane == "batch":
         return None
-    if not called_s:
+    if not called:
         return estimate.chosen.time_s_high
-    branch_s = sum(called_s) / len(called_s)
+    branch_s = sum(one.elapsed_s for one in called) / len(called)
+    # Of each step, and of those that are made again.
+    each = max(1.0, sum(one.attempts + one.saved.calls for one in called) / len(called))
+    calls = estimate.branches * each
     low, _ = time_range(
-        Calls(calls_low=estimate.branches, calls_high=estimate.branches),
+        Calls(calls_low=calls, calls_high=calls),
         requests_per_minute=begun.rpm,
         tokens_per_minute=None,
         places=begun.places,
-        call_s=branch_s,
+        call_s=branch_s / each,
+        in_turn=each,
     )
     return low

@@ -254,6 +254,7 @@ class StageRecord(msgspec.Struct, frozen=True, kw_only=True):
         succeeded: Branches with an output.
         failed: Branches with an error.
         kept_truncated: Those with an output that was cut off at its limit of tokens.
+        kept_rejected: Those with an output that a judge did not pass.
         errors: Failed branches by kind.
         again: Those of them that the latest retry has still to take back.
         usage: The usage of the calls.
@@ -268,6 +269,7 @@ class StageRecord(msgspec.Struct, frozen=True, kw_only=True):
     succeeded: int = 0
     failed: int = 0
     kept_truncated: int = 0
+    kept_rejected: int = 0
     errors: dict[ErrorKind, int] = {}
     again: dict[ErrorKind, int] = {}
     usage: Usage = NO_CALL

@@ -160,6 +160,20 @@ class StepPrompts:
                 ) from None
         return own
 
+    def references(self, step: StepSpec) -> list[str]:
+        """Return ``STEP`` or ``STEP.field`` for each place in a prompt at which an answer stands."""
+        parts = dict(self._answers[step.name])
+        found: list[str] = []
+        for name in self.templates[step.name].parts[1::2]:
+            bare = name.removeprefix(OWN)
+            if name in parts:
+                found.append(parts[name])
+            elif step.judge is not None and bare == "answer":
+                found.append(step.judge)
+            elif step.judge is not None and bare == "task":
+                found += self.references(self._steps[step.judge])
+        return found
+
     def answer_names(self, step: StepSpec) -> frozenset[str]:
         """Return the names in the prompt of a step that differ with the answers of steps."""
         names = {name for name, _ in self._answers[step.name]}

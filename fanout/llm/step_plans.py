@@ -18,6 +18,7 @@ from fanout.inputs.step_prompts import StepPrompts
 from fanout.llm.prices import price_of
 from fanout.llm.prompt_plans import PromptPlan
 from fanout.policy.prefixes import cache_rules
+from fanout.policy.routes import runs_at_most
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -57,7 +58,7 @@ class StepPlan:
                 order=spec.prompt_order if _shares(asks[0], prompts) else "as_written",
                 varying=frozenset().union(*(prompts.answer_names(step) for step in steps)),
                 in_turn=_calls_of(steps),
-                rounds=sum(_rounds_at_most(spec.steps, step) - 1 for step in steps),
+                rounds=sum(runs_at_most(spec.steps, step) - 1 for step in steps),
             )
             self._plans.update(dict.fromkeys((step.name for step in steps), plan))
 
@@ -138,17 +139,6 @@ def _calls_of(steps: Sequence[StepSpec]) -> int:
     routes = Counter(frozenset(step.when.items()) for step in steps)
     always = routes.pop(frozenset(), 0)
     return always + max(routes.values(), default=0)
-
-
-def _rounds_at_most(steps: Sequence[StepSpec], step: StepSpec) -> int:
-    """Return how often a step runs at most, as judges send answers back."""
-    places = {one.name: place for place, one in enumerate(steps)}
-    own = places[step.name]
-    return 1 + sum(
-        judge.rounds - 1
-        for judge in steps
-        if judge.judge is not None and places[judge.judge] <= own <= places[judge.name]
-    )
 
 
 def step_plan_of(spec: RunSpec) -> StepPlan | None:

@@ -22,6 +22,7 @@ __all__ = [
     "LaneEstimate",
     "Projection",
     "answer_range",
+    "any_of",
     "cost_range",
     "is_telling",
     "likely_answer",
@@ -29,12 +30,15 @@ __all__ = [
     "project",
     "time_range",
     "tree_calls",
+    "tree_range",
 ]
 
 # A mean is worth something from so many answers on; the total is within this factor of it.
 _SEEN = 10
 _WITHIN = 2.0
 _MINUTE_S = 60.0
+# Tokens of the line that names an answer in a reduce.
+_PLACE_TOKENS = 20
 # Tokens of an answer, as long as none of the model was seen.
 _ASSUMED_ANSWER_TOKENS = 500.0
 
@@ -71,6 +75,22 @@ class Calls(msgspec.Struct, frozen=True, kw_only=True):
             output_likely=self.output_likely + other.output_likely,
             output_high=high,
         )
+
+
+def any_of(found: Sequence[tuple[float, Calls]]) -> Calls:
+    """Return the range over several ways, each with its share: the least, the mean and the most."""
+    highs = [one.output_high for _, one in found]
+    return Calls(
+        calls_low=min(one.calls_low for _, one in found),
+        calls_likely=sum(share * one.calls_likely for share, one in found),
+        calls_high=max(one.calls_high for _, one in found),
+        input_low=min(one.input_low for _, one in found),
+        input_likely=sum(share * one.input_likely for share, one in found),
+        input_high=max(one.input_high for _, one in found),
+        output_low=min(one.output_low for _, one in found),
+        output_likely=sum(share * one.output_likely for share, one in found),
+        output_high=None if None in highs else max(one for one in highs if one is not None),
+    )
 
 
 class LaneEstimate(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,6 +181,7 @@ def time_range(
     tokens_per_minute: float | None,
     places: int | None,
     call_s: float | None,
+    in_turn: float = 1.0,
 ) -> tuple[float | None, float | None]:
     """Return the least and the most seconds that calls take by the limits that are known.
 
@@ -172,6 +193,7 @@ def time_range(
         tokens_per_minute: Its limit of tokens.
         places: How many calls may be in flight; None if that is unknown.
         call_s: How long a call has taken on average; None if that is unknown.
+        in_turn: How many calls of a branch follow each other, at least.
     """
     low: list[float] = []
     high: list[float | None] = []
@@ -187,8 +209,8 @@ def time_range(
         low.append(ceil(calls.calls_low / places) * call_s)
         high.append(ceil(calls.calls_high / places) * call_s)
     if call_s and low:
-        low.append(call_s if calls.calls_low else 0.0)
-        high.append(call_s if calls.calls_high else 0.0)
+        low.append(call_s * in_turn if calls.calls_low else 0.0)
+        high.append(call_s * in_turn if calls.calls_high else 0.0)
     known = [one for one in high if one is not None]
     return max(low, default=None), max(known) if known and len(known) == len(high) else None
 
@@ -215,6 +237,15 @@ def tree_calls(
             break
         answers, size = made, partial
     return calls, tokens
+
+
+def tree_range(answers: float, room: float, answer: float, partial: float, frame: float) -> Calls:
+    """Return the calls of a reduce, each with ``frame`` tokens around the answers; see ``tree_calls``."""
+    calls, tokens = tree_calls(
+        answers, room=room, answer=answer + _PLACE_TOKENS, partial=partial + _PLACE_TOKENS
+    )
+    tokens += calls * frame
+    return Calls(calls_low=calls, calls_high=calls, input_low=tokens, input_high=tokens)
 
 
 class Projection(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,7 +21,9 @@ __all__ = [
     "ErrorExample",
     "ErrorRow",
     "Figures",
+    "Rejections",
     "ShownBranch",
+    "ShownStep",
     "Tally",
     "TokenFigures",
 ]
@@ -48,11 +50,28 @@ class ShownBranch(msgspec.Struct, frozen=True, kw_only=True):
     kind: ErrorKind | None
 
 
+class ShownStep(msgspec.Struct, frozen=True, kw_only=True):
+    """A step that a branch has made.
+
+    Attributes:
+        name: The name of the step.
+        round: Which answer of it this is, from 1 on: a judge may have sent some back.
+        answer: The answer, truncated if it is long; the error, if it failed.
+        kind: Why it failed, or None.
+    """
+
+    name: str
+    round: int
+    answer: str
+    kind: ErrorKind | None = None
+
+
 class ErrorExample(msgspec.Struct, frozen=True, kw_only=True):
-    """A failed branch and its error message."""
+    """A failed branch, its error message, and its steps until then."""
 
     branch: ShownBranch
     message: str
+    steps: list[ShownStep] = []
 
 
 class ErrorRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +91,20 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     branch: ShownBranch
     output: str
     text: str | None = None
+
+
+class Rejections(msgspec.Struct, frozen=True, kw_only=True):
+    """The branches whose answer a judge did not pass in its last round.
+
+    Attributes:
+        kept: Those whose answer was kept as an output.
+        failed: Those that failed for it.
+        examples: The first of them, with their steps.
+    """
+
+    kept: int = 0
+    failed: int = 0
+    examples: list[ErrorExample] = []
 
 
 class Tally(msgspec.Struct, kw_only=True):
@@ -151,6 +184,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
         documents: The documents by how their branches ended.
         slowest: The branches that took longest.
         answers: A sample of the answers, spread evenly over the run.
+        rejections: What judges did not pass; None in a run without a judge.
     """
 
     succeeded: int
@@ -167,6 +201,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     documents: DocumentFigures
     slowest: list[ShownBranch]
     answers: list[Answer]
+    rejections: Rejections | None = None
 
     @property
     def done(self) -> int:

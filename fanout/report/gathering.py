@@ -11,6 +11,7 @@ import msgspec
 from fanout.core.cells import cell_text
 from fanout.core.redaction import redacted
 from fanout.report.durations import DurationCounter
+from fanout.report.examples import NAME_CHARS, RejectionCounter, shown_branch, shown_steps
 from fanout.report.figures import (
     Answer,
     AttemptRow,
@@ -18,7 +19,6 @@ from fanout.report.figures import (
     ErrorExample,
     ErrorRow,
     Figures,
-    ShownBranch,
     Tally,
     TokenFigures,
 )
@@ -40,7 +40,6 @@ _EXAMPLES = 3
 _SLOWEST = 20
 _WORST_DOCUMENTS = 20
 _ANSWERS = 10
-_NAME_CHARS = 200
 _MESSAGE_CHARS = 500
 _ANSWER_CHARS = 600
 
@@ -59,7 +58,8 @@ class _ErrorCounter:
         if len(distinct) >= _EXAMPLES:
             return
         message = one_line(branch.message or "", _MESSAGE_CHARS)
-        example = ErrorExample(branch=_shown_branch(branch), message=message)
+        steps = shown_steps(branch)
+        example = ErrorExample(branch=shown_branch(branch), message=message, steps=steps)
         repeated = self._repeated.setdefault(kind, [])
         if all(message != other.message for other in distinct):
             distinct.append(example)
@@ -111,7 +111,7 @@ class _AnswerSample:
             shown = one_line(output, _ANSWER_CHARS)
             # The chunk of a run that reads names the URL of a document.
             text = None if branch.text is None else redacted(one_line(branch.text, _ANSWER_CHARS))
-            self._sample.append(Answer(branch=_shown_branch(branch), output=shown, text=text))
+            self._sample.append(Answer(branch=shown_branch(branch), output=shown, text=text))
         self._count += 1
         if len(self._sample) > 2 * _ANSWERS:
             self._sample = self._sample[::2]
@@ -155,11 +155,12 @@ class _FigureCollector:
         self._documents = _DocumentCounter()
         self._slowest = _Largest(_SLOWEST)
         self._answers = _AnswerSample()
+        self._rejections = RejectionCounter()
 
     def add_document(self, branches: Iterable[Output[Any]]) -> None:
         tally = None
         for branch in branches:
-            tally = tally or Tally(name=one_line(branch.document, _NAME_CHARS))
+            tally = tally or Tally(name=one_line(branch.document, NAME_CHARS))
             tally.count(branch)
             self._add(branch)
         if tally is not None:
@@ -169,8 +170,11 @@ class _FigureCollector:
         self._all.count(branch)
         self._models.add(branch)
         self._calls += branch.attempts
-        # The answers of a vote are questions of their own.
-        self._repeated += max(0, branch.attempts - (branch.samples or 1))
+        # The answers of a vote and those of steps are questions of their own.
+        asked = sum(step.attempts > 0 for step in branch.step_records) or branch.samples or 1
+        self._repeated += max(0, branch.attempts - asked)
+        if branch.is_rejected is not None:
+            self._rejections.add(branch)
         if branch.aspect is not None:
             self._aspects.setdefault(branch.aspect, Tally(name=branch.aspect)).count(branch)
         if branch.kind is not None:
@@ -184,7 +188,7 @@ class _FigureCollector:
         if branch.has_latency:
             self._durations.add(branch.elapsed_s, failed=branch.kind is not None)
             if self._slowest.would_take(branch.elapsed_s):
-                self._slowest.add(branch.elapsed_s, _shown_branch(branch))
+                self._slowest.add(branch.elapsed_s, shown_branch(branch))
 
     def _add_attempts(self, branch: Output[Any]) -> None:
         row = self._attempts.setdefault(branch.attempts, AttemptRow(attempts=branch.attempts))
@@ -219,6 +223,7 @@ class _FigureCollector:
             documents=self._documents.figures(),
             slowest=self._slowest.items(),
             answers=self._answers.answers(),
+            rejections=self._rejections.figures(),
         )
 
 
@@ -252,19 +257,6 @@ def _within(durations: DurationFigures, seconds: float | None) -> float | None:
     if seconds is None or durations.least_s is None or durations.most_s is None:
         return seconds
     return min(max(seconds, durations.least_s), durations.most_s)
-
-
-def _shown_branch(branch: Output[Any]) -> ShownBranch:
-    return ShownBranch(
-        index=branch.index,
-        document=one_line(branch.document, _NAME_CHARS),
-        aspect=branch.aspect,
-        model=branch.model,
-        sample=branch.sample,
-        attempts=branch.attempts,
-        elapsed_s=branch.elapsed_s,
-        kind=branch.kind,
-    )
 
 
 def _as_slice(branch: Output[Any]) -> Slice:

@@ -20,7 +20,7 @@ from fanout.report.gathering import gather
 from fanout.report.settings import answer_settings
 from fanout.runs.evaluation import Evaluator
 from fanout.runs.job_drawing import job_drawing
-from fanout.runs.status import truncation_notes
+from fanout.runs.status import kept_notes
 from fanout.system.private_files import whole_file
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def page(facts: Facts) -> str:
         answer_settings=answer_settings(spec),
         step_prompts=[(step.name, _asked(step)) for step in spec.steps],
         drawing=job_drawing(spec) if spec.steps else [],
-        kept_cut=truncation_notes(facts.status),
+        kept_cut=kept_notes(facts.status),
         figures=figures,
         stored=facts.stored,
         aggregates=aggregates(facts.stored, spec.reduction, is_grouped=bool(spec.group_by)),

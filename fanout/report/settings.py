@@ -33,18 +33,10 @@ def _settings(spec: RunSpec) -> Iterator[tuple[str, str]]:
     if spec.compares:
         yield "criteria", "; ".join(spec.criteria)
         yield "judge_model", spec.reduce_model
-    if spec.schema is not None:
-        yield "schema", _shape(spec.schema)
-    elif spec.choices:
-        yield "choices", ", ".join(spec.choices)
-    else:
-        yield "output_format", spec.output_format
-    if spec.aggregate_schema is not None:
-        yield "aggregate_schema", _shape(spec.aggregate_schema)
-    has_shape = spec.schema is not None or spec.choices or spec.output_format == "json"
-    if has_shape or spec.aggregate_schema is not None:
-        yield "max_reasks", f"{spec.max_reasks:,} after an answer that does not fit"
-    yield from _unusual(spec, on_truncated="fail", prompt_order="auto", lane="realtime")
+    yield from _shapes(spec)
+    yield from _unusual(
+        spec, on_rejected="keep", on_truncated="fail", prompt_order="auto", lane="realtime"
+    )
     if spec.labels:
         yield (
             "labels",
@@ -52,6 +44,26 @@ def _settings(spec: RunSpec) -> Iterator[tuple[str, str]]:
                 f"{field}={column}" if field else column for field, column in spec.labels.items()
             ),
         )
+
+
+def _shapes(spec: RunSpec) -> Iterator[tuple[str, str]]:
+    """Yield what answers and the aggregate must be."""
+    if spec.answer_schema is not None:
+        yield "schema", _shape(spec.answer_schema)
+    elif spec.answer_choices:
+        yield "choices", ", ".join(spec.answer_choices)
+    elif not spec.steps:
+        yield "output_format", spec.output_format
+    if spec.aggregate_schema is not None:
+        yield "aggregate_schema", _shape(spec.aggregate_schema)
+    has_shape = (
+        spec.schema is not None
+        or spec.choices
+        or spec.output_format == "json"
+        or any(step.has_shape for step in spec.steps)
+    )
+    if has_shape or spec.aggregate_schema is not None:
+        yield "max_reasks", f"{spec.max_reasks:,} after an answer that does not fit"
 
 
 def _unusual(spec: RunSpec, **usual: str) -> Iterator[tuple[str, str]]:

@@ -9,48 +9,61 @@ from typing import TYPE_CHECKING, Any, get_args
 import msgspec
 
 from fanout.aggregators import group_key
-from fanout.core.answer_shape import AnswerShape
 from fanout.core.errors import SpecError
 from fanout.core.lanes import Lane, takes_lane
 from fanout.core.neighbours import with_around
-from fanout.core.records import BranchRef
-from fanout.core.tokens import BYTES_PER_TOKEN, utf8_bytes
-from fanout.inputs.prompt_layout import branch_values
-from fanout.inputs.prompts import Template
+from fanout.core.tokens import BYTES_PER_TOKEN
 from fanout.inputs.splitters import split_documents, splitter_of
-from fanout.inputs.token_counters import make_counter, ratio_of
-from fanout.llm.call_bounds import longest_answer
+from fanout.inputs.token_counters import ratio_of
 from fanout.llm.prices import price_of
-from fanout.llm.prompt_plans import plan_of
-from fanout.llm.registry import known_context_tokens
 from fanout.policy.consensus import is_decided
 from fanout.policy.estimates import (
     Calls,
     LaneEstimate,
-    answer_range,
+    any_of,
     cost_range,
     is_telling,
-    likely_answer,
     likely_cost,
     time_range,
-    tree_calls,
+    tree_range,
 )
-from fanout.policy.token_ratio import KINDS, TokenRatio, TokenSums, bytes_by_kind
+from fanout.policy.token_ratio import TokenRatio, TokenSums, bytes_by_kind
+from fanout.runs.ask_counts import AskCounts
 from fanout.runs.token_counts import ANSWER_TOKENS, reduce_room
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from fanout.core.asks import Ask
     from fanout.core.records import Chunk, Document
     from fanout.core.spec import RunSpec
+    from fanout.policy.routes import Route
 
-__all__ = ["Estimate", "Estimator"]
+    _ByModel = Mapping[str, Calls]
+    _RouteCalls = tuple[Route, Mapping[tuple[str, str], Calls]]
 
-# Tokens of a label beside its text, and of the line that names an answer in a reduce.
-_FRAME_TOKENS = 2
-_PLACE_TOKENS = 20
+__all__ = ["Estimate", "Estimator", "StepEstimate"]
+
 # Groups that are told apart; the chunks of more are taken to be in groups of the same sizes.
 _MOST_GROUPS = 100_000
+
+
+class StepEstimate(msgspec.Struct, frozen=True, kw_only=True):
+    """What the calls of a step would use.
+
+    Attributes:
+        name: The step.
+        models: The models that are asked first.
+        calls: Its calls, and their tokens. A route may leave it out, and judges send answers back.
+        prompt: Its first prompt, with placeholders for the answers of earlier steps.
+        system: Its system prompt.
+    """
+
+    name: str
+    models: list[str]
+    calls: Calls
+    prompt: str | None
+    system: str | None
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +86,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
             ``max_tokens`` nor answers that were seen say more.
         prompt: The first prompt, as it would be sent.
         system: The system prompt.
+        steps: The same for each step that calls a model, in order.
     """
 
     documents: int
@@ -89,6 +103,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     is_wide: bool
     prompt: str | None
     system: str | None
+    steps: list[StepEstimate] = []
 
     @property
     def chosen(self) -> LaneEstimate:
@@ -98,7 +113,8 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON values; unknown values are None."""
         made: dict[str, Any] = msgspec.to_builtins(self)
-        for calls in (made["calls"], made["reduce"], *made["by_model"].values()):
+        of_steps = [step["calls"] for step in made["steps"]]
+        for calls in (made["calls"], made["reduce"], *made["by_model"].values(), *of_steps):
             calls.update({name: n if n is None else round(n) for name, n in calls.items()})
         if self.learnt_calls is not None:
             made["learnt_calls"] = round(self.learnt_calls)
@@ -123,20 +139,11 @@ class Estimator:
         self._spec = spec
         self._seen = {model: seen(model) for model in spec.all_models}
         self.places = places
-        self._templates = {name: Template.parse(source) for name, source in spec.prompts.items()}
-        self._plan = plan_of(spec)
-        own = ratio_of(spec.tokenizer)
-        is_exact = spec.tokenizer is not None and own is None
-        self._exact = make_counter(spec.tokenizer, model=spec.model) if is_exact else None
-        shape = _shape_of(spec.schema, spec.choices)
-        self._kinds = [0.0] * len(KINDS)
-        self._exact_tokens = 0
-        self._prompt: str | None = None
-        self._documents = self._bad = self._chunks = self._bad_chunks = self._prompts = 0
+        self._counts = AskCounts(spec, self._seen)
+        self._documents = self._bad = self._chunks = self._bad_chunks = 0
         self._groups: Counter[str] = Counter()
         # The chunks of the groups beyond these.
         self._ungrouped = 0
-        self._shape_bytes = 0 if shape is None else utf8_bytes(shape.in_words)
 
     def documents(self, documents: Iterable[Document]) -> Iterator[Chunk]:
         """Read documents; yield their chunks, those that cannot be used excepted, with their numbers."""
@@ -162,27 +169,10 @@ class Estimator:
         """Count the branches of a chunk."""
         spec = self._spec
         self._chunks += 1
-        for aspect in self._templates:
-            prompt = self._rendered(chunk, number, aspect)
-            if self._prompt is None:
-                self._prompt = prompt
-            self._prompts += 1
-            if self._exact is not None:
-                self._exact_tokens += self._exact(prompt) + self._exact(spec.system or "")
-            kinds = bytes_by_kind((prompt, spec.system or ""), shape_bytes=self._shape_bytes)
-            self._kinds = [one + more for one, more in zip(self._kinds, kinds, strict=True)]
-            if spec.reduction == "llm":
+        self._counts.add(chunk, number)
+        if spec.reduction == "llm":
+            for aspect in spec.aspect_names:
                 self._count_group(chunk, aspect)
-
-    def _rendered(self, chunk: Chunk, number: int, aspect: str | None) -> str:
-        spec = self._spec
-        ref = BranchRef(chunk=number, aspect=aspect, model=spec.model, sample=0)
-        values = branch_values(chunk, ref, 0, chunk.around)
-        if self._plan is None:
-            return self._templates[aspect].render(values, chunk.columns)
-        lane: Lane = "realtime"
-        prompt, _ = self._plan.prompt(chunk, ref, values, model=spec.model, chunks=1, lane=lane)
-        return prompt
 
     def _count_group(self, chunk: Chunk, aspect: str | None) -> None:
         group = group_key(
@@ -199,57 +189,53 @@ class Estimator:
 
     def result(self) -> Estimate:
         """Return the estimate for what was counted."""
-        spec = self._spec
-        by_model = {model: self._calls_of(model) for model in spec.models or (spec.model,)}
-        branches = Calls()
-        for one in by_model.values():
-            branches = branches.plus(one)
+        spec, shown = self._spec, self._counts.shown
         reduced = self._reduce()
-        by_model[spec.model] = by_model[spec.model].plus(reduced)
+        routes = self._counts.routes(self._times)
+        by_route = [(route.share, _by_model(calls, spec.model, reduced)) for route, calls in routes]
+        models = dict.fromkeys(model for _, found in by_route for model in found)
+        by_model = {
+            model: any_of([(share, found.get(model, Calls())) for share, found in by_route])
+            for model in models
+        }
+        first = self._counts.asks[0]
         lanes: tuple[Lane, ...] = get_args(Lane)
-        unpriced = [one for one in by_model if price_of(one, spec.price) is None]
         return Estimate(
             documents=self._documents,
             bad_documents=self._bad,
             chunks=self._chunks,
             branches=(self._chunks + self._bad_chunks) * spec.branches_per_chunk,
-            calls=branches,
+            calls=any_of([(route.share, _total(calls.values())) for route, calls in routes]),
             reduce=reduced,
             by_model=by_model,
             lane=spec.lane,
             lanes=[
-                self._in_lane(lane, by_model)
+                self._in_lane(lane, by_route)
                 for lane in lanes
                 if all(takes_lane(model, lane) for model in by_model)
             ],
-            unpriced=unpriced,
-            learnt_calls=None if self._exact is not None else self._seen[spec.model].calls,
-            is_wide=self._chunks > 0 and any(map(self._is_wide, by_model)),
-            prompt=self._prompt,
-            system=spec.system,
+            unpriced=[one for one in by_model if price_of(one, spec.price) is None],
+            learnt_calls=None if self._counts.is_exact else self._seen[first.models[0]].calls,
+            is_wide=self._chunks > 0 and any(map(self._is_wide, self._counts.asks)),
+            prompt=next(iter(shown.values()), None),
+            system=first.system,
+            steps=[]
+            if not spec.steps
+            else [self._of_step(ask, routes) for ask in self._counts.asks],
         )
 
-    def _calls_of(self, model: str) -> Calls:
-        """Return the calls of the branches to one model."""
-        tokens = (
-            float(self._exact_tokens)
-            if self._exact is not None
-            else TokenRatio.fitted(self._seen[model]).tokens_of(self._kinds)
-        )
-        low, high = self._times
-        middle = (low + high) / 2
-        least, likely, most = self._answer_of(model)
-        calls = float(self._prompts)
-        return Calls(
-            calls_low=calls * low,
-            calls_likely=calls * middle,
-            calls_high=calls * high,
-            input_low=tokens * low,
-            input_likely=tokens * middle,
-            input_high=tokens * high,
-            output_low=calls * low * least,
-            output_likely=calls * middle * likely,
-            output_high=None if most is None else calls * high * most,
+    def _of_step(self, ask: Ask, routes: Sequence[_RouteCalls]) -> StepEstimate:
+        name = "" if ask.step is None else ask.step.name
+        calls = [
+            (route.share, _total(one for (step, _), one in found.items() if step == name))
+            for route, found in routes
+        ]
+        return StepEstimate(
+            name=name,
+            models=list(ask.models),
+            calls=any_of(calls),
+            prompt=self._counts.shown.get(name),
+            system=ask.system,
         )
 
     @cached_property
@@ -267,25 +253,15 @@ class Estimator:
         )
         return agreed / models, spec.samples
 
-    def _answer_of(self, model: str) -> tuple[float, float, float | None]:
-        """Return the fewest, the likely and the most tokens of an answer, on average."""
-        spec = self._spec
-        if spec.choices:
-            sizes = [_tokens(label) for label in spec.choices]
-            return min(sizes), sum(sizes) / len(sizes), max(sizes) + _FRAME_TOKENS
-        bound = spec.max_tokens or longest_answer(model) or known_context_tokens(model)
-        given = 1.0 if spec.schema is None else _least_of(spec.schema)
-        seen = self._seen[model]
-        least, most = answer_range(least=given, most=bound, seen=seen)
-        return least, likely_answer(least=least, most=most, seen=seen), most
-
-    def _is_wide(self, model: str) -> bool:
+    def _is_wide(self, ask: Ask) -> bool:
         """Return whether only the model bounds its answers."""
-        spec = self._spec
-        if spec.choices or spec.max_tokens is not None:
+        if ask.choices or ask.max_tokens is not None:
             return False
-        price = price_of(model, spec.price)
-        return not is_telling(self._seen[model]) and (price is None or not price.is_free)
+        prices = {model: price_of(model, self._spec.price) for model in ask.models}
+        return any(
+            not is_telling(self._seen[model]) and (price is None or not price.is_free)
+            for model, price in prices.items()
+        )
 
     def _reduce(self) -> Calls:
         spec = self._spec
@@ -298,18 +274,19 @@ class Estimator:
             room = float(reduce_room(spec, ratio))
         except SpecError:
             room = 1.0
-        least, likely, most = self._answer_of(spec.model)
+        outputs = self._counts.outputs()
+        least, likely, most = outputs.least, outputs.likely, outputs.most
         partial = float(spec.aggregate_max_tokens or ANSWER_TOKENS)
         # Each answer of a prompt: its samples, and those of each model.
-        each = spec.variants.count / len(self._templates)
+        each = spec.variants.count / len(spec.aspect_names)
         models = len(spec.models) if spec.group_by in ("model", "fanout.model") else 1
         low = middle = high = Calls()
         for count in self._groups.values():
             for _ in range(models):
                 answers = count * each / models
-                low = low.plus(_tree(answers, room, least, 1.0, frame))
-                middle = middle.plus(_tree(answers, room, likely, partial, frame))
-                high = high.plus(_tree(answers, room, most or partial, partial, frame))
+                low = low.plus(tree_range(answers, room, least, 1.0, frame))
+                middle = middle.plus(tree_range(answers, room, likely, partial, frame))
+                high = high.plus(tree_range(answers, room, most or partial, partial, frame))
         all_groups = 1 + self._ungrouped / self._groups.total()
         return Calls(
             calls_low=low.calls_low * all_groups,
@@ -323,7 +300,24 @@ class Estimator:
             output_high=high.calls_high * all_groups * partial,
         )
 
-    def _in_lane(self, lane: Lane, by_model: Mapping[str, Calls]) -> LaneEstimate:
+    def _in_lane(self, lane: Lane, by_route: Sequence[tuple[float, _ByModel]]) -> LaneEstimate:
+        """Return what a lane costs: from the cheapest way through the steps to the dearest."""
+        found = [self._on_route(lane, by_model) for _, by_model in by_route]
+        likely = [
+            (share, one.cost_usd_likely) for (share, _), one in zip(by_route, found, strict=True)
+        ]
+        lows = [one.cost_usd_low for one in found]
+        times = [one.time_s_low for one in found]
+        return LaneEstimate(
+            lane=lane,
+            cost_usd_low=None if None in lows else min(one for one in lows if one is not None),
+            cost_usd_likely=_sum([one and share * one for share, one in likely]),
+            cost_usd_high=_most([one.cost_usd_high for one in found]),
+            time_s_low=None if None in times else min(one for one in times if one is not None),
+            time_s_high=_most([one.time_s_high for one in found]),
+        )
+
+    def _on_route(self, lane: Lane, by_model: _ByModel) -> LaneEstimate:
         spec = self._spec
         lows: list[float | None] = []
         likely: list[float | None] = []
@@ -335,16 +329,7 @@ class Estimator:
             likely.append(likely_cost(price, calls, lane))
             lows.append(low)
             highs.append(high)
-            seen = self._seen[model]
-            times.append(
-                time_range(
-                    calls,
-                    requests_per_minute=spec.rate.requests_per_minute,
-                    tokens_per_minute=spec.rate.tokens_per_minute,
-                    places=self.places,
-                    call_s=seen.elapsed_s / seen.calls if seen.calls else None,
-                )
-            )
+            times.append(self._time_range(model, calls))
         # Models are limited apart, and share the places of workers.
         is_timed = lane != "batch"
         return LaneEstimate(
@@ -359,6 +344,38 @@ class Estimator:
             time_s_high=_most([high for _, high in times]) if lane == "realtime" else None,
         )
 
+    def _time_range(self, model: str, calls: Calls) -> tuple[float | None, float | None]:
+        seen, rate = self._seen[model], self._spec.rate
+        branches = self._chunks * self._spec.branches_per_chunk
+        return time_range(
+            calls,
+            requests_per_minute=rate.requests_per_minute,
+            tokens_per_minute=rate.tokens_per_minute,
+            places=self.places,
+            call_s=seen.elapsed_s / seen.calls if seen.calls else None,
+            # Those of the steps of a branch follow each other.
+            in_turn=calls.calls_low / branches if self._spec.steps and branches else 1.0,
+        )
+
+
+def _by_model(
+    calls: Mapping[tuple[str, str], Calls], reducing: str, reduced: Calls
+) -> dict[str, Calls]:
+    """Return calls by model, with those of the reduce."""
+    found: dict[str, Calls] = {}
+    for (_, model), one in calls.items():
+        found[model] = found.get(model, Calls()).plus(one)
+    if reduced.calls_high:
+        found[reducing] = found.get(reducing, Calls()).plus(reduced)
+    return found
+
+
+def _total(calls: Iterable[Calls]) -> Calls:
+    total = Calls()
+    for one in calls:
+        total = total.plus(one)
+    return total
+
 
 def _with_around(chunks: Iterator[Chunk], most: int) -> Iterator[Chunk]:
     """Return chunks that know the texts around them, in a job with ``neighbours``."""
@@ -366,14 +383,6 @@ def _with_around(chunks: Iterator[Chunk], most: int) -> Iterator[Chunk]:
         return chunks
     placed = with_around(chunks, most)
     return (msgspec.structs.replace(chunk, around=around) for chunk, around in placed)
-
-
-def _tree(answers: float, room: float, answer: float, partial: float, frame: float) -> Calls:
-    calls, tokens = tree_calls(
-        answers, room=room, answer=answer + _PLACE_TOKENS, partial=partial + _PLACE_TOKENS
-    )
-    tokens += calls * frame
-    return Calls(calls_low=calls, calls_high=calls, input_low=tokens, input_high=tokens)
 
 
 def _sum(values: list[float | None]) -> float | None:
@@ -384,22 +393,3 @@ def _sum(values: list[float | None]) -> float | None:
 def _most(values: list[float | None]) -> float | None:
     known = [one for one in values if one is not None]
     return max(known) if known and len(known) == len(values) else None
-
-
-def _tokens(text: str) -> float:
-    return max(1.0, utf8_bytes(text) / BYTES_PER_TOKEN)
-
-
-def _shape_of(schema: dict[str, Any] | None, choices: tuple[str, ...]) -> AnswerShape | None:
-    if choices:
-        return AnswerShape({"enum": list(choices)}, choices)
-    return None if schema is None else AnswerShape(schema)
-
-
-def _least_of(schema: Mapping[str, Any]) -> float:
-    """Return about how many tokens the shortest answer with a schema has."""
-    required = schema.get("required", ())
-    if not isinstance(required, (list, tuple)):
-        return 1.0
-    # A name in quotes, a colon, a short value and a comma.
-    return 1.0 + sum(_tokens(str(name)) + 3 for name in required)

@@ -47,6 +47,7 @@ def result_line(result: Result[Any]) -> str:
         "branches": len(result.branches),
         "failed": sum(kinds.values()),
         **({"kept_truncated": cut} if (cut := _cut_off(result)) else {}),
+        **({"kept_rejected": rejected} if (rejected := _rejected(result)) else {}),
         **({"errors": kinds} if kinds else {}),
         "calls": result.usage.calls,
         "cost_usd": result.usage.cost_usd,
@@ -72,6 +73,11 @@ def _cut_off(result: Result[Any]) -> int:
     return sum(branch.is_cut for branch in result.branches)
 
 
+def _rejected(result: Result[Any]) -> int:
+    """Return how many answers a judge did not pass, and that were kept."""
+    return sum(bool(branch.is_rejected) and branch.kind is None for branch in result.branches)
+
+
 def _facts(result: Result[Any]) -> list[str]:
     total, kinds = len(result.branches), _kinds(result)
     failed = sum(kinds.values())
@@ -81,6 +87,8 @@ def _facts(result: Result[Any]) -> list[str]:
         facts.append(f"{failed:,} failed ({counts})")
     if cut := _cut_off(result):
         facts.append(f"{cut:,} cut off and kept")
+    if rejected := _rejected(result):
+        facts.append(f"{rejected:,} rejected by a judge and kept")
     usage = [*_usage(result.usage), *saved_parts(result.saved)]
     return [*facts, *usage, plain(duration(result.elapsed_s))]
 

@@ -21,11 +21,11 @@ __all__ = [
     "StageStatus",
     "Status",
     "StoredResult",
+    "kept_notes",
     "latency_row",
     "retry_help",
     "saved_parts",
     "saved_row",
-    "truncation_notes",
 ]
 
 
@@ -89,6 +89,9 @@ class Status:
         succeeded: Branches with an output.
         failed: Branches with an error.
         kept_truncated: Branches with an output that was cut off at its limit of tokens.
+        kept_rejected: Branches with an output that a judge did not pass in its last round.
+        asks_once: Whether each branch asks one question: not with ``steps`` or ``certainty``. True if the
+            job cannot be read.
         errors: Failed branches by kind.
         usage: The usage of all calls; an unknown quantity is None.
         usage_by_model: The usage by model, if the run calls several; else empty.
@@ -137,6 +140,8 @@ class Status:
     gathered: int = 0
     batches: tuple[RunBatch, ...] = ()
     kept_truncated: int = 0
+    kept_rejected: int = 0
+    asks_once: bool = True
     usage_by_model: dict[str, Usage] = field(default_factory=dict)
     budget: BudgetStatus | None = None
     saved: Usage = NO_CALL
@@ -188,18 +193,23 @@ def saved_parts(saved: Usage) -> list[str]:
     return parts
 
 
-def truncation_notes(status: Status) -> list[str]:
-    """Return what to say of answers that were cut off and kept: of the branches, of the reduce."""
+def kept_notes(status: Status) -> list[str]:
+    """Return what to say of answers that were kept: cut off, or not passed by a judge."""
     reduced = sum(one.kept_truncated for one in status.stages if one.stage > 0)
     counted = {
         ("answer", "answers"): status.kept_truncated,
         ("answer of the reduce", "answers of the reduce"): reduced,
     }
-    return [
+    notes = [
         f"{plural(count, *names)} {'was' if count == 1 else 'were'} cut off and kept"
         for names, count in counted.items()
         if count
     ]
+    if rejected := status.kept_rejected:
+        answers = plural(rejected, "answer", "answers")
+        was = "was" if rejected == 1 else "were"
+        notes.append(f"{answers} {was} rejected by a judge and kept")
+    return notes
 
 
 def retry_help(status: Status) -> str:

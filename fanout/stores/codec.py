@@ -212,6 +212,7 @@ def decode_stage(raw: dict[bytes, bytes]) -> StageRecord:
         succeeded=counts.number("succeeded"),
         failed=counts.number("failed"),
         kept_truncated=counts.number("cut"),
+        kept_rejected=counts.number("rejected"),
         errors=counts.kinds("kind:"),
         again=counts.kinds("again:"),
         usage=counts.usage(),

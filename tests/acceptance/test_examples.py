@@ -15,6 +15,7 @@ import nbclient
 import nbformat
 import pandas as pd
 import pytest
+import yaml
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PROGRAMS = sorted(path for path in EXAMPLES.iterdir() if path.suffix in {".py", ".ipynb", ".yaml"})
@@ -82,6 +83,59 @@ def test_the_majority_of_several_answers_is_found_by_the_local_model(fanout, her
         assert 3 <= int(row["samples"]) <= 5
     votes = json.loads(done.stdout)["votes"]
     assert sum(votes.values()) == sum(int(row["samples"]) for row in rows)
+
+
+def as_fake(here, name, **fields):
+    """The job of an example with the fake model, and its inputs where they are."""
+    job = yaml.safe_load((EXAMPLES / name).read_text()) | {"model": "fake", **fields}
+    job["inputs"] = [str(EXAMPLES / one) for one in job["inputs"]]
+    path = here / name
+    path.write_text(yaml.safe_dump(job))
+    return str(path)
+
+
+def test_contracts_are_routed_and_judged(fanout, here):
+    job = as_fake(here, "contracts.yaml")
+    done = fanout("run", job, "--out", "articles.csv")
+    assert done.status == 0, done.stderr
+    with (here / "articles.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [bool(row["facts.holder"]) for row in rows] == [row["kind"] == "right" for row in rows]
+    assert [bool(row["duty"]) for row in rows] == [row["kind"] == "office" for row in rows]
+    assert {row["check.pass"] for row in rows} <= {"true", "false"}
+    assert [row["rejected"] for row in rows] == [
+        {"true": "false", "false": "true"}[row["check.pass"]] for row in rows
+    ]
+    shown = fanout("show", "latest", "0").stdout
+    assert "step kind" in shown
+    assert "Congress shall make no law" in shown
+    drawn = fanout("explain", job).stdout
+    assert "only if kind is right" in drawn
+
+
+def test_contracts_are_routed_and_judged_by_the_local_model(fanout):
+    job = str(EXAMPLES / "contracts.yaml")
+    done = fanout("run", job, "--limit", "1", "--stream", timeout_s=PATIENCE_S)
+    assert done.status == 0, done.stderr
+    branch = json.loads(done.stdout.splitlines()[0])
+    assert branch["steps"]["kind"] in {"right", "office"}
+    assert branch["steps"]["note"] == branch["output"]
+
+
+def test_reviews_are_asked_about_by_aspect(fanout, here):
+    done = fanout("run", as_fake(here, "aspects.yaml"), "--json")
+    assert done.status == 0, done.stderr
+    table = json.loads(done.stdout)["aggregated"]
+    assert {row["aspect"] for row in table} == {"acting", "story"}
+    assert sum(row["count"] for row in table) == 12
+
+
+def test_a_handbook_is_summed_up_by_a_tree(fanout, here):
+    done = fanout("run", as_fake(here, "handbook.yaml", context_tokens=512), "--json")
+    assert done.status == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["aggregated"].startswith("fake answer")
+    assert len(result["stages"]) > 2, "groups of notes, and a last one"
 
 
 def test_two_prompts_are_compared_on_labels_by_the_local_model(fanout):

@@ -62,8 +62,7 @@ class Judged(ScriptedProvider):
         return 200, openai_reply(json.dumps(verdict))
 
     def _branch(self, prompt, request):
-        seed = request.get("seed")
-        return f"{prompt} v{seed}" if seed is not None else prompt
+        return prompt if prompt.startswith("text") else f"{prompt} v{request['seed']}"
 
     def _winner(self, one, other):
         if self.prefers_first:
@@ -113,3 +112,84 @@ def test_best_and_pairwise_with_exact_counts(client, start_worker, provider, env
     assert result.to_dict()["branches"][0]["is_best"] is False
     assert result.notes == []
     assert {*map(frozenset, provider.judged)} >= {frozenset(("x v1", "x v2"))}
+
+
+def test_a_killed_worker_in_each_round_costs_the_calls_in_flight(
+    client, start_worker, provider, environment
+):
+    texts = [f"text {number}" for number in (3, 1, 4, 1, 9)]
+    expected = [(1, "text 9"), (2, "text 4"), (3, "text 3"), (4, "text 1"), (4, "text 1")]
+    once = {**environment, "FANOUT_CONCURRENCY": "1"}
+    worker = start_worker(**once)
+    run = submit(client, texts, reduce="pairwise")
+    assert run.wait(40).status is RunStatus.SUCCEEDED
+    whole = run.result()
+    assert [(row["rank"], row["output"]) for row in whole.aggregated] == expected
+    comparisons = list(provider.judged)
+    assert len({*map(frozenset, comparisons)}) * 2 == len(comparisons), "each in both orders, once"
+    assert whole.usage.calls == len(texts) + len(comparisons)
+    rounds = [stage.total for stage in run.status().stages[1:]]
+    assert sum(rounds) == len(comparisons)
+    # In each round a worker is killed in the middle of its first call.
+    for before in [sum(rounds[:number]) for number in range(len(rounds))]:
+        provider.hold(before + 1)
+        run = submit(client, texts, reduce="pairwise")
+        assert provider.is_held.wait(30)
+        worker.kill()
+        assert len(provider.judged) == before + 1
+        provider.goes_on.set()
+        worker = start_worker(**once)
+        assert run.wait(40).status is RunStatus.SUCCEEDED
+        result = run.result()
+        assert [(row["rank"], row["output"]) for row in result.aggregated] == expected
+        assert len(provider.judged) == len(comparisons) + 1, "the call in flight is made again"
+        assert result.usage.calls == whole.usage.calls
+        assert [stage.total for stage in run.status().stages[1:]] == rounds
+
+
+def test_groups_the_first_k_ties_failures_and_a_retry(client, start_worker, provider, environment):
+    start_worker(**environment)
+    rows = [
+        {"text": f"text {number}", "kind": "odd" if number % 2 else "even"} for number in range(6)
+    ]
+    run = submit(client, rows, reduce="pairwise", group_by="kind", k=1)
+    assert run.wait(40).status is RunStatus.SUCCEEDED
+    best = run.result().aggregated
+    assert {kind: [row["output"] for row in some] for kind, some in best.items()} == {
+        "even": ["text 4"], "odd": ["text 5"],
+    }  # fmt: skip
+    # A judge that goes by the place of answers knows no order, and it is told.
+    provider.prefers_first, provider.judged = True, []
+    result = submit(client, ["text 1", "text 2", "text 3"], reduce="pairwise")
+    result.wait(40)
+    assert {row["rank"] for row in result.result().aggregated} == {1}
+    assert len(provider.judged) == 4
+    assert result.result().notes == [
+        "2 of 2 comparisons count as ties, as the judge's choice changed with the order of the two answers"
+    ]
+    provider.prefers_first = False
+    # A comparison that fails is a tie; the others go on.
+    provider.fails = {"x v3"}
+    run = submit(client, ["x"], reduce="best", samples=3, max_attempts=1)
+    assert run.wait(40).status is RunStatus.SUCCEEDED
+    result = run.result()
+    assert result.aggregated["item 1"]["output"] == "x v2"
+    assert result.notes == ["1 of 2 comparisons failed, and count as ties"]
+    assert [error.kind.value for error in result.reduce_errors] == ["bad_request"] * 2
+    # Without any comparison the run has failed, and a retry compares again.
+    provider.fails, provider.calls = {"x v1", "x v2", "x v3"}, Counter()
+    run = submit(client, ["x"], reduce="best", samples=3, max_attempts=1)
+    assert run.wait(40).status is RunStatus.FAILED
+    assert "no comparison could be made: bad_request" in run.status().error
+    provider.fails = set()
+    assert run.retry_failed() == 0
+    assert run.wait(40).status is RunStatus.SUCCEEDED
+    assert run.result().aggregated["item 1"]["output"] == "x v2"
+    assert provider.calls["m"] == 3 + 2 + 4, "no branch again"
+    # A budget that the comparisons do not fit: those that do not count as ties.
+    run = submit(client, ["x"], reduce="best", samples=3, budget={"calls": 6})
+    assert run.wait(40).status is RunStatus.SUCCEEDED
+    result = run.result()
+    assert (len(result.errors), result.usage.calls) == (0, 6)
+    assert result.notes == ["1 of 2 comparisons failed, and count as ties"]
+    assert [error.kind.value for error in result.reduce_errors] == ["budget"]

@@ -11,6 +11,7 @@ import pytest
 from fanout import RunStatus
 from fanout.core.records import ErrorKind
 from fanout.core.spec import make_spec
+from fanout.report.page import render
 from tests.scripted_provider import ScriptedProvider, openai_reply
 
 QUICK = {"FANOUT_VISIBILITY_TIMEOUT_S": "5", "FANOUT_REAPER_INTERVAL_S": "0"}
@@ -157,9 +158,19 @@ def test_a_route_a_retry_and_what_a_judge_refuses(client, start_worker, provider
     refused = [*STEPS[:-1], {**STEPS[-1], "max_rounds": 1}]
     for on_rejected, kind in (("keep", None), ("fail", ErrorKind.INVALID_OUTPUT)):
         run = submit(client, ["a letter"], steps=refused, on_rejected=on_rejected)
-        run.wait(40)
-        [branch] = run.result().branches
+        status = run.wait(40)
+        result = run.result()
+        [branch] = result.branches
         assert branch.is_rejected is True
+        assert status.kept_rejected == (kind is None)
+        assert ("1 answer was rejected by a judge and kept" in result.notes) == (kind is None)
+        assert not status.asks_once
+        page = render(run)
+        # The steps of the branch, also of one that failed.
+        assert "What judges rejected" in page
+        assert "Hello" in page
+        [row] = result.to_pandas().to_dict("records")
+        assert (row["kind"], row["check.pass"], row["rejected"]) == ("letter", False, True)
         assert branch.kind is kind
         assert branch.output == ("NOTE item 1 Hello" if kind is None else None)
         assert kind is None or "step check did not pass the answer: be kind" in branch.message

@@ -108,8 +108,9 @@ return verdicts
 # latency (-1: no call), seconds, calls and the quantities of its usage; then, of runs that call several
 # models, for each branch and model the number of the branch, the model, calls and the quantities; with an
 # empty name of the model, these are what kept answers had cost. An
-# unknown quantity is ``>`` and the known part of it; the kind ``cut`` is an answer that was cut off, and
-# kept. Returns for each branch: first, and the number of ended branches of the shard, this one included.
+# unknown quantity is ``>`` and the known part of it; the kinds ``cut`` and ``rejected``, or both, are of
+# an answer that was cut off, or that a judge did not pass, and that was kept. Returns for each branch:
+# first, and the number of ended branches of the shard, this one included.
 # Only this script counts outcomes, so the sums always match them.
 RECORD = """
 local quantities = {@quantities}
@@ -123,10 +124,11 @@ local ended = redis.call('HLEN', KEYS[3])
 local function add(to, name, quantity)
     to[name] = (to[name] or 0) + tonumber(quantity)
 end
+local kept = {[''] = {}, cut = {'cut'}, rejected = {'rejected'}, ['cut rejected'] = {'cut', 'rejected'}}
 local function count(i)
-    local is_cut = ARGV[i + 2] == 'cut'
-    local ok = is_cut or ARGV[i + 2] == ''
-    if is_cut then add(counts, 'cut', 1) end
+    local marks = kept[ARGV[i + 2]]
+    local ok = marks ~= nil
+    for _, mark in ipairs(marks or {}) do add(counts, mark, 1) end
     add(counts, ok and 'succeeded' or 'failed', 1)
     if not ok then add(counts, 'kind:' .. ARGV[i + 2], 1) end
     if ARGV[i + 3] ~= '-1' then

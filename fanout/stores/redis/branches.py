@@ -71,12 +71,18 @@ def _record_args(request: RecordRequest) -> list[Any]:
     return [
         request.branch_id.position,
         codec.encode_outcome(outcome),
-        outcome.kind or ("cut" if outcome.is_cut else ""),
+        outcome.kind or _kept_as(outcome),
         bucket_of(outcome.elapsed_s) if outcome.has_latency else -1,
         outcome.elapsed_s,
         usage.calls,
         *_quantities(usage),
     ]
+
+
+def _kept_as(outcome: Outcome) -> str:
+    """Return what the script has to count of an answer, beside that there is one."""
+    marks = {"cut": outcome.is_cut, "rejected": outcome.is_rejected}
+    return " ".join(mark for mark, is_there in marks.items() if is_there)
 
 
 _quantities_of = operator.attrgetter(*QUANTITIES)

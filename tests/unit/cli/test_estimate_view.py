@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from fanout.cli.estimate_view import estimate_lines, short_estimate, trial_lines
 from fanout.client.trials import BegunTrial, trial_of
-from fanout.core.records import Document, Usage
+from fanout.core.records import NO_CALL, Document, Usage
 from fanout.core.spec import make_spec
 from fanout.policy.token_ratio import TokenSums
 from fanout.runs.estimate import Estimator
@@ -53,11 +53,14 @@ def test_a_short_one_says_what_narrows_it():
     assert "narrows" not in short_estimate(estimate(choices="yes,no"))
 
 
-def output(chunk, *, cached=False):
+def output(chunk, *, cached=False, attempts=None, saved=None):
     usage = Usage(calls=1, input_tokens=5, output_tokens=17, cost_usd=0.002)
+    attempts = (not cached) if attempts is None else attempts
+    saved = saved or (usage if cached else NO_CALL)
     return SimpleNamespace(
-        chunk=chunk, kind=None, usage=usage, saved=usage, cached=cached, elapsed_s=0.1
-    )
+        chunk=chunk, kind=None, usage=usage, saved=saved, cached=cached, attempts=int(attempts),
+        elapsed_s=0.1,
+    )  # fmt: skip
 
 
 def tried(outputs, *, lane="realtime"):
@@ -79,6 +82,16 @@ def test_no_job_is_faster_than_one_of_its_calls():
     run = SimpleNamespace(run_id="r", outcomes=lambda: iter([output(0)]))
     few_of = BegunTrial(run=run, estimate=few, places=8, rpm=None)
     assert trial_of(few_of).time_s == pytest.approx(0.1)
+
+
+def test_the_steps_of_a_branch_count_whether_called_or_kept():
+    saved = Usage(calls=2, input_tokens=5, output_tokens=3, cost_usd=0.001)
+    found = tried([output(at, attempts=1, saved=saved) for at in range(5)])
+    # 200 chunks.
+    assert found.cost_usd.value == pytest.approx(200 * 0.003)
+    assert found.output_tokens.value == pytest.approx(200 * 20)
+    # Three calls each, at 8 places.
+    assert found.time_s == pytest.approx(200 * 0.1 / 8)
 
 
 def test_answers_from_the_cache_do_not_say_how_long_a_call_takes():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from typing import Any
 
 import pytest
 
@@ -199,3 +200,69 @@ def test_memory_is_flat():
     tracemalloc.stop()
     assert estimator.result().chunks >= 19_999
     assert peak < 300_000
+
+
+FACTS = {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "string"}}}
+ROUTED: list[dict[str, Any]] = [
+    {"name": "kind", "prompt": "K {input}", "choices": ["bill", "letter"]},
+    {"name": "facts", "prompt": "F {input}", "schema": FACTS, "max_tokens": 100,
+     "model": "openai/gpt-4.1", "when": {"kind": "bill"}},
+    {"name": "note", "prompt": "N {facts.a} {facts}", "max_tokens": 40},
+    {"name": "check", "judge": "note", "criteria": "short", "max_tokens": 30, "max_rounds": 3},
+]  # fmt: skip
+
+
+def test_the_calls_of_steps_range_over_routes_and_rounds():
+    found, _ = estimated({"prompt": None, "steps": ROUTED, "samples": 2}, documents(5))
+    # Once or not; and each answer judged once to three times.
+    of_step = {one.name: (one.calls.calls_low, one.calls.calls_high) for one in found.steps}
+    assert of_step == {"kind": (10, 10), "facts": (0, 10), "note": (10, 30), "check": (10, 30)}
+    assert (found.calls.calls_low, found.calls.calls_high) == (30, 80)
+    assert found.branches == 10
+    by_model = {name: (one.calls_low, one.calls_high) for name, one in found.by_model.items()}
+    assert by_model == {"openai/gpt-5-mini": (30, 70), "openai/gpt-4.1": (0, 10)}
+    likely = {one.name: one.calls.calls_likely for one in found.steps}
+    assert likely == {"kind": 10, "facts": 5, "note": 20, "check": 20}
+    # Every answer is bounded by its own limit.
+    kind, facts, note, check = (one.calls.output_high for one in found.steps)
+    assert (facts, note, check) == (10 * 100, 30 * 40, 30 * 30)
+    assert kind < 10 * 6
+    assert not found.is_wide
+    # The cheapest way has no facts, and one round.
+    assert found.chosen.cost_usd_low < found.chosen.cost_usd_likely < found.chosen.cost_usd_high
+
+
+def test_answers_of_steps_count_in_the_prompts_of_later_ones():
+    plain = [{**ROUTED[1], "when": {}}, {**ROUTED[2], "prompt": "N"}]
+    fed = [{**ROUTED[1], "when": {}}, ROUTED[2]]
+    low, _ = estimated({"prompt": None, "steps": plain}, documents(10))
+    high, _ = estimated({"prompt": None, "steps": fed}, documents(10))
+    more = high.calls.input_high - low.calls.input_high
+    assert more == pytest.approx(10 * 200, rel=0.05), (
+        "the answer, and a field that may be all of it"
+    )
+
+
+def test_one_prompt_of_each_step_is_shown_with_placeholders():
+    found, _ = estimated({"prompt": None, "steps": ROUTED, "system": "S"}, documents(2))
+    shown = {one.name: one.prompt for one in found.steps}
+    text = "some words of a text"
+    assert shown["kind"] == found.prompt == f"K {text}"
+    assert shown["note"] == "N [a in the answer of facts] [the answer of facts]"
+    assert f"<task>\n{shown['note']}\n</task>" in shown["check"]
+    assert "[the answer of note]" in shown["check"]
+    assert found.to_dict()["steps"][1]["models"] == ["openai/gpt-4.1"]
+
+
+def test_a_chain_takes_as_long_as_its_calls_one_after_the_other():
+    seen = TokenSums(calls=10.0, elapsed_s=20.0)
+    three = [{"name": f"s{n}", "prompt": "{input}"} for n in range(3)]
+    found, _ = estimated({"prompt": None, "steps": three}, documents(1), seen=seen, places=64)
+    assert found.chosen.time_s_low == pytest.approx(6.0)
+
+
+def test_a_reduce_has_the_answers_of_the_step_that_gives_the_output():
+    job = {"prompt": None, "aggregate_prompt": "{input}", "aggregate_max_tokens": 9}
+    found, _ = estimated({**job, "steps": ROUTED}, documents(3))
+    assert found.reduce.input_high >= 3 * 40
+    assert found.reduce.input_high < 3 * 100
