@@ -104,13 +104,10 @@ def counter(fleet, name):
     return found.value
 
 
-def test_every_sum_of_a_run_is_what_the_provider_bills(ask, client):
-    biller, run, status, before = ask(CALLS)
+def require_sums(client, biller, run, status, before):
+    """Check that each sum of a run is what the provider bills."""
     result = run.result()
     branches, billed = float(biller.usd["branches"]), float(sum(biller.usd.values()))
-    assert [one.kind for one in result.errors] == [ErrorKind.CONTENT_FILTER] * TIMES
-    # A pause of the provider may bring some branches to the other model.
-    assert biller.calls.total() == status.usage.calls >= TIMES * sum(CALLS.values()) + 1
     # Outcomes, the run, its models, its table, its evaluation.
     of_outcomes = total_usage([one.usage for one in result.branches])
     assert of_outcomes.cost_usd == pytest.approx(branches, abs=1e-9)
@@ -127,6 +124,15 @@ def test_every_sum_of_a_run_is_what_the_provider_bills(ask, client):
     assert counter(fleet, "fanout_cost_usd") - before == pytest.approx(billed, abs=1e-9)
     assert dollars(billed) in run.report()
     assert dollars(billed) in summary(status)
+
+
+def test_every_sum_of_a_run_is_what_the_provider_bills(ask, client):
+    biller, run, status, before = ask(CALLS)
+    result = run.result()
+    assert [one.kind for one in result.errors] == [ErrorKind.CONTENT_FILTER] * TIMES
+    # A pause of the provider may bring some branches to the other model.
+    assert biller.calls.total() == status.usage.calls >= TIMES * sum(CALLS.values()) + 1
+    require_sums(client, biller, run, status, before)
 
     # Of a call that timed out nothing is known: the sum is unknown, and the rest is its least.
     biller, run, status, before = ask(["plain", "late"], timeout_s=2)
@@ -149,3 +155,116 @@ def test_every_sum_of_a_run_is_what_the_provider_bills(ask, client):
     assert summary(status).endswith(shown)
     fleet = client.fleet()
     assert counter(fleet, "fanout_cost_usd") - before == pytest.approx(least, abs=1e-9)
+
+
+FACTS = {"type": "object", "properties": {"days": {"type": "integer"}}, "required": ["days"]}
+STEPS = [
+    {"name": "facts", "prompt": "FACTS {input}", "schema": FACTS, "model": f"openai/{SECOND}"},
+    {"name": "due", "function": "functions_under_test:due"},
+    {"name": "note", "prompt": "NOTE {input} {due}"},
+    {"name": "check", "judge": "note", "criteria": "It is kind."},
+    {"name": "label", "prompt": "LABEL {input} {note}", "choices": "yes,no"},
+]
+DUE = """
+def due(branch):
+    return branch["facts"]["days"] + 1
+"""
+# The calls of a document: its facts, two notes with their judge, a label.
+OF_STEPS = ["facts", "note", "check", "note", "check", "label"]
+
+
+class StepBiller(Biller):
+    """Bills steps; what becomes of a note goes by the document."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps = Counter()
+
+    def _answer(self, _head, model, number):
+        raise NotImplementedError
+
+    def respond(self, _headers, body):
+        if body is None:
+            return 404, {"detail": "Not Found"}
+        model, messages = body["model"], body["messages"]
+        said = [one["content"] for one in messages if one["role"] != "system"]
+        step = {"You": "check", "Sum": "sum"}.get(said[0].split()[0], said[0].split()[0].lower())
+        with self._lock:
+            self.steps[step] += 1
+            self.calls[model, str(said)] += 1
+            number = self.calls[model, str(said)]
+            status, reply = self._of_step(step, model, said, number)
+            if "usage" in reply:
+                reply["usage"] = self._charged(model, said[0])
+        return status, reply
+
+    def _of_step(self, step, model, said, number):
+        if step == "facts":
+            return 200, openai_reply('{"days": 3}')
+        if step == "check":
+            verdict = (
+                f'"pass": {str("kindly" in said[0]).lower()}, "score": 5, "feedback": "be kind"'
+            )
+            return 200, openai_reply(f'{{"reasons": "r", {verdict}}}')
+        if step in ("label", "sum"):
+            return 200, openai_reply("maybe" if len(said) == 1 and "wrong" in said[0] else "yes")
+        word = next((one for one in CALLS if one in said[0]), "plain")
+        if word == "wrong":
+            word = "plain"
+        status, reply = super()._answer(word, model, number)
+        if status == 200 and reply["choices"][0]["finish_reason"] == "stop":
+            reply = openai_reply("kindly" if len(said) > 1 else "rude")
+        return status, reply
+
+
+def test_every_sum_of_a_run_with_steps_is_what_the_provider_bills(
+    client, provider, start_worker, functions
+):
+    base = {"OPENAI_BASE_URL": f"{provider.url}/v1", "OPENAI_API_KEY": "k"}
+    start_worker("--concurrency", "8", **base, PYTHONPATH=functions(DUE))
+    job = {
+        "model": f"openai/{FIRST}", "fallback": [f"openai/{SECOND}"], "steps": STEPS,
+        "max_tokens": 50, "labels": "gold", "retries": {"base_wait_s": 0.01}, "cache": False,
+    }  # fmt: skip
+
+    def submitted(kinds, **fields):
+        biller = StepBiller()
+        provider.respond = biller.respond
+        rows = [
+            {"text": f"{kind} {number}", "gold": "yes"} for kind in kinds for number in range(TIMES)
+        ]
+        before = client.fleet().totals.usage.known("cost_usd")
+        return biller, client.submit(make_spec(**{**job, **fields}), rows), before
+
+    biller, run, before = submitted(CALLS, aggregate_prompt="Sum {input}")
+    status = run.wait(60)
+    assert status.status is RunStatus.SUCCEEDED
+    errors = [one for one in run.result().branches if one.kind is not None]
+    assert [one.kind for one in errors] == [ErrorKind.CONTENT_FILTER] * TIMES
+    # What they have paid for is in their outcomes.
+    assert all(one.steps == {"facts": {"days": 3}, "due": 4} for one in errors)
+    assert all(set(one.usage_of) == {f"openai/{FIRST}", f"openai/{SECOND}"} for one in errors)
+    assert biller.steps.total() == status.usage.calls
+    require_sums(client, biller, run, status, before)
+    for branch in run.result().branches:
+        of_steps = total_usage([one.usage for one in branch.step_records])
+        assert of_steps.cost_usd == pytest.approx(branch.usage.cost_usd, abs=1e-9)
+
+    # Branches that ended between steps for want of money go on there.
+    biller, run, before = submitted(["plain"], budget={"calls": 13}, max_workers=3)
+    status = run.wait(60)
+    assert set(status.errors) == {ErrorKind.BUDGET}
+    assert biller.steps.total() == status.usage.calls == 13
+    ended = [one for one in run.result().branches if one.kind is not None]
+    assert any(one.steps for one in ended)
+    assert {one.message.partition(":")[0] for one in ended if one.steps} <= {
+        f"step {name}" for name in OF_STEPS
+    }
+    assert run.retry_failed(budget={"calls": 60}) == len(ended)
+    status = run.wait(60)
+    assert (status.status, status.succeeded) == (RunStatus.SUCCEEDED, TIMES)
+    assert biller.steps == Counter(OF_STEPS * TIMES)
+    assert status.usage.calls == status.budget.spent.calls == len(OF_STEPS) * TIMES
+    billed = float(sum(biller.usd.values()))
+    assert status.usage.cost_usd == pytest.approx(billed, abs=1e-9)
+    assert client.fleet().totals.usage.cost_usd - before == pytest.approx(billed, abs=1e-9)
