@@ -322,7 +322,7 @@ class FakeContext(WorkerContext):
                 in_flight=(in_flight := Calls()),
                 limiter=Limiter(self.store),
                 broken=BrokenModels(self.store),
-                late=LateRuns(self.store),
+                late=LateRuns(self.store, wait_s=settings.batch_wait_s),
                 common_failures=CommonFailures(self.store),
             ),
             "branches": Steps(self.store),

@@ -7,7 +7,7 @@ import time
 from importlib import import_module
 from typing import TYPE_CHECKING, TextIO
 
-from fanout.cli.run_facts import lane_name, more_parts, token_counts, wait_hint
+from fanout.cli.run_facts import lane_text, more_parts, token_counts, wait_hint
 from fanout.cli.speed import Meter, Speed, eta_s
 from fanout.core.queue_names import NO_CONSUMER
 from fanout.core.records import RunStatus
@@ -257,7 +257,7 @@ def summary(status: Status) -> str:
         parts.append(f"half took {duration(median_s)} at most, 99 % {duration(slow_s)}")
     parts.extend(_spent(status.usage))
     parts.extend(saved_parts(status.saved))
-    if lane := lane_name(status):
+    if lane := lane_text(status):
         parts.append(f"lane {lane}")
     if status.budget is not None:
         parts.append(status.budget.words)

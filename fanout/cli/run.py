@@ -39,7 +39,9 @@ from fanout.cli.session import (
 from fanout.cli.streaming import StreamPrinter
 from fanout.core.errors import InputError, SpecError
 from fanout.core.settings import load_settings
+from fanout.core.units import duration
 from fanout.llm.assets import WEIGHTS, has_runtime, has_weights
+from fanout.policy.lanes import CALL_S, is_too_short
 from fanout.system.terminal import print_line
 
 if TYPE_CHECKING:
@@ -213,9 +215,22 @@ def _begin(
     """Enqueue a job; return its run, or None if the user does not agree to its cost."""
     if not estimate.is_agreed(client, spec, settings, progress, is_sure=is_sure):
         return None
+    _note_lane(spec, settings, progress)
     if "local" in spec.all_models and settings.broker_url is None and has_runtime():
         progress.note(_local_note(settings.cache_dir))
     return _submit(client, spec, progress, stop, on_run=None if stream is None else stream.begin)
+
+
+def _note_lane(spec: RunSpec, settings: Settings, progress: Progress) -> None:
+    """Say that no batch will be made, if the deadline leaves no time for one."""
+    deadline_s = spec.deadline_s
+    if spec.lane != "auto" or deadline_s is None:
+        return
+    if is_too_short(deadline_s, call_s=CALL_S, wait_s=settings.batch_wait_s):
+        progress.note(
+            f"a deadline of {duration(deadline_s)} is too short for a batch: "
+            "the calls are made at once, at the list price"
+        )
 
 
 def _require_dry() -> None:
@@ -267,6 +282,7 @@ def submit(
         with in_words(inputs, options):
             if not quiet:
                 estimate.is_agreed(client, spec, settings, progress, is_sure=True)
+                _note_lane(spec, settings, progress)
             on_id = progress.note if as_json else print_line
             run = _submit(client, spec, progress, stop, on_id=on_id)
         now = run.status()

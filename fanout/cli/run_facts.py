@@ -24,6 +24,7 @@ __all__ = [
     "cap_parts",
     "day_parts",
     "lane_name",
+    "lane_text",
     "model_lines",
     "more_parts",
     "pause_hint",
@@ -54,7 +55,7 @@ def run_rows(status: Status, speed: Speed | None) -> list[Row]:
     moves = speed is not None and not status.status.has_ended
     answered = sum(stage.done for stage in status.stages) - status.saved.calls
     again = status.usage.calls - max(0, answered)
-    lane = lane_name(status)
+    lane = lane_text(status)
     rows = {
         "speed": [*speed_parts(speed), *_eta(status, speed)] if speed and moves else [],
         "lane": [lane] if lane else [],
@@ -76,13 +77,19 @@ def run_rows(status: Status, speed: Speed | None) -> list[Row]:
 
 def more_parts(status: Status) -> list[str]:
     """Return the lane of a run, its batches, cap, priority and budget, if it has any."""
-    lane = [f"lane {name}"] if (name := lane_name(status)) else []
+    lane = [f"lane {text}"] if (text := lane_text(status)) else []
     return [*lane, *batch_parts(status), *limit_parts(status)]
 
 
 def lane_name(status: Status) -> str:
     """Return how the calls of a run are bought; empty for the list price."""
     return "" if status.lane in (None, "realtime") else str(status.lane)
+
+
+def lane_text(status: Status) -> str:
+    """Return how the calls of a run are bought, and whether some could not wait; empty for the list price."""
+    late = " (calls at the list price, to be in time)" if status.is_late else ""
+    return f"{name}{late}" if (name := lane_name(status)) else ""
 
 
 def limit_parts(status: Status) -> list[str]:
@@ -112,7 +119,7 @@ def day_parts(budgets: Mapping[str, BudgetStatus]) -> list[str]:
 def batch_parts(status: Status) -> list[str]:
     """Return how many branches wait for batches, and how far the batches are."""
     waiting = plural(status.gathered, "branch waits", "branches wait")
-    parts = [f"{waiting} for a batch of the provider"] if status.gathered else []
+    parts = [f"{waiting} for an answer of a batch"] if status.gathered else []
     for batch in status.batches[:_MOST_BATCHES]:
         name = batch.batch_id or f"batch {batch.number}"
         part = f"{name} {_BATCH_STATES.get(batch.state, batch.state)}"

@@ -133,6 +133,7 @@ class RunAnswers:
             saved=total_saved([stage.saved for stage in used]),
             budget=budget,
             lane=lane,
+            is_late=run.is_late,
             is_stopping=run.is_stopping,
             day_budgets=days,
             plan=None if plan is None else _stage_status(0, plan),

@@ -190,6 +190,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
         permits_used: The permits that workers have; 0 without ``max_workers``.
         idle_s: The seconds for which it had ended before it was retried.
         has_budget: Whether its calls must fit into a budget.
+        is_late: Whether some of its calls could not wait for a batch, because of its deadline.
     """
 
     run_id: str
@@ -210,6 +211,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     permits_used: int = 0
     idle_s: float = 0.0
     has_budget: bool = False
+    is_late: bool = False
 
     @property
     def elapsed_s(self) -> float:

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from fanout.core.gathered import LaneQueue
 
-__all__ = ["is_due", "is_late", "most_calls", "poll_wait_s", "retry_wait_s", "scarce_calls"]
+__all__ = [
+    "CALL_S",
+    "BatchStep",
+    "is_due",
+    "is_too_short",
+    "late_steps",
+    "most_calls",
+    "poll_wait_s",
+    "retry_wait_s",
+    "scarce_calls",
+]
+
+# How far a call is: to be gathered; in no batch that the provider may have; in one; in one that has ended.
+BatchStep = Literal["new", "gathered", "sent", "answered"]
+# Seconds of a call without a measurement.
+CALL_S = 20.0
 
 # A batch waits for further calls at most this many times as long as a pause between two of them.
 _LONGEST_WAITS = 12
@@ -21,8 +36,9 @@ _HALVES = 2
 _SAFETY = 2.0
 # The share of the time to the deadline that is left for branches to end, and its bounds in seconds.
 _RESERVE, _LEAST_RESERVE_S, _MOST_RESERVE_S = 0.1, 2.0, 120.0
-# A batch is not begun with less time than this share of that to the deadline, or these seconds.
-_BATCH, _MOST_BATCH_S = 0.2, 300.0
+# A batch is not begun with less time than this share of that to the deadline, within these seconds: the
+# least are for it to be made, asked about some times, and read.
+_BATCH, _LEAST_BATCH_S, _MOST_BATCH_S = 0.2, 20.0, 300.0
 
 
 def is_due(queue: LaneQueue, *, most_calls: int, most_bytes: int, wait_s: float) -> bool:
@@ -63,19 +79,20 @@ def scarce_calls(calls: int) -> int:
     return max(1, calls // _HALVES)
 
 
-def is_late(
+def late_steps(
     *,
     left_s: float,
     span_s: float,
     branches: int,
     concurrency: int,
     call_s: float,
-    is_submitted: bool,
-) -> bool:
-    """Say whether branches must be called now, as they would be late with a batch.
+    wait_s: float,
+) -> frozenset[BatchStep]:
+    """Return which calls for batches must be made now, as their answers would come too late.
 
-    Calls in a batch that the provider has go on until the rest of the time is needed to make them anew. A
-    new batch needs some time beyond that.
+    A batch that the provider has goes on until the rest of the time is needed to make its calls anew. What
+    the provider does not have yet also needs time for a batch; less of it once it is gathered, so that no
+    batch is late as soon as it is made. What is answered already only has to be read.
 
     Args:
         left_s: Seconds to the deadline.
@@ -83,11 +100,29 @@ def is_late(
         branches: Branches that have not ended.
         concurrency: Calls that the fleet makes at a time.
         call_s: Seconds of a call.
-        is_submitted: Whether the provider has the batch.
+        wait_s: Seconds for which gathered calls wait for further ones.
     """
-    rounds = ceil(branches / max(1, concurrency))
+    calls_s = ceil(branches / max(1, concurrency)) * call_s
     reserve_s = max(_LEAST_RESERVE_S, min(_MOST_RESERVE_S, _RESERVE * span_s))
-    needed_s = reserve_s + _SAFETY * rounds * call_s
-    if not is_submitted:
-        needed_s += min(_MOST_BATCH_S, _BATCH * span_s)
-    return left_s <= needed_s
+    batch_s = max(_LEAST_BATCH_S, min(_MOST_BATCH_S, _BATCH * span_s))
+    sent_s = reserve_s + _SAFETY * calls_s
+    needed_s: dict[BatchStep, float] = {
+        "new": sent_s + batch_s + wait_s,
+        "gathered": sent_s + batch_s / _HALVES,
+        "sent": sent_s,
+        "answered": reserve_s / _HALVES + calls_s,
+    }
+    return frozenset(step for step, seconds in needed_s.items() if left_s <= seconds)
+
+
+def is_too_short(deadline_s: float, *, call_s: float, wait_s: float) -> bool:
+    """Say whether no call of a run with this deadline can wait for a batch, however few they are."""
+    late = late_steps(
+        left_s=deadline_s,
+        span_s=deadline_s,
+        branches=1,
+        concurrency=1,
+        call_s=call_s,
+        wait_s=wait_s,
+    )
+    return "new" in late

@@ -112,6 +112,8 @@ class Status:
         batches: The batches with calls of the run, as they were a few seconds ago.
         budget: What is left of the run's budget; None without one.
         lane: How its calls are bought: see RunSpec. None if the job cannot be read.
+        is_late: Whether some of its calls could not wait for a batch, because of its deadline: they are
+            made at the list price.
         is_stopping: Whether it was stopped, or its deadline has passed, and it has not ended yet.
         day_budgets: What is left of the budgets of the day that its calls must fit into, by models;
             none once it has ended.
@@ -146,6 +148,7 @@ class Status:
     budget: BudgetStatus | None = None
     saved: Usage = NO_CALL
     lane: LaneChoice | None = None
+    is_late: bool = False
     is_stopping: bool = False
     day_budgets: dict[str, BudgetStatus] = field(default_factory=dict)
     plan: StageStatus | None = None

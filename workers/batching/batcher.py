@@ -80,7 +80,7 @@ class Batcher:
         self._process = process
         self._ttl_s = ttl_s
         self._ready = ReadyBranches(store, publisher)
-        self._runs = WaitingRuns(store)
+        self._runs = WaitingRuns(store, wait_s=settings.batch_wait_s)
         self._joined = JoinedCalls(store)
         self._epoch = 0
         self._leads_until = 0.0
@@ -90,9 +90,16 @@ class Batcher:
         self._tasks: dict[int, Future[None]] = {}
         self._problems: set[str] = set()
 
+    @property
+    def leads(self) -> bool:
+        """Whether this process led at the last beat."""
+        return self._epoch > 0
+
     def beat(self) -> None:
         """Take or renew the leadership, and do what is due. Raises BrokerError."""
         if not self._leads():
+            return
+        if not (self._store.has_batch_work() or self._runs.remembers):
             return
         self._joined.wake(self._epoch)
         self._ready.publish_all()
@@ -115,6 +122,7 @@ class Batcher:
         if leadership is None or leadership.epoch != self._epoch:
             self._forget()
         if leadership is None:
+            self._epoch = 0
             return False
         self._epoch = leadership.epoch
         self._leads_until = asked_at + self._ttl_s
@@ -260,7 +268,7 @@ class Batcher:
             step = batch.forget()
         elif batch.is_to_cancel(now):
             step = batch.cancel()
-        elif record.due_at <= now:
+        elif record.due_at <= now or number in self._runs.urgent:
             step = batch.advance()
         else:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps
@@ -18,8 +19,14 @@ if TYPE_CHECKING:
 __all__ = ["BatchingStep"]
 
 
+# Seconds between two looks of the process that makes batches, if the reaper does not look more often.
+_LOOK_S = 1.0
+# The most of its time that it spends with them.
+_SHARE = 0.1
+
+
 class BatchingStep(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Beats like the reaper, and is off where that is."""
+    """Beats like the reaper, and is off where that is; the process that leads looks more often."""
 
     requires = (Presence,)
 
@@ -28,7 +35,8 @@ class BatchingStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._app = app_of(worker)
         self._every_s = self._app.settings.reaper_interval_s
         self._batcher: Batcher | None = None
-        self._ticker = Ticker("batches", self._every_s, self._beat)
+        self._ticker = Ticker("batches", min(self._every_s, _LOOK_S), self._beat)
+        self._rests_until = 0.0
         self.enabled = self._every_s > 0
 
     def start(self, _worker: WorkController) -> None:
@@ -36,7 +44,8 @@ class BatchingStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._ticker.start()
 
     def _beat(self) -> None:
-        if not self._app.context.version_gate.is_spoken():
+        began_at = time.monotonic()
+        if began_at < self._rests_until or not self._app.context.version_gate.is_spoken():
             return
         if self._batcher is None:
             connections = self._app.context.connections
@@ -51,6 +60,10 @@ class BatchingStep(bootsteps.StartStopStep):  # type: ignore[misc]
                 ttl_s=3 * self._every_s + 1,
             )
         self._batcher.beat()
+        now = time.monotonic()
+        rest_s = (now - began_at) / _SHARE if self._batcher.leads else self._every_s
+        # By then, some round of the ticker is due.
+        self._rests_until = now + min(rest_s, self._every_s) - _LOOK_S / 2
 
     def stop(self, _worker: WorkController) -> None:
         """Stop; another worker takes over when the leadership lapses."""

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from fanout.core.errors import BrokerError, UnknownRunError
-from fanout.runs.lateness import run_is_late
+from fanout.runs.lateness import late_steps_of
 
 if TYPE_CHECKING:
     from fanout.stores import RedisStore
@@ -24,10 +24,12 @@ class LateRuns:
 
     Args:
         store: Is asked about a run once a second at most.
+        wait_s: Seconds for which gathered calls wait for further ones.
     """
 
-    def __init__(self, store: RedisStore) -> None:
+    def __init__(self, store: RedisStore, *, wait_s: float) -> None:
         self._store = store
+        self._wait_s = wait_s
         self._known: OrderedDict[str, tuple[float, bool]] = OrderedDict()
 
     async def is_late(self, run_id: str) -> bool:
@@ -51,4 +53,8 @@ class LateRuns:
             self._known.popitem(last=False)
 
     def _look(self, run_id: str) -> bool:
-        return run_is_late(self._store, self._store.run(run_id), is_submitted=False)
+        run = self._store.run(run_id)
+        is_late = "new" in late_steps_of(self._store, run, wait_s=self._wait_s)
+        if is_late and not run.is_late:
+            self._store.note_late(run_id)
+        return is_late

@@ -76,7 +76,7 @@ class Models:
         )
         self.common_failures = CommonFailures(connections.store)
         self.broken = BrokenModels(connections.store)
-        self.late = LateRuns(connections.fail_fast_store)
+        self.late = LateRuns(connections.fail_fast_store, wait_s=settings.batch_wait_s)
 
     async def get(self, name: str) -> LLM:
         """Return the model, which is made if need be. Branches look in ``made`` first.

@@ -104,6 +104,23 @@ class RedisBatchLanes(RedisJoined):
         return None if held is None else decoded(held, LaneRecord, "a lane")
 
     @translated
+    def in_no_batch(self, items: Sequence[str]) -> set[str]:
+        """Return those of some calls that are gathered, and in no batch."""
+        names = cast("list[bytes]", self._redis.hkeys(self._batches("lanes")))
+        if not names or not items:
+            return set()
+        with self._redis.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.hmget(self._lane_keys(name.decode())[3], list(items))
+            answers = pipe.execute()
+        return {
+            item
+            for held in answers
+            for item, task in zip(items, held, strict=True)
+            if task is not None
+        }
+
+    @translated
     def next_batch_number(self) -> int:
         """Return a number that no other batch has."""
         return self._redis.incr(self._batches("number"))

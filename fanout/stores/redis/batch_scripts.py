@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from fanout.stores.redis.join_scripts import LEADER_STATE
 
-__all__ = ["DROP", "FILL", "FORGET_LANE", "GATHER", "LAND", "LEAD", "PUBLISHED", "PUT_BATCH", "RELEASE",
-           "SCARCE", "SHOW", "UNPACK"]  # fmt: skip
+__all__ = ["DROP", "FILL", "FORGET_LANE", "GATHER", "LAND", "LATE", "LEAD", "PUBLISHED", "PUT_BATCH",
+           "RELEASE", "SCARCE", "SHOW", "UNPACK"]  # fmt: skip
 
 # KEYS leader; ARGV process, seconds. Returns {epoch, milliseconds left} of the process; {0, 0} if another
 # one leads.
@@ -265,8 +265,17 @@ for i = 7, #ARGV, 2 do
         released = released + 1
     end
 end
-if released > 0 then redis.call('EXPIRE', KEYS[4], ARGV[3]) end
+if released > 0 then
+    redis.call('EXPIRE', KEYS[4], ARGV[3])
+    if ARGV[5] == '1' then redis.call('HSET', KEYS[2], 'late', 1) end
+end
 return released
+"""
+
+# KEYS run. Notes that some of its calls could not wait for a batch.
+LATE = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+return redis.call('HSET', KEYS[1], 'late', 1)
 """
 
 # KEYS leader, batch's members, batch's lines, batch's runs; ARGV epoch, and for each call its item and run.

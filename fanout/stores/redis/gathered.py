@@ -208,6 +208,17 @@ class RedisGathered(RedisBlobReferences):
         return released
 
     @translated
+    def note_late(self, run_id: str) -> bool:
+        """Note that some calls of a run cannot wait for a batch; return whether it is new to the run."""
+        return bool(self._call(batch_scripts.LATE, [self._run(run_id)], []))
+
+    @translated
+    def has_batch_work(self) -> bool:
+        """Return whether a call is gathered, or in a batch, or waits for one."""
+        parts = ("lanes", "all", "ready", "runs", "asked", "followed")
+        return bool(self._redis.exists(*(self._batches(part) for part in parts)))
+
+    @translated
     def ready_branches(self, most: int) -> list[Landing]:
         """Return some branches that are to be published, the oldest first."""
         held = cast("list[bytes]", self._redis.zrange(self._ready, 0, most - 1))

@@ -8,7 +8,8 @@ from fanout.core.gathered import LaneQueue, LaneRecord
 from fanout.policy.admission import is_gathered_up
 from fanout.policy.lanes import (
     is_due,
-    is_late,
+    is_too_short,
+    late_steps,
     most_calls,
     poll_wait_s,
     retry_wait_s,
@@ -61,33 +62,57 @@ def test_a_step_is_tried_again_ever_later_and_as_the_provider_asks():
 
 # Of a run with a deadline after 1,000 s: 100 s are kept, and two calls' time for each round of calls.
 @pytest.mark.parametrize(
-    ("left_s", "branches", "is_submitted", "late"),
+    ("left_s", "branches", "step", "late"),
     [
-        (900, 10, True, False),
-        (900, 10, False, False),
-        (141, 10, True, False),
-        (140, 10, True, True),
-        (341, 10, False, False),  # a new batch needs a fifth of the time
-        (340, 10, False, True),
-        (500, 1_000, True, True),  # ten rounds of 20 s
-        (501, 1_000, True, False),
-        (-5, 1, True, True),
+        (900, 10, "sent", False),
+        (900, 10, "new", False),
+        (141, 10, "sent", False),
+        (140, 10, "sent", True),
+        (346, 10, "new", False),  # a new batch needs a fifth of the time, and 5 s to be gathered
+        (345, 10, "new", True),
+        (241, 10, "gathered", False),  # and half of that once it is
+        (240, 10, "gathered", True),
+        (71, 10, "answered", False),  # what has been answered is only read
+        (70, 10, "answered", True),
+        (500, 1_000, "sent", True),  # ten rounds of 20 s
+        (501, 1_000, "sent", False),
+        (-5, 1, "answered", True),
     ],
 )
-def test_what_is_late_is_called_at_once(left_s, branches, is_submitted, late):
-    assert late is is_late(
-        left_s=left_s,
-        span_s=1_000,
-        branches=branches,
-        concurrency=100,
-        call_s=20.0,
-        is_submitted=is_submitted,
-    )
+def test_what_is_late_is_called_at_once(left_s, branches, step, late):
+    given = {"left_s": left_s, "span_s": 1_000, "branches": branches, "concurrency": 100}
+    assert late is (step in late_steps(call_s=20.0, wait_s=5.0, **given))
+
+
+@pytest.mark.parametrize("span_s", range(1, 600, 7))
+@pytest.mark.parametrize("branches", [1, 30, 1_000])
+def test_no_batch_is_late_as_soon_as_it_is_made(span_s, branches):
+    """What is gathered at the last moment can be sent, and what is sent then is asked about in time."""
+    given = {
+        "span_s": span_s,
+        "branches": branches,
+        "concurrency": 30,
+        "call_s": 20.0,
+        "wait_s": 5.0,
+    }
+    last = [left for left in range(span_s, 0, -1) if "new" not in late_steps(left_s=left, **given)]
+    if last:
+        assert "gathered" not in late_steps(left_s=last[-1] - 9, **given)
+    last = [
+        left for left in range(span_s, 0, -1) if "gathered" not in late_steps(left_s=left, **given)
+    ]
+    if last:
+        assert "sent" not in late_steps(left_s=last[-1] - 9, **given)
+
+
+def test_a_short_deadline_leaves_no_time_for_a_batch():
+    short = [s for s in (30, 60, 120, 86_400) if is_too_short(s, call_s=20.0, wait_s=5.0)]
+    assert short == [30, 60]
 
 
 def test_a_fleet_without_workers_is_no_reason_to_divide_by_zero():
-    given = {"left_s": 500, "span_s": 1_000, "branches": 5, "call_s": 20.0, "is_submitted": True}
-    assert not is_late(concurrency=0, **given)
+    given = {"left_s": 500, "span_s": 1_000, "branches": 5, "call_s": 20.0, "wait_s": 5.0}
+    assert "sent" not in late_steps(concurrency=0, **given)
 
 
 def test_a_shard_lets_others_be_opened_as_its_branches_are_gathered():

@@ -1149,6 +1149,7 @@ LATE = {
     "end_run": (lambda s: s.end_run(RUN, RunStatus.FAILED, ended_at=2.0, error="x"), False),
     "halt": (lambda s: s.halt(RUN, RunStatus.CANCELLED, error="x"), False),
     "pause": (lambda s: s.pause(RUN), False),
+    "note_late": (lambda s: s.note_late(RUN), False),
     "unpause": (lambda s: s.unpause(RUN), False),
     "reopen_run": (lambda s: s.reopen_run(RUN, retry=frozenset({ErrorKind.TIMEOUT})), False),
     "put_shard": (lambda s: s.put_shard(ShardId(RUN, 0, 2), make_shard()), UnknownRunError),
@@ -1231,7 +1232,7 @@ READS = {
         "members_left",
         "batch_runs",
     ),
-    *("ready_branches", "still_ready", "joined_keys"),
+    *("ready_branches", "still_ready", "joined_keys", "has_batch_work", "in_no_batch"),
 }
 # Steps of the process that makes batches: they write nothing of a run.
 OF_BATCHES = {

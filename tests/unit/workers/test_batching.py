@@ -731,6 +731,48 @@ def test_a_late_branch_takes_the_answer_that_its_batch_has_brought(monkeypatch):
     fleet.batcher.close()
 
 
+def set_deadline(fleet, *, left_s, span_s=1_000):
+    now = fleet.store.now()
+    times = {"deadline_at": now + left_s, "created_at": now + left_s - span_s}
+    fleet.store._redis.hset("fanout:run:r1", mapping=times)
+
+
+def test_a_late_batch_is_asked_about_once_more_before_it_is_paid_again(monkeypatch):
+    """Its calls and those that follow them go on with its answers, which nobody has asked for yet."""
+    fleet = Fleet(monkeypatch, Provider(), texts=["t0", "t1", "t0"], lane="auto", deadline_s=1000)
+    fleet.settings = load_settings(batch_wait_s=0.0001, batch_poll_s=10_000)
+    fleet.start(Life())
+    monkeypatch.setattr(provider_batch, "poll_wait_s", lambda _polls, longest_s: longest_s)
+    wait_at_provider(fleet)
+    fleet.beat()
+    fleet.provider.is_running = False
+    set_deadline(fleet, left_s=150)
+    fleet.finish()
+    fleet.check(calls=2)
+    assert fleet.provider.cancelled == []
+    assert not fleet.store.run(RUN).is_late
+    fleet.batcher.close()
+
+
+def test_a_batch_that_would_soon_be_late_is_not_made(monkeypatch):
+    fleet = Fleet(monkeypatch, Provider(), texts=["t0", "t1", "t0"], lane="auto", deadline_s=1000)
+
+    async def complete(_request):
+        return LLMReply(text="now", usage=Usage(calls=1))
+
+    fleet.context.models.made[MODEL].complete = complete
+    set_deadline(fleet, left_s=900)
+    fleet.process()
+    assert fleet.store.gathered(RUN) == 3
+    # Three branches take 120 s if each is called anew, and 100 s are kept: a batch needs 100 s more.
+    set_deadline(fleet, left_s=315)
+    fleet.finish()
+    assert fleet.provider.made == {}
+    assert {outcome.output for outcome in fleet.outcomes.values()} == {"now"}
+    assert fleet.store.run(RUN).is_late
+    fleet.batcher.close()
+
+
 def test_a_paused_run_takes_its_results_when_it_goes_on(monkeypatch):
     fleet = Fleet(monkeypatch, Provider(), count=3)
     fleet.process()
