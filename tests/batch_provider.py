@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
+from tests.fences import bare
 from tests.scripted_provider import _Server, anthropic_reply, gemini_reply, openai_reply
 
 if TYPE_CHECKING:
@@ -265,10 +266,10 @@ class BatchProvider:
 
 
 def prompt_of(body: dict[str, Any]) -> str:
-    """The last message of a call of any of the three APIs."""
+    """The last message of a call of any of the three APIs, without fences."""
     if "contents" in body:
-        return str(body["contents"][-1]["parts"][0]["text"])
-    return str(body["messages"][-1]["content"])
+        return bare(str(body["contents"][-1]["parts"][0]["text"]))
+    return bare(str(body["messages"][-1]["content"]))
 
 
 def _openai_line(custom_id: str, fate: Any) -> dict[str, Any]:

@@ -6,13 +6,13 @@ reduces some of them, and the next stage reduces the results of these calls.
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from fanout.aggregators.base import place
 from fanout.core.errors import SpecError
+from fanout.core.marks import mark_of
 from fanout.core.tokens import BYTES_PER_TOKEN, estimate_tokens
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ _LEAST_ROOM = 64
 # The lines that render_input puts before the parts.
 _PREAMBLE_TOKENS = 80
 _SEPARATOR = "\n\n"
-# In hexadecimal digits: too many to guess, and few tokens.
-_TAG_LENGTH = 10
+# 60 bits of a hash of all answers: too many to guess, and few tokens.
+_TAG_LENGTH = 12
 _SAMPLE_FENCE = f"=== {'0' * _TAG_LENGTH}"
 # The rest of the window is for the chat template, and for errors of the estimate.
 _SAFETY = 0.85
@@ -178,12 +178,7 @@ def render_input(parts: Sequence[Part], *, level: int) -> str:
 
 
 def _fence_of(texts: Sequence[str]) -> str:
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(f"{len(text)}:{text}".encode(errors="surrogatepass"))
-    while any(digest.hexdigest()[:_TAG_LENGTH] in text for text in texts):
-        digest.update(b"again")
-    return f"=== {digest.hexdigest()[:_TAG_LENGTH]}"
+    return f"=== {mark_of(*texts, length=_TAG_LENGTH)}"
 
 
 def _fenced(text: str, fence: str) -> str:

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-__all__ = ["ANY_MODEL", "READER_MODEL", "takes_seed"]
+__all__ = ["ANY_MODEL", "READER_MODEL", "has_fences", "takes_seed", "takes_system"]
 
 # The function that reads a document; a run in which workers read has it as its model.
 READER_MODEL = "fanout.inputs.reader:read"
 # The name under which a price of a job holds for all models that have none of their own.
 ANY_MODEL = "*"
+_PROVIDERS = ("openai/", "anthropic/", "gemini/", "litellm/")
 
 
 def takes_seed(model: str) -> bool:
     """Say whether calls of a model may have a seed; Anthropic's API refuses one."""
     return not model.startswith("anthropic/")
+
+
+def has_fences(model: str) -> bool:
+    """Say whether prompts of a model have fences, unless the job says so: see ``fanout.inputs.fences``.
+
+    A function gets the bare text, and so does ``fake``, unless it is ``fake?fence=1``.
+    """
+    if model == "local" or model.startswith(_PROVIDERS):
+        return True
+    name, _, options = model.partition("?")
+    return name == "fake" and "fence=1" in options.split("&")
+
+
+def takes_system(model: str) -> bool:
+    """Say whether calls of a model may have a system prompt; a function takes none."""
+    return model == "local" or model.partition("?")[0] == "fake" or model.startswith(_PROVIDERS)

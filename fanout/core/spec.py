@@ -24,6 +24,7 @@ from fanout.core.answer_fields import Choices, Schema, SchemaField
 from fanout.core.answer_types import UNTYPED, AnswerTypes, types_of
 from fanout.core.comparison_fields import ComparisonFields
 from fanout.core.encodable import is_utf8
+from fanout.core.fence_fields import FenceFields
 from fanout.core.field_effects import conflict
 from fanout.core.field_names import canonical
 from fanout.core.labels import Labels, label_problem
@@ -73,7 +74,7 @@ ReduceName = Literal[
 ]
 
 
-class RunSpec(SchemaField, AggregateFields, SplitFields, StepFields, ComparisonFields):
+class RunSpec(SchemaField, AggregateFields, SplitFields, StepFields, ComparisonFields, FenceFields):
     """One fan-out / fan-in job.
 
     Attributes:
@@ -109,6 +110,8 @@ class RunSpec(SchemaField, AggregateFields, SplitFields, StepFields, ComparisonF
         prompt_order: Where the text of a chunk stands in prompts: ``as_written``,
             ``document_first``, or ``auto``: first where several aspects share it and a provider's
             cache makes that cheaper; see ``fanout.inputs.prompt_layout``.
+        fence: Whether text in prompts that is not the user's own stands between fences; None is by the
+            model: see ``fanout.inputs.fences``.
         steps: Several calls in place of ``prompt``, each with its own: see ``fanout.core.steps``.
         output: The step whose answer is the output; None is the last one that ran, judges aside.
         on_rejected: What an answer is that a judge did not pass in its last round: ``keep``, an output,

@@ -13,6 +13,7 @@ import msgspec
 
 from fanout.core.cells import OWN
 from fanout.core.units import page_range
+from fanout.inputs.fences import OwnText, block
 from fanout.inputs.prompts import NEIGHBOUR_NAMES
 
 if TYPE_CHECKING:
@@ -89,27 +90,36 @@ def has_input(template: Template, parts: int) -> bool:
 
 
 def in_order(
-    template: Template, values: Mapping[str, str], columns: Mapping[str, Cell], parts: int
+    template: Template,
+    values: Mapping[str, str],
+    columns: Mapping[str, Cell],
+    parts: int,
+    *,
+    is_fenced: bool = False,
 ) -> LaidOut:
     """Return a prompt as its template is written; its first ``parts`` are shared.
 
     Raises:
         PromptError: A name has no value.
     """
-    text = template.render(values, columns)
-    if parts >= len(template.parts):
-        return LaidOut(text, len(text))
-    head = msgspec.structs.replace(template, parts=template.parts[:parts])
-    return LaidOut(text, len(head.render(values, columns)))
+    pieces = template.pieces(values, columns, is_fenced=is_fenced)
+    return LaidOut("".join(pieces), sum(map(len, pieces[:parts])))
 
 
 def document_first(
-    template: Template, values: Mapping[str, str], columns: Mapping[str, Cell]
+    template: Template,
+    values: Mapping[str, str],
+    columns: Mapping[str, Cell],
+    *,
+    is_fenced: bool = False,
 ) -> LaidOut:
     """Return a prompt that begins with the text of its chunk.
 
     Raises:
         PromptError: A name has no value.
     """
-    head = f"<document>\n{values['input']}\n</document>\n\n"
-    return LaidOut(head + template.render({**values, "input": REFERENCE}, columns), len(head))
+    text = values["input"]
+    head = block("document", text) if is_fenced else f"<document>\n{text}\n</document>"
+    head += "\n\n"
+    values = {**values, "input": OwnText(REFERENCE)}
+    return LaidOut(head + template.render(values, columns, is_fenced=is_fenced), len(head))

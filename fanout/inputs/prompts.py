@@ -18,6 +18,7 @@ import msgspec
 
 from fanout.core.cells import COLUMN, OWN, cell_text, with_point
 from fanout.core.errors import PromptError
+from fanout.inputs.fences import BLOCKS, PLAIN, OwnText, block, inline, is_in_quotes
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -129,37 +130,67 @@ class Template(msgspec.Struct, frozen=True):
                 field=self.field,
             )
 
-    def render(self, values: Mapping[str, str], columns: Mapping[str, Cell] | None = None) -> str:
-        """Return the text with names replaced.
+    def render(
+        self,
+        values: Mapping[str, str],
+        columns: Mapping[str, Cell] | None = None,
+        *,
+        is_fenced: bool = False,
+    ) -> str:
+        """Return the text with names replaced. For the arguments see ``pieces``."""
+        return "".join(self.pieces(values, columns, is_fenced=is_fenced))
+
+    def pieces(
+        self,
+        values: Mapping[str, str],
+        columns: Mapping[str, Cell] | None = None,
+        *,
+        is_fenced: bool = False,
+    ) -> list[str]:
+        """Return the parts with names replaced.
 
         Args:
             values: The value of each name of fanout.
             columns: The cells of the input's columns. Only those that the template names are looked
                 at: a cell may be a large list.
+            is_fenced: Whether values that are not the user's own words stand between fences.
 
         Raises:
             PromptError: A name has no value.
         """
         out = list(self.parts)
         for i in range(1, len(out), 2):
+            name = out[i]
             try:
-                out[i] = values[out[i]]
+                own, out[i] = name, values[name]
             except KeyError:
-                out[i] = self._column_value(out[i], values, columns or {})
-        return "".join(out)
+                own, out[i] = self._column_value(name, values, columns or {})
+            if is_fenced and own not in PLAIN and not isinstance(out[i], OwnText):
+                out[i] = self._fenced(own, out[i], i)
+        return out
+
+    def _fenced(self, own: str, value: str, at: int) -> str:
+        """Return a value between fences; ``own`` is the name of fanout, empty for a column."""
+        if own in BLOCKS:
+            is_aggregate = own == "input" and self.field == "aggregate_prompt"
+            return block("answers" if is_aggregate else BLOCKS[own], value)
+        return inline(value, in_quotes=is_in_quotes(self.parts, at))
 
     def _column_value(
         self, name: str, values: Mapping[str, str], columns: Mapping[str, Cell]
-    ) -> str:
-        """Return the value of a column, or of a name with the prefix ``column.`` or ``fanout.``."""
+    ) -> tuple[str, str]:
+        """Return the value of a column, or of a name with the prefix ``column.`` or ``fanout.``.
+
+        The name of fanout comes first, which is empty for a column.
+        """
         if name in columns:
-            return cell_text(columns[name])
+            return "", cell_text(columns[name])
         bare = name.removeprefix(COLUMN)
         if bare in columns:
-            return cell_text(columns[bare])
+            return "", cell_text(columns[bare])
         own = name.removeprefix(OWN)
         if own in values:
-            return values[own]
+            return own, values[own]
         raise PromptError(
             f"this document has no column {bare!r}, which the prompt uses", field=self.field
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fanout.core.cells import OWN
 from fanout.core.errors import PromptError
 from fanout.core.step_answers import answer_fields, step_text
+from fanout.inputs.fences import OwnText, block
 from fanout.inputs.prompts import Template, ambiguous, near_hint
 
 if TYPE_CHECKING:
@@ -50,9 +51,12 @@ _REPLY = """A reviewer does not accept this answer:
 Answer the task again. Give the whole new answer, and nothing about the review."""
 
 
-def feedback_reply(feedback: str) -> str:
+def feedback_reply(feedback: str, *, is_fenced: bool = False) -> str:
     """Return what a model is told of an answer that a judge sent back."""
-    return _REPLY.replace("{feedback}", feedback.strip() or "It does not meet the criteria.")
+    text = feedback.strip()
+    if text and is_fenced:
+        text = block("feedback", text)
+    return _REPLY.replace("{feedback}", text or "It does not meet the criteria.")
 
 
 class StepPrompts:
@@ -117,12 +121,13 @@ class StepPrompts:
         values: Mapping[str, str],
         columns: Mapping[str, Cell],
         answers: Mapping[str, StepOutcome],
+        *,
+        is_fenced: bool = False,
     ) -> str:
         """Return the prompt of a step as its template is written; see ``values_of``."""
         text_of = partial(step_text, answers=answers)
-        return self.templates[step.name].render(
-            self.values_of(step, values, columns, text_of), columns
-        )
+        own = self.values_of(step, values, columns, text_of, is_fenced=is_fenced)
+        return self.templates[step.name].render(own, columns, is_fenced=is_fenced)
 
     def values_of(
         self,
@@ -130,6 +135,8 @@ class StepPrompts:
         values: Mapping[str, str],
         columns: Mapping[str, Cell],
         text_of: Callable[[str], str],
+        *,
+        is_fenced: bool = False,
     ) -> dict[str, str]:
         """Return the value of each name of the prompt of a step that is no column.
 
@@ -138,6 +145,7 @@ class StepPrompts:
             values: The value of each name of fanout.
             columns: The cells of the input's columns.
             text_of: Returns what stands for ``STEP`` or ``STEP.field``; raises KeyError for no such field.
+            is_fenced: Whether what is not in the words of the user stands between fences.
 
         Raises:
             PromptError: A name has no value.
@@ -145,13 +153,14 @@ class StepPrompts:
         own = dict(values)
         if step.judge is not None:
             judged = self._steps[step.judge]
-            task = self.values_of(judged, values, columns, text_of)
-            own["task"] = self.templates[judged.name].render(task, columns)
+            task = self.values_of(judged, values, columns, text_of, is_fenced=is_fenced)
+            template = self.templates[judged.name]
+            own["task"] = template.render(task, columns, is_fenced=is_fenced)
             own["answer"] = text_of(step.judge)
             own["criteria"] = _criteria(step.criteria)
         for name, part in self._answers[step.name]:
             try:
-                own[name] = text_of(part)
+                own[name] = OwnText(text_of(part)) if self._is_label(part) else text_of(part)
             except KeyError:
                 head, _, path = part.partition(".")
                 raise PromptError(
@@ -178,6 +187,10 @@ class StepPrompts:
         """Return the names in the prompt of a step that differ with the answers of steps."""
         names = {name for name, _ in self._answers[step.name]}
         return frozenset(names | {*JUDGE_NAMES} if step.judge is not None else names)
+
+    def _is_label(self, part: str) -> bool:
+        """Say whether an answer is one of the labels that the job gives."""
+        return bool(self._steps[part].choices) if part in self._steps else False
 
 
 def _criteria(criteria: Sequence[str]) -> str:

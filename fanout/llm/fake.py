@@ -42,6 +42,7 @@ class FakeLLM:
         seed: Another seed gives other outcomes.
         context_tokens: The context window that it claims to have.
         cache: 1 to have its answers kept, as those of a model that costs money.
+        fence: 1 to have fences in its prompts, as a provider's model.
         script: Full control for tests: takes the request, returns the answer or an error to raise.
 
     Attributes:
@@ -62,6 +63,7 @@ class FakeLLM:
         seed: int = 0,
         context_tokens: int = 8192,
         cache: int = 0,
+        fence: int = 0,
         script: Callable[[LLMRequest], str | LLMReply | Exception] | None = None,
     ) -> None:
         self._options = {name: value for name, value in locals().items() if name in _OPTIONS}
@@ -182,9 +184,10 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {
     "seed": int,
     "context_tokens": int,
     "cache": int,
+    "fence": int,
 }
 # Options that a script replaces.
-_SCRIPTED = frozenset(_OPTIONS) - {"latency_s", "jitter_s", "seed", "context_tokens"}
+_SCRIPTED = frozenset(_OPTIONS) - {"latency_s", "jitter_s", "seed", "context_tokens", "fence"}
 _DEFAULTS: dict[str, Any] = FakeLLM.__init__.__kwdefaults__ or {}
 
 

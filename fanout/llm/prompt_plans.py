@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fanout.core.cells import OWN
+from fanout.inputs.fences import with_rule
 from fanout.inputs.prompt_layout import common_parts, document_first, has_input, in_order
 from fanout.inputs.prompts import Template
 from fanout.inputs.token_counters import TokenCounter, ratio_of
@@ -71,7 +72,9 @@ class PromptPlan:
         # The job has what was learnt before it began: its prompts must not change while it goes on.
         ratio = ratio_of(spec.tokenizer)
         self._tokens = TokenCounter() if ratio is None else TokenCounter(ratio)
-        self._system = (spec.system or "") if system is None else system
+        self._spec = spec
+        given = spec.system if system is None else system
+        self._system = with_rule(spec, next(iter(rules), spec.model), given) or ""
         self._system_tokens = self._tokens(self._system)
 
     def prompt(
@@ -99,10 +102,11 @@ class PromptPlan:
         """
         is_first = self.is_document_first(chunk)
         template = self._templates[ref.aspect]
+        is_fenced = self._spec.is_fenced(model)
         laid_out = (
-            document_first(template, values, chunk.columns)
+            document_first(template, values, chunk.columns, is_fenced=is_fenced)
             if is_first
-            else in_order(template, values, chunk.columns, self._common)
+            else in_order(template, values, chunk.columns, self._common, is_fenced=is_fenced)
         )
         rules = self._rules.get(model)
         if rules is None:

@@ -11,6 +11,7 @@ from fanout.core.asks import asks_of
 from fanout.core.records import BranchRef
 from fanout.core.step_answers import answer_fields
 from fanout.core.tokens import BYTES_PER_TOKEN, utf8_bytes
+from fanout.inputs.fences import with_rule
 from fanout.inputs.prompt_layout import branch_values
 from fanout.inputs.prompts import Template
 from fanout.inputs.step_prompts import StepPrompts
@@ -59,8 +60,9 @@ _NOTHING = AnswerTokens(0.0, 0.0, 0.0)
 class _Count:
     """The prompts of one kind of call."""
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, spec: RunSpec, ask: Ask) -> None:
         self.ask = ask
+        self.system = with_rule(spec, ask.models[0], ask.system) or ""
         self.name = "" if ask.step is None else ask.step.name
         shape = shape_of(ask.schema, ask.choices)
         self._shape_bytes = 0 if shape is None else utf8_bytes(shape.in_words)
@@ -69,9 +71,8 @@ class _Count:
         self.prompts = 0
 
     def add(self, prompt: str) -> None:
-        system = self.ask.system or ""
         self.prompts += 1
-        kinds = bytes_by_kind((prompt, system), shape_bytes=self._shape_bytes)
+        kinds = bytes_by_kind((prompt, self.system), shape_bytes=self._shape_bytes)
         self.kinds = [one + more for one, more in zip(self.kinds, kinds, strict=True)]
 
 
@@ -92,7 +93,7 @@ class AskCounts:
         self._spec = spec
         self._seen = seen
         self._steps = {step.name: step for step in spec.steps}
-        self._counts = [_Count(ask) for ask in asks_of(spec)]
+        self._counts = [_Count(spec, ask) for ask in asks_of(spec)]
         self._templates = {name: Template.parse(source) for name, source in spec.prompts.items()}
         self._prompts = StepPrompts(spec.steps)
         self._plan, self._step_plan = plan_of(spec), step_plan_of(spec)
@@ -123,25 +124,28 @@ class AskCounts:
     def _add(self, count: _Count, prompt: str) -> None:
         count.add(prompt)
         if self._exact is not None:
-            count.exact_tokens += self._exact(prompt) + self._exact(count.ask.system or "")
+            count.exact_tokens += self._exact(prompt) + self._exact(count.system)
 
     def _of_aspect(self, aspect: str | None, chunk: Chunk, number: int) -> str:
         spec = self._spec
         ref = BranchRef(chunk=number, aspect=aspect, model=spec.model, sample=0)
         values = branch_values(chunk, ref, 0, chunk.around)
         if self._plan is None:
-            return self._templates[aspect].render(values, chunk.columns)
+            is_fenced = spec.is_fenced(spec.model)
+            return self._templates[aspect].render(values, chunk.columns, is_fenced=is_fenced)
         return self._plan.prompt(chunk, ref, values, model=spec.model, chunks=1, lane=_LANE)[0]
 
     def _of_step(self, step: StepSpec, chunk: Chunk, number: int, *, is_shown: bool) -> str:
         ref = BranchRef(chunk=number, aspect=None, model=self._spec.model, sample=0)
         given = branch_values(chunk, ref, 0, chunk.around)
+        model = step.model or self._spec.model
+        is_fenced = self._spec.is_fenced(model)
         values = self._prompts.values_of(
-            step, given, chunk.columns, _placeholder if is_shown else _empty
+            step, given, chunk.columns, _placeholder if is_shown else _empty, is_fenced=is_fenced
         )
         if self._step_plan is None:
-            return self._prompts.templates[step.name].render(values, chunk.columns)
-        model = step.model or self._spec.model
+            template = self._prompts.templates[step.name]
+            return template.render(values, chunk.columns, is_fenced=is_fenced)
         return self._step_plan.prompt(step, chunk, ref, values, model=model, chunks=1, lane=_LANE)[
             0
         ]

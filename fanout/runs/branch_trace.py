@@ -14,6 +14,7 @@ from fanout.core.lanes import first_lane
 from fanout.core.neighbours import around_in
 from fanout.core.records import Usage  # noqa: TC001 - dataclasses read the annotation
 from fanout.core.step_answers import step_text
+from fanout.inputs.fences import with_rule
 from fanout.inputs.prompt_layout import branch_values
 from fanout.inputs.prompts import Template
 from fanout.inputs.step_prompts import StepPrompts, feedback_reply
@@ -133,7 +134,7 @@ def _single(
         judges=None,
         function=None,
         model=branch.model or model,
-        system=spec.system,
+        system=with_rule(spec, model, spec.system),
         prompt=_prompt(spec, chunk, ref, model, chunks),
         turns=(),
         answer=branch.value,
@@ -152,7 +153,8 @@ def _prompt(spec: RunSpec, chunk: Chunk, ref: BranchRef, model: str, chunks: int
     plan = plan_of(spec)
     try:
         if plan is None:
-            return Template.parse(spec.prompts[ref.aspect]).render(values, chunk.columns)
+            template = Template.parse(spec.prompts[ref.aspect])
+            return template.render(values, chunk.columns, is_fenced=spec.is_fenced(model))
         lane = first_lane(spec.lane)
         return plan.prompt(chunk, ref, values, model=model, chunks=chunks, lane=lane)[0]
     except PromptError:
@@ -172,13 +174,17 @@ def _steps(
         prompt = None
         if step.function is None:
             try:
-                prompt = prompts.render(step, values, chunk.columns, chain.answers)
-                if plan is not None:
-                    text_of = partial(step_text, answers=chain.answers)
-                    own = prompts.values_of(step, values, chunk.columns, text_of)
+                model = one.model or step.model or ref.model or spec.model
+                is_fenced = spec.is_fenced(model)
+                text_of = partial(step_text, answers=chain.answers)
+                own = prompts.values_of(step, values, chunk.columns, text_of, is_fenced=is_fenced)
+                if plan is None:
+                    template = prompts.templates[step.name]
+                    prompt = template.render(own, chunk.columns, is_fenced=is_fenced)
+                else:
                     lane = first_lane(spec.lane)
                     prompt, _ = plan.prompt(
-                        step, chunk, ref, own, model="", chunks=chunks, lane=lane
+                        step, chunk, ref, own, model=model, chunks=chunks, lane=lane
                     )
             except PromptError:
                 prompt = None
@@ -197,6 +203,7 @@ def _step(
 ) -> TracedCall:
     asked = None if step.function else one.model or step.model or ref.model or spec.model
     system = spec.system if step.system is None else step.system
+    is_fenced = asked is not None and spec.is_fenced(asked)
     has_value = one.is_json and one.output is not None
     return TracedCall(
         step=step.name,
@@ -204,9 +211,9 @@ def _step(
         judges=step.judge,
         function=step.function,
         model=asked,
-        system=None if step.function else system,
+        system=None if asked is None else with_rule(spec, asked, system),
         prompt=prompt,
-        turns=tuple((answer, feedback_reply(feedback)) for answer, feedback in turns),
+        turns=tuple((answer, feedback_reply(text, is_fenced=is_fenced)) for answer, text in turns),
         answer=msgspec.json.decode(one.output or "") if has_value else one.output,
         kind=one.kind,
         message=one.message,

@@ -8,10 +8,12 @@ import msgspec
 
 from fanout.core.asks import asks_of
 from fanout.core.budgets import NO_AMOUNTS, BudgetLimits
+from fanout.core.cells import OWN
 from fanout.core.errors import RunError, SpecError
 from fanout.core.spec import make_budget, stored_spec
 from fanout.core.tokens import utf8_bytes
 from fanout.inputs.comparison_prompts import comparison_frame
+from fanout.inputs.fences import FENCE_BYTES, with_rule
 from fanout.inputs.prompt_checks import templates_of
 from fanout.inputs.prompts import Template
 from fanout.inputs.step_prompts import StepPrompts
@@ -91,8 +93,9 @@ def _least_calls(spec: RunSpec, asks: list[Ask]) -> Iterator[_LeastCall]:
     for ask in asks:
         step = ask.step
         some = templates_of(spec) if step is None else [templates[step.name]]
-        size = utf8_bytes(ask.system or "") + min(map(_least_bytes, some))
         for model in ask.models:
+            system = utf8_bytes(with_rule(spec, model, ask.system) or "")
+            size = system + min(_least_bytes(one, spec, model) for one in some)
             yield _LeastCall(
                 model=model,
                 most=CallBounds(spec, model).least(size, ask.max_tokens, lane),
@@ -104,17 +107,21 @@ def _least_calls(spec: RunSpec, asks: list[Ask]) -> Iterator[_LeastCall]:
     if spec.reduces_by_calls:
         model, longest = spec.reduce_model, spec.aggregate_max_tokens
         if spec.compares:
-            size = utf8_bytes(comparison_frame(spec.criteria, has_task=False))
+            size = utf8_bytes(with_rule(spec, model, None) or "")
+            size += utf8_bytes(comparison_frame(spec.criteria, has_task=False))
         else:
             template = Template.parse(spec.aggregate_prompt or "", field="aggregate_prompt")
-            size = _least_bytes(template)
+            size = utf8_bytes(with_rule(spec, model, spec.system) or "")
+            size += _least_bytes(template, spec, model)
         most = CallBounds(spec, model).least(size, longest, lane)
         yield _LeastCall(model=model, most=most, max_tokens=longest, is_reduce=True)
 
 
-def _least_bytes(template: Template) -> int:
+def _least_bytes(template: Template, spec: RunSpec, model: str) -> int:
     """Return the bytes of a prompt without what is put into it."""
-    return sum(map(utf8_bytes, template.parts[::2]))
+    size = sum(map(utf8_bytes, template.parts[::2]))
+    inputs = sum(name.removeprefix(OWN) == "input" for name in template.parts[1::2])
+    return size + FENCE_BYTES * inputs * spec.is_fenced(model)
 
 
 def _too_small(call: _LeastCall, limits: BudgetLimits, of_call: BudgetLimits) -> SpecError:

@@ -13,6 +13,7 @@ from fanout.core.errors import SpecError
 from fanout.core.lanes import Lane, takes_lane
 from fanout.core.neighbours import with_around
 from fanout.core.tokens import BYTES_PER_TOKEN
+from fanout.inputs.fences import FENCE_BYTES, with_rule
 from fanout.inputs.splitters import split_documents, splitter_of
 from fanout.inputs.token_counters import ratio_of
 from fanout.llm.prices import price_of
@@ -218,7 +219,7 @@ class Estimator:
             learnt_calls=None if self._counts.is_exact else self._seen[first.models[0]].calls,
             is_wide=self._chunks > 0 and any(map(self._is_wide, self._counts.asks)),
             prompt=next(iter(shown.values()), None),
-            system=first.system,
+            system=with_rule(spec, first.models[0], first.system),
             steps=[]
             if not spec.steps
             else [self._of_step(ask, routes) for ask in self._counts.asks],
@@ -235,7 +236,7 @@ class Estimator:
             models=list(ask.models),
             calls=any_of(calls),
             prompt=self._counts.shown.get(name),
-            system=ask.system,
+            system=with_rule(self._spec, ask.models[0], ask.system),
         )
 
     @cached_property
@@ -268,7 +269,10 @@ class Estimator:
         if spec.reduction != "llm" or not self._groups:
             return Calls()
         learnt = TokenRatio.fitted(self._seen[spec.model])
-        frame = learnt.tokens_of(bytes_by_kind((spec.aggregate_prompt or "", spec.system or "")))
+        system = with_rule(spec, spec.model, spec.system) or ""
+        fence = " " * FENCE_BYTES * spec.is_fenced(spec.model)
+        texts = (spec.aggregate_prompt or "", system, fence)
+        frame = learnt.tokens_of(bytes_by_kind(texts))
         ratio = ratio_of(spec.tokenizer) or float(BYTES_PER_TOKEN)
         try:
             room = float(reduce_room(spec, ratio))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fanout.aggregators import room_tokens
 from fanout.core.tokens import BYTES_PER_TOKEN, utf8_bytes
+from fanout.inputs.fences import FENCE_TOKENS, with_rule
 from fanout.inputs.token_counters import bytes_tokenizer, ratio_of
 from fanout.llm import context_tokens
 from fanout.llm.prompt_plans import plan_of
@@ -93,10 +94,12 @@ def reduce_room(spec: RunSpec, bytes_per_token: float) -> int:
     Raises:
         SpecError: Too few fit.
     """
-    prompts = utf8_bytes((spec.aggregate_prompt or "") + (spec.system or ""))
+    system = with_rule(spec, spec.model, spec.system) or ""
+    prompts = utf8_bytes((spec.aggregate_prompt or "") + system)
+    fence_tokens = FENCE_TOKENS * spec.is_fenced(spec.model)
     room = room_tokens(
         context_tokens=spec.context_tokens or context_tokens(spec.model),
-        template_tokens=ceil(prompts / bytes_per_token),
+        template_tokens=ceil(prompts / bytes_per_token) + fence_tokens,
         answer_tokens=spec.aggregate_max_tokens or ANSWER_TOKENS,
     )
     return int(room * bytes_per_token / BYTES_PER_TOKEN)

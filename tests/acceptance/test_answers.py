@@ -6,6 +6,7 @@ import csv
 import json
 import math
 
+from tests.fences import bare
 from tests.scripted_provider import openai_reply
 
 
@@ -19,7 +20,7 @@ def respond(_headers, body):
     """Answer a document with its text; ``long`` is cut off, ``bad`` is a label."""
     if body is None:
         return 200, {"data": [{"id": "m"}]}
-    text = body["messages"][-1]["content"]
+    text = bare(body["messages"][-1]["content"])
     reply = openai_reply(text, "length" if text == "long" else "stop")
     if body.get("logprobs"):
         reply["choices"][0]["logprobs"] = {"content": [sure(text, 0.25 if text == "bad" else 0.75)]}
@@ -72,7 +73,7 @@ def test_the_lane_of_a_run_decides_what_its_answers_cost(fanout, here, provider)
         assert body["service_tier"] == "flex"
         if left.pop() if left else 0:
             return 429, {"error": {"message": "full", "code": "resource_unavailable"}}
-        text = body["messages"][-1]["content"]
+        text = bare(body["messages"][-1]["content"])
         return 200, {**openai_reply(text), "service_tier": "flex" if text == "b" else "default"}
 
     provider.respond = tiered

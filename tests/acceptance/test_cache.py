@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from tests.fences import bare
 from tests.scripted_provider import openai_reply
 
 PRICED = {"input_mtok": 1000, "output_mtok": 1000}
@@ -20,7 +21,7 @@ def env(provider, tmp_path):
     def respond(_headers, request):
         if request is None:
             return 200, {"data": []}
-        prompt = request["messages"][-1]["content"]
+        prompt = bare(request["messages"][-1]["content"])
         with lock:
             prompts.append(prompt)
             is_refused = "bad" in prompt and prompts.count(prompt) == 1

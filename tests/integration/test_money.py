@@ -15,6 +15,7 @@ from fanout.core.records import ErrorKind, RunStatus, total_usage
 from fanout.core.spec import make_spec
 from fanout.core.units import dollars
 from fanout.observe.metrics import families
+from tests.fences import bare
 from tests.scripted_provider import openai_reply
 
 # By model: dollars of a million tokens of the prompt, from the cache, and of the answer.
@@ -38,7 +39,7 @@ class Biller:
         if body is None:
             return 404, {"detail": "Not Found"}
         model = body["model"]
-        text = next(one["content"] for one in body["messages"] if one["role"] == "user")
+        text = next(bare(one["content"]) for one in body["messages"] if one["role"] == "user")
         with self._lock:
             self.calls[model, text] += 1
             status, reply = self._answer(text.split()[0], model, self.calls[model, text])

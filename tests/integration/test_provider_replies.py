@@ -8,6 +8,7 @@ import pytest
 
 from fanout.core.records import ErrorKind, RunStatus
 from fanout.core.spec import make_spec
+from tests.fences import bare
 from tests.scripted_provider import openai_reply
 
 PAGE = b"<!DOCTYPE html><html><head><title>Attention Required!</title></head></html>"
@@ -30,7 +31,7 @@ def ask(client, provider, start_worker):
             with lock:
                 calls.append(body)
                 number = len(calls)
-            return answer(body["messages"][-1]["content"], number)
+            return answer(bare(body["messages"][-1]["content"]), number)
 
         provider.respond = respond
         spec = make_spec(model=f"openai/{model}", prompt="{input}", **fields)

@@ -12,6 +12,7 @@ from fanout import RunStatus
 from fanout.core.records import ErrorKind
 from fanout.core.spec import make_spec
 from fanout.report.page import render
+from tests.fences import bare
 from tests.scripted_provider import ScriptedProvider, openai_reply
 
 QUICK = {"FANOUT_VISIBILITY_TIMEOUT_S": "5", "FANOUT_REAPER_INTERVAL_S": "0"}
@@ -53,7 +54,7 @@ class Steps(ScriptedProvider):
         if request is None:
             # The check of the model.
             return 200, {"data": []}
-        messages = [one["content"] for one in request["messages"] if one["role"] != "system"]
+        messages = [bare(one["content"]) for one in request["messages"] if one["role"] != "system"]
         step, text = self._step(messages)
         self.order.append(step)
         if len(self.order) == self.held:
@@ -121,7 +122,7 @@ def test_a_killed_worker_costs_the_step_in_flight_wherever_it_is(
         result = run.result()
         assert provider.order == [*BILL[:number], *BILL[number - 1 :]]
         [branch] = result.branches
-        assert branch.output == "NOTE item 1 4 kindly"
+        assert branch.output == 'NOTE "item 1" 4 kindly'
         assert branch.is_rejected is False
         assert branch.steps["due"] == {"on": 4, "kind": "bill"}
         assert [(one.name, one.round) for one in branch.step_records if one.attempts] == [
@@ -138,7 +139,7 @@ def test_a_route_a_retry_and_what_a_judge_refuses(client, start_worker, provider
     bill, letter = run.result().branches
     assert "greeting" not in bill.steps
     assert "facts" not in letter.steps
-    assert letter.output == "NOTE item 2 Hello kindly"
+    assert letter.output == 'NOTE "item 2" "Hello" kindly'
 
     provider.calls.clear()
     provider.fails = "note"
@@ -172,5 +173,5 @@ def test_a_route_a_retry_and_what_a_judge_refuses(client, start_worker, provider
         [row] = result.to_pandas().to_dict("records")
         assert (row["kind"], row["check.pass"], row["rejected"]) == ("letter", False, True)
         assert branch.kind is kind
-        assert branch.output == ("NOTE item 1 Hello" if kind is None else None)
+        assert branch.output == ('NOTE "item 1" "Hello"' if kind is None else None)
         assert kind is None or "step check did not pass the answer: be kind" in branch.message

@@ -15,6 +15,7 @@ from fanout.core.lanes import first_lane
 from fanout.core.neighbours import around_in
 from fanout.core.plan_runs import is_plan
 from fanout.core.records import ErrorKind, Outcome, Variants
+from fanout.inputs.fences import with_rule
 from fanout.inputs.plan_answers import PlanShape
 from fanout.inputs.prompt_layout import branch_values
 from fanout.llm.base import LLMRequest
@@ -99,7 +100,7 @@ async def _call(
     asking = Asking(claim, context, shard_id.stage_id, spec, calls)
     if stage > 0 and spec.compares:
         request = _comparison(spec, chunk.text, runs.shape(run_id, is_aggregate=True))
-        return outcome_of(index, await asking.answer(spec.reduce_model, request))
+        return outcome_of(index, await asking.answer(spec.reduce_model, lambda _model: request))
     if spec.steps and stage == 0:
         return await ask_steps(
             claim,
@@ -120,15 +121,18 @@ async def _call(
         shape = PlanShape(shape, chunk.text)
     plan = None if stage else runs.plan(run_id)
 
-    async def ask(model: str, sample: int) -> Outcome:
+    def request(model: str, sample: int) -> LLMRequest:
         values, cache = branch_values(chunk, ref, sample, around), None
         if plan is None:
-            prompt = template.render(values, chunk.columns)
+            prompt = template.render(values, chunk.columns, is_fenced=spec.is_fenced(model))
         else:
             lane, chunks = first_lane(spec.lane), len(shard.chunks)
             prompt, cache = plan.prompt(chunk, ref, values, model=model, chunks=chunks, lane=lane)
-        request = _request(spec, prompt, limit, sample, shape, cache)
-        return outcome_of(index, await asking.answer(model, request, sample))
+        return _request(spec, model, prompt, limit, sample, shape, cache)
+
+    async def ask(model: str, sample: int) -> Outcome:
+        result = await asking.answer(model, lambda one: request(one, sample), sample)
+        return outcome_of(index, result)
 
     if stage > 0 or spec.certainty is None:
         return await ask(ref.model or spec.model, ref.sample)
@@ -139,6 +143,7 @@ def _comparison(spec: RunSpec, prompt: str, shape: AnswerShape | None) -> LLMReq
     """Return the request of a comparison: what the job says of its answers is not for the judge."""
     return LLMRequest(
         prompt=prompt,
+        system=with_rule(spec, spec.reduce_model, None),
         max_tokens=spec.aggregate_max_tokens,
         seed=spec.seed,
         shape=shape,
@@ -148,6 +153,7 @@ def _comparison(spec: RunSpec, prompt: str, shape: AnswerShape | None) -> LLMReq
 
 def _request(
     spec: RunSpec,
+    model: str,
     prompt: str,
     max_tokens: int | None,
     sample: int,
@@ -156,7 +162,7 @@ def _request(
 ) -> LLMRequest:
     return LLMRequest(
         prompt=prompt,
-        system=spec.system,
+        system=with_rule(spec, model, spec.system),
         temperature=spec.temperature,
         max_tokens=max_tokens,
         seed=None if spec.seed is None else spec.seed + sample,

@@ -20,7 +20,7 @@ from workers.branch.late_results import count_unused
 from workers.context.broken_models import unusable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from fanout.core.ids import StageId
     from fanout.core.spec import RetrySpec, RunSpec
@@ -64,13 +64,18 @@ class Asking:
         calls.is_by_model = spec.is_by_model
 
     async def answer(
-        self, model: str, request: LLMRequest, sample: int = 0, *, step: StepSpec | None = None
+        self,
+        model: str,
+        make: Callable[[str], LLMRequest],
+        sample: int = 0,
+        *,
+        step: StepSpec | None = None,
     ) -> CallResult:
         """Return the answer of a model, or of one of the run's fallback, or why there is none.
 
         Args:
             model: The model to ask first.
-            request: The request.
+            make: Returns the request to a model.
             sample: The number of the sample: kept answers are those of the same one.
             step: The step that asks; None without steps.
 
@@ -84,11 +89,11 @@ class Asking:
         self._sample = sample
         begun = self._calls.so_far.question or Progress()
         if not spec.fallback and self._is_only(model):
-            result = await self._taught(model, request, retries, Progress(), begun.calls)
+            result = await self._taught(model, make(model), retries, Progress(), begun.calls)
             self._calls.stop_after = result.stop_after
         else:
             models = asked_in_turn(model, spec.fallback)
-            result = await self._one_of(models, request, retries, begun)
+            result = await self._one_of(models, make, retries, begun)
         self._elapsed_s += result.elapsed_s
         is_over = self._elapsed_s >= spec.retries.max_elapsed_s and result.kind in RETRYABLE
         self._calls.is_out_of_time = is_over or result.is_out_of_time
@@ -101,7 +106,11 @@ class Asking:
         return within(retries, retries.max_elapsed_s - self._elapsed_s)
 
     async def _one_of(
-        self, models: Sequence[str], request: LLMRequest, retries: RetrySpec, begun: Progress
+        self,
+        models: Sequence[str],
+        make: Callable[[str], LLMRequest],
+        retries: RetrySpec,
+        begun: Progress,
     ) -> CallResult:
         """Ask models in turn, until one answers or the last one has not."""
         ended = [(one.model, result_of(one)) for one in begun.ended]
@@ -111,6 +120,7 @@ class Asking:
             if ended:
                 retries = within(retries, left_s)
             is_last = number == len(models)
+            request = make(model)
             result = await self._alive(model, request, retries, before, calls, gives_up=not is_last)
             ended.append((model, result))
             left_s -= result.elapsed_s

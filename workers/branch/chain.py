@@ -14,6 +14,7 @@ from fanout.core.lanes import first_lane
 from fanout.core.model_names import takes_seed
 from fanout.core.records import NO_CALL, ErrorKind, Outcome, StepOutcome
 from fanout.core.step_answers import step_text, value_of
+from fanout.inputs.fences import with_rule
 from fanout.inputs.prompt_layout import branch_values
 from fanout.inputs.step_prompts import feedback_reply
 from fanout.llm.base import LLMReply, LLMRequest, Turn
@@ -166,35 +167,42 @@ class _Steps:
         if step.function is not None:
             return await self._called(step, step.function), {}
         model = self._model(step)
-        result = await self._asking.answer(model, self._request(step), self._ref.sample, step=step)
+        result = await self._asking.answer(
+            model, lambda one: self._request(step, one), self._ref.sample, step=step
+        )
         one = self._outcome(step, result, model=result.model or model, is_json=step.is_json)
         return one, result.usage_of or {model: result.usage}
 
-    def _request(self, step: StepSpec) -> LLMRequest:
-        spec, sample, model = self._spec, self._ref.sample, self._model(step)
+    def _request(self, step: StepSpec, model: str) -> LLMRequest:
+        spec, sample = self._spec, self._ref.sample
+        is_fenced = spec.is_fenced(model)
         prompt, cache = self._prompt(step, model)
+        system = spec.system if step.system is None else step.system
         turns = self._chain.turns(step)
         return LLMRequest(
             prompt=prompt,
-            system=spec.system if step.system is None else step.system,
+            system=with_rule(spec, model, system),
             temperature=spec.temperature if step.temperature is None else step.temperature,
             max_tokens=spec.max_tokens if step.max_tokens is None else step.max_tokens,
             seed=None if spec.seed is None or not takes_seed(model) else spec.seed + sample,
             stop=spec.stop,
             shape=self._run.shapes[step.name],
-            turns=tuple(Turn(answer, feedback_reply(feedback)) for answer, feedback in turns),
+            turns=tuple(
+                Turn(answer, feedback_reply(feedback, is_fenced=is_fenced))
+                for answer, feedback in turns
+            ),
             lane=first_lane(spec.lane),
             cache=cache,
         )
 
     def _prompt(self, step: StepSpec, model: str) -> tuple[str, PromptCache | None]:
         prompts, plan, chunk = self._run.prompts, self._run.plan, self._chunk
-        answers = self._chain.answers
+        answers, is_fenced = self._chain.answers, self._spec.is_fenced(model)
         if plan is None:
-            return prompts.render(step, self._values, chunk.columns, answers), None
-        values = prompts.values_of(
-            step, self._values, chunk.columns, partial(step_text, answers=answers)
-        )
+            prompt = prompts.render(step, self._values, chunk.columns, answers, is_fenced=is_fenced)
+            return prompt, None
+        text_of = partial(step_text, answers=answers)
+        values = prompts.values_of(step, self._values, chunk.columns, text_of, is_fenced=is_fenced)
         lane = first_lane(self._spec.lane)
         return plan.prompt(
             step, chunk, self._ref, values, model=model, chunks=self._chunks, lane=lane

@@ -367,7 +367,7 @@ def test_what_is_missing_is_told():
     [some] = plan(leaves, room_tokens=1000, level=0)
     text = render_input(some, level=0)
     assert text.startswith("(2 of 4 answers are missing, because their calls failed.)")
-    [fence] = set(re.findall("(?m)^=== [0-9a-f]{10}$", text))
+    [fence] = set(re.findall("(?m)^=== [a-z2-7]{12}$", text))
     assert text.endswith(f"{fence}\n[d0]\na\n\n{fence}\n[d2]\nc\n\n{fence}")
 
 
@@ -377,7 +377,7 @@ def test_an_answer_cannot_forge_what_is_around_it(level):
         parts = list(leaf_parts(items(["a", answer, "c"], document="d\n[d9]\nfake")))
         return render_input(parts, level=level)
 
-    fence_of = re.compile("(?m)^=== [0-9a-f]{10}$")
+    fence_of = re.compile("(?m)^=== [a-z2-7]{12}$")
     seen = rendered("b")
     assert rendered("b") == seen, "the same answers are the same prompt, for caches"
     # Who has seen one prompt, or knows the others' answers, guesses nothing of the next.

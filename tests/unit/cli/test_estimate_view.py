@@ -16,7 +16,9 @@ from fanout.runs.estimate import Estimator
 
 
 def estimate(documents=200, **fields):
-    spec = make_spec(**{"model": "openai/gpt-5-mini", "prompt": "Read: {input}", **fields})
+    spec = make_spec(
+        **{"model": "openai/gpt-5-mini", "prompt": "Read: {input}", "fence": False, **fields}
+    )
     estimator = Estimator(spec, seen=lambda _model: TokenSums(), places=8)
     list(estimator.documents(Document(name=f"{at}", index=at, text="x") for at in range(documents)))
     return estimator.result()

@@ -51,7 +51,7 @@ ALWAYS = {
     "split", "tokenizer", "reduce", "aggregate_prompt",
     "group_by", "min_success", "max_workers", "priority", "cache", "timeout_s", "deadline_s", "max_attempts",
     "max_elapsed_s", "requests_per_minute", "tokens_per_minute", "sample", "limit", "labels",
-    "lane", "prompt_order", "steps",
+    "lane", "prompt_order", "steps", "fence",
     "price", "budget_usd", "budget_calls", "budget_tokens",
 }  # fmt: skip
 # These have one beside some others only: a value, and with which others it has one and has none.
@@ -118,6 +118,7 @@ def test_every_field_of_a_job_is_read_by_what_does_the_job(name):
     own = {
         "prompt": "prompts", "aspects": "prompts", "reduce": "reduction", "models": "variants",
         "judge_model": "reduce_model",
+        "fence": "is_fenced",
         **dict.fromkeys(("requests_per_minute", "tokens_per_minute"), "rates"),
     }.get(name, inner_name(name))  # fmt: skip
     read = re.compile(rf"(?:spec|policy|_spec|rate|budget|limits)\.{own}\b")

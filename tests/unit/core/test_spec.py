@@ -349,7 +349,7 @@ VALUES = {
     "steps": [
         {"name": "a", "prompt": "{input}"}, {"name": "check", "judge": "a", "criteria": ["clear"]},
     ],
-    "output": "a", "on_rejected": "fail",
+    "output": "a", "on_rejected": "fail", "fence": True,
     "criteria": ["clear"], "judge_model": "fake?seed=4",
     "fallback": ["fake?seed=3"], "price": {"input_mtok": 0.25, "output_mtok": 2},
 }  # fmt: skip

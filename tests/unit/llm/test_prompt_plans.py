@@ -4,6 +4,7 @@ import pytest
 
 from fanout.core.records import Chunk
 from fanout.core.spec import make_spec
+from fanout.inputs.fences import block
 from fanout.llm import prompt_plans
 from fanout.policy.prefixes import CacheRules
 
@@ -16,7 +17,7 @@ HEAD = f"<document>\n{TEXT}\n</document>\n\n"
 
 
 def plan(rules, **fields):
-    given = {"model": "openai/m", "aspects": ASPECTS, **fields}
+    given = {"model": "openai/m", "aspects": ASPECTS, "fence": False, **fields}
     if "prompt" in fields:
         del given["aspects"]
     spec = make_spec(**given)
@@ -56,6 +57,27 @@ def test_the_aspects_of_a_chunk_begin_with_the_same_bytes_and_key():
     other = prompt(OPENAI, text=f"other {TEXT}")[1]
     with_system = prompt(OPENAI, system="Be kind")[1]
     assert len({made[0][1].key, other.key, with_system.key}) == 3
+
+
+@pytest.mark.parametrize("order", ["auto", "document_first", "as_written"])
+@pytest.mark.parametrize("head", ["", "{input}\n", "{input} {document} "])
+def test_fences_are_shared_as_the_text_is(order, head):
+    aspects = {name: f"{head}{name} of {{document}}{{input}}" for name in ("good", "bad")}
+    if head:
+        aspects = {name: one.removesuffix("{input}") for name, one in aspects.items()}
+    fields = {"fence": None, "aspects": aspects, "prompt_order": order, "system": LONG_SYSTEM}
+    fenced = block("document", TEXT)
+    (good, good_cache), (bad, bad_cache) = (prompt(SONNET, at, **fields) for at in range(2))
+    assert fenced in good
+    assert fenced in bad
+    assert good.endswith('good of "d"' if head or order != "as_written" else fenced) or not head
+    if not head and order == "as_written":
+        return
+    assert good_cache.key == bad_cache.key
+    end = good_cache.marks[-1]
+    assert end == bad_cache.marks[-1]
+    assert good[:end] == bad[:end]
+    assert end >= len(fenced)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 from fanout.core.budgets import Amounts, BudgetLimits, BudgetState, BudgetStep, nano_usd_of
 from fanout.core.errors import RunError, SpecError
 from fanout.core.spec import make_spec
+from fanout.inputs.fences import FENCE_BYTES, RULE
 from fanout.runs.budget_status import BudgetStatus
 from fanout.runs.budgets import checked_budget, new_limits, require_kept, require_room, run_limits
 
@@ -85,6 +86,8 @@ def test_a_budget_that_can_be_kept_is_taken(fields):
     assert require_kept(spec, spec.budget.limits) is None
 
 
+# A label beside what fences, their rule and a server add to an empty document.
+FENCED = 265 + FENCE_BYTES + len(RULE)
 OWN = {"model": "openai/own", "price": {"input_mtok": 1, "output_mtok": 10}}
 
 
@@ -98,7 +101,13 @@ OWN = {"model": "openai/own", "price": {"input_mtok": 1, "output_mtok": 10}}
         ({**OWN, "max_tokens": 2000, "budget": {"usd": 0.0200001}}, r"usd: .*give a smaller max_tokens"),
         # Half the price buys it, also by a lane that may end in the realtime one.
         ({**OWN, "max_tokens": 2000, "lane": "batch", "budget": {"usd": 0.0100001}}, "usd: "),
-        ({"model": "openai/gpt-5-mini", "max_tokens": 9, "budget": {"tokens": 264}}, "tokens: .*265 tokens"),
+        ({"model": "openai/gpt-5-mini", "max_tokens": 9, "budget": {"tokens": 264},
+          "fence": False}, "tokens: .*265 tokens"),
+        # With the fence and its rule.
+        ({"model": "openai/gpt-5-mini", "max_tokens": 9, "budget": {"tokens": FENCED - 1}},
+         f"tokens: .*{FENCED} tokens"),
+        ({"model": "openai/gpt-5-mini", "max_tokens": 9, "system": "s", "budget": {"tokens": FENCED + 2}},
+         f"tokens: .*{FENCED + 3} tokens"),
         ({"model": "fake", "prompt": "{input}" + "x" * 50, "budget": {"tokens": 50}}, "tokens: .*51 tokens"),
         ({"model": "fake", "prompt": None, "aspects": {"a": "{input}" + "x" * 50, "b": "{input}" * 9},
           "system": "é" * 10, "budget": {"tokens": 20}}, "tokens: .*21 tokens"),
@@ -128,8 +137,8 @@ def test_a_prompt_that_is_wrong_is_named_as_without_a_budget():
     [
         {"model": "openai/gpt-5-mini", "budget": {"usd": 0.26}},
         {"model": "openai/gpt-5-mini", "budget": {"calls": 1}, "aggregate_prompt": "{input}"},
-        {"model": "openai/gpt-5-mini", "max_tokens": 9, "budget": {"tokens": 265}},
-        {**OWN, "max_tokens": 2000, "lane": "auto", "deadline_s": 9, "budget": {"usd": 0.0102}},
+        {"model": "openai/gpt-5-mini", "max_tokens": 9, "budget": {"tokens": FENCED}},
+        {**OWN, "max_tokens": 2000, "lane": "auto", "deadline_s": 9, "budget": {"usd": 0.0104}},
         {"model": "fake", "budget": {"usd": 1e-9, "tokens": 1}},
         # A model that may not be asked.
         {"model": "fake", "fallback": ["openai/gpt-5-mini"], "budget": {"usd": 0.01}},

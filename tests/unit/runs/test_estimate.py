@@ -10,6 +10,7 @@ import pytest
 from fanout.core.records import BranchRef, Document
 from fanout.core.spec import make_spec
 from fanout.core.tokens import estimate_tokens
+from fanout.inputs.fences import FENCE_BYTES, RULE, block
 from fanout.inputs.prompt_layout import branch_values
 from fanout.llm.prompt_plans import plan_of
 from fanout.policy.token_ratio import TokenSums, bytes_by_kind
@@ -22,7 +23,7 @@ def documents(count, text="some words of a text"):
 
 
 def estimated(fields, some, *, seen=TokenSums(), places=None):  # noqa: B008 - it is frozen
-    job = {"model": "openai/gpt-5-mini", "prompt": "Read: {input}", **fields}
+    job = {"model": "openai/gpt-5-mini", "prompt": "Read: {input}", "fence": False, **fields}
     estimator = Estimator(make_spec(**job), seen=lambda _model: seen, places=places)
     chunks = list(estimator.documents(some))
     return estimator.result(), chunks
@@ -57,6 +58,25 @@ def test_its_tokens_are_those_that_the_model_is_known_to_make():
     assert plain.calls.input_low == pytest.approx(10 * estimate_tokens(prompt), rel=0.1)
     assert learnt.calls.input_low == pytest.approx(330, rel=0.05)
     assert learnt.learnt_calls == 100
+
+
+@pytest.mark.parametrize(
+    ("fields", "adds"),
+    [
+        ({"fence": None}, len(RULE) + FENCE_BYTES),
+        ({"fence": None, "system": "s"}, len(f"\n\n{RULE}") + FENCE_BYTES),
+        ({"fence": None, "model": "fake?fence=1"}, len(RULE) + FENCE_BYTES),
+        ({"fence": None, "model": "fake"}, 0),
+        ({"fence": None, "model": "x:y"}, 0),
+        # A function takes no system prompt.
+        ({"fence": True, "model": "x:y"}, FENCE_BYTES),
+    ],
+)
+def test_fences_and_their_rule_are_counted(fields, adds):
+    found, bare = (estimated(one, documents(5))[0] for one in (fields, {**fields, "fence": False}))
+    more = found.calls.input_low - bare.calls.input_low
+    assert more == pytest.approx(5 * adds / 4, rel=0.25)
+    assert (RULE in (found.system or "")) == (adds > FENCE_BYTES)
 
 
 def test_an_index_is_that_of_the_run():
@@ -104,10 +124,10 @@ def test_the_prompt_is_laid_out_as_it_is_sent(order, tokenizer, words, is_first)
             chunk, ref, branch_values(chunk, ref, 0), model=spec.model, chunks=9, lane="batch"
         )[0]
         if plan
-        else f"A: {chunk.text}"
+        else f"A: {block('document', chunk.text)}"
     )
     assert estimator.result().prompt == sent
-    assert sent.startswith("<document>") == is_first
+    assert sent.startswith("<document id=") == is_first
 
 
 @pytest.mark.parametrize(

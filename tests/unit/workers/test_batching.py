@@ -32,6 +32,7 @@ from fanout.llm.batches.base import (
     BatchUnknownError,
 )
 from tests.fakes import RUN, Calls, FakeContext, Publisher, run_branch
+from tests.fences import bare
 from workers.batching import batcher as batching
 from workers.batching import joined_calls, provider_batch, waiting_runs
 from workers.batching.batcher import Batcher
@@ -114,7 +115,7 @@ class Client:
         self.limits = provider.limits
 
     async def line(self, custom_id, request):
-        body = {"custom_id": custom_id, "prompt": request.prompt, "turns": len(request.turns)}
+        body = {"custom_id": custom_id, "prompt": bare(request.prompt), "turns": len(request.turns)}
         return json.dumps(body).encode() + b"\n"
 
     def settle_s(self, intent):
@@ -691,7 +692,7 @@ def test_late_branches_of_an_automatic_lane_are_called_at_once(monkeypatch):
     called = []
 
     async def complete(request):
-        called.append((request.prompt, request.lane))
+        called.append((bare(request.prompt), request.lane))
         return LLMReply(text="now", usage=Usage(calls=1, cost_usd=0.25))
 
     fleet.context.models.made[MODEL].complete = complete

@@ -14,6 +14,7 @@ from fanout.runs.rows import full_row, layout_of, output_row, stream_row
 from fanout.runs.tables.spool import MemorySpool
 from fanout.runs.tables.table import gather
 from tests.fakes import RUN, FakeContext, fake_store
+from tests.fences import bare
 from workers.context.limiter import Limiter
 
 SHED = LLMError(ErrorKind.RATE_LIMITED, "no capacity", is_shed=True, retry_after_s=30.0)
@@ -48,7 +49,7 @@ def result_of(context):
 
 def test_rows_and_tables_say_how_each_answer_was_bought():
     def told(_name, request):
-        lane = "realtime" if request.prompt == "a" else None
+        lane = "realtime" if bare(request.prompt) == "a" else None
         return LLMReply(text="x", usage=USAGE, lane=lane)
 
     context, lanes = processed(told, aggregate_prompt="{input}")
@@ -104,7 +105,7 @@ def test_a_majority_says_how_its_answer_was_bought():
     lanes = iter(["flex", "realtime", "realtime", "flex"])
 
     def told(_name, request):
-        return LLMReply(text=f"{request.prompt}!", usage=USAGE, lane=next(lanes))
+        return LLMReply(text=f"{bare(request.prompt)}!", usage=USAGE, lane=next(lanes))
 
     context, _ = processed(told, samples=3, certainty=0.9)
     result = result_of(context)
