@@ -110,12 +110,10 @@ class RunSpec(SchemaField, AggregateFields, SplitFields, StepFields, ComparisonF
         prompt_order: Where the text of a chunk stands in prompts: ``as_written``,
             ``document_first``, or ``auto``: first where several aspects share it and a provider's
             cache makes that cheaper; see ``fanout.inputs.prompt_layout``.
-        fence: Whether text in prompts that is not the user's own stands between fences; None is by the
-            model: see ``fanout.inputs.fences``.
+        fence: Whether others' text has fences, see ``fanout.inputs.fences``; None is by the model.
         steps: Several calls in place of ``prompt``, each with its own: see ``fanout.core.steps``.
         output: The step whose answer is the output; None is the last one that ran, judges aside.
-        on_rejected: What an answer is that a judge did not pass in its last round: ``keep``, an output,
-            which is marked, or ``fail``, a failure (kind ``invalid_output``).
+        on_rejected: What an answer is that no round passed: ``keep``, or ``fail`` (``invalid_output``).
         samples: The number of answers for each chunk and aspect.
         certainty: The probability (0.5 to 1) that the majority is the true one, at which a chunk and
             aspect is asked no further: ``samples`` and ``models`` then make one branch, which asks

@@ -22,7 +22,7 @@ LABELS = {"choices": ["a", "b"]}
 
 
 def planned(rules, steps, **fields):
-    spec = make_spec(**{"model": "openai/m", "steps": steps, **fields})
+    spec = make_spec(**{"model": "openai/m", "steps": steps, "fence": False, **fields})
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(step_plans, "cache_rules", lambda *_: rules)
         return spec, step_plans.step_plan_of(spec)
