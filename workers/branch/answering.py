@@ -121,7 +121,7 @@ async def _call(
         shape = PlanShape(shape, chunk.text)
     plan = None if stage else runs.plan(run_id)
 
-    def request(model: str, sample: int) -> LLMRequest:
+    def made(model: str, sample: int) -> LLMRequest:
         values, cache = branch_values(chunk, ref, sample, around), None
         if plan is None:
             prompt = template.render(values, chunk.columns, is_fenced=spec.is_fenced(model))
@@ -131,7 +131,7 @@ async def _call(
         return _request(spec, model, prompt, limit, sample, shape, cache)
 
     async def ask(model: str, sample: int) -> Outcome:
-        result = await asking.answer(model, lambda one: request(one, sample), sample)
+        result = await asking.answer(model, lambda one: made(one, sample), sample)
         return outcome_of(index, result)
 
     if stage > 0 or spec.certainty is None:
