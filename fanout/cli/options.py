@@ -146,8 +146,7 @@ _OPTIONS = [
                  help="Where the text stands in prompts; auto is first where several aspects share "
                  "it and the provider's cache makes that cheaper. [default: auto]"),
     click.option("--fence/--no-fence", default=None,
-                 help="Whether documents and answers stand between fences in prompts. "
-                 "[default: but for functions and fake]"),
+                 help="Whether texts in prompts have fences. [default: but for functions and fake]"),
     click.option("--lane", type=click.Choice(get_args(LaneChoice)),
                  help="How calls are bought; auto is batch until a call would miss the deadline. "
                  "[default: realtime]"),

@@ -116,9 +116,8 @@ class RunSpec(SchemaField, AggregateFields, SplitFields, StepFields, ComparisonF
         on_rejected: What an answer is that no round passed: ``keep``, or ``fail`` (``invalid_output``).
         samples: The number of answers for each chunk and aspect.
         certainty: The probability (0.5 to 1) that the majority is the true one, at which a chunk and
-            aspect is asked no further: ``samples`` and ``models`` then make one branch, which asks
-            for one answer after another, and whose output is the answer of the majority. None asks
-            for all answers, each in a branch of its own.
+            aspect is asked no further: ``samples`` and ``models`` then make one branch, whose output is
+            the answer of the majority. None asks for all answers, each in a branch of its own.
         system: The system prompt.
         temperature: Sampling temperature; None uses the provider's default.
         max_tokens: The longest answer of a branch, in tokens; None uses the model's own limit.
