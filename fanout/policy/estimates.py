@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import ceil, sqrt
+from math import ceil, log, sqrt
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -23,6 +23,7 @@ __all__ = [
     "Projection",
     "answer_range",
     "any_of",
+    "comparisons_of",
     "cost_range",
     "is_telling",
     "likely_answer",
@@ -37,6 +38,7 @@ __all__ = [
 _SEEN = 10
 _WITHIN = 2.0
 _MINUTE_S = 60.0
+_EULER = 0.5772156649
 # Tokens of the line that names an answer in a reduce.
 _PLACE_TOKENS = 20
 # Tokens of an answer, as long as none of the model was seen.
@@ -246,6 +248,35 @@ def tree_range(answers: float, room: float, answer: float, partial: float, frame
     )
     tokens += calls * frame
     return Calls(calls_low=calls, calls_high=calls, input_low=tokens, input_high=tokens)
+
+
+def comparisons_of(answers: float, *, k: int | None, is_best: bool) -> tuple[float, float, float]:
+    """Return the fewest, the likely and the most comparisons that choose among answers.
+
+    A knock-out takes one less than there are answers; where these are equal, none. A ranking takes on
+    average what a partial quicksort takes (C. Martinez, Partial Quicksort, 2004).
+
+    Args:
+        answers: How many answers there are.
+        k: How many of them are to be ranked; None is all.
+        is_best: Whether only the best is to be found.
+    """
+    if answers <= 1:
+        return 0.0, 0.0, 0.0
+    if is_best:
+        return 0.0, answers - 1, answers - 1
+    ranked = answers if k is None else min(k, answers)
+    likely = 2 * answers + 2 * (answers + 1) * _harmonic(answers)
+    likely -= 2 * (answers + 3 - ranked) * _harmonic(answers + 1 - ranked) + 6 * ranked - 6
+    all_pairs = answers * (answers - 1) / 2
+    likely = min(max(likely, answers - 1), all_pairs)
+    # Of many simulations, hardly one took more.
+    return answers - 1, likely, min(likely * (1.75 if ranked == answers else 2.5), all_pairs)
+
+
+def _harmonic(number: float) -> float:
+    """Return the sum of 1/1 to 1/number, to within a thousandth."""
+    return log(number) + _EULER + 1 / (2 * number) - 1 / (12 * number**2)
 
 
 class Projection(msgspec.Struct, frozen=True, kw_only=True):

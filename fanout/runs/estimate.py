@@ -30,6 +30,7 @@ from fanout.policy.estimates import (
 )
 from fanout.policy.token_ratio import TokenRatio, TokenSums, bytes_by_kind
 from fanout.runs.ask_counts import AskCounts
+from fanout.runs.comparison_estimate import comparison_calls, competitions
 from fanout.runs.token_counts import ANSWER_TOKENS, reduce_room
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ class Estimator:
         spec = self._spec
         self._chunks += 1
         self._counts.add(chunk, number)
-        if spec.reduction == "llm":
+        if spec.reduces_by_calls and spec.reduction != "best":
             for aspect in spec.aspect_names:
                 self._count_group(chunk, aspect)
 
@@ -191,9 +192,12 @@ class Estimator:
     def result(self) -> Estimate:
         """Return the estimate for what was counted."""
         spec, shown = self._spec, self._counts.shown
-        reduced = self._reduce()
         routes = self._counts.routes(self._times)
-        by_route = [(route.share, _by_model(calls, spec.model, reduced)) for route, calls in routes]
+        branches = any_of([(route.share, _total(calls.values())) for route, calls in routes])
+        reduced = self._reduce(branches)
+        by_route = [
+            (route.share, _by_model(calls, spec.reduce_model, reduced)) for route, calls in routes
+        ]
         models = dict.fromkeys(model for _, found in by_route for model in found)
         by_model = {
             model: any_of([(share, found.get(model, Calls())) for share, found in by_route])
@@ -206,7 +210,7 @@ class Estimator:
             bad_documents=self._bad,
             chunks=self._chunks,
             branches=(self._chunks + self._bad_chunks) * spec.branches_per_chunk,
-            calls=any_of([(route.share, _total(calls.values())) for route, calls in routes]),
+            calls=branches,
             reduce=reduced,
             by_model=by_model,
             lane=spec.lane,
@@ -264,8 +268,11 @@ class Estimator:
             for model, price in prices.items()
         )
 
-    def _reduce(self) -> Calls:
+    def _reduce(self, branches: Calls) -> Calls:
         spec = self._spec
+        if spec.compares:
+            sizes = competitions(spec, self._chunks, self._groups, self._ungrouped)
+            return comparison_calls(spec, sizes, branches, self._counts.outputs())
         if spec.reduction != "llm" or not self._groups:
             return Calls()
         learnt = TokenRatio.fitted(self._seen[spec.model])

@@ -218,7 +218,7 @@ class _Prompts:
         if spec.steps or len(spec.variants.models) * spec.variants.samples == 1:
             return chunk.text
         template = self._template(self._map_id, ref.aspect)
-        return template.render(branch_values(chunk, ref, ref.sample), chunk.columns)
+        return template.render(branch_values(chunk, ref, ref.sample, chunk.around), chunk.columns)
 
 
 def _verdicts(

@@ -12,13 +12,14 @@ import msgspec
 
 from fanout.aggregators.base import NameSample
 from fanout.core.ids import StageId
+from fanout.core.neighbours import around_in
 from fanout.policy.packing import shard_chunk
 from workers.reduce.items import item_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from fanout.core.records import Chunk, Outcome
+    from fanout.core.records import Chunk, Outcome, Shard
     from fanout.core.spec import RunSpec
     from fanout.policy.tournaments import Pair
     from workers.context.worker_context import WorkerContext
@@ -156,7 +157,15 @@ class Entrants:
             shard = self._store.shard(shard_id)
             outcomes = {one.index: one for one in self._store.outcomes(shard_id).values()}
             for index in some:
-                yield shard_chunk(shard, index, self._spec.branches_per_chunk), outcomes[index]
+                yield self._chunk(shard, index), outcomes[index]
+
+    def _chunk(self, shard: Shard, index: int) -> Chunk:
+        spec = self._spec
+        chunk = shard_chunk(shard, index, spec.branches_per_chunk)
+        if not spec.neighbours:
+            return chunk
+        around = around_in(shard, spec.variants.ref(index).chunk, spec.neighbours)
+        return msgspec.structs.replace(chunk, around=around)
 
     def _shard_number(self, index: int) -> int:
         return bisect_right(self._firsts, index) - 1

@@ -224,7 +224,7 @@ def test_an_answer_cannot_forge_the_end_of_its_block():
     }
     assert "0123456789abcdef" in marks
     for prompt in asked[2:]:
-        own = re.search(r"<answer_A id=(\w+)>", prompt)[1]
+        [own] = re.findall(r"<answer_A id=(\w+)>", prompt)
         assert prompt.count(f"</answer_A id={own}>") == 1
 
 

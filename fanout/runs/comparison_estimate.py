@@ -1,0 +1,98 @@
+"""How many calls the reduces ``best`` and ``pairwise`` of a job will make, and their tokens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fanout.core.comparison_fields import COMPARISON_SCHEMA
+from fanout.core.errors import SpecError
+from fanout.core.tokens import BYTES_PER_TOKEN, utf8_bytes
+from fanout.inputs.comparison_prompts import comparison_frame, comparison_room
+from fanout.inputs.token_counters import ratio_of
+from fanout.policy.estimates import Calls, comparisons_of
+from fanout.runs.token_counts import comparison_tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from fanout.core.spec import RunSpec
+    from fanout.runs.ask_counts import AnswerTokens
+
+__all__ = ["comparison_calls", "competitions"]
+
+# Of a verdict with its reasons.
+_LEAST_VERDICT, _LIKELY_VERDICT = 12.0, 120.0
+_CALLS = 2  # of each comparison
+
+
+def competitions(
+    spec: RunSpec, chunks: int, groups: Mapping[str, int], ungrouped: int
+) -> list[tuple[float, float]]:
+    """Return how many outputs compete with each other, and how often so many do.
+
+    Args:
+        spec: The job.
+        chunks: The number of its chunks.
+        groups: The chunks of each group, once for each aspect.
+        ungrouped: The chunks of further groups, which are taken to be of the same sizes.
+    """
+    aspects = len(spec.aspect_names)
+    each = spec.variants.count / aspects
+    if spec.reduction != "best":
+        models = len(spec.models) if spec.group_by in ("model", "fanout.model") else 1
+        times = models * (1 + ungrouped / max(1, sum(groups.values())))
+        return [(size * each / models, times) for size in groups.values()]
+    return [(each, float(chunks * aspects))] if each > 1 else [(float(aspects), float(chunks))]
+
+
+def comparison_calls(
+    spec: RunSpec,
+    sizes: Iterable[tuple[float, float]],
+    branches: Calls,
+    outputs: AnswerTokens,
+) -> Calls:
+    """Return the calls that compare outputs.
+
+    Args:
+        spec: The job.
+        sizes: How many outputs compete in a slot or group, and how many such there are.
+        branches: The calls of the branches: a judge may see their prompt.
+        outputs: The tokens of an output.
+    """
+    has_task = spec.reduction == "best"
+    low = likely = high = 0.0
+    for size, times in sizes:
+        counts = comparisons_of(size, k=spec.k, is_best=has_task)
+        low, likely, high = (
+            one + _CALLS * times * count
+            for one, count in zip((low, likely, high), counts, strict=True)
+        )
+    bytes_per_token = ratio_of(spec.tokenizer) or float(BYTES_PER_TOKEN)
+    frame = utf8_bytes(comparison_frame(spec.criteria, has_task=has_task)) / bytes_per_token
+    frame += utf8_bytes(msgspec.json.encode(COMPARISON_SCHEMA).decode()) / bytes_per_token
+    window, verdict = comparison_tokens(spec)
+    try:
+        room = float(
+            comparison_room(context_tokens=window, frame_tokens=int(frame), answer_tokens=verdict)
+        )
+    except SpecError:
+        room = 0.0
+    task = branches.input_likely / max(1.0, branches.calls_likely) if has_task else 0.0
+
+    def prompt(answer: float) -> float:
+        return frame + min(room, task + 2 * answer)
+
+    most = outputs.likely if outputs.most is None else outputs.most
+    return Calls(
+        calls_low=low,
+        calls_likely=likely,
+        calls_high=high,
+        input_low=low * prompt(outputs.least),
+        input_likely=likely * prompt(outputs.likely),
+        input_high=high * prompt(most),
+        output_low=low * _LEAST_VERDICT,
+        output_likely=likely * min(_LIKELY_VERDICT, verdict),
+        output_high=high * float(verdict),
+    )
