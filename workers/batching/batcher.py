@@ -62,6 +62,7 @@ class Batcher:
         settings: The worker's settings.
         process: The unique name of the process.
         ttl_s: Seconds without a beat after which another process leads.
+        answers: The kept answers; None if the store has them.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Batcher:
         *,
         process: str,
         ttl_s: float,
+        answers: RedisStore | None = None,
     ) -> None:
         self._store = store
         self._patient = patient
@@ -81,7 +83,7 @@ class Batcher:
         self._ttl_s = ttl_s
         self._ready = ReadyBranches(store, publisher)
         self._runs = WaitingRuns(store, wait_s=settings.batch_wait_s)
-        self._joined = JoinedCalls(store)
+        self._joined = JoinedCalls(store, answers)
         self._epoch = 0
         self._leads_until = 0.0
         self._loop: LoopThread | None = None

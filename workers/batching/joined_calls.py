@@ -19,11 +19,13 @@ class JoinedCalls:
     """Looks at a part of the calls that others follow on each beat, and at all of them in turn.
 
     Args:
-        store: The calls, and the kept answers.
+        store: The calls.
+        answers: The kept answers; None if the store has them. An embedded run has a database of its own.
     """
 
-    def __init__(self, store: RedisStore) -> None:
+    def __init__(self, store: RedisStore, answers: RedisStore | None = None) -> None:
         self._store = store
+        self._answers = answers
         self._cursors = (0, 0)
 
     def wake(self, epoch: int) -> int:
@@ -36,7 +38,11 @@ class JoinedCalls:
         if not keys:
             self._cursors = cursors
             return 0
-        woken = self._store.wake_joined(epoch, keys, most=_AT_ONCE, grace_s=_GRACE_S) or 0
+        elsewhere = self._answers.answers_ended(keys) if self._answers is not None else {}
+        woken = self._store.wake_joined(
+            epoch, keys, most=_AT_ONCE, grace_s=_GRACE_S, elsewhere=elsewhere
+        )
+        woken = woken or 0
         if woken < _AT_ONCE:
             # Else some of these may have further followers.
             self._cursors = cursors

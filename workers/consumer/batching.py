@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from celery import bootsteps
 
 from fanout.broker.publisher import Publisher
+from fanout.client.embedded.answers import answers_settings
 from fanout.system.ticker import Ticker
 from workers.batching.batcher import Batcher
 from workers.consumer.presence import Presence
@@ -49,15 +50,19 @@ class BatchingStep(bootsteps.StartStopStep):  # type: ignore[misc]
             return
         if self._batcher is None:
             connections = self._app.context.connections
+            settings = self._app.settings
+            # An embedded run has a database of its own, and answers are in another one.
+            is_elsewhere = answers_settings(settings).broker_url != settings.broker_url
             self._batcher = Batcher(
                 connections.fail_fast_store,
                 connections.store,
                 # Not the publisher of the branches, which retries for an hour.
                 Publisher(self._app),
-                self._app.settings,
+                settings,
                 process=self._app.holder,
                 # Another worker takes over from a dead one after three beats.
                 ttl_s=3 * self._every_s + 1,
+                answers=connections.answers if is_elsewhere else None,
             )
         self._batcher.beat()
         now = time.monotonic()

@@ -31,6 +31,7 @@ class LateRuns:
         self._store = store
         self._wait_s = wait_s
         self._known: OrderedDict[str, tuple[float, bool]] = OrderedDict()
+        self._first_looks: dict[str, asyncio.Task[bool]] = {}
 
     async def is_late(self, run_id: str) -> bool:
         """Return whether a branch that is gathered now would be late; False if nobody can tell."""
@@ -38,13 +39,24 @@ class LateRuns:
         looked_at, is_late = self._known.get(run_id, (None, False))
         if looked_at is not None and now - looked_at < _HOLDS_S:
             return is_late
-        # Other branches meanwhile get what was known before.
-        self._remember(run_id, now, is_late=is_late)
+        if looked_at is not None:
+            # Other branches meanwhile get what was known before.
+            self._remember(run_id, now, is_late=is_late)
+            return await self._looked(run_id, was_late=is_late)
+        # All that come meanwhile wait for the first look.
+        look = self._first_looks.get(run_id)
+        if look is None:
+            look = asyncio.ensure_future(self._looked(run_id, was_late=is_late))
+            self._first_looks[run_id] = look
+            look.add_done_callback(lambda _: self._first_looks.pop(run_id, None))
+        return await asyncio.shield(look)
+
+    async def _looked(self, run_id: str, *, was_late: bool) -> bool:
         try:
             is_late = await asyncio.to_thread(self._look, run_id)
         except (BrokerError, UnknownRunError):
-            return is_late
-        self._remember(run_id, now, is_late=is_late)
+            return was_late
+        self._remember(run_id, time.monotonic(), is_late=is_late)
         return is_late
 
     def _remember(self, run_id: str, now: float, *, is_late: bool) -> None:

@@ -245,6 +245,30 @@ class RedisAnswers(RedisBlobReferences):
         return int(self._call(answer_scripts.RENEW_LEASES, leases, [token, round(1_000 * lease_s)]))
 
     @translated
+    def answers_ended(self, keys: Sequence[str]) -> dict[str, str]:
+        """Return which of some answers are ``kept``, and whose calls have ``failed`` for others, too.
+
+        Args:
+            keys: Keys of answers, in hex.
+        """
+        _, *generations = self._answers
+        with self._redis.pipeline(transaction=False) as pipe:
+            for key in keys:
+                for generation in generations:
+                    pipe.hexists(generation, key)
+                pipe.getrange(leases(self._prefix) + key, 0, 0)
+            answers = pipe.execute()
+        step = _GENERATIONS + 1
+        ended = {}
+        for number, key in enumerate(keys):
+            *kept, lease = answers[number * step : (number + 1) * step]
+            if any(kept):
+                ended[key] = "kept"
+            elif lease == b"!":
+                ended[key] = "failed"
+        return ended
+
+    @translated
     def shrink_answers(self) -> int:
         """Delete the oldest generation of answers; return how many it had."""
         return int(self._call(answer_scripts.SHRINK_ANSWERS, self._answers, [self._answer_files]))

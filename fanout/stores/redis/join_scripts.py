@@ -33,8 +33,9 @@ end
 # KEYS leader of the batches, asked, followed, ready, generations of kept answers; ARGV epoch, ttl, prefix of
 # a run's key, that of a key's followers, seconds for which an answer may be on its way after its branch has
 # ended, the most branches to make ready, how leases of answers begin, milliseconds for which a failure may be
-# taken, and keys of answers. Makes the followers of these keys ready whose answer is kept, or whose leader
-# has ended without one: they follow no other for this call, unless they come too late to take its failure. If
+# taken, and keys of answers, each with what became of it where another database has the answers: ``kept``,
+# ``failed`` or ''. Makes the followers of these keys ready whose answer is kept, or whose leader has ended
+# without one: they follow no other for this call, unless they come too late to take its failure. If
 # it was stopped, its first follower is made ready, and leads. Returns how many are ready.
 WAKE_JOINED = f"""
 if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return false end
@@ -87,12 +88,12 @@ local function has_failed(key)
     redis.call('PEXPIRE', lease, ARGV[8])
     return true
 end
-for i = 9, #ARGV do
-    local key = ARGV[i]
+for i = 9, #ARGV, 2 do
+    local key, elsewhere = ARGV[i], ARGV[i + 1]
     local leader = redis.call('HGET', KEYS[2], key)
     local state = leader and leader_state(leader, ARGV[3]) or 'stopped'
-    local is_shared = state == 'ended' and has_failed(key)
-    if is_shared or is_kept(key) or (state == 'ended' and has_ended(key, leader)) then
+    local is_shared = state == 'ended' and (elsewhere == 'failed' or has_failed(key))
+    if is_shared or elsewhere == 'kept' or is_kept(key) or (state == 'ended' and has_ended(key, leader)) then
         for _ = 1, most do
             if woken >= most or not next_one(key, not is_shared) then break end
         end

@@ -7,7 +7,8 @@ the keys that have followers.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from fanout.stores.redis.answer_cache import FREE_S, generations, leases
 from fanout.stores.redis.base import run_keys, translated
@@ -15,7 +16,7 @@ from fanout.stores.redis.gathered import RedisGathered
 from fanout.stores.redis.join_scripts import WAKE_JOINED
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["RedisJoined"]
 
@@ -23,6 +24,7 @@ __all__ = ["RedisJoined"]
 _AT_ONCE = 200
 _WOKEN_AT_ONCE = 500
 _PAGE = 1_000
+NOWHERE: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class RedisJoined(RedisGathered):
@@ -44,7 +46,13 @@ class RedisJoined(RedisGathered):
 
     @translated
     def wake_joined(
-        self, epoch: int, keys: Sequence[str], *, most: int, grace_s: float
+        self,
+        epoch: int,
+        keys: Sequence[str],
+        *,
+        most: int,
+        grace_s: float,
+        elsewhere: Mapping[str, str] = NOWHERE,
     ) -> int | None:
         """Make followers ready that no longer wait, and forget the leaders that have ended.
 
@@ -53,6 +61,7 @@ class RedisJoined(RedisGathered):
             keys: Some of ``joined_keys``.
             most: The most branches to make ready.
             grace_s: Seconds for which an answer may be on its way after its branch has ended.
+            elsewhere: ``answers_ended`` of the database that has the answers, if it is another one.
 
         Returns:
             How many are ready; None if another process leads.
@@ -64,7 +73,9 @@ class RedisJoined(RedisGathered):
             some = keys[start : start + _AT_ONCE]
             while (left := min(_WOKEN_AT_ONCE, most - woken)) > 0:
                 args: list[Any] = [epoch, self._ttl_s, run_keys(self._prefix), self._joined_prefix]
-                args += [grace_s, left, leases(self._prefix), round(1_000 * FREE_S), *some]
+                args += [grace_s, left, leases(self._prefix), round(1_000 * FREE_S)]
+                for key in some:
+                    args += [key, elsewhere.get(key, "")]
                 answer = cast("int | None", self._call(WAKE_JOINED, names, args))
                 if answer is None:
                     return None

@@ -103,6 +103,35 @@ def test_followers_are_ready_when_any_branch_has_kept_the_answer(followed, monke
     assert store.joined_keys((0, 0)) == ((0, 0), [])
 
 
+@pytest.mark.parametrize("ended", ["kept", "failed"])
+def test_followers_are_ready_when_another_database_has_the_answer(followed, ended):
+    """That of an embedded run has none."""
+    store, epoch = followed
+    # The same server stands for the other database, which is asked first.
+    assert store.answers_ended([KEY, "ef" * 20]) == {}
+    failure = SharedFailure(kind=ErrorKind.TRUNCATED)
+    answers = {
+        "kept": AnswerSettled(bytes.fromhex(KEY), "kept", KeptAnswer(text="a")),
+        "failed": AnswerSettled(bytes.fromhex(KEY), "failed", failure=failure),
+    }
+    store.settle_answers([answers[ended]], token="x", ttl_s=60, limit_mb=100)
+    elsewhere = store.answers_ended(["ef" * 20, KEY])
+    assert elsewhere == {KEY: ended}
+    store.clear_answers()
+    store._redis.delete(store._lease(bytes.fromhex(KEY)))
+    woken = store.wake_joined(epoch, [KEY], most=9, grace_s=60.0, elsewhere=elsewhere)
+    # A failure is that of the leader only once that has ended.
+    assert woken == {"kept": 3, "failed": 0}[ended]
+    assert record_one(
+        store, RecordRequest(BranchId(RUN, 0, 0, 0), Outcome(index=0, kind=ErrorKind.TRUNCATED))
+    ).first
+    [leader] = [mark for page in store.gathered_marks(RUN) for mark in page if mark[0] == "0:0:0"]
+    store.release_gathered(epoch, RUN, [leader])
+    store.published(store.ready_branches(9))
+    woken += store.wake_joined(epoch, [KEY], most=9, grace_s=60.0, elsewhere=elsewhere)
+    assert woken == 3
+
+
 def test_followers_take_a_failure_at_once_and_lead_where_it_is_gone(followed):
     store, epoch = followed
     failure = SharedFailure(kind=ErrorKind.TRUNCATED)
