@@ -125,7 +125,8 @@ CONFLICTS = (
               "group_by: 'model' makes no groups with certainty: the answers of all models are one "
               "branch; leave one of them out"),
     FieldRule(("fallback",), ("model",),
-              lambda spec: not set(spec.fallback) & {spec.model} or len(spec.models) > 1,
+              lambda spec: not set(spec.fallback) & {spec.model} or len(spec.models) > 1
+              or bool(set(spec.step_models) - {spec.model}),
               "fallback: {spec.model!r} is the model itself; leave it out, or give another one"),
     FieldRule((), (),
               lambda spec: all(takes_lane(one, spec.lane)
