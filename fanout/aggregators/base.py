@@ -20,7 +20,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     ``output`` is None if the branch failed, ``model``, the one that answered, if the run has only one,
     and ``asked_model`` if the run has no ``fallback``. ``group`` is empty if the run has no groups, and
     ``columns`` are those of the row. ``votes`` are those of a branch that asked for several answers: see
-    Outcome.
+    Outcome. ``steps`` are the answers of its steps, where the aggregate goes by one.
     """
 
     index: int
@@ -33,6 +33,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     output: str | None = None
     votes: dict[str, int] = {}
     columns: dict[str, Cell] = {}
+    steps: dict[str, Any] = {}
 
 
 class Aggregate(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fanout.aggregators.concat import Concat
 from fanout.aggregators.merge import Merge
@@ -11,6 +11,7 @@ from fanout.aggregators.rank import Rank, Top
 from fanout.aggregators.table import Table
 from fanout.aggregators.vote import Vote
 from fanout.core.cells import COLUMN, OWN, cell_text
+from fanout.core.step_answers import STEPS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -50,10 +51,16 @@ def group_key(
     aspect: str | None,
     model: str | None = None,
     columns: Mapping[str, Cell],
+    steps: Mapping[str, Any] | None = None,
 ) -> str:
-    """Return the group of a branch; the only group of a run without groups is the empty string."""
+    """Return the group of a branch; the only group of a run without groups is the empty string.
+
+    ``steps`` are the answers of its steps so far; None in a job without steps.
+    """
     if group_by is None:
         return ""
+    if steps is not None and group_by.startswith(STEPS):
+        return _step_group(group_by, steps)
     own = group_by.removeprefix(OWN)
     if own == "document":
         return document
@@ -63,6 +70,15 @@ def group_key(
         return model or ""
     column = group_by.removeprefix(COLUMN)
     return cell_text(columns[column]) if column in columns else f"(no {column})"
+
+
+def _step_group(group_by: str, steps: Mapping[str, Any]) -> str:
+    """Return the answer of a step, or a field of it, as the name of a group."""
+    key, *path = group_by.removeprefix(STEPS).split(".")
+    value = steps.get(key)
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return f"(no {group_by})" if value is None else cell_text(value)
 
 
 def aggregate_groups(

@@ -28,6 +28,7 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True):
         schema: The JSON Schema of answers, if they have one.
         choices: The labels that answers are, if they are labels.
         model: The model of a run that has only one.
+        steps: The names of the steps of the job.
     """
 
     by: tuple[str, ...] = ()
@@ -36,6 +37,7 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True):
     schema: dict[str, Any] | None = None
     choices: tuple[str, ...] = ()
     model: str | None = None
+    steps: tuple[str, ...] = ()
 
     @property
     def is_typed(self) -> bool:
@@ -44,7 +46,7 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True):
 
     def reader(self, name: str) -> PartReader:
         """Return what reads one part of branches."""
-        part = part_of(name, schema=self.schema, choices=self.choices)
+        part = part_of(name, schema=self.schema, choices=self.choices, steps=self.steps)
         return PartReader(part, model=self.model)
 
 
@@ -119,12 +121,13 @@ class PartReader:
     def numbers(self, item: Item, answer: Any) -> list[int | float | None]:
         """Return the values of the part as numbers, None for what is none.
 
-        The cells of a CSV file are text, so a text in a column is read; one in an answer is not.
+        The cells of a CSV file are text, so a text in a column is read, and so is the answer of a step;
+        one in the output is not.
         """
         source, found = self._found(item, answer)
         return [
             number_of_text(value)
-            if source == "column" and isinstance(value, str)
+            if source in ("column", "step") and isinstance(value, str)
             else as_number(value)
             for value in found
         ]
@@ -137,6 +140,8 @@ class PartReader:
                 found = _at(answer, part.path)
             elif source == "origin":
                 found = [self._origin(item)]
+            elif source == "step":
+                found = _at(item.steps[part.key], part.path) if part.key in item.steps else []
             else:
                 found = [item.columns[part.key]] if part.key in item.columns else []
             if found:

@@ -9,11 +9,23 @@ import msgspec
 
 from fanout.core.cells import COLUMN, OWN
 from fanout.core.schema_references import alternatives, referred
+from fanout.core.step_answers import STEPS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
-__all__ = ["ANSWER", "EACH", "ORIGINS", "Part", "known_fields", "part_of", "schemas_at"]
+    from fanout.core.spec import RunSpec
+
+__all__ = [
+    "ANSWER",
+    "EACH",
+    "ORIGINS",
+    "Part",
+    "goes_by_steps",
+    "known_fields",
+    "part_of",
+    "schemas_at",
+]
 
 # The whole answer, and the prefix of its fields.
 ANSWER = "output"
@@ -23,7 +35,7 @@ ORIGINS = ("document", "aspect", "model")
 _MOST_KNOWN = 200
 _ANYTHING: dict[str, Any] = {}
 
-Source = Literal["answer", "origin", "column"]
+Source = Literal["answer", "origin", "column", "step"]
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,7 +45,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
         name: The name, as the user gave it.
         sources: Where it is looked up; the first that has it counts.
         path: The steps to it in the answer; empty for the whole answer.
-        key: Its name without a prefix, for a column or an origin.
+        key: Its name without a prefix, for a column, an origin or a step.
     """
 
     name: str
@@ -43,20 +55,29 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def part_of(
-    name: str, *, schema: Mapping[str, Any] | None = None, choices: tuple[str, ...] = ()
+    name: str,
+    *,
+    schema: Mapping[str, Any] | None = None,
+    choices: tuple[str, ...] = (),
+    steps: Collection[str] = (),
 ) -> Part:
     """Return what a name stands for.
 
     ``output`` is the answer, ``output.NAME`` a field of it, ``column.NAME`` a column of the row, and
     ``fanout.NAME`` the document, aspect or model. A plain name is a field of the answer if the schema
     has it, or without a schema, if the answer does; else the document, aspect or model; else a column.
+    In a job with steps, ``steps.NAME`` is the answer of a step, and ``steps.NAME.field`` a field of it.
 
     Args:
         name: The name; points separate the steps to a nested field, and a step ``*`` is each element
             of a list.
         schema: The JSON Schema of answers, if they have one.
         choices: The labels that answers are, if they are labels.
+        steps: The names of the steps of the job.
     """
+    if steps and name.startswith(STEPS):
+        key, *below = _steps(name)[1:]
+        return Part(name=name, sources=("step",), path=tuple(below), key=key)
     if name.startswith(COLUMN):
         return Part(name=name, sources=("column",), key=name.removeprefix(COLUMN))
     if name.startswith(OWN):
@@ -71,6 +92,12 @@ def part_of(
     elif schema is not None and schemas_at(schema, path[:1]):
         sources = ("answer",)
     return Part(name=name, sources=sources, path=path, key=name)
+
+
+def goes_by_steps(spec: RunSpec) -> bool:
+    """Say whether the aggregate of a job goes by answers of steps, which may not be the output."""
+    names = (*spec.by, *spec.measures, spec.group_by or "")
+    return bool(spec.steps) and any(STEPS in name for name in names)
 
 
 def _steps(path: str) -> tuple[str, ...]:

@@ -10,13 +10,26 @@ import msgspec
 from fanout.core.cells import cell_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from fanout.core.records import StepOutcome
     from fanout.core.steps import StepSpec
 
-__all__ = ["answer_fields", "is_single", "possible_values", "step_text", "value_of", "whole_text"]
+__all__ = [
+    "STEPS",
+    "answer_fields",
+    "answers_of",
+    "is_single",
+    "likely_answer",
+    "possible_values",
+    "step_of",
+    "step_text",
+    "value_of",
+    "whole_text",
+]
 
+# What is before the name of a step where an answer is meant that may not be the output.
+STEPS = "steps."
 _SINGLE = ("string", "integer", "number", "boolean")
 # A branch looks at its answers several times, and soon.
 _KEPT = 1_024
@@ -40,6 +53,21 @@ def value_of(answer: str, path: str) -> Any:
     except (msgspec.DecodeError, LookupError, TypeError, ValueError):
         raise KeyError(path) from None
     return value
+
+
+def answers_of(done: Sequence[StepOutcome]) -> dict[str, Any]:
+    """Return the last answer of each step that ran, by name: text, or a JSON value."""
+    return {
+        one.name: msgspec.json.decode(one.output) if one.is_json else one.output
+        for one in done
+        if one.output is not None
+    }
+
+
+def step_of(name: str, steps: Sequence[StepSpec]) -> tuple[StepSpec | None, str]:
+    """Return the step that ``steps.NAME.field`` is of, or None, and the path of the field."""
+    head, _, path = name.removeprefix(STEPS).partition(".")
+    return next((step for step in steps if step.name == head), None), path
 
 
 def step_text(name: str, answers: Mapping[str, StepOutcome]) -> str:
@@ -94,3 +122,25 @@ def is_single(step: StepSpec) -> bool:
     schema = step.answer_schema or {}
     kinds = schema.get("type")
     return "enum" in schema or "const" in schema or (isinstance(kinds, str) and kinds in _SINGLE)
+
+
+def likely_answer(
+    group_by: str | None, steps: Sequence[StepSpec], number: int
+) -> dict[str, Any] | None:
+    """Return an answer of the step that a job groups by, for an estimate; None if it goes by none.
+
+    Args:
+        group_by: What the job groups by.
+        steps: Its steps.
+        number: The number of the document: the labels are taken in turn.
+    """
+    if not group_by or not steps or not group_by.startswith(STEPS):
+        return None
+    step, path = step_of(group_by, steps)
+    possible = () if step is None else possible_values(step, path)
+    if step is None or not possible:
+        return {}
+    answer: Any = possible[number % len(possible)]
+    for name in reversed(path.split(".") if path else ()):
+        answer = {name: answer}
+    return {step.name: answer}

@@ -297,6 +297,11 @@ class StepFields(BaseModel):
         return any(step.judge is not None for step in self.steps)
 
     @property
+    def step_names(self) -> tuple[str, ...]:
+        """The names of the steps, in their order."""
+        return tuple(step.name for step in self.steps)
+
+    @property
     def functions(self) -> tuple[str, ...]:
         """The functions of steps, each once."""
         return _values("function", self.steps)

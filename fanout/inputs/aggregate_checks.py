@@ -8,6 +8,8 @@ from fanout.core.answer_parts import ANSWER, ORIGINS, known_fields, part_of, sch
 from fanout.core.cells import COLUMN, OWN
 from fanout.core.errors import SpecError
 from fanout.core.measures import measure_of
+from fanout.core.step_answers import STEPS, step_of
+from fanout.inputs.prompt_checks import step_problem
 from fanout.inputs.prompts import near_hint
 
 if TYPE_CHECKING:
@@ -73,10 +75,13 @@ def _parts(spec: RunSpec) -> list[tuple[str, Part, tuple[str, ...]]]:
     names = [("by", name.removeprefix("-") if is_ranked else name, kinds) for name in spec.by]
     measures = (measure_of(name) for name in spec.measures)
     names += [("measures", one.field, _NUMBERS) for one in measures if one.field]
-    return [
-        (field, part_of(name, schema=spec.answer_schema, choices=spec.answer_choices), kinds)
-        for field, name, kinds in names
-    ]
+    return [(field, _part_of(spec, name), kinds) for field, name, kinds in names]
+
+
+def _part_of(spec: RunSpec, name: str) -> Part:
+    return part_of(
+        name, schema=spec.answer_schema, choices=spec.answer_choices, steps=spec.step_names
+    )
 
 
 def _problem(
@@ -84,7 +89,9 @@ def _problem(
 ) -> str | None:
     """Return why a part is not there, or not clear, or None."""
     if part.sources == ("answer",):
-        return _problem_of_field(spec, part, kinds)
+        return _problem_of_field(part, kinds, spec.answer_schema, spec.answer_choices)
+    if part.sources == ("step",):
+        return step_problem(spec, part.name) or _problem_of_step(spec, part, kinds)
     if "origin" in part.sources:
         return _problem_of_origin(spec, part, kinds, columns)
     if part.key in columns or "answer" in part.sources:
@@ -121,23 +128,33 @@ def _problem_of_origin(
 def _known(spec: RunSpec, columns: frozenset[str]) -> list[str]:
     fields = known_fields(spec.answer_schema) if spec.answer_schema else []
     origins = [one for one in ORIGINS if one != "aspect" or spec.aspects]
-    return list(dict.fromkeys([*fields, *sorted(columns), *origins, ANSWER]))
+    steps = [STEPS + name for name in spec.step_names]
+    return list(dict.fromkeys([*fields, *sorted(columns), *origins, ANSWER, *steps]))
 
 
-def _problem_of_field(spec: RunSpec, part: Part, kinds: tuple[str, ...]) -> str | None:
-    """Return why a field of the answer cannot be used by its schema, or None."""
-    if spec.answer_choices:
+def _problem_of_step(spec: RunSpec, part: Part, kinds: tuple[str, ...]) -> str | None:
+    step, _ = step_of(part.name, spec.steps)
+    if step is None:
+        return None
+    return _problem_of_field(part, kinds, step.answer_schema, step.choices)
+
+
+def _problem_of_field(
+    part: Part, kinds: tuple[str, ...], schema: dict[str, Any] | None, choices: tuple[str, ...]
+) -> str | None:
+    """Return why a field of an answer cannot be used by its schema, or None."""
+    if choices:
         is_label = not part.path
         if not is_label:
             return f"answers are labels, which have no fields (got {part.name!r}); write {ANSWER}"
         return (
             None if not kinds or "string" in kinds else f"{part.name!r} is a label, and no number"
         )
-    if spec.answer_schema is None:
+    if schema is None:
         return None
-    found = schemas_at(spec.answer_schema, part.path)
+    found = schemas_at(schema, part.path)
     if not found:
-        known = known_fields(spec.answer_schema)
+        known = known_fields(schema)
         listed = ", ".join(known[:_NAMED]) or f"none; write {ANSWER} for the answer itself"
         path = ".".join(part.path)
         return f"the schema has no field {path!r};{near_hint(path, known)} known: {listed}"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from fanout.core.cells import COLUMN, OWN
 from fanout.core.errors import PromptError, SpecError
+from fanout.core.step_answers import STEPS, answer_fields, step_of
 from fanout.inputs.prompts import (
     AGGREGATE_NAMES,
     BRANCH_NAMES,
@@ -121,7 +122,7 @@ def _require_no_text(template: Template, text_columns: frozenset[str]) -> None:
 def group_column(spec: RunSpec) -> frozenset[str]:
     """Return the column by which a job groups its branches, if it is one."""
     by = spec.group_by or ""
-    if not by or by in _GROUPS or by.startswith(OWN):
+    if not by or by in _GROUPS or by.startswith(OWN) or (spec.steps and by.startswith(STEPS)):
         return frozenset()
     return frozenset({by.removeprefix(COLUMN)})
 
@@ -131,6 +132,11 @@ def require_group(spec: RunSpec, columns: frozenset[str]) -> None:
     by = spec.group_by
     if by is None:
         return
+    if spec.steps and by.startswith(STEPS):
+        problem = step_problem(spec, by)
+        if problem is not None:
+            raise SpecError(problem, field="group_by")
+        return
     if by in _GROUPS and by in columns:
         raise SpecError(
             f"{by!r} is not clear: the input has a column of this name; write {COLUMN}{by} for "
@@ -138,11 +144,28 @@ def require_group(spec: RunSpec, columns: frozenset[str]) -> None:
             field="group_by",
         )
     if by.removeprefix(OWN) not in _GROUPS and by.removeprefix(COLUMN) not in columns:
-        known = sorted({*_GROUPS, *columns})
+        known = sorted({*_GROUPS, *columns, *(STEPS + name for name in spec.step_names)})
         raise SpecError(
             f"there is no column {by!r};{near_hint(by, known)} known: {', '.join(known)}",
             field="group_by",
         )
+
+
+def step_problem(spec: RunSpec, name: str) -> str | None:
+    """Return why ``steps.NAME`` or ``steps.NAME.field`` is nothing of a job; None if it is."""
+    step, path = step_of(name, spec.steps)
+    if step is None:
+        known = [STEPS + one for one in spec.step_names]
+        return f"there is no step {name!r};{near_hint(name, known)} known: {', '.join(known)}"
+    head = path.partition(".")[0]
+    fields = answer_fields(step)
+    if path and step.choices:
+        return f"step {step.name!r} answers with a label, which has no field {path!r}"
+    if path and fields and head not in fields:
+        listed = ", ".join(fields)
+        hint = near_hint(head, fields)
+        return f"the answer of step {step.name!r} has no field {head!r};{hint} its fields: {listed}"
+    return None
 
 
 def require_labels(

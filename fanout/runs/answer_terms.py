@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fanout.aggregators.vote import value_key
 from fanout.core.cells import cell_text
 from fanout.core.json_text import found_json
-from fanout.core.labels import WHOLE, is_boolean
+from fanout.core.labels import WHOLE, compared, is_boolean
 from fanout.core.numbers import as_number, number_of_text, plain_signs
 from fanout.policy.confusion import Term
 
@@ -57,22 +57,21 @@ class Terms:
 
     Args:
         spec: The job.
-        field: The name of the field, or ``WHOLE``.
+        field: The name of the field, or ``WHOLE``; of an answer of a step, ``steps.NAME.field``.
     """
 
     def __init__(self, spec: RunSpec, field: str) -> None:
-        self._field = field
-        self._is_boolean = is_boolean(spec, field)
+        of = compared(spec, field)
+        self._field = of.field
+        self._is_boolean = is_boolean(of)
         # Answers with a schema are values already.
-        self._is_json = spec.answer_schema is None and spec.output_format == "json"
-        keys = Counter(term(choice).key for choice in spec.answer_choices)
-        self._folded = {
-            made.key: made for made in map(term, spec.answer_choices) if keys[made.key] == 1
-        }
+        self._is_json = of.schema is None and spec.output_format == "json"
+        keys = Counter(term(choice).key for choice in of.choices)
+        self._folded = {made.key: made for made in map(term, of.choices) if keys[made.key] == 1}
         # Choices that differ in case only, such as m and M, are compared as they are written.
         self._exact = {
             choice: self._folded.get(term(choice).key) or Term(f"={choice}", choice)
-            for choice in spec.answer_choices
+            for choice in of.choices
         }
 
     @property

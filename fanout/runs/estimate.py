@@ -12,6 +12,7 @@ from fanout.aggregators import group_key
 from fanout.core.errors import SpecError
 from fanout.core.lanes import Lane, takes_lane
 from fanout.core.neighbours import with_around
+from fanout.core.step_answers import likely_answer
 from fanout.core.tokens import BYTES_PER_TOKEN
 from fanout.inputs.fences import FENCE_BYTES, with_rule
 from fanout.inputs.splitters import split_documents, splitter_of
@@ -183,6 +184,7 @@ class Estimator:
             aspect=aspect,
             model=None,
             columns=chunk.columns,
+            steps=likely_answer(self._spec.group_by, self._spec.steps, chunk.document_index),
         )
         if group in self._groups or len(self._groups) < _MOST_GROUPS:
             self._groups[group] += 1

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from fanout.core.errors import SpecError
-from fanout.core.labels import WHOLE, label_columns
+from fanout.core.labels import WHOLE, compared, label_columns
 from fanout.core.units import dollars, plural
 from fanout.policy.calibration import Calibration  # noqa: TC001 - msgspec reads the annotation
 from fanout.policy.confusion import Confusion  # noqa: TC001 - the same
 from fanout.policy.metrics import ClassScore, Estimate, holm, sign_test
 from fanout.runs.answer_terms import Terms
+from fanout.runs.step_outputs import output_of_step
 from fanout.runs.variant_scores import VariantCounter
 
 if TYPE_CHECKING:
@@ -163,6 +164,7 @@ class _FieldCounter:
         self.field = field
         self._column = column
         self._terms = Terms(spec, field)
+        self._step = compared(spec, field).step
         choices = self._terms.choices
         variants = spec.variants
         self._choices = {one.key for one in choices}
@@ -197,6 +199,7 @@ class _FieldCounter:
         """Count a branch of the document."""
         if self._label is None:
             return
+        branch = branch if self._step is None else output_of_step(branch, self._step)
         answer = None if branch.kind is not None else self._terms.answer(branch.value)
         is_right = self.counters[variant].add(self._label, answer, branch)
         if not is_right and answer is not None and (fields := self._terms.fields(branch.value)):

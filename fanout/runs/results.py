@@ -12,6 +12,7 @@ import msgspec
 from typing_extensions import TypeVar
 
 from fanout.core.records import NO_CALL, share_of
+from fanout.core.step_answers import answers_of
 from fanout.runs.branch_errors import BranchError
 from fanout.runs.output_files import OutputFolder, require_no_wide, write_json
 from fanout.runs.rows import RowLayout, full_row
@@ -136,11 +137,7 @@ class Output(Generic[AnswerT]):
     @property
     def steps(self) -> dict[str, Any]:
         """The last answer of each step that ran: text, or a JSON value where it has a schema."""
-        return {
-            one.name: msgspec.json.decode(one.output) if one.is_json else one.output
-            for one in self.step_records
-            if one.output is not None
-        }
+        return answers_of(self.step_records)
 
     @property
     def has_latency(self) -> bool:

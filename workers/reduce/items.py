@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fanout.aggregators import Item, group_key
+from fanout.core.answer_parts import goes_by_steps
+from fanout.core.step_answers import answers_of
 from fanout.policy.packing import shard_chunk
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ def item_of(spec: RunSpec, chunk: Chunk, outcome: Outcome) -> Item:
     """Return a branch of the map as the input of an aggregator."""
     has_models = len(spec.models) > 1 or bool(spec.fallback)
     ref = spec.variants.ref(outcome.index)
+    steps = answers_of(outcome.steps) if goes_by_steps(spec) else None
     return Item(
         index=outcome.index,
         document=chunk.document,
@@ -46,8 +49,10 @@ def item_of(spec: RunSpec, chunk: Chunk, outcome: Outcome) -> Item:
             aspect=ref.aspect,
             model=ref.model,
             columns=chunk.columns,
+            steps=steps,
         ),
         output=outcome.output,
         votes=outcome.votes,
         columns=chunk.columns,
+        steps=steps or {},
     )

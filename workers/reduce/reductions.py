@@ -64,6 +64,7 @@ def _aggregate(context: WorkerContext, run_id: str, spec: RunSpec) -> None:
         schema=spec.answer_schema,
         choices=spec.answer_choices,
         model=spec.model,
+        steps=spec.step_names,
     )
     items = _items(context, run_id, spec)
     try:

@@ -1,0 +1,26 @@
+"""A branch with the answer of one of its steps in the place of its output."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from fanout.core.records import ErrorKind
+
+if TYPE_CHECKING:
+    from fanout.runs.results import Output
+
+__all__ = ["output_of_step"]
+
+
+def output_of_step(branch: Output[Any], name: str) -> Output[Any]:
+    """Return a branch with the last answer of a step as its output, failed if that did not run."""
+    answers = branch.steps
+    of_step = [one for one in branch.step_records if one.name == name and one.output is not None]
+    return replace(
+        branch,
+        output=answers.get(name),
+        json=None,
+        confidence=of_step[-1].confidence if of_step else None,
+        kind=None if name in answers else branch.kind or ErrorKind.INVALID_OUTPUT,
+    )
