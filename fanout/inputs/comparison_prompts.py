@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from fanout.core.errors import SpecError
 from fanout.core.tokens import estimate_tokens
+from fanout.inputs.fences import block
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +23,6 @@ _WINNERS = {"A": 1, "B": -1, "tie": 0}
 _SAFETY = 0.85
 _LEAST_ROOM = 64
 _MARK_TOKENS = 8
-_FENCE_LENGTH = 16
 
 
 def comparison_frame(criteria: Sequence[str], *, has_task: bool) -> str:
@@ -31,7 +30,9 @@ def comparison_frame(criteria: Sequence[str], *, has_task: bool) -> str:
     return comparison_prompt(criteria, "" if has_task else None, "", "")
 
 
-def comparison_prompt(criteria: Sequence[str], task: str | None, first: str, second: str) -> str:
+def comparison_prompt(
+    criteria: Sequence[str], task: str | None, first: str, second: str, *, is_fenced: bool = True
+) -> str:
     """Return the prompt by which a model compares two answers.
 
     What the prompts of one task share comes first.
@@ -41,6 +42,7 @@ def comparison_prompt(criteria: Sequence[str], task: str | None, first: str, sec
         task: What the answers are to; None if they are to different tasks.
         first: The answer that is called A.
         second: The answer that is called B.
+        is_fenced: Whether fences stand around task and answers, which these cannot forge; else plain tags.
     """
     head = _HEAD.replace("{to_task}", "" if task is None else " to a task")
     if len(criteria) == 1:
@@ -48,17 +50,15 @@ def comparison_prompt(criteria: Sequence[str], task: str | None, first: str, sec
     else:
         listed = "\n".join(f"{number}. {one}" for number, one in enumerate(criteria, 1))
         head = head.replace("{criteria}", f"these criteria:\n\n{listed}")
-    blocks = [] if task is None else [_block("task", task)]
-    blocks += [_block("answer_A", first), _block("answer_B", second)]
+    texts = {} if task is None else {"task": task}
+    texts |= {"answer_A": first, "answer_B": second}
+    around = block if is_fenced else _tagged
+    blocks = [around(name, text) for name, text in texts.items()]
     return "\n\n".join([head, *blocks, _TAIL])
 
 
-def _block(name: str, text: str) -> str:
-    """Return a text between tags that it cannot contain; the same text has the same tags."""
-    digest = hashlib.blake2b(text.encode(errors="surrogatepass"))
-    while (mark := digest.hexdigest()[:_FENCE_LENGTH]) in text:
-        digest.update(b"again")
-    return f"<{name} id={mark}>\n{text}\n</{name} id={mark}>"
+def _tagged(name: str, text: str) -> str:
+    return f"<{name}>\n{text}\n</{name}>"
 
 
 def comparison_room(*, context_tokens: int, frame_tokens: int, answer_tokens: int) -> int:

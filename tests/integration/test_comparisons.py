@@ -15,7 +15,7 @@ from tests.scripted_provider import ScriptedProvider, openai_reply
 
 QUICK = {"FANOUT_VISIBILITY_TIMEOUT_S": "5", "FANOUT_REAPER_INTERVAL_S": "0"}
 ANSWERS = re.compile(
-    r"<answer_A id=\w+>\n(.*?)\n</answer_A.*<answer_B id=\w+>\n(.*?)\n</answer_B", re.DOTALL
+    r"<answer_A[^>]*>\n(.*?)\n</answer_A.*<answer_B[^>]*>\n(.*?)\n</answer_B", re.DOTALL
 )
 
 
@@ -62,7 +62,8 @@ class Judged(ScriptedProvider):
         return 200, openai_reply(json.dumps(verdict))
 
     def _branch(self, prompt, request):
-        return prompt if prompt.startswith("text") else f"{prompt} v{request['seed']}"
+        text = prompt.splitlines()[1]  # between fences
+        return text if text.startswith("text") else f"{text} v{request['seed']}"
 
     def _winner(self, one, other):
         if self.prefers_first:

@@ -188,6 +188,7 @@ class _Prompts:
         self._spec = spec
         self._template = context.runs.template
         self._map_id = StageId(run_id, 0)
+        self._is_fenced = spec.is_fenced(spec.reduce_model)
         self._has_task = spec.reduction == "best"
         window, answer = comparison_tokens(spec)
         frame = comparison_frame(spec.criteria, has_task=self._has_task)
@@ -207,8 +208,8 @@ class _Prompts:
         task = tasks[0] if tasks else None
         criteria = self._spec.criteria
         return (
-            comparison_prompt(criteria, task, one, other),
-            comparison_prompt(criteria, task, other, one),
+            comparison_prompt(criteria, task, one, other, is_fenced=self._is_fenced),
+            comparison_prompt(criteria, task, other, one, is_fenced=self._is_fenced),
         )
 
     def _task(self, chunk: Chunk, index: int) -> str:
@@ -218,7 +219,8 @@ class _Prompts:
         if spec.steps or len(spec.variants.models) * spec.variants.samples == 1:
             return chunk.text
         template = self._template(self._map_id, ref.aspect)
-        return template.render(branch_values(chunk, ref, ref.sample, chunk.around), chunk.columns)
+        values = branch_values(chunk, ref, ref.sample, chunk.around)
+        return template.render(values, chunk.columns, is_fenced=self._is_fenced)
 
 
 def _verdicts(
