@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from fanout.core.cells import OWN
 from fanout.core.errors import PromptError
 from fanout.core.step_answers import answer_fields, step_text
@@ -27,23 +29,26 @@ JUDGE_NAMES = (
     "criteria",  # what the answer is judged by
 )
 _INPUT = frozenset({"input", f"{OWN}input"})
-_JUDGE = """You check an answer to a task. Judge the answer by each of the criteria.
+# Short sentences and one thing at a time, as small models need it.
+_JUDGE = """You check an answer to a task. These are the criteria:
 
-<criteria>
 {criteria}
-</criteria>
 
-<task>
+The task was:
+
 {task}
-</task>
 
-<answer>
+The answer is:
+
 {answer}
-</answer>
 
-Write your reasons first. Then say whether the answer passes: it passes only if it meets every one of the \
-criteria. Give a score from 0 (useless) to 10 (perfect), and as feedback what to change, in words that \
-the author can act on; leave the feedback empty if there is nothing to change."""
+Check the answer by each of the criteria, one after the other. "reasons": for each of the criteria one \
+sentence that says whether the answer meets it. "pass": true if the answer meets all of them, false if it \
+misses one. "score": from 0 (useless) to 10 (perfect). "feedback": what the author should change, or nothing \
+if all is well."""
+# What a judge is told of an answer with a shape.
+_LABELS = "The answer had to be one of these labels: {labels}."
+_FIELDS = "The answer had to be JSON of this schema: {schema}"
 _REPLY = """A reviewer does not accept this answer:
 
 {feedback}
@@ -155,7 +160,7 @@ class StepPrompts:
             judged = self._steps[step.judge]
             task = self.values_of(judged, values, columns, text_of, is_fenced=is_fenced)
             template = self.templates[judged.name]
-            own["task"] = template.render(task, columns, is_fenced=is_fenced)
+            own["task"] = template.render(task, columns, is_fenced=is_fenced) + _shape_of(judged)
             own["answer"] = text_of(step.judge)
             own["criteria"] = _criteria(step.criteria)
         for name, part in self._answers[step.name]:
@@ -191,6 +196,15 @@ class StepPrompts:
     def _is_label(self, part: str) -> bool:
         """Say whether an answer is one of the labels that the job gives."""
         return bool(self._steps[part].choices) if part in self._steps else False
+
+
+def _shape_of(step: StepSpec) -> str:
+    """Return what to add to the task of a step whose answer has a shape."""
+    if step.choices:
+        return "\n\n" + _LABELS.replace("{labels}", ", ".join(step.choices))
+    if step.schema is not None:
+        return "\n\n" + _FIELDS.replace("{schema}", msgspec.json.encode(step.schema).decode())
+    return ""
 
 
 def _criteria(criteria: Sequence[str]) -> str:

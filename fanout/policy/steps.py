@@ -27,7 +27,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, rename={"is_pass": "pas
     """What a judge says of an answer.
 
     Attributes:
-        is_pass: Whether the answer passes; in JSON ``pass``.
+        is_pass: Whether the judge says that the answer passes; in JSON ``pass``.
         score: From 0 to 10.
         reasons: Why, written before the rest.
         feedback: What to change.
@@ -37,6 +37,20 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, rename={"is_pass": "pas
     score: int = 0
     reasons: str = ""
     feedback: str = ""
+
+    @property
+    def passes(self) -> bool:
+        """Whether the answer passes.
+
+        A pass with a score of 0, which is useless, is none. One with feedback is one: it says what
+        could be better still. A high score does not make up for a missed criterion.
+        """
+        return self.is_pass and self.score > 0
+
+    @property
+    def advice(self) -> str:
+        """What to tell the author: the feedback, or the reasons if there is none."""
+        return self.feedback.strip() or self.reasons.strip()
 
 
 def verdict_of(answer: str | None) -> Verdict:
@@ -56,7 +70,6 @@ class Chain:
 
     Attributes:
         answers: The last answer of each step that has run, by name.
-        rejected_by: The judge that did not pass an answer in its last round, or empty.
 
     Raises:
         StoredDataError: What is done is not of these steps.
@@ -66,8 +79,9 @@ class Chain:
         self._steps = steps
         self._places = {step.name: place for place, step in enumerate(steps)}
         self.answers: dict[str, StepOutcome] = {}
-        self.rejected_by = ""
         self._at = 0
+        # The judges that did not pass the last answer in their last round, in their order.
+        self._rejecting: list[str] = []
         # How often each judge has judged, and the answers that it has sent back, by their step.
         self._judged: dict[str, int] = {}
         self._turns: dict[str, tuple[tuple[str, str], ...]] = {}
@@ -75,18 +89,28 @@ class Chain:
             self.answered(one)
 
     @property
+    def rejected_by(self) -> str:
+        """The judge that did not pass the last answer, and has no round left; or empty."""
+        return self._rejecting[0] if self._rejecting else ""
+
+    @property
     def next(self) -> StepSpec | None:
         """The next step; None if no step is left."""
         return next(filter(self._runs, self._steps[self._at :]), None)
 
     def _runs(self, step: StepSpec) -> bool:
-        if step.judge is not None and step.judge not in self.answers:
+        if step.judge is not None and not self._is_open(step.judge):
             return False
         for name, values in step.when.items():
             head, _, path = name.partition(".")
             if not _matches(self.answers.get(head), path, values):
                 return False
         return True
+
+    def _is_open(self, name: str) -> bool:
+        """Say whether a step has an answer that no judge has rejected for good."""
+        judged = {step.judge for step in self._steps if step.name in self._rejecting}
+        return name in self.answers and name not in judged
 
     def answered(self, one: StepOutcome) -> None:
         """Go past a step. Raises StoredDataError if it is not the next one."""
@@ -100,14 +124,14 @@ class Chain:
 
     def _go_back(self, judge: StepSpec, name: str, verdict: Verdict) -> None:
         """Go back to the judged step, unless its answer passes or this was its last round."""
-        if verdict.is_pass:
+        if verdict.passes:
             return
         rounds = self._judged[judge.name] = self._judged.get(judge.name, 0) + 1
         if rounds >= judge.rounds:
-            self.rejected_by = judge.name
+            self._rejecting.append(judge.name)
             return
         answer = self.answers[name].output or ""
-        self._turns[name] = (*self._turns.get(name, ()), (answer, verdict.feedback))
+        self._turns[name] = (*self._turns.get(name, ()), (answer, verdict.advice))
         self._at = self._places[name]
         # What stands between the two goes by the answer: it is made again.
         for step in self._steps[self._at :]:

@@ -11,6 +11,7 @@ import pytest
 from fanout import RunStatus
 from fanout.core.records import ErrorKind
 from fanout.core.spec import make_spec
+from fanout.inputs.fences import RULE
 from fanout.report.page import render
 from tests.fences import bare
 from tests.scripted_provider import ScriptedProvider, openai_reply
@@ -76,6 +77,9 @@ class Steps(ScriptedProvider):
             return "greeting", "Hello"
         if head == "NOTE":
             return "note", f"{said} {'kindly' if len(messages) > 1 else ''}".strip()
+        if "MIXED" in said:
+            # It contradicts itself.
+            return "mixed", json.dumps({"reasons": "r", "pass": True, "score": 0, "feedback": ""})
         passes = "kindly" in said
         verdict = {"reasons": "r", "pass": passes, "score": 5, "feedback": "be kind"}
         return "check", json.dumps(verdict)
@@ -175,3 +179,31 @@ def test_a_route_a_retry_and_what_a_judge_refuses(client, start_worker, provider
         assert branch.kind is kind
         assert branch.output == ('NOTE "item 1" "Hello"' if kind is None else None)
         assert kind is None or "step check did not pass the answer: be kind" in branch.message
+
+
+def test_two_judges_with_a_model_of_their_own_and_one_that_contradicts_itself(
+    client, start_worker, provider, environment
+):
+    start_worker(**environment)
+    steps = [
+        {"name": "note", "prompt": "NOTE {input}"},
+        {"name": "check", "judge": "note", "criteria": ["polite", "short"], "model": "openai/judge"},
+        {"name": "mixed", "judge": "note", "criteria": "MIXED", "model": "openai/judge",
+         "max_rounds": 2},
+    ]  # fmt: skip
+    run = submit(client, ["x"], steps=steps)
+    status = run.wait(40)
+    assert provider.order == [
+        "note", "check", "note", "check", "mixed", "note", "check", "mixed",
+    ]  # fmt: skip
+    result = run.result()
+    [branch] = result.branches
+    assert (branch.output, branch.is_rejected, status.kept_rejected) == ("NOTE x kindly", True, 1)
+    assert branch.steps["mixed"]["score"] == 0
+    assert {name: used.calls for name, used in result.usage_by_model.items()} == {
+        "openai/m": 3, "openai/judge": 5,
+    }  # fmt: skip
+    asked = [body for _, _, body in provider.requests if body and body["model"] == "judge"]
+    # A judge does not learn which model wrote.
+    assert "openai" not in json.dumps(asked)
+    assert any(RULE in one["content"] for one in asked[0]["messages"] if one["role"] == "system")

@@ -106,8 +106,8 @@ async def ask_steps(
 def _ended(calls: Calls, index: int, spec: RunSpec, chain: Chain, *, first: str) -> Outcome:
     """Return the outcome of a branch that has no further step."""
     if chain.rejected_by and spec.on_rejected == "fail":
-        feedback = verdict_of(chain.answers[chain.rejected_by].output).feedback
-        message = f"step {chain.rejected_by} did not pass the answer: {feedback}"
+        advice = verdict_of(chain.answers[chain.rejected_by].output).advice
+        message = f"step {chain.rejected_by} did not pass the answer: {advice}"
         rejected = _failed(calls, index, ErrorKind.INVALID_OUTPUT, message)
         return structs.replace(rejected, is_rejected=True)
     last = chain.output(spec.output)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fanout.core.errors import StoredDataError
 from fanout.core.records import ErrorKind, StepOutcome
 from fanout.core.spec import make_spec
-from fanout.policy.steps import Chain, without_failed
+from fanout.policy.steps import Chain, verdict_of, without_failed
 
 FACTS = {"type": "object", "properties": {"term": {}, "days": {"type": "integer"}}}
 ROUTE = (
@@ -31,9 +31,9 @@ def steps_of(*steps: dict[str, Any]):
     return make_spec(model="fake", steps=list(steps)).steps
 
 
-def verdict(*, passes: bool, feedback: str = "more") -> str:
+def verdict(*, passes: bool, feedback: str = "more", score: int = 5, reasons: str = "r") -> str:
     return msgspec.json.encode(
-        {"reasons": "r", "pass": passes, "score": 5, "feedback": feedback}
+        {"reasons": reasons, "pass": passes, "score": score, "feedback": feedback}
     ).decode()
 
 
@@ -177,3 +177,110 @@ def test_a_failed_branch_begins_again_at_the_step_that_failed(outputs, is_reject
     ]
     found = without_failed(steps_of(*JUDGED), done, is_rejected=is_rejected)
     assert [one.name for one in found] == kept
+
+
+@pytest.mark.parametrize(
+    ("given", "passes", "advice"),
+    [
+        # Feedback beside a pass says what could be better still.
+        ({"passes": True, "feedback": "shorter"}, True, "shorter"),
+        ({"passes": True, "feedback": "", "score": 10}, True, "r"),
+        ({"passes": True, "score": 1}, True, "more"),
+        # Useless is no pass.
+        ({"passes": True, "feedback": "", "score": 0}, False, "r"),
+        # A high score does not make up for a criterion.
+        ({"passes": False, "score": 10}, False, "more"),
+        ({"passes": False, "feedback": " ", "reasons": "It is rude."}, False, "It is rude."),
+        ({"passes": False, "feedback": "", "reasons": ""}, False, ""),
+    ],
+)
+def test_a_verdict_that_contradicts_itself_has_a_meaning(given, passes, advice):
+    found = verdict_of(verdict(**given))
+    assert (found.passes, found.advice) == (passes, advice)
+    steps = steps_of(
+        {"name": "a", "prompt": "{input}"},
+        {"name": "check", "judge": "a", "criteria": "c", "max_rounds": 2},
+    )
+    chain = Chain(steps)
+    chain.answered(StepOutcome(name="a", output="A"))
+    chain.answered(StepOutcome(name="check", output=verdict(**given)))
+    assert (chain.next is None) == passes
+    assert chain.turns(steps[0]) == (() if passes else (("A", advice),))
+
+
+TWO = (
+    {"name": "a", "prompt": "{input}"},
+    {"name": "first", "judge": "a", "criteria": "c", "max_rounds": 2},
+    {"name": "second", "judge": "a", "criteria": "d", "max_rounds": 2},
+    {"name": "end", "prompt": "{a}"},
+)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "names", "rejected_by"),
+    [
+        ("+", "+", "a first second end", ""),
+        ("-+", "+", "a first a first second end", ""),
+        ("++", "-+", "a first second a first second end", ""),
+        ("-++", "-+", "a first a first second a first second end", ""),
+        # One that has no round left rejects; the other one is not asked for nothing.
+        ("--", "", "a first a first end", "first"),
+        ("++", "--", "a first second a first second end", "second"),
+        # It has used its rounds, and judges again what another one has sent back.
+        ("-+-", "-", "a first a first second a first end", "first"),
+    ],
+)
+def test_an_answer_with_two_judges_has_to_pass_both(first, second, names, rejected_by):
+    answers = {
+        "a": ["A1", "A2", "A3"],
+        "first": [verdict(passes=one == "+") for one in first],
+        "second": [verdict(passes=one == "+") for one in second],
+        "end": ["end"],
+    }
+    chain, found = ran(steps_of(*TWO), answers)
+    assert " ".join(found) == names
+    assert chain.rejected_by == rejected_by
+    assert chain.round(steps_of(*TWO)[0]) == found.count("a")
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "rejected_by"),
+    [
+        ("bill", ["kind", "note", "check", "note", "check"], "check"),
+        ("letter", ["kind", "note"], ""),
+    ],
+)
+def test_a_judge_with_a_condition_judges_only_then(kind, names, rejected_by):
+    steps = steps_of(
+        ROUTE[0],
+        {"name": "note", "prompt": "{input}"},
+        {
+            "name": "check",
+            "judge": "note",
+            "criteria": "c",
+            "max_rounds": 2,
+            "when": {"kind": "bill"},
+        },
+    )
+    refused = [verdict(passes=False)] * 2
+    chain, found = ran(steps, {"kind": [kind], "note": ["N", "N"], "check": refused})
+    assert (found, chain.rejected_by) == (names, rejected_by)
+
+
+@pytest.mark.parametrize(
+    ("judged", "answers"),
+    [
+        ({"choices": ["yes", "no"]}, ["yes", "no"]),
+        ({"schema": FACTS}, ['{"days": 3}', '{"days": 4}']),
+    ],
+)
+def test_a_label_and_a_typed_answer_are_judged_and_sent_back(judged, answers):
+    steps = steps_of(
+        {"name": "a", "prompt": "{input}", **judged},
+        {"name": "check", "judge": "a", "criteria": "c"},
+        {"name": "late", "prompt": "{input}", "when": {"check.pass": True}},
+    )
+    verdicts = [verdict(passes=False), verdict(passes=True)]
+    chain, names = ran(steps, {"a": list(answers), "check": verdicts, "late": ["L"]})
+    assert names == ["a", "check", "a", "check", "late"]
+    assert chain.turns(steps[0]) == ((answers[0], "more"),)
