@@ -122,13 +122,16 @@ class AnswersSoFar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
             steps=(*self.steps, one),
         )
 
-    def of_steps(self, index: int) -> Outcome:
-        """Return the outcome of a branch with steps, without its answer."""
+    def of_steps(self, index: int, *, first: str) -> Outcome:
+        """Return the outcome of a branch with steps, without its answer.
+
+        ``first`` is the model of the branch, which its steps need not ask.
+        """
         return Outcome(
             index=index,
             attempts=self.attempts,
             usage=total_usage(self.usages) if self.usages else NO_CALL,
-            usage_of=self.usage_of if len(self.usage_of) > 1 else {},
+            usage_of=self.usage_of if set(self.usage_of) - {first} else {},
             elapsed_s=self.elapsed_s,
             saved=self.saved,
             steps=self.steps,
@@ -162,7 +165,7 @@ class AnswersSoFar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
                 outcome,
                 attempts=self.attempts,
                 usage=total_usage(self.usages),
-                usage_of=self.usage_of if len(self.usage_of) > 1 else {},
+                usage_of=self.usage_of if len(self.usage_of) > 1 or self.steps else {},
                 elapsed_s=self.elapsed_s,
             )
         )

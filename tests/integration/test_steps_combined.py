@@ -129,6 +129,17 @@ def test_a_changed_later_step_uses_the_answers_of_earlier_ones(client, provider,
     status = submit(client, texts, steps=changed, samples=2).wait(60)
     assert provider.taken() == Counter({("a", "note"): 6})
     assert (status.succeeded, status.usage.calls, status.saved.calls) == (8, 6, 18)
+    # What all steps ask of another model is that model's, also where a branch fails.
+    own = [{**one, "model": "openai/b"} for one in CHAIN]
+    for refuses, failed in (set(), 0), ({"b"}, 2):
+        provider.refuses = refuses
+        run = submit(client, texts[:2], steps=own, cache=False)
+        assert run.wait(60).failed == failed
+        assert set(run.status().usage_by_model) == {"openai/b"}
+        branches = run.result().branches
+        assert {name for one in branches for name in one.usage_of} == {"openai/b"}
+    provider.refuses = set()
+    provider.taken()
     # A changed first step changes what follows only where its answer does.
     first = [{**CHAIN[0], "prompt": "KIND of {input}"}, *CHAIN[1:]]
     submit(client, texts, steps=first, samples=2).wait(60)

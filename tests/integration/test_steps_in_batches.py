@@ -88,7 +88,7 @@ def has_ended(batch: MadeBatch) -> bool:
 
 def usd(bills):
     """What the provider charges: half the price in a batch."""
-    dollars = {"batch": 0.5, "realtime": 1.0}
+    dollars = {"batch": 0.5, "flex": 0.5, "realtime": 1.0}
     return sum(dollars[bill.lane] * (bill.taken * 0.25 + bill.given * 2.0) / 1e6 for bill in bills)
 
 
@@ -194,3 +194,12 @@ def test_a_run_between_steps_can_be_steered(client, batches, start_worker):
     made = [step_of(bill.body["messages"][-1]["content"]) for bill in batches.bills[before:]]
     assert Counter(made) == expected(4)
     assert status.usage.calls == len(made)
+
+    # A chain in flex is bought there at each step.
+    before = len(batches.bills)
+    flex = client.submit(job(lane="flex"), texts("flex", 4))
+    status = flex.wait(60)
+    assert (status.succeeded, status.usage.calls) == (4, 24)
+    assert {bill.body["service_tier"] for bill in batches.bills[before:]} == {"flex"}
+    bought = {one.lane for branch in flex.result().branches for one in branch.step_records}
+    assert bought == {"flex"}

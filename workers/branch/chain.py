@@ -85,7 +85,7 @@ async def ask_steps(
         chain,
         chunks,
     )
-    is_written = True
+    is_written, first = True, ref.model or spec.model
     while (step := chain.next) is not None:
         if chain.rejected_by and spec.on_rejected == "fail":
             break
@@ -95,12 +95,13 @@ async def ask_steps(
         one, usage_of = await maker.answer(step)
         calls.so_far = calls.so_far.with_step(one, usage_of)
         if one.kind is not None:
-            return _failed(calls, index, one.kind, f"step {step.name}: {one.message}")
+            message = f"step {step.name}: {one.message}"
+            return _failed(calls, index, one.kind, message, first=first)
         chain.answered(one)
         has_cost = one.attempts or step.function is not None
         # A batch brings the result of one step: which one that is must not go by the cache.
         is_written = is_written and not has_cost and spec.lane not in ("batch", "auto")
-    return _ended(calls, index, spec, chain, first=ref.model or spec.model)
+    return _ended(calls, index, spec, chain, first=first)
 
 
 def _ended(calls: Calls, index: int, spec: RunSpec, chain: Chain, *, first: str) -> Outcome:
@@ -108,14 +109,14 @@ def _ended(calls: Calls, index: int, spec: RunSpec, chain: Chain, *, first: str)
     if chain.rejected_by and spec.on_rejected == "fail":
         advice = verdict_of(chain.answers[chain.rejected_by].output).advice
         message = f"step {chain.rejected_by} did not pass the answer: {advice}"
-        rejected = _failed(calls, index, ErrorKind.INVALID_OUTPUT, message)
+        rejected = _failed(calls, index, ErrorKind.INVALID_OUTPUT, message, first=first)
         return structs.replace(rejected, is_rejected=True)
     last = chain.output(spec.output)
     if last is None:
         message = f"step {spec.output}, whose answer is the output, did not run"
-        return _failed(calls, index, ErrorKind.INVALID_OUTPUT, message)
+        return _failed(calls, index, ErrorKind.INVALID_OUTPUT, message, first=first)
     return structs.replace(
-        calls.so_far.of_steps(index),
+        calls.so_far.of_steps(index, first=first),
         output=last.output,
         model=last.model if last.model != first else None,
         finish_reason=last.finish_reason,
@@ -126,8 +127,8 @@ def _ended(calls: Calls, index: int, spec: RunSpec, chain: Chain, *, first: str)
     )
 
 
-def _failed(calls: Calls, index: int, kind: ErrorKind, message: str) -> Outcome:
-    return structs.replace(calls.so_far.of_steps(index), kind=kind, message=message)
+def _failed(calls: Calls, index: int, kind: ErrorKind, message: str, *, first: str) -> Outcome:
+    return structs.replace(calls.so_far.of_steps(index, first=first), kind=kind, message=message)
 
 
 class _Steps:
