@@ -62,6 +62,8 @@ def _counts(estimate: Estimate) -> Iterator[str]:
         f"{plural(estimate.chunks, 'chunk', 'chunks')}, "
         f"{plural(estimate.branches, 'branch', 'branches')}"
     )
+    if estimate.plan.calls_high:
+        yield f"split by the model: {_calls(estimate.plan)}"
     yield f"branches: {_calls(estimate.calls)}"
     if estimate.reduce.calls_high:
         yield f"reduce: {_calls(estimate.reduce)}"

@@ -11,10 +11,11 @@ from fanout.inputs.documents import log_notice
 from fanout.inputs.intake import checked_documents
 from fanout.policy.token_ratio import TokenSums
 from fanout.runs.estimate import Estimator
+from fanout.runs.plan_estimate import PlanEstimator
 from fanout.runs.token_counts import with_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
     from fanout.client.client import Client
@@ -35,10 +36,27 @@ def estimate_job(
     notify: Notify = log_notice,
 ) -> Estimate:
     """Return the estimate of a job; see ``Client.estimate``."""
-    _, source, estimator = estimator_of(client, given, documents, notify=notify)
-    for _ in estimator.documents(source):
+    spec, source, estimator = estimator_of(client, given, documents, notify=notify)
+    planner = _planner(client, spec)
+    for _ in estimator.documents(source if planner is None else planner.counted(source)):
         pass
-    return estimator.result()
+    found = estimator.result()
+    return found if planner is None else planner.added_to(found)
+
+
+def _planner(client: Client, spec: RunSpec) -> PlanEstimator | None:
+    """Return what counts the calls in which a model splits documents; None if it does not."""
+    if spec.split != "model":
+        return None
+    store = client.known_store()
+    return PlanEstimator(spec, seen=_seen_in(store), places=_places(client, spec, store))
+
+
+def _seen_in(store: RedisStore | None) -> Callable[[str], TokenSums]:
+    def seen(model: str) -> TokenSums:
+        return TokenSums() if store is None else store.token_sums(model)
+
+    return seen
 
 
 def estimator_of(
@@ -53,10 +71,7 @@ def estimator_of(
     source = checked_documents(spec, documents, notify=notify, open_run=run_opener(client))
     store = client.known_store()
     spec, source = with_tokenizer(spec, source, store)
-
-    def seen(model: str) -> TokenSums:
-        return TokenSums() if store is None else store.token_sums(model)
-
+    seen = _seen_in(store)
     return spec, source, Estimator(spec, seen=seen, places=_places(client, spec, store))
 
 

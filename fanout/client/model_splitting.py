@@ -17,6 +17,7 @@ from fanout.core.records import RunStatus
 from fanout.core.spec import stored_spec
 from fanout.core.units import plural
 from fanout.inputs.documents import Notice
+from fanout.policy.retries import STOPS_RUN
 from fanout.runs.enqueue import close_input
 from fanout.runs.planned import PlannedDocuments, pieces, plan_spec
 
@@ -174,8 +175,11 @@ class _ModelSplit:
         if record.halt is RunStatus.CANCELLED or not is_wanted:
             self._store.halt(self._run_id, RunStatus.CANCELLED)
             return True
-        if record.halt is RunStatus.FAILED:
-            self._halt(f"the model did not split the documents: {plan.problem(plan.status())}")
+        status = plan.status()
+        # What every call fails for, those of the job would fail for, too.
+        is_common = status.failed == status.total and STOPS_RUN.issuperset(status.errors)
+        if record.halt is RunStatus.FAILED or (is_common and status.total):
+            self._halt(f"the model did not split the documents: {plan.problem(status)}")
             return True
         return False
 

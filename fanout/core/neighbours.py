@@ -6,6 +6,8 @@ from collections import deque
 from itertools import takewhile
 from typing import TYPE_CHECKING, TypeAlias
 
+from msgspec import structs
+
 from fanout.core.records import Chunk
 
 if TYPE_CHECKING:
@@ -36,10 +38,13 @@ def around_in(shard: Shard, number: int, most: int) -> tuple[str, str]:
     return _joined(before), _joined(_same(known[at + 1 : at + 1 + most], chunk))
 
 
-def with_around(chunks: Iterable[Chunk], most: int) -> Iterator[tuple[Chunk, tuple[str, str]]]:
-    """Yield chunks with the texts before and after them, lazily."""
+def with_around(chunks: Iterable[Chunk], most: int) -> Iterator[Chunk]:
+    """Yield chunks that know the texts around them, lazily; without neighbours, as they are."""
+    if not most:
+        yield from chunks
+        return
     for chunk, (before, after) in with_beside(chunks, most):
-        yield chunk, (_joined(before), _joined(after))
+        yield structs.replace(chunk, around=(_joined(before), _joined(after)))
 
 
 def _same(chunks: Iterable[Chunk], as_this: Chunk) -> list[Chunk]:

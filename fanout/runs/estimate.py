@@ -90,6 +90,8 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
         prompt: The first prompt, as it would be sent.
         system: The system prompt.
         steps: The same for each step that calls a model, in order.
+        plan: The calls in which a model splits documents, and their tokens; what it will split them into
+            is not known, and is taken to be chunks of ``chunk_tokens``.
     """
 
     documents: int
@@ -107,6 +109,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str | None
     system: str | None
     steps: list[StepEstimate] = []
+    plan: Calls = Calls()
 
     @property
     def chosen(self) -> LaneEstimate:
@@ -117,7 +120,13 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
         """Return all of it as JSON values; unknown values are None."""
         made: dict[str, Any] = msgspec.to_builtins(self)
         of_steps = [step["calls"] for step in made["steps"]]
-        for calls in (made["calls"], made["reduce"], *made["by_model"].values(), *of_steps):
+        for calls in (
+            made["calls"],
+            made["reduce"],
+            made["plan"],
+            *made["by_model"].values(),
+            *of_steps,
+        ):
             calls.update({name: n if n is None else round(n) for name, n in calls.items()})
         if self.learnt_calls is not None:
             made["learnt_calls"] = round(self.learnt_calls)
@@ -152,7 +161,7 @@ class Estimator:
         """Read documents; yield their chunks, those that cannot be used excepted, with their numbers."""
         splitter = splitter_of(self._spec)
         chunks = split_documents(self._counted(documents), splitter)
-        for number, chunk in enumerate(_with_around(chunks, self._spec.neighbours)):
+        for number, chunk in enumerate(with_around(chunks, self._spec.neighbours)):
             if chunk.error is not None:
                 self._bad_chunks += 1
                 continue
@@ -388,14 +397,6 @@ def _total(calls: Iterable[Calls]) -> Calls:
     for one in calls:
         total = total.plus(one)
     return total
-
-
-def _with_around(chunks: Iterator[Chunk], most: int) -> Iterator[Chunk]:
-    """Return chunks that know the texts around them, in a job with ``neighbours``."""
-    if not most:
-        return chunks
-    placed = with_around(chunks, most)
-    return (msgspec.structs.replace(chunk, around=around) for chunk, around in placed)
 
 
 def _sum(values: list[float | None]) -> float | None:

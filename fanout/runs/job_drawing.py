@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from fanout.core.strict_schema import object_properties
 from fanout.core.units import plural
+from fanout.inputs.plan_answers import wants_subtasks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -45,10 +46,15 @@ def _chunks(spec: RunSpec) -> Iterator[str]:
         yield f"those that meet {_cut(spec.where)}"
     if spec.split == "none":
         yield "each is one chunk"
+    elif spec.split == "model":
+        what = "subtasks" if wants_subtasks(spec) else "parts"
+        yield f"{spec.split_model or spec.model} splits each into {what}, and fanout checks them"
     elif spec.split in _SIZED:
         yield f"chunks by {spec.split}, {spec.chunk_tokens:,} tokens at most"
     else:
         yield f"chunks by {spec.split}"
+    if spec.neighbours:
+        yield f"with {plural(spec.neighbours, 'chunk', 'chunks')} before and after each"
 
 
 def _map(spec: RunSpec) -> str:

@@ -76,6 +76,7 @@ def plan_spec(spec: RunSpec, *, deadline_s: float | None) -> RunSpec:
         lane=spec.lane,
         timeout_s=spec.timeout_s,
         cache=spec.cache,
+        fence=spec.fence,
         rate=spec.rate if model == spec.model else None,
         price={name: one for name, one in spec.price.items() if name in (*asked, ANY_MODEL)},
         budget=spec.budget,

@@ -12,6 +12,7 @@ from fanout.aggregators import Aggregate  # noqa: TC001 - msgspec reads the anno
 from fanout.core.gathered import RunBatch  # noqa: TC001 - part of the public record
 from fanout.core.lanes import LaneChoice  # noqa: TC001 - part of the public record
 from fanout.core.latency import Latency
+from fanout.core.plan_runs import plan_run
 from fanout.core.records import NO_CALL, ErrorKind, RunStatus, Usage
 from fanout.core.units import cost_of, plural
 from fanout.runs.budget_status import BudgetStatus  # noqa: TC001 - part of a public record
@@ -23,6 +24,7 @@ __all__ = [
     "StoredResult",
     "kept_notes",
     "latency_row",
+    "plan_notes",
     "retry_help",
     "saved_parts",
     "saved_row",
@@ -213,6 +215,15 @@ def kept_notes(status: Status) -> list[str]:
         was = "was" if rejected == 1 else "were"
         notes.append(f"{answers} {was} rejected by a judge and kept")
     return notes
+
+
+def plan_notes(status: Status) -> list[str]:
+    """Return what to say of texts that a model was to split, and did not."""
+    if status.plan is None or not status.plan.failed:
+        return []
+    texts = plural(status.plan.total, "text", "texts")
+    errors = f"`fanout errors {plan_run(status.run_id)}`"
+    return [f"the model did not split {status.plan.failed:,} of {texts} ({errors} says why)"]
 
 
 def retry_help(status: Status) -> str:

@@ -138,6 +138,32 @@ def test_a_handbook_is_summed_up_by_a_tree(fanout, here):
     assert len(result["stages"]) > 2, "groups of notes, and a last one"
 
 
+def test_minutes_are_split_into_decisions(fanout, here):
+    job = as_fake(here, "minutes.yaml")
+    done = fanout("run", job, "--stream")
+    assert done.status == 0, done.stderr
+    # The fake model proposes the paragraphs.
+    assert "a model split 2 documents into 9 parts" in done.stderr
+    rows = sorted((json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")),
+                  key=lambda row: row["index"])  # fmt: skip
+    assert [row["title"][:8] for row in rows] == [
+        "Minutes ", "Present:", "1. Drain", "2. Keys.",
+        "Minutes ", "Present:", "1. Water", "2. Paths", "3. Open ",
+    ]  # fmt: skip
+    assert "takes it. Dev signs by 12 April." in fanout("show", "latest", "3").stdout, "{before}"
+    assert "splits each into parts" in fanout("explain", job).stdout
+    assert "split by the model: 2 calls" in fanout("estimate", job).stdout
+
+
+def test_minutes_are_split_into_decisions_by_the_local_model(fanout):
+    job = str(EXAMPLES / "minutes.yaml")
+    done = fanout("run", job, "--limit", "1", "--json", timeout_s=PATIENCE_S)
+    assert done.status == 0, done.stderr
+    status = json.loads(done.stdout)
+    assert status["plan"]["total"] == 1
+    assert status["usage"]["calls"] > status["succeeded"]
+
+
 def test_two_prompts_are_compared_on_labels_by_the_local_model(fanout):
     job = str(EXAMPLES / "compare.yaml")
     done = fanout("eval", job, "--limit", "6", "--json", timeout_s=PATIENCE_S)

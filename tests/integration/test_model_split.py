@@ -29,6 +29,7 @@ JOB = {
     "split_prompt": "A part is one item.",
     "neighbours": 1,
     "cache": False,
+    "fence": False,
 }
 PLAN = [
     {"title": "Budget", "first_words": "1. Budget. The board", "last_words": "agreed on"},
@@ -174,9 +175,71 @@ def test_parts_become_chunks_with_exact_calls_and_all_is_one_run(
     # Subtasks are instructions over the whole text.
     provider.subtasks = [{"title": "A", "subtask": "Count."}, {"title": "B", "subtask": "Sum up."}]
     run = client.submit(make_spec(model="openai/m", prompt="MAP {title} {subtask} {input}",
-                                  split="model", cache=False), ["Two cats."])  # fmt: skip
+                                  split="model", cache=False, fence=False), ["Two cats."])  # fmt: skip
     run.wait(60)
     assert answers(run) == ["A Count. Two cats.", "B Sum up. Two cats."]
+
+
+def test_large_documents_are_split_in_pieces_and_keep_headings_and_pages(
+    client, start_worker, provider, environment
+):
+    start_worker(**environment)
+    chapters = [
+        f"# Chapter {at}\n\n{MINUTES.format(f'm{at}')}{'So it was. ' * 40}" for at in range(9)
+    ]
+    text = "\n".join(chapters)
+    job = {**JOB, "prompt": "MAP {pages} {headings}: {title} {input}", "context_tokens": 800,
+           "neighbours": None}  # fmt: skip
+    estimate = client.estimate(make_spec(**job), [text])
+    run = client.submit(make_spec(**job), [text])
+    assert run.wait(60).status is RunStatus.SUCCEEDED
+    plan = client.run(plan_run(run.run_id))
+    pieces = list(plan.outcomes(with_text=True))
+    assert 2 <= len(pieces) <= 9
+    assert "".join(one.text for one in pieces) == text
+    # An estimate is made by the same pieces.
+    assert round(estimate.plan.calls_low) == len(pieces) == provider.calls["plan"]
+    outputs = list(run.outcomes(with_text=True))
+    assert [text[one.start : one.end] for one in outputs] == [one.text for one in outputs]
+    # What stands between the parts is there, too.
+    kept = "".join("".join(one.text.split()) for one in outputs)
+    assert kept == "".join(text.split())
+    assert {one.title for one in outputs} == {"", "Budget", "Hiring"}
+    headed = [one for one in outputs if one.title]
+    assert all("Chapter" in one.text or one.headings.startswith("Chapter") or one.headings == ""
+               for one in headed)  # fmt: skip
+
+
+def test_a_key_that_is_refused_fails_the_run_with_the_reason(
+    client, start_worker, provider, environment
+):
+    start_worker(**environment)
+    answer = provider.respond
+
+    def refuse(headers, request):
+        return answer(headers, None) if request is None else (401, {"error": {"message": "no"}})
+
+    provider.respond = refuse
+    run = client.submit(make_spec(**JOB), texts("may"))
+    status = run.wait(40)
+    assert status.status is RunStatus.FAILED
+    assert "the model did not split the documents" in status.error
+    assert "401" in status.error or "auth" in status.error
+    assert status.total == 0
+
+
+def test_the_fleet_of_a_runner_splits_and_a_file_keeps_its_headings(tmp_path):
+    from fanout import ParallelCalls
+
+    (tmp_path / "a.md").write_text("# Top\n\nOne.\n\n## Under\n\nTwo.\n")
+    with ParallelCalls(llm="fake") as runner:
+        result = runner.run(
+            inputs=tmp_path / "a.md", branch_prompt="{headings}: {title} {input}", split="model"
+        )
+    assert [one.headings for one in result.branches] == ["Top", "Top", "Top > Under", "Top > Under"]
+    assert [one.title for one in result.branches] == ["# Top", "One.", "## Under", "Two."]
+    assert result.usage.calls == 5
+    assert result.usage_by_model.keys() == {"fake"}
 
 
 def test_a_killed_worker_costs_the_call_in_flight_wherever_it_is(

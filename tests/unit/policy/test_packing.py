@@ -106,7 +106,7 @@ def test_a_chunk_knows_what_is_beside_it_wherever_shards_end(
     for shard in shards:
         assert max(len(shard.before), len(shard.after)) <= neighbours
     if neighbours:
-        assert [around for _, around in with_around(iter(chunks), neighbours)] == wanted
+        assert [one.around for one in with_around(iter(chunks), neighbours)] == wanted
 
 
 def test_neighbours_count_for_the_size_of_a_shard_and_are_looked_at_lazily():
@@ -132,6 +132,6 @@ def test_neighbours_that_overlap_are_joined_without_what_they_share():
     chunks = [
         Chunk(text=text[a:b], document="d", document_index=0, start=a, end=b) for a, b in spans
     ]
-    around = [around for _, around in with_around(chunks, 3)]
-    assert around[0][1] == "two three four\nfive"
+    around = [one.around for one in with_around(chunks, 3)]
+    assert around[0] == ("", "two three four\nfive")
     assert around[3] == ("one two three four", "")

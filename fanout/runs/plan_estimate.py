@@ -1,0 +1,78 @@
+"""What the calls will use in which a model splits documents, beside those of the job."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec import structs
+
+from fanout.inputs.splitters import split_documents, splitter_of
+from fanout.policy.estimates import Calls
+from fanout.runs.estimate import Estimator
+from fanout.runs.planned import pieces, plan_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from fanout.core.records import Document
+    from fanout.core.spec import RunSpec
+    from fanout.policy.estimates import LaneEstimate
+    from fanout.policy.token_ratio import TokenSums
+    from fanout.runs.estimate import Estimate
+
+__all__ = ["PlanEstimator"]
+
+
+class PlanEstimator:
+    """Counts what a model will use that splits the documents of a job, document by document.
+
+    Args:
+        spec: The job.
+        seen: Returns what the fleet knows of a model's calls.
+        places: How many calls may be in flight; None if that is unknown.
+    """
+
+    def __init__(
+        self, spec: RunSpec, *, seen: Callable[[str], TokenSums], places: int | None
+    ) -> None:
+        self._spec = spec
+        own = plan_spec(spec, deadline_s=spec.deadline_s)
+        self._estimator = Estimator(own, seen=seen, places=places)
+        self._splitter = splitter_of(own)
+        self._number = 0
+
+    def counted(self, documents: Iterable[Document]) -> Iterator[Document]:
+        """Yield documents, and count the calls that split them."""
+        for document in documents:
+            for chunk in split_documents(pieces(self._spec, [document]), self._splitter):
+                if chunk.error is None:
+                    self._estimator.add(chunk, self._number)
+                    self._number += 1
+            yield document
+
+    def added_to(self, estimate: Estimate) -> Estimate:
+        """Return the estimate of a job with what was counted here."""
+        own = self._estimator.result()
+        by_model = dict(estimate.by_model)
+        for model, calls in own.by_model.items():
+            by_model[model] = by_model.get(model, Calls()).plus(calls)
+        lanes = {one.lane: one for one in own.lanes}
+        return structs.replace(
+            estimate,
+            plan=own.calls,
+            by_model=by_model,
+            lanes=[_plus(one, lanes[one.lane]) for one in estimate.lanes if one.lane in lanes],
+            unpriced=list(dict.fromkeys([*estimate.unpriced, *own.unpriced])),
+            is_wide=estimate.is_wide or own.is_wide,
+        )
+
+
+def _plus(one: LaneEstimate, other: LaneEstimate) -> LaneEstimate:
+    """Return what two runs cost that follow each other, and how long they take."""
+    names = [name for name in one.__struct_fields__ if name != "lane"]
+    sums = {name: _sum(getattr(one, name), getattr(other, name)) for name in names}
+    return structs.replace(one, **sums)
+
+
+def _sum(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one + other
