@@ -23,6 +23,7 @@ __all__ = ["FakeLLM"]
 
 _MALFORMED = '{"answer": not json'
 _SPAN = 2.0**64
+_ANY_DIGEST = bytes(hashlib.sha512().digest_size)
 
 
 class FakeLLM:
@@ -145,7 +146,11 @@ class FakeLLM:
         """Return the most tokens that the answer to a request has, for budgets."""
         if self._script is not None:
             return request.max_tokens or self.context_tokens
-        answer = self.answer or _default_answer(self._digest(request), request)
+        answer = self.answer
+        if not answer:
+            # Without a shape, all have the same length.
+            digest = _ANY_DIGEST if request.shape is None else self._digest(request)
+            answer = _default_answer(digest, request)
         return max(estimate_tokens(answer), estimate_tokens(_MALFORMED))
 
     def _digest(self, request: LLMRequest) -> bytes:

@@ -89,8 +89,8 @@ async def _call(
 ) -> Outcome:
     run_id, stage = shard_id.run_id, shard_id.stage
     runs = context.runs
-    spec = await runs.specs(run_id)
-    shard = await runs.shards(shard_id)
+    spec = runs.specs.ready(run_id) or await runs.specs(run_id)
+    shard = runs.shards.ready(shard_id) or await runs.shards(shard_id)
     variants = spec.variants if stage == 0 else _SINGLE
     ref = variants.ref(index)
     chunk = shard_chunk(shard, index, variants.count)

@@ -10,7 +10,6 @@ from msgspec import structs
 
 from workers.branch.answer_cache import CachedAnswer
 from workers.branch.gathering import gathered_calls
-from workers.context.fair_line import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -90,10 +89,9 @@ class ModelCalls:
             llm = await context.models.get(model)
         plan = context.call_plans.plan(stage_id, model, llm, spec)
         budgeted = None
-        if plan.has_budgets:
-            budgeted = context.budgets.calls(
-                stage_id, spec, model, llm, max_tokens=question.request.max_tokens
-            )
+        if plan.budget is not None:
+            max_tokens = question.request.max_tokens
+            budgeted = context.budgets.calls(plan.budget, max_tokens=max_tokens)
         gathered = None
         if question.request.lane == "batch":
             gathered, question.so_far = await gathered_calls(
@@ -140,7 +138,7 @@ class ModelCalls:
                 plan.rates,
                 gives_up=question.gives_up,
                 timeout_s=spec.timeout_s,
-                turn=Turn(stage_id.run_id, spec.priority),
+                turn=plan.turn,
                 on_wait=self._claim.leaves_place,
             )
             if budgeted is not None:

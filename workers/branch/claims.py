@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -24,10 +24,11 @@ from workers.context.model_gate import KEEPS_PLACE_S
 from workers.context.progress import ALIVE, SURE
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Awaitable
 
     from fanout.core.gathered import Joins, LaneRecord, Prepared
     from fanout.core.ids import BranchId
+    from fanout.core.spec import RunSpec
     from fanout.core.state import BeginReply
     from fanout.llm.calls import CallGate
     from workers.branch.places import Place
@@ -80,12 +81,13 @@ class Claim:
         """
         if self._context.hand_back.has_begun:
             raise BranchHandedBack
+        known = self._context.runs.specs.known(self._branch_id.run_id)
         self._start = BeginRequest(
             self._branch_id,
             token=self._token,
             holder=self._context.holder,
             beats_for_s=self._beats_for_s,
-            lasts_s=await self._lasts_s(),
+            lasts_s=self._lasts_s(known or await self._spec()),
             is_alone=is_alone,
         )
         return await self._ask(self._start)
@@ -99,15 +101,18 @@ class Claim:
     def _moves(self, doing: str, *, for_s: float = 0.0) -> None:
         self._branch.moves(doing, within_s=for_s + self._step_s)
 
-    async def _lasts_s(self) -> int:
-        run_id, specs = self._branch_id.run_id, self._context.runs.specs
+    async def _spec(self) -> RunSpec | None:
         try:
-            spec = specs.known(run_id) or await specs(run_id)
+            return await self._context.runs.specs(self._branch_id.run_id)
         except (UnknownRunError, StoredDataError):
             # There will be no call.
+            return None
+
+    def _lasts_s(self, spec: RunSpec | None) -> int:
+        if spec is None:
             return 0
         limiter = self._context.models.limiter
-        return self._context.call_plans.claim_s(run_id, spec, limiter.holds_back)
+        return self._context.call_plans.claim_s(self._branch_id.run_id, spec, limiter.holds_back)
 
     @property
     def is_sure(self) -> bool:
@@ -295,7 +300,7 @@ class Claim:
             self.lead.ends()
 
 
-async def _to_its_end(step: Coroutine[Any, Any, _T]) -> _T:
+async def _to_its_end(step: Awaitable[_T]) -> _T:
     """Await a step even if the caller is cancelled: what was paid for must not be lost then."""
     task = asyncio.ensure_future(step)
     try:

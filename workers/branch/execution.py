@@ -207,8 +207,9 @@ class _Delivery:
                 usage_of=usage_of,
             )
         )
-        if calls.settling:
-            await asyncio.wait(calls.settling)
+        settling = [one for one in calls.settling if not one.done()]
+        if settling:
+            await asyncio.wait(settling)
         if not recorded.first:
             # It had an outcome, or its run was deleted during the call: then this raises
             # UnknownRunError, and no chord counts the branch.
@@ -219,7 +220,8 @@ class _Delivery:
             context.reports.branch_ended(self._id, outcome, calls)
 
     async def _outcome(self, begun: BeginReply, calls: Calls) -> Outcome:
-        indices = await self._context.runs.indices(self._shard_id)
+        known = self._context.runs.indices
+        indices = known.ready(self._shard_id) or await known(self._shard_id)
         index, self._size = indices[self._id.position], len(indices)
         if begun.deliveries != 1:
             await self._restore(calls)

@@ -13,6 +13,7 @@ import logging
 import secrets
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fanout.core.errors import FanoutError
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from fanout.core.settings import Settings
     from fanout.stores import RedisStore
 
-    Settling = asyncio.Task[None]
+    Settling = asyncio.Future[None]
     # None if there is no answer, and nobody is to wait for the next one.
     Ended = KeptAnswer | SharedFailure | None
 
@@ -110,7 +111,7 @@ class Answers:
         # When each lease of this process was last known to be its own.
         self._leases: dict[bytes, float] = {}
         self._renewer: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._settling: set[Settling] = set()
         self._away_until = float("-inf")
 
     def flight(self, key: bytes) -> Flight | None:
@@ -232,20 +233,28 @@ class Answers:
             self._settle_later(AnswerSettled(request.key, "left"))
 
     def _settle_later(self, settled: AnswerSettled, flight: Flight | None = None) -> Settling:
-        task = asyncio.get_running_loop().create_task(self._settled(settled))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        if flight is not None:
-            task.add_done_callback(lambda _: self._end(flight))
-        return task
-
-    async def _settled(self, settled: AnswerSettled) -> None:
+        ended: Settling = asyncio.get_running_loop().create_future()
         if self._clock() < self._away_until:
-            return
-        try:
-            await self._settle(settled)
-        except Exception as error:  # noqa: BLE001 - the answer is there, whether it is kept or not
+            self._has_settled(ended, flight)
+        else:
+            # No task: most branches of a run with new answers get here.
+            self._settling.add(ended)
+            step = self._settle(settled)
+            step.add_done_callback(partial(self._has_settled, ended, flight))
+        return ended
+
+    def _has_settled(
+        self, ended: Settling, flight: Flight | None, step: asyncio.Future[bool] | None = None
+    ) -> None:
+        error = None if step is None or step.cancelled() else step.exception()
+        if isinstance(error, Exception):
+            # The answer is there, whether it is kept or not.
             self._is_away(error)
+        self._settling.discard(ended)
+        if flight is not None:
+            self._end(flight)
+        if not ended.done():
+            ended.set_result(None)
 
     def _is_away(self, error: Exception) -> None:
         """Do without the cache for a while: the run goes on."""
@@ -294,8 +303,8 @@ class Answers:
 
     async def aclose(self) -> None:
         """Keep what has landed; the loop is about to end."""
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        if self._settling:
+            await asyncio.wait(self._settling)
         if self._renewer is not None:
             self._renewer.cancel()
             await asyncio.gather(self._renewer, return_exceptions=True)

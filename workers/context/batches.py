@@ -61,8 +61,8 @@ class Batches(Generic[_Asked, _Given]):
         self._waiting: list[tuple[_Asked, asyncio.Future[_Given]]] = []
         self._is_busy = False
 
-    async def __call__(self, asked: _Asked) -> _Given:
-        """Carry out the step for one request; return its result."""
+    def __call__(self, asked: _Asked) -> asyncio.Future[_Given]:
+        """Carry out the step for one request; return the future of its result."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_Given] = loop.create_future()
         self._waiting.append((asked, future))
@@ -70,7 +70,7 @@ class Batches(Generic[_Asked, _Given]):
             self._is_busy = True
             # Later: other coroutines that are ready now join the batch.
             loop.call_later(self._linger_s(), self._start)
-        return await future
+        return future
 
     def _start(self) -> None:
         batch, self._waiting = self._waiting, []
@@ -178,14 +178,21 @@ class LoadingCache(Generic[_Key, _Value]):
         """Return the value of ``key`` if it is loaded; this is no use that keeps it."""
         return self._values.get(key)
 
+    def ready(self, key: _Key) -> _Value | None:
+        """Return the value of ``key`` for use if it is loaded; faster than to await it."""
+        value = self._values.get(key)
+        if value is not None:
+            try:
+                self._values.move_to_end(key)
+            except KeyError:
+                # Another thread has just removed it.
+                return None
+        return value
+
     async def __call__(self, key: _Key) -> _Value:
         """Return the value of ``key``. Raises what ``load`` raises."""
-        try:
-            value = self._values[key]
-            self._values.move_to_end(key)
-        except KeyError:
-            pass
-        else:
+        value = self.ready(key)
+        if value is not None:
             return value
         future = self._loading.get(key)
         if future is None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from fanout.stores import RedisStore
     from workers.context.inflight import InFlight
 
-__all__ = ["BudgetedCalls", "Budgets"]
+__all__ = ["BudgetPlan", "BudgetedCalls", "Budgets"]
 
 _REMEMBERED = 64
 
@@ -44,6 +44,28 @@ class _Used(NamedTuple):
 
     amounts: Amounts = NO_AMOUNTS
     guessed: Amounts = NO_AMOUNTS
+
+
+class BudgetPlan(NamedTuple):
+    """The budgets that the calls of a stage to one model must fit into.
+
+    Attributes:
+        run_id: The run, if that has a budget.
+        names: The names of the budgets of the day; these come before that of the run.
+        bounds: What a call can use, by each budget.
+        is_reduce: Whether the stage is one of the reduce.
+        holds: The same budgets for calls that no process waits for.
+        problem: Why one of them cannot be kept; None if all can be.
+        problem_if_limited: The same for calls that limit the length of their answers.
+    """
+
+    run_id: str | None
+    names: tuple[str, ...]
+    bounds: Sequence[CallBounds]
+    is_reduce: bool
+    holds: Sequence[BudgetHold]
+    problem: str | None
+    problem_if_limited: str | None
 
 
 class Budgets:
@@ -87,44 +109,57 @@ class Budgets:
         """Say whether calls of a run may have to fit into a budget."""
         return bool(self._days) or spec.budget.is_limited
 
-    def calls(
-        self,
-        stage_id: StageId,
-        spec: RunSpec,
-        model: str,
-        llm: LLM,
-        *,
-        max_tokens: int | None = None,
-    ) -> BudgetedCalls | None:
-        """Return the budgets of a branch's calls to a model; None if there are none.
+    def plan(self, stage_id: StageId, spec: RunSpec, model: str, llm: LLM) -> BudgetPlan | None:
+        """Return the budgets of the calls of a stage to a model; None if there are none.
 
-        Args:
-            stage_id: The stage of the branch.
-            spec: Its run's spec.
-            model: The model.
-            llm: The same, as it is called.
-            max_tokens: The longest answer that is asked for; None for no limit.
-
-        Raises:
-            ModelError: One cannot be kept, as something of the model is unknown.
+        Prices may change: it is to be made anew from time to time.
         """
-        is_reduce = stage_id.stage > 0
         names = self._names(model)
         if not names and not spec.budget.is_limited:
             return None
+        is_reduce = stage_id.stage > 0
         bounds = self._bounds(spec, model, llm)
+        return BudgetPlan(
+            run_id=job_run(stage_id.run_id) if spec.budget.is_limited else None,
+            names=tuple(names),
+            bounds=bounds,
+            is_reduce=is_reduce,
+            holds=self._holds(stage_id, spec, model),
+            problem=self._problem(spec, names, bounds, max_tokens=None),
+            problem_if_limited=self._problem(spec, names, bounds, max_tokens=1),
+        )
+
+    def _problem(
+        self,
+        spec: RunSpec,
+        names: Sequence[str],
+        bounds: Sequence[CallBounds],
+        *,
+        max_tokens: int | None,
+    ) -> str | None:
+        """Return why a budget cannot be kept, as something of the model is unknown."""
         limits = [(f"the workers' budget of a day for {name}", self._days[name]) for name in names]
         limits.append(("the budget", spec.budget.limits))
         # Without a budget of the run, the last has no bounds.
         for (what, limit), bound in zip(limits, bounds, strict=False):
             problem = bound.unkept(limit, max_tokens)
             if problem is not None:
-                raise ModelError(f"{what} in {problem[0]} {problem[1]}")
-        accounts = [self._of_day(name) for name in names]
-        if spec.budget.is_limited:
-            accounts.append(self._of_run(job_run(stage_id.run_id)))
-        holds = self._holds(stage_id, spec, model)
-        return BudgetedCalls(accounts, bounds, is_reduce=is_reduce, holds=holds)
+                return f"{what} in {problem[0]} {problem[1]}"
+        return None
+
+    def calls(self, plan: BudgetPlan, *, max_tokens: int | None = None) -> BudgetedCalls:
+        """Return the budgets of a branch's calls, whose answers have ``max_tokens`` at most.
+
+        Raises:
+            ModelError: One cannot be kept, as something of the model is unknown.
+        """
+        problem = plan.problem_if_limited if max_tokens else plan.problem
+        if problem is not None:
+            raise ModelError(problem)
+        accounts = [self._of_day(name) for name in plan.names]
+        if plan.run_id is not None:
+            accounts.append(self._of_run(plan.run_id))
+        return BudgetedCalls(accounts, plan.bounds, is_reduce=plan.is_reduce, holds=plan.holds)
 
     async def unhold(
         self, stage_id: StageId, spec: RunSpec, model: str, item: str, usage: Usage | None
@@ -265,11 +300,6 @@ class BudgetedCalls:
         """Give back what is reserved for a call that has not begun."""
         self._settle([_Used()] * len(self._most))
 
-    def require_room(self, request: LLMRequest) -> None:
-        """Raise LLMError if it is known that a call does not fit."""
-        for account, most in zip(self._accounts, self._most_of(request), strict=True):
-            account.require_room(most, is_reduce=self._is_reduce)
-
     async def reserve(self, request: LLMRequest) -> None:
         """Wait until a call fits into all budgets.
 
@@ -278,6 +308,10 @@ class BudgetedCalls:
             CallStoppedError: The run or this worker stops.
         """
         most = self._most_of(request)
+        if len(most) > 1:
+            # None of them is to wait for one that has no room. A single one sees for itself.
+            for account, one in zip(self._accounts, most, strict=True):
+                account.require_room(one, is_reduce=self._is_reduce)
         taken: list[tuple[BudgetAccount, Amounts]] = []
         try:
             for account, one in zip(self._accounts, most, strict=True):
@@ -348,7 +382,6 @@ class _BudgetGate:
 
     async def enter(self, request: LLMRequest, *, left_s: float) -> float:
         """See CallGate; a wait for the budget counts as one for a rate limit."""
-        self._calls.require_room(request)
         came = time.monotonic()
         await self._calls.reserve(request)
         waited_s = time.monotonic() - came

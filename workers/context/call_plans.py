@@ -16,6 +16,7 @@ from fanout.llm.base import identity_of
 from fanout.llm.calls import complete_with_retries
 from fanout.llm.prices import price_of
 from fanout.llm.registry import known_context_tokens
+from workers.context.fair_line import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from fanout.llm.base import LLM
     from fanout.llm.calls import CallResult
     from fanout.policy.pricing import Price
-    from workers.context.budgets import Budgets
+    from workers.context.budgets import BudgetPlan, Budgets
 
 __all__ = ["CallPlan", "CallPlans"]
 
@@ -55,7 +56,8 @@ class CallPlan(msgspec.Struct, frozen=True, kw_only=True):
         price: The price of the model; None if it is unknown.
         identity: What names the model for the answer cache; None if its answers are not kept.
         rates: The rates that the job tells.
-        has_budgets: Whether the calls may have to fit into a budget.
+        turn: The run, where the calls of several wait for the model.
+        budget: The budgets that the calls have to fit into; None for none.
         wants_json: Whether an answer without a shape must be JSON.
         until: Monotonic seconds until which it holds.
     """
@@ -67,7 +69,8 @@ class CallPlan(msgspec.Struct, frozen=True, kw_only=True):
     price: Price | None
     identity: str | None
     rates: Rates
-    has_budgets: bool
+    turn: Turn
+    budget: BudgetPlan | None
     wants_json: bool
     until: float
 
@@ -134,7 +137,8 @@ class CallPlans:
             price=price,
             identity=identity_of(llm) if spec.cache else None,
             rates=spec.rate.rates,
-            has_budgets=self._budgets.applies(spec),
+            turn=Turn(stage_id.run_id, spec.priority),
+            budget=self._budgets.plan(stage_id, spec, model, llm),
             wants_json=wants_json,
             until=until,
         )

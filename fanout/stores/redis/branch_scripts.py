@@ -138,9 +138,15 @@ local function count(i)
     local has_calls = ARGV[i + 5] ~= '0'
     if has_calls then add(counts, 'calls', ARGV[i + 5]) end
     for j, name in ipairs(quantities) do
-        local value, is_unknown = known_part(ARGV[i + 5 + j])
-        if tonumber(value) ~= 0 or has_calls and not is_unknown then add(sums, name, value) end
-        if is_unknown and (ok or has_calls) then unknown['unknown:' .. name] = true end
+        local quantity = ARGV[i + 5 + j]
+        if quantity == '0' then
+            -- What most quantities of most branches are.
+            if has_calls then sums[name] = sums[name] or 0 end
+        else
+            local value, is_unknown = known_part(quantity)
+            if tonumber(value) ~= 0 or has_calls and not is_unknown then add(sums, name, value) end
+            if is_unknown and (ok or has_calls) then unknown['unknown:' .. name] = true end
+        end
     end
 end
 local width = 6 + #quantities

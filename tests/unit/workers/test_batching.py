@@ -31,7 +31,7 @@ from fanout.llm.batches.base import (
     BatchStatus,
     BatchUnknownError,
 )
-from tests.fakes import RUN, Calls, FakeContext, Publisher, run_branch
+from tests.fakes import RUN, FakeContext, Publisher, run_branch
 from tests.fences import bare
 from workers.batching import batcher as batching
 from workers.batching import joined_calls, provider_batch, waiting_runs
@@ -40,7 +40,6 @@ from workers.batching.clients import LaneApi
 from workers.branch.batch_lane import GatheredCalls
 from workers.branch.delivery_ends import BranchGathered, BranchParked
 from workers.branch.execution import BranchFailed
-from workers.context.budgets import Budgets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -571,7 +570,7 @@ def test_what_is_reserved_for_a_call_that_is_in_no_batch_is_given_back(monkeypat
 
     fleet.context.models.made[MODEL].complete = complete
     days = {"*": BudgetLimits(calls=9)}
-    fleet.context.budgets = Budgets(fleet.store, Calls(), days, process="me", dies_after_s=15)
+    fleet.context.has_days(days)
     fleet.process()
     assert fleet.store.budget(RUN).unsure.calls == 2
     if ends == "stopped":

@@ -46,6 +46,12 @@ def processed(script, texts=4, **fields):
     return context, [found[position] for position in range(len(found))]
 
 
+def budgeted_calls(budgets, spec, llm):
+    plan = budgets.plan(StageId(RUN, 0), spec, "fake", llm)
+    assert plan is not None
+    return budgets.calls(plan)
+
+
 def kinds(outcomes):
     return [outcome.kind for outcome in outcomes]
 
@@ -359,7 +365,7 @@ def test_a_call_that_fits_into_no_day_fails_and_does_not_wait():
         "it may use 101 tokens"
     )
     # In a batch, too.
-    calls = budgets.calls(StageId(RUN, 0), context.spec, "fake", context.llm)
+    calls = budgeted_calls(budgets, context.spec, context.llm)
     with pytest.raises(LLMError, match="has no room"):
         asyncio.run(calls.hold("item", LLMRequest(prompt="a", max_tokens=100)))
 
@@ -383,10 +389,7 @@ def test_a_call_passes_its_rate_limit_after_its_budget_and_gives_back_if_it_does
     gate = Gate()
 
     async def work():
-        made = [
-            context.budgets.calls(StageId(RUN, 0), context.spec, "fake", context.llm)
-            for _ in range(2)
-        ]
+        made = [budgeted_calls(context.budgets, context.spec, context.llm) for _ in range(2)]
         first, second = (calls.gate(gate) for calls in made)
         gate.problem = LLMError(ErrorKind.RATE_LIMITED, "full")
         with made[0], made[1]:
@@ -421,7 +424,7 @@ def test_calls_of_batches_reserve_together_and_end_while_the_server_is_away(monk
     monkeypatch.setattr("fanout.stores.RedisStore.hold_budgets", lambda _, steps: hold(steps))
     context.budgets = Budgets(context.store, Calls(), {}, process="me", dies_after_s=15)
     is_away = False
-    calls = context.budgets.calls(StageId(RUN, 0), context.spec, "fake", context.llm)
+    calls = budgeted_calls(context.budgets, context.spec, context.llm)
     request = LLMRequest(prompt="p")
 
     async def work():
@@ -516,7 +519,7 @@ def test_a_call_of_a_batch_is_reserved_when_it_is_gathered_and_settled_when_it_l
             held = msgspec.json.encode(BatchResult(custom_id=landed, **result))
             prepared = Prepared(item=landed, result=held)
         llm = FakeLLM(script=lambda _: reply())
-        budgeted = context.budgets.calls(StageId(RUN, 0), context.spec, "fake", llm)
+        budgeted = budgeted_calls(context.budgets, context.spec, llm)
         return GatheredCalls(
             claim,
             Client(),

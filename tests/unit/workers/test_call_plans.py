@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from fanout.core.budgets import BudgetLimits
 from fanout.core.ids import StageId
 from fanout.llm import FakeLLM
+from fanout.llm.call_bounds import CallBounds
 from fanout.policy.pricing import FREE, Price
 from tests.fakes import RUN, FakeContext
-from workers.context import call_plans
+from workers.context import budgets, call_plans
 from workers.context.call_plans import CallPlans
 
 STAGE = StageId(RUN, 0)
@@ -53,7 +55,7 @@ def test_a_plan_is_made_once_for_a_stage_and_a_model(
     plan = plans.plan(stage, model, llm or context.llm, spec)
     assert len(asked) == looked
     assert (plan is first) == (looked == 1)
-    assert plan.has_budgets == bool(fields)
+    assert (plan.budget is not None) == bool(fields)
 
 
 def test_a_branch_decides_nothing_that_its_stage_has_decided(asked):
@@ -64,6 +66,25 @@ def test_a_branch_decides_nothing_that_its_stage_has_decided(asked):
     assert asked == ["fake"]
     plan = context.call_plans.plan(STAGE, "fake", context.llm, context.runs.specs.known(RUN))
     assert (plan.wants_json, plan.complete.keywords["window_tokens"]) == (True, 300)
+
+
+@pytest.mark.parametrize("days", [{}, {"fake*": BudgetLimits(calls=9)}])
+def test_the_most_that_a_call_can_use_is_worked_out_once_by_bounds_of_its_stage(monkeypatch, days):
+    asked = []
+
+    class Bounds(CallBounds):
+        def most(self, request):
+            asked.append((self, request.prompt))
+            return super().most(request)
+
+    monkeypatch.setattr(budgets, "CallBounds", Bounds)
+    context = FakeContext(budget={"calls": 9})
+    context.has_days(days)
+    context.write(["a", "b", "c"])
+    context.process()
+    of = list(dict.fromkeys(bounds for bounds, _ in asked))
+    assert len(of) == 1 + len(days)
+    assert sorted(prompt for _, prompt in asked) == sorted("abc" * len(of))
 
 
 PRICE = {"input_mtok": 1.0, "output_mtok": 2.0}
