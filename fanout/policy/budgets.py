@@ -113,9 +113,10 @@ def most_of_call(
         return Amounts(calls=1)
     usd = 0.0
     if price is not None:
-        # The flex lane may end in the realtime one.
-        lanes: tuple[Lane, ...] = ("batch",) if lane == "batch" else ("realtime", lane)
-        usd = max(most_usd(price, prompt_tokens, answer_tokens, one) for one in lanes)
+        usd = most_usd(price, prompt_tokens, answer_tokens, lane)
+        if lane == "flex":
+            # It may end in the realtime one.
+            usd = max(usd, most_usd(price, prompt_tokens, answer_tokens, "realtime"))
     return Amounts(nano_usd=nano_usd_of(usd), calls=1, tokens=prompt_tokens + answer_tokens)
 
 

@@ -106,7 +106,9 @@ def most_usd(
     Its whole prompt may be written to a cache, and it may be cheaper if it is longer.
     """
     own = price.of(lane)
-    reached = [own, *(longer for above, longer in own.longer if input_tokens > above)]
+    reached = [own]
+    if own.longer:
+        reached += [longer for above, longer in own.longer if input_tokens > above]
     return max(
         input_tokens * max(one.input_mtok, one.of_cached, one.of_written)
         + max_output_tokens * one.output_mtok

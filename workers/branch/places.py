@@ -87,8 +87,7 @@ class Place:
         max_workers, priority = None, 1.0
         # The begin finds out that the run is gone, and the call that its spec cannot be read.
         with suppress(UnknownRunError, StoredDataError):
-            specs = self._context.runs.specs
-            spec = specs.ready(self._run_id) or await specs(self._run_id)
+            spec = await self._context.runs.specs(self._run_id)
             max_workers, priority = spec.max_workers, spec.priority
         entering = self._admission.enter(self._run_id, max_workers, priority, is_back=is_back)
         try:

@@ -46,6 +46,9 @@ class _Used(NamedTuple):
     guessed: Amounts = NO_AMOUNTS
 
 
+_NOTHING = _Used()
+
+
 class BudgetPlan(NamedTuple):
     """The budgets that the calls of a stage to one model must fit into.
 
@@ -298,7 +301,8 @@ class BudgetedCalls:
 
     def give_back(self) -> None:
         """Give back what is reserved for a call that has not begun."""
-        self._settle([_Used()] * len(self._most))
+        if self._most:
+            self._settle([_NOTHING] * len(self._most))
 
     async def reserve(self, request: LLMRequest) -> None:
         """Wait until a call fits into all budgets.

@@ -159,7 +159,7 @@ class CallPlans:
                 spec=spec,
                 calls_s=_longest_s(spec),
                 may_queue=spec.rate.rates.is_limited or self._budgets.applies(spec),
-                models=(spec.model, *spec.all_models),
+                models=tuple({spec.model, *spec.all_models}),
             )
             _keep(self._claims, run_id, known)
         may_queue = known.may_queue or holds_back(known.models)

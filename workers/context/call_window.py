@@ -94,6 +94,10 @@ class CallPlaces:
         """Whether the fleet has a window, so that calls may have to wait."""
         return self._share is not None
 
+    def begin(self) -> None:
+        """Begin a call at once: the fleet has no window."""
+        self.in_flight += 1
+
     async def enter(self, turn: Turn = ANYBODY) -> None:
         """Wait until a call may begin; the runs take turns."""
         if self._share is not None and (self._waiting or self.in_flight >= self._share):

@@ -86,7 +86,7 @@ class ModelGate:
             rates = model.rates(self._told, now)
             if not rates.is_limited:
                 # Nothing holds it back.
-                await model.places.enter(self._turn)
+                model.places.begin()
                 self._has_place, self._rates, self._began = True, rates, now
                 self._calls += 1
                 return 0.0

@@ -28,6 +28,9 @@ local function generation(age)
     local at = (young - age) % 4
     return at, KEYS[2 + at]
 end
+-- Most often some of the generations are empty: no answer is looked for in these.
+local has_answers = {}
+for at = 0, 3 do has_answers[at] = redis.call('EXISTS', KEYS[2 + at]) == 1 end
 -- What the counters change by is written once, at the end.
 local changes = {}
 local function add(name, by) changes[name] = (changes[name] or 0) + by end
@@ -54,6 +57,7 @@ end
 local function empty(at, files)
     add('evicted', redis.call('HLEN', KEYS[2 + at]))
     redis.call('UNLINK', KEYS[2 + at])
+    has_answers[at] = false
     local name = redis.call('HGET', KEYS[1], 'name:' .. at)
     if name then redis.call('DEL', files .. name) end
     redis.call('HDEL', KEYS[1], 'count:' .. at, 'bytes:' .. at, 'begun:' .. at, 'name:' .. at)
@@ -75,7 +79,7 @@ local has_moved = false
 local function found(key, is_used)
     for age = 0, 3 do
         local at, hash = generation(age)
-        local value = redis.call('HGET', hash, key)
+        local value = has_answers[at] and redis.call('HGET', hash, key)
         if value then
             local kept_at, cost = value:match('^(%d+) (%S+) ')
             local is_good = is_used and kept_at and tonumber(kept_at) + kept_s > now
@@ -88,7 +92,7 @@ local function found(key, is_used)
             if is_good and moves then
                 redis.call('HSET', KEYS[2 + young], key, value)
                 count(young, 1, size)
-                has_moved = true
+                has_moved, has_answers[young] = true, true
             end
             if is_good then return value, cost end
         end
@@ -139,13 +143,18 @@ local function next_name()
     name = (name + 1) % 4294967296
     return string.format('%08x', (name - 1) % 4294967296)
 end
+-- Of the youngest generation: when it was begun, and its bytes without the changes of this call. Read when
+-- they are first needed.
+local begun, bytes
 local function is_young_over(size)
-    local begun = number('begun:' .. young)
-    local bytes = number('bytes:' .. young) + (changes['bytes:' .. young] or 0)
-    return begun > 0 and (bytes + size > room / 4 or begun + kept_s < now)
+    if not begun then
+        begun, bytes = number('begun:' .. young), number('bytes:' .. young)
+    end
+    local after = bytes + (changes['bytes:' .. young] or 0) + size
+    return begun > 0 and (after > room / 4 or begun + kept_s < now)
 end
 local function begin()
-    is_begun = true
+    is_begun, begun = true, nil
     if redis.call('EXISTS', KEYS[2 + young]) == 0 then empty(young, ARGV[6]) end
     redis.call('HSETNX', KEYS[1], 'begun:' .. young, string.format('%d', now))
     if redis.call('HEXISTS', KEYS[1], 'name:' .. young) == 0 then
@@ -160,7 +169,7 @@ end
 local function keep(key, value)
     for age = 0, 3 do
         local at, hash = generation(age)
-        local before = redis.call('HGET', hash, key)
+        local before = has_answers[at] and redis.call('HGET', hash, key)
         if before then
             redis.call('HDEL', hash, key)
             count(at, -1, -size_of(key, before))
@@ -175,6 +184,7 @@ local function keep(key, value)
     end
     if not is_begun then begin() end
     redis.call('HSET', KEYS[2 + young], key, value)
+    has_answers[young] = true
     count(young, 1, size)
     add('kept', 1)
 end

@@ -139,7 +139,7 @@ local function count(i)
     if has_calls then add(counts, 'calls', ARGV[i + 5]) end
     for j, name in ipairs(quantities) do
         local quantity = ARGV[i + 5 + j]
-        if quantity == '0' then
+        if quantity == '0' or quantity == '0.0' then
             -- What most quantities of most branches are.
             if has_calls then sums[name] = sums[name] or 0 end
         else

@@ -92,8 +92,7 @@ def _quantities(usage: Usage) -> list[float | str]:
     """Return the quantities of a usage as the script takes them: an unknown one is ``>`` and a part."""
     counts = _quantities_of(usage)
     if None not in counts:
-        # The script knows a zero only as a whole number.
-        return [count or 0 for count in counts]
+        return list(counts)
     return [
         f">{usage.known(name)!r}" if count is None else count
         for name, count in zip(QUANTITIES, counts, strict=True)
