@@ -13,10 +13,19 @@ from fanout.core.records import Chunk, ErrorKind, Outcome, RunStatus, Shard
 from fanout.core.settings import load_settings
 from fanout.core.state import BeginRequest, RecordRequest
 from fanout.runs.enqueue import unpark
-from tests.fakes import RUN, FakeContext, begin_one, fake_store, record_one, run_branch
+from tests.fakes import (
+    RUN,
+    FakeContext,
+    InlineExecutor,
+    begin_one,
+    fake_store,
+    record_one,
+    run_branch,
+)
 from workers.branch import claims
 from workers.branch.delivery_ends import BranchHandedBack, BranchHeld, BranchParked
 from workers.branch.execution import BranchFailed
+from workers.context.batches import LoadingCache
 from workers.context.inflight import StopReason
 from workers.reduce import reductions
 from workers.reduce.stages import TooEarlyError, aggregate, collect, expand
@@ -200,10 +209,10 @@ def test_a_branch_whose_input_is_gone_is_lost():
     context = FakeContext()
     context.write(["a"])
 
-    async def gone(key):
+    def gone(key):
         raise UnknownRunError(RUN)
 
-    context.runs.shards = gone
+    context.runs.shards = LoadingCache(gone, InlineExecutor(), size=1)
     with pytest.raises(BranchFailed, match="lost"):
         run_branch(context, BranchId(RUN, 0, 0, 0))
 
