@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from fanout.core.answer_shape import shape_of
 from fanout.core.errors import LLMError, ModelError
 from fanout.core.records import ErrorKind, Usage
 from fanout.core.settings import load_settings
@@ -123,6 +124,23 @@ def test_a_fake_fails_a_share_of_prompts_and_always_the_same():
     assert set(failed) == {ErrorKind.TIMEOUT, ErrorKind.AUTH}
     assert fates(FakeLLM(fail_rate=0.2, fail_kind="timeout,auth")) == first
     assert fates(FakeLLM(fail_rate=0.2, fail_kind="timeout,auth", seed=1)) != first
+
+
+@pytest.mark.parametrize(
+    ("options", "schema"),
+    [
+        ({}, None),
+        ({"answer": "a" * 99}, None),
+        ({"malformed_rate": 1.0}, None),
+        ({}, {"type": "array"}),
+    ],
+)
+def test_a_fake_answers_within_the_length_that_budgets_reserve(options, schema):
+    llm = FakeLLM(**options)
+    for prompt in ("a", "a b", "word " * 12_345):
+        request = LLMRequest(prompt=prompt, shape=shape_of(schema))
+        usage = asyncio.run(llm.complete(request)).usage
+        assert usage.output_tokens <= llm.longest_answer_tokens(request)
 
 
 def test_a_flaky_prompt_fails_once():
