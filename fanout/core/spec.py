@@ -338,8 +338,7 @@ class RunSpec(SchemaField, AggregateFields, SplitFields, StepFields, ComparisonF
     @property
     def is_by_model(self) -> bool:
         """Whether the calls of a run go to several models."""
-        has_more = self.steps and self.step_models
-        return bool(self.models or self.fallback or self.judge_model or has_more)
+        return bool(self.models or self.fallback or self.step_models or self.judge_model)
 
     @property
     def _single_model(self) -> tuple[str | None, ...]:

@@ -309,7 +309,7 @@ class StepFields(BaseModel):
     @property
     def step_models(self) -> tuple[str, ...]:
         """The models of steps that have their own, each once."""
-        return _values("model", self.steps)
+        return _values("model", self.steps) if self.steps else ()
 
     @cached_property
     def final_steps(self) -> list[StepSpec]:

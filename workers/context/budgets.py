@@ -144,11 +144,9 @@ class Budgets:
         limits = [(f"the workers' budget of a day for {name}", self._days[name]) for name in names]
         limits.append(("the budget", spec.budget.limits))
         # Without a budget of the run, the last has no bounds.
-        for (what, limit), bound in zip(limits, bounds, strict=False):
-            problem = bound.unkept(limit, max_tokens)
-            if problem is not None:
-                return f"{what} in {problem[0]} {problem[1]}"
-        return None
+        kept = zip(limits, bounds, strict=False)
+        found = ((what, bound.unkept(limit, max_tokens)) for (what, limit), bound in kept)
+        return next((f"{what} in {one[0]} {one[1]}" for what, one in found if one), None)
 
     def calls(self, plan: BudgetPlan, *, max_tokens: int | None = None) -> BudgetedCalls:
         """Return the budgets of a branch's calls, whose answers have ``max_tokens`` at most.
