@@ -45,6 +45,11 @@ def job_file():
     return next(one.values[0] for one in blocks("yaml") if one.id.startswith("jobs.md"))
 
 
+def steps_file():
+    """The job with steps of jobs.md."""
+    return next(one.values[0] for one in blocks("yaml") if "\nsteps:" in one.values[0])
+
+
 @pytest.fixture
 def files(here, provider, monkeypatch):
     """The files that the examples name, and providers that answer them."""
@@ -56,6 +61,9 @@ def files(here, provider, monkeypatch):
     (here / "contracts" / "one.md").write_text("# Parties\n\nAnn and Bob\n\n# Term\n\nA year\n")
     (here / "examples").symlink_to(ROOT / "examples")
     (here / "job.yaml").write_text(job_file())
+    (here / "letters").mkdir()
+    (here / "letters" / "one.txt").write_text("Pay 7 by May")
+    (here / "letters.yaml").write_text(steps_file())
     provider.bodies = {
         "/v1/chat/completions": openai_reply("positive"),
         "/v1/messages": anthropic_reply("a year"),
