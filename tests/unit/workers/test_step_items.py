@@ -1,0 +1,51 @@
+"""The ids of the calls of steps in batches."""
+
+import pytest
+
+from fanout.core.ids import BranchId
+from fanout.core.records import StepOutcome
+from fanout.core.spec import make_spec
+from fanout.policy.answers_so_far import AnswersSoFar
+from fanout.policy.steps import Chain, turn_of
+from workers.branch.batch_lane import item_of
+from workers.branch.late_results import _step_of
+from workers.telemetry.reports import Calls
+
+BRANCH = BranchId("r", 0, 0, 0)
+STEPS = [
+    {"name": "note", "prompt": "{input}"},
+    {"name": "check", "judge": "note", "criteria": "c"},
+]
+NO = '{"reasons": "r", "pass": false, "score": 1, "feedback": "f"}'
+
+
+def so_far(*answers):
+    steps = tuple(StepOutcome(name=name, output=text) for name, text in answers)
+    return AnswersSoFar(steps=steps)
+
+
+@pytest.mark.parametrize(
+    ("done", "step"),
+    [
+        ((), "note 1"),
+        ((("note", "a"),), "check 1"),
+        ((("note", "a"), ("check", NO)), "note 2"),
+        ((("note", "a"), ("check", NO), ("note", "b")), "check 2"),
+    ],
+)
+def test_a_call_is_that_of_its_step_and_round_however_many_were_counted(done, step):
+    spec = make_spec(model="fake", steps=STEPS)
+    chain = Chain(spec.steps, so_far(*done).steps)
+    assert turn_of(chain, chain.next) == step
+    calls = Calls(0.0)
+    calls.so_far = so_far(*done)
+    assert _step_of(spec, calls) == step
+    # A step that the cache has answered has made no call: the number is the same.
+    items = {item_of(BRANCH, "m", 0, 1, step=one) for one in ("", "note 1", "check 1", "note 2")}
+    assert len(items) == 4
+
+
+def test_a_job_without_steps_has_the_ids_that_it_had():
+    calls = Calls(0.0)
+    assert _step_of(make_spec(model="fake", prompt="{input}"), calls) == ""
+    assert item_of(BRANCH, "m", 0, 1) == item_of(BRANCH, "m", 0, 1, step="")
