@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 __all__ = ["comparison_frame", "comparison_prompt", "comparison_room", "fitted", "winner_of"]
 
 _HEAD = """You compare two answers{to_task}. Judge them by {criteria}"""
-_TAIL = """Write your reasons first, about each answer by each of the criteria. Then name the winner: A or \
-B, or tie if neither is better. Which answer comes first says nothing about it, and longer is not better."""
+_TAIL = """Write your reasons first, in a few short sentences about both answers and the criteria. Then \
+name the winner: A or B, or tie if neither is better. Which answer comes first says nothing about it, and \
+longer is not better."""
 _WINNERS = {"A": 1, "B": -1, "tie": 0}
 # The rest of the window is for the chat template, and for errors of the estimate.
 _SAFETY = 0.85

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -86,6 +88,26 @@ def test_runs_go_through_batches_with_reasks_failures_expiry_and_duplicates(
     again = client.submit(job(**fields, **reduce), texts(80) + texts(20)).wait(60)
     assert (again.succeeded, again.saved.calls, again.usage.calls) == (100, 101, 0)
     assert calls == sum(len(batch.ids) for batch in batches.batches)
+
+
+def test_comparisons_go_through_batches_too(client, batches, start_worker):
+    def reply(prompt):
+        found = re.findall(r"text (\d+);", prompt)
+        if "winner" not in prompt:
+            return f"text {found[0]};" if found else "ok"
+        one, other = map(int, found)
+        return json.dumps({"reasons": "r", "winner": "A" if one > other else "B"})
+
+    batches.reply = reply
+    start_worker("--concurrency", "8", **FAST, **batches.environment)
+    run = client.submit(job(max_tokens=100, reduce="pairwise", criteria="c", k=1), texts(4))
+    status = run.wait(60)
+    assert (status.succeeded, status.error) == (4, None)
+    assert [row["output"] for row in run.result().aggregated] == ["text 3;"]
+    assert len(status.stages) > 1
+    assert batches.doubled == []
+    assert not [prompt for prompt in batches.calls if "text" in prompt], "no call but in batches"
+    assert status.usage.calls == sum(len(batch.ids) for batch in batches.batches)
 
 
 def test_runs_with_gathered_branches_can_be_steered(client, batches, start_worker):

@@ -33,6 +33,7 @@ class Judged(ScriptedProvider):
         self.goes_on = threading.Event()
         self.fails = set()
         self.prefers_first = False
+        self.is_away = None
 
     def hold(self, number):
         self.held, self.judged = number, []
@@ -56,6 +57,8 @@ class Judged(ScriptedProvider):
             self.is_held.set()
             self.goes_on.wait(30)
         one, other = found.groups()
+        if request["model"] == self.is_away:
+            return 503, {"error": {"message": "away"}}
         if {one, other} & self.fails:
             return 400, {"error": {"message": "no"}}
         verdict = {"reasons": "r", "winner": self._winner(_number(one), _number(other))}
@@ -187,6 +190,13 @@ def test_groups_the_first_k_ties_failures_and_a_retry(client, start_worker, prov
     assert run.wait(40).status is RunStatus.SUCCEEDED
     assert run.result().aggregated["item 1"]["output"] == "x v2"
     assert provider.calls["m"] == 3 + 2 + 4, "no branch again"
+    # Where the judge cannot be asked, another model compares.
+    provider.calls, provider.is_away = Counter(), "gone"
+    run = submit(client, ["x"], reduce="best", samples=2, judge_model="openai/gone",
+                 fallback=["openai/other"], max_attempts=1)  # fmt: skip
+    assert run.wait(40).status is RunStatus.SUCCEEDED
+    assert run.result().aggregated["item 1"]["output"] == "x v2"
+    assert provider.calls == {"m": 2, "gone": 2, "other": 2}
     # A budget that the comparisons do not fit: those that do not count as ties.
     run = submit(client, ["x"], reduce="best", samples=3, budget={"calls": 6})
     assert run.wait(40).status is RunStatus.SUCCEEDED
