@@ -3,8 +3,9 @@
     python benchmarks/tables.py [--check]
 
 Each stands between ``<!-- NAME -->`` and ``<!-- end -->`` in docs/performance.md, docs/scaling.md,
-docs/reliability.md, docs/documents.md, docs/quality.md or docs/cost.md. ``--check`` changes nothing,
-and fails if a table differs from its file; tests/unit/benchmarks/test_benchmark_tables.py does that.
+docs/reliability.md, docs/documents.md, docs/quality.md, docs/cost.md or docs/security.md. ``--check``
+changes nothing, and fails if a table differs from its file;
+tests/unit/benchmarks/test_benchmark_tables.py does that.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TABLES", "renewed"]
 
+_HARMS = ("own answer", "other answers", "aggregate", "verdict")
 _ROOT = Path(__file__).resolve().parents[1]
 _RESULTS = _ROOT / "benchmarks/results"
 _PAGES = [
@@ -36,6 +38,7 @@ _PAGES = [
         "documents.md",
         "quality.md",
         "cost.md",
+        "security.md",
     )
 ]
 _BLOCK = re.compile(r"(<!-- (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -380,6 +383,17 @@ def _percent(share: dict[str, float]) -> str:
     return f"{value:.0f} % ({low:.0f} to {high:.0f})"
 
 
+def _injections() -> str:
+    found = _read("injections")
+    rows = []
+    for model, label in (("mock", "a mock that obeys"), ("local", "`local`")):
+        for fences, of_fences in found[model].items():
+            own = (of_fences.get(name, "") for name in _HARMS)
+            rows.append([label, fences, str(of_fences["planted"]), *map(str, own)])
+    head = ["model", "fences", "planted", "own answer", "another answer", "aggregate", "verdict"]
+    return _table(head, rows)
+
+
 def _quality_confidence() -> str:
     rows = []
     for name, found in _read("quality")["ways"].items():
@@ -466,6 +480,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "documents-rows": _documents_rows,
     "cost-job": _cost_job,
     "cost-aspects": _cost_aspects,
+    "injections": _injections,
     "quality": _quality,
     "quality-confidence": _quality_confidence,
     "model-checks": _model_checks,

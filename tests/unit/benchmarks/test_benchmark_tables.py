@@ -13,7 +13,15 @@ DOCS = Path(__file__).parents[3] / "docs"
 
 @pytest.mark.parametrize(
     "page",
-    ["performance.md", "scaling.md", "reliability.md", "documents.md", "quality.md", "cost.md"],
+    [
+        "performance.md",
+        "scaling.md",
+        "reliability.md",
+        "documents.md",
+        "quality.md",
+        "cost.md",
+        "security.md",
+    ],
 )
 def test_the_tables_of_a_page_are_what_the_results_say(page):
     text = (DOCS / page).read_text()

@@ -1,0 +1,1 @@
+"""Instructions planted where prompts get text from, and a model that obeys them."""
