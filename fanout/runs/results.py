@@ -270,8 +270,9 @@ class Result(Generic[AnswerT]):
         Rows have ``index``, ``document``, ``chunk``, ``position``, ``start``, ``end``, ``aspect``,
         ``model``, ``sample``, ``output``, ``kind``, ``message``, ``attempts``, ``usage``, ``elapsed_s`` and
         ``columns``, ``finish_reason``, and ``pages``, ``headings``, ``lane`` and ``confidence`` where they
-        are known, ``is_best`` with the reduce ``best``, ``asked_model`` in jobs with a ``fallback``, and
-        ``votes``, ``share`` and ``samples`` in a run with ``certainty``; an unknown value is None.
+        are known, ``steps`` and ``rejected`` in jobs with steps, ``is_best`` with the reduce ``best``,
+        ``asked_model`` in jobs with a ``fallback``, and ``votes``, ``share`` and ``samples`` in a run with
+        ``certainty``; an unknown value is None.
         The result of a job with ``labels`` also has its ``evaluation``.
         """
         return {**self._record(), "branches": [full_row(branch) for branch in self.branches]}

@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 
 from fanout import RunStatus
+from fanout.core.errors import ModelError
 from fanout.core.records import ErrorKind
 from fanout.core.spec import make_spec
 from fanout.inputs.fences import RULE
@@ -133,6 +134,16 @@ def test_a_killed_worker_costs_the_step_in_flight_wherever_it_is(
             ("kind", 1), ("facts", 1), ("note", 1), ("check", 1), ("note", 2), ("check", 2),
         ]  # fmt: skip
         assert branch.usage.calls == result.usage.calls == len(BILL)
+
+
+def test_functions_of_steps_are_checked_before_the_run(client, start_worker, environment):
+    start_worker(**environment, FANOUT_ALLOWED_CALLABLES="functions_under_test:other")
+    with pytest.raises(ModelError) as raised:
+        submit(client, ["a bill"])
+    assert str(raised.value).startswith(
+        "steps.due.function: the function functions_under_test:due may not be used on the workers"
+    )
+    assert not list(client.runs())
 
 
 def test_a_route_a_retry_and_what_a_judge_refuses(client, start_worker, provider, environment):

@@ -150,10 +150,14 @@ def test_a_caller_is_type_checked(tmp_path):
             assert_type(runner.run(["a"], "{input}", schema=list[int]), Result[list[int]])
             assert_type(runner.run(["a"], "{input}", schema={"type": "array"}), Result[Any])
             assert_type(runner.run(["a"], "{input}", schema="review.json"), Result[Any])
+            steps = [{"name": "facts", "prompt": "{input}", "schema": Review}]
+            assert_type(runner.run(["a"], steps=steps), Result[Any])
             assert_type(runner.run(["a"], "{input}", schema=Literal["a", "b"]), Result[Any])
 
         async def use_types_in_a_loop(runner: ParallelCalls) -> None:
             assert_type(await runner.arun(["a"], "{input}", schema=Review), Result[Review])
+            steps = [{"name": "code", "function": shout}]
+            assert_type(await runner.arun(["a"], steps=steps), Result[Any])
             async for one in runner.astream(["a"], "{input}", schema=Review):
                 assert_type(one, Output[Review])
             async for text in runner.astream(["a"], "{input}"):
