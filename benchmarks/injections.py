@@ -66,13 +66,12 @@ def mock_figures(planted: Sequence[Planted], *, fence: bool) -> dict[str, Any]:
     others = [one for one in planted if _others(found, one) != _others(plain, one)]
     structure = [one for one in planted if _places(found, one) != _places(plain, one)]
     verdicts = [one for one in planted if found.passed[one.number] != plain.passed[one.number]]
-    figures = {
-        "planted": len(planted), "own answer": followed, "other answers": others,
-        "aggregate": structure, "verdict": verdicts,
+    harmed = {
+        "own answer": followed, "other answers": others, "aggregate": structure, "verdict": verdicts,
     }  # fmt: skip
-    ways = {one.way for some in (followed, others, structure, verdicts) for one in some}
-    counted = {name: some if isinstance(some, int) else len(some) for name, some in figures.items()}
-    return {**counted, "ways": sorted(ways)}
+    ways = {one.way for some in harmed.values() for one in some}
+    counted = {name: len(some) for name, some in harmed.items()}
+    return {"planted": len(planted), **counted, "ways": sorted(ways)}
 
 
 class _Outcomes:

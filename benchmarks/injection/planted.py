@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fanout.core.marks import mark_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["PLANTED", "Planted", "target_of"]
 
@@ -99,7 +102,7 @@ def _tagged(command: str) -> str:
     return "".join(chr(0xE0000 + ord(char)) for char in command)
 
 
-_OTHERS = [
+_OTHERS: list[tuple[str, str, Callable[[str], str]]] = [
     ("hidden Unicode tags", "document", lambda command: _TEXT + _tagged(command)),
     ("hidden Unicode tags", "name", lambda command: "b.txt" + _tagged(command)),
     ("zero-width characters", "document", lambda command: f"{_TEXT}\n" + "\u200b".join(command)),
