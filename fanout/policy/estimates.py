@@ -26,6 +26,8 @@ __all__ = [
     "comparisons_of",
     "cost_range",
     "is_telling",
+    "known_most",
+    "known_sum",
     "likely_answer",
     "likely_cost",
     "project",
@@ -277,6 +279,18 @@ def comparisons_of(answers: float, *, k: int | None, is_best: bool) -> tuple[flo
 def _harmonic(number: float) -> float:
     """Return the sum of 1/1 to 1/number, to within a thousandth."""
     return log(number) + _EULER + 1 / (2 * number) - 1 / (12 * number**2)
+
+
+def known_sum(values: Sequence[float | None]) -> float | None:
+    """Return the sum of values; None if one is unknown."""
+    known = [one for one in values if one is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
+def known_most(values: Sequence[float | None]) -> float | None:
+    """Return the largest of values; None if one is unknown, or there is none."""
+    known = [one for one in values if one is not None]
+    return max(known) if known and len(known) == len(values) else None
 
 
 class Projection(msgspec.Struct, frozen=True, kw_only=True):

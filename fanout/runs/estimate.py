@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
@@ -25,6 +25,8 @@ from fanout.policy.estimates import (
     any_of,
     cost_range,
     is_telling,
+    known_most,
+    known_sum,
     likely_cost,
     time_range,
     tree_range,
@@ -333,10 +335,10 @@ class Estimator:
         return LaneEstimate(
             lane=lane,
             cost_usd_low=None if None in lows else min(one for one in lows if one is not None),
-            cost_usd_likely=_sum([one and share * one for share, one in likely]),
-            cost_usd_high=_most([one.cost_usd_high for one in found]),
+            cost_usd_likely=known_sum([one and share * one for share, one in likely]),
+            cost_usd_high=known_most([one.cost_usd_high for one in found]),
             time_s_low=None if None in times else min(one for one in times if one is not None),
-            time_s_high=_most([one.time_s_high for one in found]),
+            time_s_high=known_most([one.time_s_high for one in found]),
         )
 
     def _on_route(self, lane: Lane, by_model: _ByModel) -> LaneEstimate:
@@ -356,14 +358,14 @@ class Estimator:
         is_timed = lane != "batch"
         return LaneEstimate(
             lane=lane,
-            cost_usd_low=_sum(lows),
-            cost_usd_likely=_sum(likely),
-            cost_usd_high=_sum(highs),
+            cost_usd_low=known_sum(lows),
+            cost_usd_likely=known_sum(likely),
+            cost_usd_high=known_sum(highs),
             time_s_low=max((low for low, _ in times if low is not None), default=None)
             if is_timed
             else None,
             # In flex, calls wait as long as the provider likes.
-            time_s_high=_most([high for _, high in times]) if lane == "realtime" else None,
+            time_s_high=known_most([high for _, high in times]) if lane == "realtime" else None,
         )
 
     def _time_range(self, model: str, calls: Calls) -> tuple[float | None, float | None]:
@@ -393,17 +395,4 @@ def _by_model(
 
 
 def _total(calls: Iterable[Calls]) -> Calls:
-    total = Calls()
-    for one in calls:
-        total = total.plus(one)
-    return total
-
-
-def _sum(values: list[float | None]) -> float | None:
-    known = [one for one in values if one is not None]
-    return sum(known) if len(known) == len(values) else None
-
-
-def _most(values: list[float | None]) -> float | None:
-    known = [one for one in values if one is not None]
-    return max(known) if known and len(known) == len(values) else None
+    return reduce(Calls.plus, calls, Calls())
