@@ -45,12 +45,14 @@ def fanout(home, *arguments, status=0):
 def test_an_estimate_and_a_dry_run_make_no_run(home):
     job = ["in.csv", "--model", "openai/gpt-5-mini", *JOB, "--max-tokens", "20"]
     found = json.loads(fanout(home, "estimate", *job, "--json").stdout)
-    assert (found["documents"], found["branches"], found["prompt"]) == (40, 40, "0: row 0")
+    assert (found["documents"], found["branches"]) == (40, 40)
+    assert found["prompt"].startswith("0: <document id=")
+    assert found["prompt"].splitlines()[1] == "row 0"
     assert [one["lane"] for one in found["lanes"]] == ["realtime", "flex", "batch"]
     assert json.loads(fanout(home, "run", *job, "--dry-run", "--json").stdout) == found
     shown = fanout(home, "run", *job, "--dry-run").stdout
     assert "40 documents, 40 chunks, 40 branches" in shown
-    assert "0: row 0" in shown
+    assert f"first prompt:\n{found['prompt']}" in shown
     assert fanout(home, "runs").stdout == "", "there was no run"
 
 
