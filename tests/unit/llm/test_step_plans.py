@@ -49,7 +49,7 @@ def test_steps_that_have_the_document_begin_with_it_and_have_one_key():
     # A step without the text does not get it, and a judge sees the task as it is written.
     assert found["last"] == ("Shorten <note>", None)
     judge, cache = found["check"]
-    assert f"<task>\nWith <facts>, write of:\n\n{TEXT}\n</task>" in judge
+    assert f"With <facts>, write of:\n\n{TEXT}" in judge
     assert cache is None
 
 
