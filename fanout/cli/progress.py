@@ -150,7 +150,11 @@ class Progress(Follower):
     def _marks(self, status: Status) -> tuple[object, object]:
         """Return what shows at once when it changes, and what shows now and then."""
         batches = [(one.number, one.state, one.answered, one.problem) for one in status.batches]
-        return (status.status.value, wait_hint(status)), (status.done, status.gathered, batches)
+        return (status.status.value, wait_hint(status), status.slowed), (
+            status.done,
+            status.gathered,
+            batches,
+        )
 
     def away(self) -> None:
         """Say once that the server does not answer."""

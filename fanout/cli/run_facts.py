@@ -93,8 +93,18 @@ def lane_text(status: Status) -> str:
 
 
 def limit_parts(status: Status) -> list[str]:
-    """Return the cap of a run, its priority and its budget, if it has any."""
-    return [*cap_parts(status), *([] if status.budget is None else [status.budget.words])]
+    """Return the cap of a run, its priority, its budget, and the learnt limits that it keeps to."""
+    budget = [] if status.budget is None else [status.budget.words]
+    return [*cap_parts(status), *budget, *held_parts(status)]
+
+
+def held_parts(status: Status) -> list[str]:
+    """Return the learnt limits that the calls of a run keep to, and whether they wait for them."""
+    return [
+        f"{model} takes {limit.words}{': calls wait for that' if limit.is_waited_for else ''}"
+        for model, limit in sorted(status.limits.items())
+        if limit.words
+    ]
 
 
 def cap_parts(status: Status) -> list[str]:

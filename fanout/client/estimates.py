@@ -71,8 +71,9 @@ def estimator_of(
     source = checked_documents(spec, documents, notify=notify, open_run=run_opener(client))
     store = client.known_store()
     spec, source = with_tokenizer(spec, source, store)
-    seen = _seen_in(store)
-    return spec, source, Estimator(spec, seen=seen, places=_places(client, spec, store))
+    seen, limits = _seen_in(store), {} if store is None else store.limits()
+    places = _places(client, spec, store)
+    return spec, source, Estimator(spec, seen=seen, places=places, limits=limits)
 
 
 def _places(client: Client, spec: RunSpec, store: RedisStore | None) -> int | None:

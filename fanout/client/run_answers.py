@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fanout.core.answer_types import AnswerTypes
     from fanout.core.ids import ShardId
     from fanout.core.lanes import LaneChoice
+    from fanout.core.rate_limits import LimitState
     from fanout.core.records import ErrorKind, Outcome, Shard, Usage
     from fanout.core.state import StageRecord, WorkerRecord
     from fanout.runs.branch_trace import BranchTrace
@@ -136,6 +137,7 @@ class RunAnswers:
             is_late=run.is_late,
             is_stopping=run.is_stopping,
             day_budgets=days,
+            limits={} if run.has_ended else self._limits(),
             plan=None if plan is None else _stage_status(0, plan),
         )
 
@@ -166,6 +168,16 @@ class RunAnswers:
         if has_ended:
             return lane, {}
         return lane, day_budgets(self._store, workers, models)[0]
+
+    def _limits(self) -> dict[str, LimitState]:
+        """Return the learnt limits of the run's models that calls keep to now."""
+        models = self._called[1] if self._called is not None else ()
+        found = self._store.limits()
+        return {
+            model: limit
+            for model in models
+            if (limit := found.get(model)) is not None and (limit.is_tight or limit.calls_at_once)
+        }
 
     def result(self) -> Result[Any]:
         """Return the outcomes so far; all of them once the run has ended.

@@ -10,6 +10,7 @@ import msgspec
 from fanout.client.arguments import checked_spec
 from fanout.client.estimates import estimator_of
 from fanout.core.errors import SpecError
+from fanout.core.rate_limits import Rates
 from fanout.core.records import Document, total_usage
 from fanout.core.spec import RunSpec
 from fanout.core.tokens import BYTES_PER_TOKEN
@@ -89,7 +90,7 @@ class BegunTrial(msgspec.Struct, frozen=True, kw_only=True):
     run: Any
     estimate: Estimate
     places: int | None
-    rpm: float | None
+    rates: Rates
 
 
 def begin_trial(
@@ -120,12 +121,8 @@ def begin_trial(
         on_created=on_created,
         should_stop=should_stop,
     )
-    return BegunTrial(
-        run=run,
-        estimate=estimator.result(),
-        places=estimator.places,
-        rpm=spec.rate.requests_per_minute,
-    )
+    rates, places = estimator.limits_of(spec.model)
+    return BegunTrial(run=run, estimate=estimator.result(), places=places, rates=rates)
 
 
 def spec_of_trial(spec: RunSpec) -> RunSpec:
@@ -221,8 +218,8 @@ def _time_s(begun: BegunTrial, called: list[Output[Any]]) -> float | None:
     calls = estimate.branches * each
     low, _ = time_range(
         Calls(calls_low=calls, calls_high=calls),
-        requests_per_minute=begun.rpm,
-        tokens_per_minute=None,
+        # How many tokens the calls will use is not asked here.
+        rates=Rates(requests_per_minute=begun.rates.requests_per_minute),
         places=begun.places,
         call_s=branch_s / each,
         in_turn=each,

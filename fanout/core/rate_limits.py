@@ -9,9 +9,11 @@ time and waits for it in its worker, so all calls of the fleet begin in order an
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+from fanout.core.units import plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -168,6 +170,7 @@ class LimitState(msgspec.Struct, frozen=True, kw_only=True, rename=_JSON_NAMES.g
         learnt: The limits that the provider's headers tell; None if they tell none.
         calls_at_once: The calls that the fleet has in flight at most, as the provider refused or
             slowed down with more; None for any number.
+        is_tight: Whether calls must keep to what was learnt.
     """
 
     requests_ahead_s: float = 0.0
@@ -176,19 +179,35 @@ class LimitState(msgspec.Struct, frozen=True, kw_only=True, rename=_JSON_NAMES.g
     down_s: float | None = None
     learnt: Rates | None = None
     calls_at_once: int | None = None
+    is_tight: bool = False
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether calls wait for a learnt limit now."""
+        ahead_s = max(self.requests_ahead_s, self.tokens_ahead_s)
+        return self.learnt is not None and self.is_tight and ahead_s > BURST_S
 
     @property
     def words(self) -> str:
         """The learnt limits for people; empty if there are none."""
         rates = {} if self.learnt is None else msgspec.structs.asdict(self.learnt)
-        told = [
-            f"{rate:,.0f} {name.removesuffix('_per_minute').replace('_', ' ')} a minute"
-            for name, rate in rates.items()
-            if rate is not None
-        ]
+        told = [_rate_words(name, rate) for name, rate in rates.items() if rate is not None]
         if self.calls_at_once is not None:
-            told.append(f"{self.calls_at_once:,} calls at once")
+            told.append(plural(self.calls_at_once, "call at once", "calls at once"))
         return ", ".join(told)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what was learnt, and whether calls wait for it, as JSON values."""
+        rates = {} if self.learnt is None else msgspec.structs.asdict(self.learnt)
+        told = {name: rate for name, rate in rates.items() if rate is not None}
+        at_once = {} if self.calls_at_once is None else {"calls_at_once": self.calls_at_once}
+        return {**told, **at_once, "is_waited_for": self.is_waited_for}
+
+
+def _rate_words(name: str, rate: float) -> str:
+    what = name.removesuffix("_per_minute").replace("_", " ")
+    shown = f"{rate:,.0f}" if rate >= 1 or not rate else f"{rate:.2g}"
+    return f"{shown} {what.removesuffix('s') if shown == '1' else what} a minute"
 
 
 class Reservation(msgspec.Struct, frozen=True, kw_only=True):

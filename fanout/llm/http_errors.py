@@ -45,7 +45,7 @@ _LOOKED_AT = 4_000
 _WAIT = re.compile(
     r"(?:try again|retry) (?:in|after) (?:(\d{1,4})h)?(?:(\d{1,5})m(?!s))?"
     r"(?:(\d{1,6}(?:\.\d{1,9})?) ?(ms|s))?",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
 
 
@@ -149,6 +149,8 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 def _seconds(given: str) -> float | None:
     """Return a finite number, at least 0; None for other text."""
+    if not given.isascii():
+        return None
     try:
         seconds = float(given)
     except ValueError:

@@ -157,7 +157,8 @@ def _tightness(limit: SeenLimit) -> tuple[bool, float]:
 
 
 def _value(part: str, text: str) -> float | None:
-    if len(text) > _LONGEST_TEXT:
+    # Digits of other scripts are no number of a header.
+    if len(text) > _LONGEST_TEXT or not text.isascii():
         return None
     if part == "reset":
         return duration_s(text)
@@ -182,6 +183,8 @@ def duration_s(text: str) -> float | None:
     of seconds or milliseconds since the epoch.
     """
     text = text.strip()
+    if not text.isascii():
+        return None
     number = _number(text)
     if number is None:
         number = _written_out(text)

@@ -89,7 +89,7 @@ def _limit(text: str, used: str | None = None) -> SeenLimit | None:
 
 def _number(text: str) -> float:
     digits = text.replace(",", "")
-    return float(digits) if digits.isdecimal() else 0.0
+    return float(digits) if digits.isascii() and digits.isdecimal() else 0.0
 
 
 def _resource_of(quota_id: str) -> str | None:

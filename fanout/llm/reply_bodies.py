@@ -35,7 +35,7 @@ _CHARSET = re.compile(
 _MOST_DIGITS = 1_000
 # The deepest nesting of an error to search: no server nests deeper.
 _DEEPEST = 100
-_SECONDS = re.compile(r"(\d{1,6}(?:\.\d{1,9})?)s")
+_SECONDS = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,9})?)s")
 # Parts of an answer that are not its text.
 _ASIDES = ("thinking", "reasoning", "redacted_thinking")
 

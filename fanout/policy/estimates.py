@@ -11,9 +11,10 @@ from msgspec import structs
 from fanout.core.records import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from fanout.core.lanes import Lane
+    from fanout.core.rate_limits import LimitState, Rates
     from fanout.policy.pricing import Price
     from fanout.policy.token_ratio import TokenSums
 
@@ -30,7 +31,9 @@ __all__ = [
     "known_sum",
     "likely_answer",
     "likely_cost",
+    "models_of",
     "project",
+    "tightest",
     "time_range",
     "tree_calls",
     "tree_range",
@@ -178,11 +181,28 @@ def _cost(price: Price, calls: float, tokens_in: float, tokens_out: float, lane:
     return (tokens_in * own.input_mtok + tokens_out * own.output_mtok) / 1e6
 
 
+def tightest(told: Rates, learnt: LimitState, places: int | None) -> tuple[Rates, int | None]:
+    """Return the rates and the places of calls, by the job and workers and by what a fleet has learnt."""
+    rates = told if learnt.learnt is None else told.lower(learnt.learnt)
+    return rates, min((one for one in (places, learnt.calls_at_once) if one), default=None)
+
+
+def models_of(
+    calls: Mapping[tuple[str, str], Calls], reducing: str, reduced: Calls
+) -> dict[str, Calls]:
+    """Return calls by model, with those of the reduce."""
+    found: dict[str, Calls] = {}
+    for (_, model), one in calls.items():
+        found[model] = found.get(model, Calls()).plus(one)
+    if reduced.calls_high:
+        found[reducing] = found.get(reducing, Calls()).plus(reduced)
+    return found
+
+
 def time_range(
     calls: Calls,
     *,
-    requests_per_minute: float | None,
-    tokens_per_minute: float | None,
+    rates: Rates,
     places: int | None,
     call_s: float | None,
     in_turn: float = 1.0,
@@ -193,22 +213,24 @@ def time_range(
 
     Args:
         calls: The calls of one model.
-        requests_per_minute: Its limit of calls.
-        tokens_per_minute: Its limit of tokens.
+        rates: Its limits, told and learnt.
         places: How many calls may be in flight; None if that is unknown.
         call_s: How long a call has taken on average; None if that is unknown.
         in_turn: How many calls of a branch follow each other, at least.
     """
     low: list[float] = []
     high: list[float | None] = []
-    if requests_per_minute:
-        low.append(calls.calls_low * _MINUTE_S / requests_per_minute)
-        high.append(calls.calls_high * _MINUTE_S / requests_per_minute)
-    if tokens_per_minute:
-        low.append((calls.input_low + calls.output_low) * _MINUTE_S / tokens_per_minute)
-        out = calls.output_high
-        most = None if out is None else (calls.input_high + out) * _MINUTE_S / tokens_per_minute
-        high.append(most)
+    out = calls.output_high
+    all_tokens = None if out is None else calls.input_high + out
+    for rate, least, most in (
+        (rates.requests_per_minute, calls.calls_low, calls.calls_high),
+        (rates.tokens_per_minute, calls.input_low + calls.output_low, all_tokens),
+        (rates.input_tokens_per_minute, calls.input_low, calls.input_high),
+        (rates.output_tokens_per_minute, calls.output_low, out),
+    ):
+        if rate:
+            low.append(least * _MINUTE_S / rate)
+            high.append(None if most is None else most * _MINUTE_S / rate)
     if places and call_s:
         low.append(ceil(calls.calls_low / places) * call_s)
         high.append(ceil(calls.calls_high / places) * call_s)

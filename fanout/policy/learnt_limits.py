@@ -18,7 +18,7 @@ from fanout.core.rate_limits import LearntLimits, Rates
 if TYPE_CHECKING:
     from fanout.core.rate_limits import SeenLimit, SeenLimits
 
-__all__ = ["LimitLearner", "pace_factor", "per_minute"]
+__all__ = ["LimitLearner", "has_risen", "pace_factor", "per_minute"]
 
 _MINUTE_S = 60.0
 _DAY_S = 86_400.0
@@ -26,8 +26,14 @@ _DAY_S = 86_400.0
 _LONGEST_PERIOD_S = 600.0
 # The bucket of a minute is full again, and its window over, after no more seconds than these.
 _LONGEST_RESET_S = 90.0
-# How many replies must agree that a limit is that of a day: one may do so by chance.
+# How many replies must agree that a limit is that of a day, or of a second or less: one may do so by chance,
+# as at the end of a window.
 _AGREE = 3
+_SHORTEST_S, _SECOND_S = 0.001, 1.0
+# A provider that answers more than this many times a limit in a minute, and some more calls, means another
+# one by it: a bucket gives at most twice the limit, as do two windows.
+_CONTRADICTS, _MORE = 2, 2
+_RISEN = 2
 _DAY_TOLERANCE = 0.1
 
 # Calls begin to keep to a limit when less than this share of it remains; and no longer do when more
@@ -62,14 +68,15 @@ def per_minute(seen: SeenLimit) -> float | None:
     return seen.limit * _MINUTE_S / period_s
 
 
-def _refills_in_a_day(seen: SeenLimit) -> bool | None:
-    """Return whether a bucket refills so slowly that its limit is that of a day; None if unclear."""
+def _refill_s(seen: SeenLimit) -> float | None:
+    """Return in how many seconds all of a limit is there again, if none of it is left; None if unclear."""
     if seen.limit is None or seen.remaining is None or not seen.reset_s:
         return None
     used = seen.limit - seen.remaining
-    if used <= 0:
-        return None
-    refill_s = seen.limit * seen.reset_s / used
+    return None if used <= 0 else seen.limit * seen.reset_s / used
+
+
+def _is_a_day(refill_s: float) -> bool:
     return abs(refill_s - _DAY_S) <= _DAY_TOLERANCE * _DAY_S
 
 
@@ -97,14 +104,24 @@ def pace_factor(seen: SeenLimit, *, age_s: float, refused_s: float) -> float:
     return max(lowest, min(factor, highest))
 
 
+def has_risen(before: LearntLimits | None, after: LearntLimits) -> bool:
+    """Return whether a limit that calls kept to has turned out to be another, much higher one."""
+    if before is None or not before.is_tight:
+        return False
+    rates = [(getattr(before.rates, name), getattr(after.rates, name)) for name in _RATES.values()]
+    return any(old is not None and (new is None or new > _RISEN * old) for old, new in rates)
+
+
 class _Known(msgspec.Struct):
     """What is known of one limit of a model."""
 
     seen: SeenLimit
     rate: float | None = None
     began: float = _NEVER
-    # How many replies in a row showed a limit of a day.
+    # How many replies in a row showed a limit of a day; of a second or less, and of how long at most.
     daily: int = 0
+    short: int = 0
+    short_s: float = 0.0
 
 
 def _share_left(known: _Known) -> float:
@@ -119,13 +136,18 @@ class LimitLearner:
 
     def __init__(self) -> None:
         self._known: dict[str, _Known] = {}
+        # The calls that were answered in this minute, and which limit of calls they contradict.
+        self._minute_from = _NEVER
+        self._answered = 0
+        self._contradicted: float | None = None
         self._refused_at = _NEVER
         # Since when much of all limits remains; None while it does not.
         self._loose_since: float | None = None
         self.learnt: LearntLimits | None = None
 
-    def saw(self, seen: SeenLimits, *, began: float, now: float) -> bool:
+    def saw(self, seen: SeenLimits, *, began: float, now: float, is_answer: bool = True) -> bool:
         """Learn from a reply to a call that began at ``began``; return whether that is news."""
+        self._count(seen, began, is_answer=is_answer)
         for name in _RATES:
             limit = getattr(seen, name)
             if limit is not None:
@@ -134,6 +156,19 @@ class LimitLearner:
         if not rates.is_limited and self.learnt is None:
             return False
         return self._becomes(LearntLimits(rates=rates, is_tight=self._is_tight(now)))
+
+    def _count(self, seen: SeenLimits, began: float, *, is_answer: bool) -> None:
+        """Note whether the provider has answered more calls in a minute than the limit that it tells."""
+        if began >= self._minute_from + _MINUTE_S:
+            self._minute_from, self._answered = began, 0
+        self._answered += is_answer and began >= self._minute_from
+        limit = None if seen.requests is None else per_minute(seen.requests)
+        if limit is None:
+            return
+        if self._contradicted is not None and limit > self._contradicted:
+            self._contradicted = None
+        if self._answered > _CONTRADICTS * limit + _MORE:
+            self._contradicted = limit
 
     def _saw(self, name: str, seen: SeenLimit, began: float) -> None:
         known = self._known.get(name)
@@ -144,11 +179,17 @@ class LimitLearner:
             seen = msgspec.structs.replace(
                 seen, limit=known.seen.limit, period_s=known.seen.period_s
             )
-        if seen.period_s is None:
-            is_daily = _refills_in_a_day(seen)
-            if is_daily is not None and seen.remaining != known.seen.remaining:
-                known.daily = min(known.daily + 1, _AGREE) if is_daily else 0
+        if seen.period_s is None and (refill_s := _refill_s(seen)) is not None:
+            if seen.remaining != known.seen.remaining:
+                known.daily = min(known.daily + 1, _AGREE) if _is_a_day(refill_s) else 0
+            is_short = refill_s <= _SECOND_S
+            known.short = min(known.short + 1, _AGREE) if is_short else 0
+            known.short_s = max(_SHORTEST_S, refill_s, known.short_s) if is_short else 0.0
+        if seen.period_s is None and known.short >= _AGREE:
+            seen = msgspec.structs.replace(seen, period_s=known.short_s)
         known.rate = None if known.daily >= _AGREE else per_minute(seen)
+        if name == "requests" and known.rate is not None and known.rate == self._contradicted:
+            known.rate = None
         if began >= known.began:
             known.seen, known.began = seen, began
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import cached_property, reduce
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
@@ -12,6 +13,7 @@ from fanout.aggregators import group_key
 from fanout.core.errors import SpecError
 from fanout.core.lanes import Lane, takes_lane
 from fanout.core.neighbours import with_around
+from fanout.core.rate_limits import LimitState, Rates
 from fanout.core.step_answers import likely_answer
 from fanout.core.tokens import BYTES_PER_TOKEN
 from fanout.inputs.fences import FENCE_BYTES, with_rule
@@ -28,6 +30,8 @@ from fanout.policy.estimates import (
     known_most,
     known_sum,
     likely_cost,
+    models_of,
+    tightest,
     time_range,
     tree_range,
 )
@@ -142,17 +146,20 @@ class Estimator:
         spec: The job.
         seen: Returns what the fleet knows of a model's calls.
         places: How many calls may be in flight; None if that is unknown.
-
-    Attributes:
-        places: The same.
+        limits: The limits that the fleet has learnt, by model.
     """
 
     def __init__(
-        self, spec: RunSpec, *, seen: Callable[[str], TokenSums], places: int | None
+        self,
+        spec: RunSpec,
+        *,
+        seen: Callable[[str], TokenSums],
+        places: int | None,
+        limits: Mapping[str, LimitState] = MappingProxyType({}),
     ) -> None:
         self._spec = spec
         self._seen = {model: seen(model) for model in spec.all_models}
-        self.places = places
+        self._places, self._limits = places, limits
         self._counts = AskCounts(spec, self._seen)
         self._documents = self._bad = self._chunks = self._bad_chunks = 0
         self._groups: Counter[str] = Counter()
@@ -209,7 +216,7 @@ class Estimator:
         branches = any_of([(route.share, _total(calls.values())) for route, calls in routes])
         reduced = self._reduce(branches)
         by_route = [
-            (route.share, _by_model(calls, spec.reduce_model, reduced)) for route, calls in routes
+            (route.share, models_of(calls, spec.reduce_model, reduced)) for route, calls in routes
         ]
         models = dict.fromkeys(model for _, found in by_route for model in found)
         by_model = {
@@ -368,30 +375,26 @@ class Estimator:
             time_s_high=known_most([high for _, high in times]) if lane == "realtime" else None,
         )
 
+    def limits_of(self, model: str) -> tuple[Rates, int | None]:
+        """Return the rates of a model, told and learnt, and how many calls may be in flight."""
+        rate = self._spec.rate
+        told = Rates(
+            requests_per_minute=rate.requests_per_minute, tokens_per_minute=rate.tokens_per_minute
+        )
+        return tightest(told, self._limits.get(model, LimitState()), self._places)
+
     def _time_range(self, model: str, calls: Calls) -> tuple[float | None, float | None]:
-        seen, rate = self._seen[model], self._spec.rate
+        seen = self._seen[model]
+        rates, places = self.limits_of(model)
         branches = self._chunks * self._spec.branches_per_chunk
         return time_range(
             calls,
-            requests_per_minute=rate.requests_per_minute,
-            tokens_per_minute=rate.tokens_per_minute,
-            places=self.places,
+            rates=rates,
+            places=places,
             call_s=seen.elapsed_s / seen.calls if seen.calls else None,
             # Those of the steps of a branch follow each other.
             in_turn=calls.calls_low / branches if self._spec.steps and branches else 1.0,
         )
-
-
-def _by_model(
-    calls: Mapping[tuple[str, str], Calls], reducing: str, reduced: Calls
-) -> dict[str, Calls]:
-    """Return calls by model, with those of the reduce."""
-    found: dict[str, Calls] = {}
-    for (_, model), one in calls.items():
-        found[model] = found.get(model, Calls()).plus(one)
-    if reduced.calls_high:
-        found[reducing] = found.get(reducing, Calls()).plus(reduced)
-    return found
 
 
 def _total(calls: Iterable[Calls]) -> Calls:

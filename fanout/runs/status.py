@@ -13,6 +13,7 @@ from fanout.core.gathered import RunBatch  # noqa: TC001 - part of the public re
 from fanout.core.lanes import LaneChoice  # noqa: TC001 - part of the public record
 from fanout.core.latency import Latency
 from fanout.core.plan_runs import plan_run
+from fanout.core.rate_limits import LimitState  # noqa: TC001 - part of a public record
 from fanout.core.records import NO_CALL, ErrorKind, RunStatus, Usage
 from fanout.core.units import cost_of, plural
 from fanout.runs.budget_status import BudgetStatus  # noqa: TC001 - part of a public record
@@ -121,6 +122,8 @@ class Status:
             none once it has ended.
         plan: Of a job with ``split: model``, the texts that a model is to split; None of others. Its
             usage is part of ``usage``.
+        limits: The limits that the fleet has learnt of its models and keeps to now; none once it has
+            ended.
     """
 
     run_id: str
@@ -153,7 +156,13 @@ class Status:
     is_late: bool = False
     is_stopping: bool = False
     day_budgets: dict[str, BudgetStatus] = field(default_factory=dict)
+    limits: dict[str, LimitState] = field(default_factory=dict)
     plan: StageStatus | None = None
+
+    @property
+    def slowed(self) -> list[str]:
+        """The models whose calls wait for limits that were learnt."""
+        return sorted(name for name, one in self.limits.items() if one.is_waited_for)
 
     @property
     def used_up(self) -> list[str]:
@@ -177,6 +186,7 @@ class Status:
             "batches": [structs.asdict(batch) for batch in self.batches],
             "budget": None if self.budget is None else self.budget.to_dict(),
             "day_budgets": {name: one.day_dict() for name, one in self.day_budgets.items()},
+            "limits": {name: one.to_dict() for name, one in self.limits.items()},
         }
 
 

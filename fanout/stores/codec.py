@@ -366,9 +366,9 @@ def decode_limits(raw: dict[bytes, bytes], now: float) -> dict[str, LimitState]:
             field = _AHEAD_FIELDS[kind]
             found[field] = max(found.get(field, 0.0), float(value) - now)
         elif kind == _LEARNT and (learnt := decode_learnt(value)) is not None:
-            limits.setdefault(model, {})["learnt"] = (
-                learnt.rates if learnt.rates.is_limited else None
-            )
+            found = limits.setdefault(model, {})
+            found["learnt"] = learnt.rates if learnt.rates.is_limited else None
+            found["is_tight"] = learnt.is_tight
         elif kind == _WINDOW and (window := decode_window(value)) is not None:
             limits.setdefault(model, {})["calls_at_once"] = window.size and round(window.size)
         elif name.decode().startswith(_OPENED):

@@ -98,6 +98,10 @@ class ModelGate:
         finally:
             leaving.cancel()
 
+    def _rates_now(self) -> Rates:
+        self._rates = self._model.rates(self._told, self._limiter.clock())
+        return self._rates
+
     def _waits(self, on_wait: Callable[[], None]) -> None:
         # In an outage the branches that wait are those that had begun.
         if self._model.down_at is None:
@@ -141,7 +145,7 @@ class ModelGate:
             )
         seen = reply.limits if reply is not None else error.limits if error is not None else None
         if seen is not None:
-            await self._model.pacer.saw(seen, began=self._began)
+            await self._model.pacer.saw(seen, began=self._began, is_answer=reply is not None)
         if error is not None and error.kind in SHARED:
             return await self._failed(error)
         if error is None or error.kind not in _SILENT:
@@ -223,7 +227,7 @@ class ModelGate:
         if self._rates.counts_tokens:
             # Where they are not limited, nobody asks how many they are.
             tokens = self._booked = self._expected_tokens(request, pacer)
-        await pacer.wait(self._rates, tokens, self._turn)
+        await pacer.wait(self._rates_now, tokens, self._turn)
 
     def _expected_tokens(self, request: LLMRequest, pacer: Pacer) -> CallTokens:
         """Return the tokens to book: the prompt's, and ``max_tokens`` as most providers do."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from fanout.core.errors import BrokerError
 from fanout.core.rate_limits import BURST_S, CallTokens
-from fanout.policy.learnt_limits import LimitLearner
+from fanout.policy.learnt_limits import LimitLearner, has_risen
 from fanout.system.logs import RateLimitFilter
 from workers.context.fair_line import FairLock
 
@@ -29,6 +29,8 @@ __all__ = ["Pacer", "ask_store"]
 
 # Seconds until the server is asked again that did not answer.
 _AGAIN_S = 1.0
+# Seconds after which a call that waits long asks again.
+_LONGEST_WAIT_S = 5.0
 # One request to the server books the calls of no more than this time.
 _SLICE_S = 0.1
 _MOST_AT_ONCE = 100
@@ -97,21 +99,24 @@ class Pacer:
             self._limits = LimitLearner()
         self._limits.heard(learnt)
 
-    async def saw(self, seen: SeenLimits, *, began: float) -> None:
+    async def saw(self, seen: SeenLimits, *, began: float, is_answer: bool = True) -> None:
         """Learn from the limits in a reply to a call that began then; tell the fleet what is new."""
         if self._limits is None:
             self._limits = LimitLearner()
-        if self._limits.saw(seen, began=began, now=self._clock()):
-            await self._tell(self._limits.learnt)
+        before = self._limits.learnt
+        if self._limits.saw(seen, began=began, now=self._clock(), is_answer=is_answer):
+            await self._tell(self._limits.learnt, before)
 
     async def refused(self) -> None:
         """Note that the provider has refused a call."""
         if self._limits is not None and self._limits.refused(self._clock()):
-            await self._tell(self._limits.learnt)
+            await self._tell(self._limits.learnt, None)
 
-    async def _tell(self, learnt: LearntLimits | None) -> None:
+    async def _tell(self, learnt: LearntLimits | None, before: LearntLimits | None) -> None:
         if learnt is not None:
-            tell = partial(self._store.put_learnt, self._model, learnt)
+            tell = partial(
+                self._store.put_learnt, self._model, learnt, has_risen=has_risen(before, learnt)
+            )
             await ask_store(tell, f"cannot tell the fleet the limits of {self._model}")
 
     def likely_output(self, max_tokens: int | None) -> float:
@@ -120,8 +125,14 @@ class Pacer:
             return float(max_tokens or 0)
         return min(self._answer_tokens, max_tokens or self._answer_tokens)
 
-    async def wait(self, rates: Rates, tokens: CallTokens, turn: Turn) -> None:
-        """Wait until the rates allow a call of so many tokens; the runs take turns."""
+    async def wait(self, rates: Callable[[], Rates], tokens: CallTokens, turn: Turn) -> None:
+        """Wait until the rates allow a call of so many tokens; the runs take turns.
+
+        Args:
+            rates: Returns what the rates are by then.
+            tokens: Those of the call.
+            turn: The run of the branch.
+        """
         self._waiting += 1
         try:
             at, booked = slot = await self._booked(rates, tokens, turn)
@@ -136,14 +147,15 @@ class Pacer:
         self._owes(_less(tokens, booked))
 
     async def _booked(
-        self, rates: Rates, tokens: CallTokens, turn: Turn
+        self, rates: Callable[[], Rates], tokens: CallTokens, turn: Turn
     ) -> tuple[float, CallTokens]:
         """Return the time at which a call may begin, and the tokens that are booked for it."""
         # If there is none yet, the first call waits to ask again, and the others wait for it.
         async with self._booking.held(turn):
             while (slot := self._next_slot()) is None:
-                if wait_s := await self._book(rates, tokens):
-                    await self._sleep(wait_s)
+                if wait_s := await self._book(rates(), tokens):
+                    # What is learnt meanwhile may be another limit.
+                    await self._sleep(min(wait_s, _LONGEST_WAIT_S))
             return slot
 
     def _next_slot(self) -> tuple[float, CallTokens] | None:

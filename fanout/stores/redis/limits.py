@@ -108,9 +108,14 @@ class RedisLimits(RedisBase):
         self._call(fleet_scripts.CORRECT_SLOT, [self._limits], [model, *costs])
 
     @translated
-    def put_learnt(self, model: str, learnt: LearntLimits) -> None:
-        """Tell the fleet the limits that a provider's headers tell."""
+    def put_learnt(self, model: str, learnt: LearntLimits, *, has_risen: bool = False) -> None:
+        """Tell the fleet the limits that a provider's headers tell.
+
+        If one ``has_risen``, what calls have booked by the lower one is forgotten.
+        """
         with self._redis.pipeline(transaction=False) as pipe:
+            if has_risen:
+                pipe.hdel(self._limits, *(f"{kind}:{model}" for kind in "rtiu"))
             pipe.hset(self._limits, f"l:{model}", codec.encode_learnt(learnt))
             pipe.expire(self._limits, _KEPT_S)
             pipe.execute()

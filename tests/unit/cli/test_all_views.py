@@ -16,6 +16,7 @@ from fanout.cli.views import fleet_view, progress_view, run_view, runs_table, wo
 from fanout.core.budgets import Amounts, BudgetLimits, BudgetState, nano_usd_of
 from fanout.core.gathered import RunBatch
 from fanout.core.latency import Latency, bucket_of
+from fanout.core.rate_limits import LimitState, Rates
 from fanout.core.records import RunStatus, Usage
 from fanout.core.spec import make_spec
 from fanout.core.state import StageLoad, Totals
@@ -38,6 +39,7 @@ BUDGET = BudgetStatus(
     unsure=Amounts(nano_usd=nano_usd_of(0.25)),
 )
 DAY = BudgetStatus(limit=BudgetLimits(calls=40), spent=Amounts(calls=40), is_used_up=True)
+SLOW = LimitState(learnt=Rates(requests_per_minute=1.0), is_tight=True, requests_ahead_s=9.0)
 WAITS = "the budget of the day is used up: its calls wait until 00:00 UTC"
 STOPS = "stopping: what its batches have answered so far is awaited"
 
@@ -101,6 +103,10 @@ UNSURE = Usage(calls=9, at_least={"cost_usd": 1.25, "input_tokens": 70})
          {"status on a terminal"}, '"is_used_up": true'),
         ({"day_budgets": {"openai/*": DAY}}, r"of the day for openai/\* is used up", LIVE,
          '"is_used_up": true'),
+        ({"limits": {"openai/m": SLOW}}, "openai/m takes 1 request a minute: calls wait for that", LIVE,
+         '"requests_per_minute": 1.0, "is_waited_for": true'),
+        ({"limits": {"openai/m": LimitState(calls_at_once=1)}}, "openai/m takes 1 call at once", LIVE,
+         '"calls_at_once": 1'),
         ({"is_stopping": True, "gathered": 3}, STOPS, LIVE, '"is_stopping": true'),
         ({"is_stopping": True}, "stopping: calls in flight end", LIVE, '"is_stopping": true'),
     ],
@@ -110,7 +116,12 @@ def test_what_a_run_has_is_in_every_view(fields, words, views, as_json):
         has_ended = name in ENDED - LIVE
         # What has ended waits for nothing.
         states = [RunStatus.SUCCEEDED] if has_ended else [RunStatus.RUNNING]
-        if name in ENDED & LIVE and not fields.keys() & {"gathered", "day_budgets", "is_stopping"}:
+        if name in ENDED & LIVE and not fields.keys() & {
+            "gathered",
+            "day_budgets",
+            "is_stopping",
+            "limits",
+        }:
             states.append(RunStatus.SUCCEEDED)
         for state in states:
             shown = VIEWS[name](status(**{"status": state, **fields}))

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from fanout.cli.estimate_view import estimate_lines, short_estimate, trial_lines
 from fanout.client.trials import BegunTrial, trial_of
+from fanout.core.rate_limits import Rates
 from fanout.core.records import NO_CALL, Document, Usage
 from fanout.core.spec import make_spec
 from fanout.policy.token_ratio import TokenSums
@@ -68,7 +69,7 @@ def output(chunk, *, cached=False, attempts=None, saved=None):
 def tried(outputs, *, lane="realtime"):
     run = SimpleNamespace(run_id="r", outcomes=lambda: iter(outputs))
     found = replace(estimate(), lane=lane)
-    return trial_of(BegunTrial(run=run, estimate=found, places=8, rpm=None))
+    return trial_of(BegunTrial(run=run, estimate=found, places=8, rates=Rates()))
 
 
 def test_a_trial_of_one_chunk_has_a_mean_and_no_interval():
@@ -82,7 +83,7 @@ def test_no_job_is_faster_than_one_of_its_calls():
     assert found.time_s == pytest.approx(25 * 0.1)
     few = replace(found.estimate, branches=5)
     run = SimpleNamespace(run_id="r", outcomes=lambda: iter([output(0)]))
-    few_of = BegunTrial(run=run, estimate=few, places=8, rpm=None)
+    few_of = BegunTrial(run=run, estimate=few, places=8, rates=Rates())
     assert trial_of(few_of).time_s == pytest.approx(0.1)
 
 

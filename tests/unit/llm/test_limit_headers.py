@@ -165,6 +165,15 @@ def test_a_time_is_read_as_the_seconds_until_then(form):
         pytest.param({"content-type": "x", "retry-after": "3"}, None, id="none"),
         pytest.param(
             {
+                "x-ratelimit-limit-requests": "\u0661\u0660\u0660",
+                "x-ratelimit-remaining-requests": "\u00b2",
+                "x-ratelimit-reset-requests": "\u0665m",
+            },
+            None,
+            id="digits of other scripts",
+        ),
+        pytest.param(
+            {
                 "x-ratelimit-limit-requests": "0",
                 "x-ratelimit-remaining-requests": "-4",
                 "x-ratelimit-limit-tokens": "nan",

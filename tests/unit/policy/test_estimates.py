@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from fanout.core.rate_limits import Rates
 from fanout.policy.estimates import (
     Calls,
     Projection,
@@ -105,6 +106,7 @@ def test_what_calls_likely_cost():
         ({}, (None, None)),
         ({"requests_per_minute": 100}, (600, 600)),
         ({"tokens_per_minute": 100_000}, (300.6, 360)),
+        ({"input_tokens_per_minute": 50_000, "requests_per_minute": 1e9}, (600, 600)),
         ({"places": 10, "call_s": 2.0}, (200, 200)),
         ({"places": 10}, (None, None)),
         ({"call_s": 2.0}, (None, None)),
@@ -115,8 +117,8 @@ def test_what_calls_likely_cost():
     ],
 )
 def test_the_tightest_limit_says_how_long_it_takes(limits, expected):
-    names = ("requests_per_minute", "tokens_per_minute", "places", "call_s")
-    found = time_range(CALLS, **{name: limits.get(name) for name in names})
+    rates = Rates(**{name: rate for name, rate in limits.items() if name.endswith("_minute")})
+    found = time_range(CALLS, rates=rates, places=limits.get("places"), call_s=limits.get("call_s"))
     if expected[0] is None:
         assert found == expected
     else:

@@ -146,3 +146,47 @@ def test_an_older_reply_tells_nothing_of_what_remains():
     learner.saw(SeenLimits(requests=limit(600, 200, 40)), began=5, now=6)
     learner.saw(SeenLimits(requests=limit(600, 590, 1)), began=1, now=7)
     assert learner.pace(7).requests_per_minute == pytest.approx(300)
+
+
+@pytest.mark.parametrize(
+    ("told", "rate"),
+    [
+        (limit(1, 0, 0.001), 60_000),
+        (limit(100, 0, 1.0), 6_000),
+        (limit(50, 25, 0.5), 3_000),
+        # The bucket of a minute that is nearly full, and windows of a minute.
+        (limit(600, 599, 0.1), 600),
+        (limit(600, 0, 40), 600),
+        (limit(600, 300, 1.0), 600),
+    ],
+)
+def test_a_limit_that_is_there_again_at_once_is_none_of_a_minute(told, rate):
+    learner = LimitLearner()
+    for number in range(4):
+        saw(learner, 100 * number, told, tokens=told)
+    assert learner.learnt.rates.requests_per_minute == pytest.approx(rate)
+    assert learner.learnt.rates.tokens_per_minute == pytest.approx(rate)
+
+
+def test_the_end_of_a_window_of_a_minute_does_not_make_it_shorter_for_long():
+    learner = LimitLearner()
+    for number in range(9):
+        saw(learner, number / 10, limit(600, 0, 0.9 - number / 10))
+    saw(learner, 1, limit(600, 599, 59.9))
+    assert learner.learnt.rates.requests_per_minute == 600
+
+
+def test_a_provider_that_answers_more_than_its_limit_contradicts_it():
+    learner = LimitLearner()
+    for number in range(4):
+        saw(learner, number, limit(1, 0, 60))
+    assert learner.learnt.rates.requests_per_minute == 1, "two windows may have as many"
+    saw(learner, 5, limit(1, 0, 60))
+    assert not learner.learnt.rates.is_limited
+    # So does no call that it refuses, nor one of another minute; and a higher limit is believed anew.
+    learner = LimitLearner()
+    for number in range(9):
+        told = SeenLimits(requests=limit(1, 0, 60))
+        learner.saw(told, began=number, now=number, is_answer=False)
+        saw(learner, 60 * number, limit(1, 0, 60))
+    assert learner.learnt.rates.requests_per_minute == 1

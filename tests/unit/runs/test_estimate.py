@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fanout.core.rate_limits import LimitState, Rates
 from fanout.core.records import BranchRef, Document
 from fanout.core.spec import make_spec
 from fanout.core.tokens import estimate_tokens
@@ -27,6 +28,26 @@ def estimated(fields, some, *, seen=TokenSums(), places=None):  # noqa: B008 - i
     estimator = Estimator(make_spec(**job), seen=lambda _model: seen, places=places)
     chunks = list(estimator.documents(some))
     return estimator.result(), chunks
+
+
+@pytest.mark.parametrize(
+    ("learnt", "seconds"),
+    [
+        (None, 60),
+        (LimitState(learnt=Rates(requests_per_minute=60)), 60),
+        (LimitState(learnt=Rates(requests_per_minute=2)), 300),
+        (LimitState(learnt=Rates(output_tokens_per_minute=10)), 600),
+        (LimitState(calls_at_once=1), 70),
+    ],
+)
+def test_what_the_fleet_has_learnt_of_limits_tells_the_time(learnt, seconds):
+    job = {"model": "openai/gpt-5-mini", "prompt": "{input}", "max_tokens": 10,
+           "rate": {"requests_per_minute": 10}}  # fmt: skip
+    seen = TokenSums(calls=9, elapsed_s=63)
+    limits = {} if learnt is None else {"openai/gpt-5-mini": learnt}
+    estimator = Estimator(make_spec(**job), seen=lambda _model: seen, places=8, limits=limits)
+    list(estimator.documents(documents(10)))
+    assert estimator.result().lanes[0].time_s_high == pytest.approx(seconds)
 
 
 def test_documents_chunks_branches_and_tokens_are_counted():

@@ -14,6 +14,7 @@ from fanout.core.spec_fields import RetrySpec
 from fanout.llm import FakeLLM, LLMReply, LLMRequest
 from fanout.llm.calls import complete_with_retries
 from fanout.policy.adaptive import WindowReport
+from workers.context import pacing
 from workers.context.call_window import CallPlaces, plainly
 from workers.context.limiter import Limiter
 
@@ -283,3 +284,19 @@ def test_what_a_lost_report_had_is_in_the_next():
         (1, 2.0, 2.0),
         (1, 2.0, 2.0),
     ]
+
+
+def test_calls_that_wait_for_a_limit_go_on_when_it_turns_out_to_be_another(store, monkeypatch):
+    monkeypatch.setattr(pacing, "_LONGEST_WAIT_S", 0.02)
+    told = SeenLimit(limit=1, remaining=0, reset_s=0.001)
+    limits = SeenLimits(requests=told, tokens=told)
+    llm = FakeLLM(script=lambda _: LLMReply(text="x", limits=limits, usage=USAGE))
+    limiter = Limiter(store)
+
+    async def calls():
+        async with asyncio.timeout(10):
+            for _ in range(4):
+                await asyncio.gather(*(call(limiter, llm) for _ in range(3)))
+
+    asyncio.run(calls())
+    assert store.limits()["m"].learnt == Rates(requests_per_minute=60e3, tokens_per_minute=60e3)
