@@ -71,10 +71,12 @@ class Template(msgspec.Struct, frozen=True):
     Attributes:
         parts: Literal text and names in turn, text first: ``("Hi ", "name", "!")``.
         field: The job's field that holds the template, for messages.
+        others: Names that it may have too, as those of earlier steps, for messages.
     """
 
     parts: tuple[str, ...]
     field: str = "prompt"
+    others: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, source: str, *, field: str = "prompt") -> Template:
@@ -108,7 +110,8 @@ class Template(msgspec.Struct, frozen=True):
             PromptError: A name is unknown or ambiguous; the message lists the known names.
         """
         known = (*own, *(column for column in columns if column not in own))
-        listed = ", ".join(f"{{{name}}}" for name in sorted(known))
+        shown = sorted({*known, *self.others})
+        listed = ", ".join(f"{{{name}}}" for name in shown)
         for name in sorted(self.names):
             if name in own and name in columns:
                 raise PromptError(ambiguous(name), field=self.field)
@@ -116,7 +119,7 @@ class Template(msgspec.Struct, frozen=True):
                 continue
             if name.removeprefix(COLUMN) in columns:
                 continue
-            hint = near_hint(name, known, "{{{}}}")
+            hint = near_hint(name, shown, "{{{}}}")
             if name in NEIGHBOUR_NAMES:
                 hint = " it needs neighbours, the number of chunks;"
             raise PromptError(

@@ -102,7 +102,11 @@ class StepPrompts:
             parts = tuple(
                 "" if at % 2 and part in taken else part for at, part in enumerate(template.parts)
             )
-            found.append(Template(_joined(parts), template.field))
+            names = list(self._steps)
+            others = tuple(names[: names.index(name)])
+            if self._steps[name].judge is not None:
+                others += JUDGE_NAMES
+            found.append(Template(_joined(parts), template.field, others))
         return found
 
     def require_clear(self, columns: Collection[str]) -> None:

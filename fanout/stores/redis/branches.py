@@ -71,7 +71,7 @@ def _record_args(request: RecordRequest) -> list[Any]:
     return [
         request.branch_id.position,
         codec.encode_outcome(outcome),
-        outcome.kind or _kept_as(outcome),
+        outcome.kind or (_kept_as(outcome) if outcome.is_cut or outcome.is_rejected else ""),
         bucket_of(outcome.elapsed_s) if outcome.has_latency else -1,
         outcome.elapsed_s,
         usage.calls,
@@ -80,7 +80,7 @@ def _record_args(request: RecordRequest) -> list[Any]:
 
 
 def _kept_as(outcome: Outcome) -> str:
-    """Return what the script has to count of an answer, beside that there is one."""
+    """Return what the script has to count of an answer that has something to it."""
     marks = {"cut": outcome.is_cut, "rejected": outcome.is_rejected}
     return " ".join(mark for mark, is_there in marks.items() if is_there)
 

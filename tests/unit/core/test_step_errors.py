@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from fanout.cli.main import cli
 from fanout.core.errors import PromptError, SpecError
 from fanout.core.spec import make_spec
+from fanout.inputs.intake import checked_documents
 from fanout.inputs.step_prompts import StepPrompts
 
 KIND = {"name": "kind", "prompt": "{input}", "choices": ["bill", "letter"]}
@@ -92,6 +93,16 @@ def test_an_error_has_the_name_of_the_step_and_the_field(steps, field, reason, t
     assert str(found.exception).startswith(
         f"{field}: " if raised.type is PromptError else f"{job}: {field}: "
     )
+
+
+def test_an_unknown_name_in_a_prompt_is_told_which_steps_come_before():
+    steps = [KIND, FREE, last(prompt="{kin} {input}"), {"name": "later", "prompt": "{input}"}]
+    with pytest.raises(PromptError) as raised:
+        list(checked_documents(make_spec(model="fake", steps=steps), ["text"]))
+    assert raised.value.field == "steps.last.prompt"
+    assert "there is no {kin}; did you mean {kind}? known: " in str(raised.value)
+    assert "{free}" in str(raised.value)
+    assert "{later}" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
