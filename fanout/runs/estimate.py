@@ -223,7 +223,8 @@ class Estimator:
             model: any_of([(share, found.get(model, Calls())) for share, found in by_route])
             for model in models
         }
-        first = self._counts.asks[0]
+        # Functions alone ask no model.
+        first = next(iter(self._counts.asks), None)
         lanes: tuple[Lane, ...] = get_args(Lane)
         return Estimate(
             documents=self._documents,
@@ -240,13 +241,13 @@ class Estimator:
                 if all(takes_lane(model, lane) for model in by_model)
             ],
             unpriced=[one for one in by_model if price_of(one, spec.price) is None],
-            learnt_calls=None if self._counts.is_exact else self._seen[first.models[0]].calls,
+            learnt_calls=None
+            if first is None or self._counts.is_exact
+            else self._seen[first.models[0]].calls,
             is_wide=self._chunks > 0 and any(map(self._is_wide, self._counts.asks)),
             prompt=next(iter(shown.values()), None),
-            system=with_rule(spec, first.models[0], first.system),
-            steps=[]
-            if not spec.steps
-            else [self._of_step(ask, routes) for ask in self._counts.asks],
+            system=first and with_rule(spec, first.models[0], first.system),
+            steps=[self._of_step(ask, routes) for ask in self._counts.asks if ask.step],
         )
 
     def _of_step(self, ask: Ask, routes: Sequence[_RouteCalls]) -> StepEstimate:

@@ -307,3 +307,10 @@ def test_a_reduce_has_the_answers_of_the_step_that_gives_the_output():
     found, _ = estimated({**job, "steps": ROUTED}, documents(3))
     assert found.reduce.input_high >= 3 * 40
     assert found.reduce.input_high < 3 * 100
+
+
+def test_functions_alone_cost_nothing():
+    steps = [{"name": "a", "function": "m:f"}, {"name": "b", "function": "m:g"}]
+    found, _ = estimated({"prompt": None, "steps": steps}, documents(3))
+    assert (found.branches, found.calls.calls_high, found.steps) == (3, 0, [])
+    assert (found.chosen.cost_usd_low, found.chosen.cost_usd_high) == (0, 0)
