@@ -12,12 +12,14 @@ if TYPE_CHECKING:
 
 __all__ = ["QuotedText"]
 
-# Characters of a quote that are looked for: more of them say nothing more.
+# A quote of more characters was to have twelve words: it is looked for without mistakes only.
 _MOST_CHARS = 200
 # A quote with mistakes has a correct piece: shorter pieces stand anywhere.
 _LEAST_FUZZY_CHARS = 16
 _CHARS_PER_MISTAKE = 8
 _MOST_PLACES = 12
+# Searches with mistakes in one text: so many wrong quotes are no answer.
+_MOST_SEARCHES = 200
 _SAME = str.maketrans({
     "\u2018": "'", "\u2019": "'", "\u201a": "'", "\u201b": "'", "\u201c": '"', "\u201d": '"',
     "\u201e": '"', "\u00ab": '"', "\u00bb": '"', "\u2010": "-", "\u2011": "-", "\u2012": "-",
@@ -35,6 +37,7 @@ class QuotedText:
 
     def __init__(self, text: str) -> None:
         self.text = text
+        self._searches = 0
 
     def places(self, quote: str) -> Iterator[tuple[int, int]]:
         """Yield start and end of a quote in the text, in order; nothing if it is not there.
@@ -79,12 +82,12 @@ class QuotedText:
 
     def _with_mistakes(self, wanted: str) -> Iterator[tuple[int, int]]:
         """Yield the places with the fewest mistakes."""
-        if len(wanted) < _LEAST_FUZZY_CHARS:
+        if len(wanted) < _LEAST_FUZZY_CHARS or self._searches >= _MOST_SEARCHES:
             return
-        # The end of a long quote is not needed to find its beginning, and its end is searched apart.
-        most = len(wanted[:_MOST_CHARS]) // _CHARS_PER_MISTAKE
+        self._searches += 1
         if len(wanted) > _MOST_CHARS:
             return
+        most = len(wanted) // _CHARS_PER_MISTAKE
         best, found = most, list[tuple[int, int]]()
         for low, high in self._candidates(wanted, most):
             mistakes, first, last = _nearest(wanted, self._loose[0][low:high])
@@ -139,13 +142,35 @@ def _loose(text: str) -> tuple[str, list[int]]:
 
 def _nearest(wanted: str, text: str) -> tuple[int, int, int]:
     """Return the fewest edits that make a part of a text the wanted one, and start and end of it."""
-    # A row of the table of edit distances, in which a match may begin anywhere, with its beginning.
-    row = [(0, at) for at in range(len(text) + 1)]
-    for number, char in enumerate(wanted, 1):
-        before, row = row, [(number, 0)]
-        for at, other in enumerate(text, 1):
-            same = (before[at - 1][0] + (char != other), before[at - 1][1])
-            left, above = row[at - 1], before[at]
-            row.append(min(same, (left[0] + 1, left[1]), (above[0] + 1, above[1])))
-    mistakes, back, first = min((edits, -at, first) for at, (edits, first) in enumerate(row))
-    return mistakes, first, -back
+    mistakes, last = _best_end(wanted, text)
+    # Backwards, the beginning is the end.
+    near = text[max(0, last - len(wanted) - mistakes) : last]
+    _, size = _best_end(wanted[::-1], near[::-1], is_anchored=True)
+    return mistakes, last - size, last
+
+
+def _best_end(wanted: str, text: str, *, is_anchored: bool = False) -> tuple[int, int]:
+    """Return the fewest edits that make a part of a text the wanted one, and the last end of such a part.
+
+    If ``is_anchored``, the part begins where the text does.
+
+    Source: Myers, A fast bit-vector algorithm for approximate string matching (1999). Each number has
+    a column of the table of edit distances, a bit for each character that is wanted.
+    """
+    mask, high = (1 << len(wanted)) - 1, 1 << (len(wanted) - 1)
+    places: dict[str, int] = {}
+    for at, char in enumerate(wanted):
+        places[char] = places.get(char, 0) | 1 << at
+    more, less, edits = mask, 0, len(wanted)
+    best = (edits, 0)
+    for at, char in enumerate(text, 1):
+        same = places.get(char, 0)
+        diagonal = same | less
+        across = (((same & more) + more) ^ more) | same
+        up, down = less | (~(across | more) & mask), more & across
+        edits += bool(up & high) - bool(down & high)
+        up, down = ((up << 1) | is_anchored) & mask, (down << 1) & mask
+        more, less = down | (~(diagonal | up) & mask), up & diagonal
+        if edits <= best[0]:
+            best = (edits, at)
+    return best

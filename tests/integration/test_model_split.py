@@ -318,6 +318,22 @@ def test_a_killed_client_loses_nothing_and_a_run_is_stopped_with_its_plan(
     run.delete()
     assert plan_run(run.run_id) not in [one.run_id for one in client.runs()]
 
+    # A client that ends between the split and the rest.
+    provider.hold(None)
+
+    def end(notice):
+        if "a model split" in notice.text:
+            raise KeyboardInterrupt
+
+    made = []
+    with pytest.raises(KeyboardInterrupt):
+        client.submit(make_spec(**JOB), texts("may"), on_notice=end, on_created=made.append)
+    run = client.run(made[0])
+    assert run.status().total == 0
+    assert client.resume(run.run_id).wait(40).status is RunStatus.SUCCEEDED
+    assert answers(run) == expected("may")
+    assert provider.calls == {"plan": 1, "map": 4}
+
     # A client that is asked to stop cancels both.
     provider.hold(1)
     run = client.submit(make_spec(**JOB), texts("may"), should_stop=provider.is_held.is_set)

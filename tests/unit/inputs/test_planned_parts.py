@@ -23,7 +23,7 @@ from fanout.inputs.plan_answers import (
 )
 from fanout.inputs.planned_parts import Proposal, covered, located
 from fanout.inputs.prompts import Template
-from fanout.inputs.quotes import QuotedText
+from fanout.inputs.quotes import QuotedText, _nearest
 from fanout.inputs.splitters import make_splitter
 
 MINUTES = """Minutes of May 5
@@ -62,6 +62,24 @@ def places(quote, text=MINUTES):
 )  # fmt: skip
 def test_a_quote_is_found_exactly_or_loosely_or_with_a_few_mistakes(quote, found):
     assert places(quote) == found
+
+
+def edits(one, other):
+    """The edit distance, by its definition."""
+    row = list(range(len(other) + 1))
+    for at, char in enumerate(one, 1):
+        before, row = row, [at]
+        for to, also in enumerate(other, 1):
+            row.append(min(before[to - 1] + (char != also), row[-1] + 1, before[to] + 1))
+    return row[-1]
+
+
+@given(st.text("abc", min_size=1, max_size=8), st.text("abc", max_size=12))
+def test_the_nearest_part_of_a_text_has_the_fewest_edits(wanted, text):
+    mistakes, first, last = _nearest(wanted, text)
+    parts = [text[a:b] for a in range(len(text) + 1) for b in range(a, len(text) + 1)]
+    assert mistakes == min(edits(wanted, part) for part in parts)
+    assert edits(wanted, text[first:last]) == mistakes
 
 
 WORDS = st.lists(st.text(string.ascii_lowercase, min_size=2, max_size=7), min_size=12, max_size=60)
