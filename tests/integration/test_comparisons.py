@@ -197,10 +197,14 @@ def test_groups_the_first_k_ties_failures_and_a_retry(client, start_worker, prov
     assert run.wait(40).status is RunStatus.SUCCEEDED
     assert run.result().aggregated["item 1"]["output"] == "x v2"
     assert provider.calls == {"m": 2, "gone": 2, "other": 2}
-    # A budget that the comparisons do not fit: those that do not count as ties.
+    # A budget that the comparisons do not fit: a larger one makes them, and no branch again.
     run = submit(client, ["x"], reduce="best", samples=3, budget={"calls": 6})
-    assert run.wait(40).status is RunStatus.SUCCEEDED
+    assert run.wait(40).status is RunStatus.FAILED
     result = run.result()
     assert (len(result.errors), result.usage.calls) == (0, 6)
-    assert result.notes == ["1 of 2 comparisons failed, and count as ties"]
     assert [error.kind.value for error in result.reduce_errors] == ["budget"]
+    assert "1 call that compares answers did not fit: budget" in run.status().error
+    assert run.retry_failed(budget={"calls": 20}) == 0
+    assert run.wait(40).status is RunStatus.SUCCEEDED
+    assert run.result().aggregated["item 1"]["output"] == "x v2"
+    assert run.result().usage.calls == 6 + 4

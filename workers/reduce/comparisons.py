@@ -69,7 +69,25 @@ class _Tally(msgspec.Struct):
     comparisons: int = 0
     failed: int = 0
     by_position: int = 0
+    over_budget: int = 0
     errors: list[ReduceError] = []
+
+    @property
+    def problem(self) -> str | None:
+        """Why there is no aggregate, or None.
+
+        Without a budget for them, comparisons would be ties by the order in which they are made; a retry
+        with a larger budget makes them all.
+        """
+        if not self.errors:
+            return None
+        unpaid = [error for error in self.errors if error.kind is ErrorKind.BUDGET]
+        error = (unpaid or self.errors)[-1]
+        why = f"{error.kind.value}: {error.message} (after {error.attempts} attempts)"
+        if self.over_budget:
+            calls = plural(self.over_budget, "call that compares", "calls that compare")
+            return f"no aggregate could be made: {calls} answers did not fit: {why}"
+        return f"no comparison could be made: {why}" if self.failed == self.comparisons else None
 
     @property
     def notes(self) -> list[str]:
@@ -110,12 +128,8 @@ def compare(
             return _open(context, spec, entrants, pairs, passes, round_id)
         order = [at for one in passes for at in one]
         tournament.settle(_verdicts(context, round_id, order, tally))
-        if tally.failed == tally.comparisons:
-            error = tally.errors[-1]
-            why = f"{error.kind.value}: {error.message} (after {error.attempts} attempts)"
-            return Compared(
-                StoredResult(errors=tally.errors), f"no comparison could be made: {why}"
-            )
+        if tally.problem is not None:
+            return Compared(StoredResult(errors=tally.errors), tally.problem)
     if isinstance(tournament, Knockout):
         return _best(entrants, tournament, spec, tally, most_chars)
     return _ranked(entrants, tournament, spec, tally, most_chars)
@@ -255,7 +269,8 @@ def _verdicts(
 def _verdict(outcome: Outcome, tally: _Tally) -> int | None:
     if outcome.output is not None:
         return winner_of(outcome.output)
-    if len(tally.errors) < _MOST_ERRORS:
+    is_unpaid = outcome.kind is ErrorKind.BUDGET
+    if len(tally.errors) < _MOST_ERRORS or (is_unpaid and not tally.over_budget):
         tally.errors.append(
             ReduceError(
                 group="",
@@ -264,6 +279,7 @@ def _verdict(outcome: Outcome, tally: _Tally) -> int | None:
                 attempts=outcome.attempts,
             )
         )
+    tally.over_budget += is_unpaid
     return None
 
 

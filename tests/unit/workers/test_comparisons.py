@@ -9,8 +9,9 @@ from functools import partial
 
 import pytest
 
-from fanout.core.ids import StageId
-from fanout.core.records import ErrorKind, RunStatus
+from fanout.core.ids import ShardId, StageId
+from fanout.core.records import Chunk, ErrorKind, RunStatus
+from fanout.policy.packing import pack
 from tests.fakes import RUN, FakeContext
 from workers.reduce import entrants, reductions
 from workers.reduce.stages import aggregate
@@ -181,6 +182,60 @@ def test_best_without_samples_chooses_among_aspects_and_names_what_has_no_answer
     assert {name: row["aspect"] for name, row in made.value.items()} == {"d0": "b"}
     assert made.notes == ["1 chunk has no answer, and no best one"]
     assert (made.succeeded, made.failed) == (2, 2)
+
+
+def test_the_outputs_of_steps_compete_too_and_the_judge_sees_the_text_of_their_chunk():
+    steps = [
+        {"name": "facts", "prompt": "FACTS {input}"},
+        {"name": "note", "prompt": "NOTE {facts}", "schema": {"type": "string"}},
+    ]
+    context = judged(reduce="best", samples=2, prompt=None, steps=steps, seed=1)
+    asked = []
+
+    def answer(request):
+        if ANSWERS.search(request.prompt):
+            asked.append(request.prompt)
+            return longer(request)
+        return json.dumps("n" * request.seed) if "NOTE" in request.prompt else "facts"
+
+    context.answer = answer
+    through(context, ["the text"])
+    made = context.result.aggregates[""].value
+    assert made["d0"]["output"] == "nn", "a JSON value"
+    assert len(asked) == 2
+    assert all("the text" in prompt and "NOTE" not in prompt for prompt in asked)
+
+
+def test_the_judge_sees_what_was_around_a_chunk():
+    context = judged(
+        reduce="best",
+        samples=2,
+        split="lines",
+        neighbours=1,
+        prompt="{before}|{input}|{after}",
+        seed=1,
+    )
+    asked = []
+
+    def answer(request):
+        if ANSWERS.search(request.prompt):
+            asked.append(request.prompt)
+            return longer(request)
+        return "n" * request.seed
+
+    context.answer = answer
+    chunks = [
+        Chunk(text=text, document="d", document_index=0, position=at)
+        for at, text in enumerate("abc")
+    ]
+    for number, shard in enumerate(pack(chunks, branches_per_chunk=2)):
+        context.store.put_shard(ShardId(RUN, 0, number), shard)
+    context.store.seal_stage(StageId(RUN, 0))
+    context.process(stage=0)
+    context.process(stage=1)
+    assert [sum(f"{around}" in prompt for prompt in asked) for around in ("|a|b", "a|b|c", "b|c|")] == [
+        2, 2, 2,
+    ]  # fmt: skip
 
 
 def test_names_of_slots_tell_aspects_chunks_and_equal_names_apart():
