@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, Field
 
@@ -15,6 +15,10 @@ class FenceFields(BaseModel):
     """The field of a job that says whether text in prompts is fenced: see RunSpec."""
 
     fence: Annotated[bool | None, Field(strict=True)] = None
+
+    if TYPE_CHECKING:
+        # Of the other fields of a job.
+        split: Any
 
     def is_fenced(self, model: str) -> bool:
         """Say whether the prompts of a model have fences around what is not the user's own."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fanout.core.marks import mark_of
 from fanout.core.spec import make_spec
-from fanout.inputs.fences import RULE, block, inline, with_rule
+from fanout.inputs.fences import RULE, SUBTASK_RULE, block, inline, with_rule
 from fanout.inputs.prompts import Template
 
 BLOCK = re.compile(r"<(\w+) id=(\w+)>\n(.*?)\n</\1 id=\2>", re.DOTALL)
@@ -127,10 +127,13 @@ def test_a_value_between_quotes_of_the_prompt_gets_no_others(source, shown):
         ("{after}", "after"),
         ("{task}", "task"),
         ("{answer}", "answer"),
+        ("{subtask}", "subtask"),
     ],
 )
 def test_what_may_be_long_is_always_a_block(source, fence):
-    values = dict.fromkeys(("input", "context", "before", "after", "task", "answer"), "x")
+    values = dict.fromkeys(
+        ("input", "context", "before", "after", "task", "answer", "subtask"), "x"
+    )
     assert rendered(source, **values) == block(fence, "x")
 
 
@@ -173,3 +176,10 @@ def test_the_model_or_the_job_says_whether_there_are_fences(model, fields, is_fe
     assert spec.is_fenced(model) is is_fenced
     assert with_rule(spec, model, None) == (RULE if has_rule else None)
     assert with_rule(spec, model, "S") == (f"S\n\n{RULE}" if has_rule else "S")
+
+
+def test_a_subtask_is_the_one_fence_whose_text_says_what_to_do():
+    job = {"model": "openai/m", "prompt": "{subtask} {input}"}
+    plain, planned = make_spec(**job), make_spec(**job, split="model")
+    assert with_rule(plain, "openai/m", None) == RULE
+    assert with_rule(planned, "openai/m", None) == RULE + SUBTASK_RULE
