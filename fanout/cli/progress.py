@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from fanout.cli.console import LiveFrame
     from fanout.cli.notebook import NotebookFrame
     from fanout.core.rate_limits import LimitState
-    from fanout.core.records import Usage
     from fanout.runs.status import Status
 
 __all__ = ["Follower", "Progress", "RunnerProgress", "summary"]
@@ -213,7 +212,7 @@ class Progress(Follower):
         seconds = eta_s(status, self._speed)
         if seconds is not None:
             parts.append(f"ETA {clock(seconds)}")
-        parts += [*_spent(status.usage), *saved_parts(status.saved)]
+        parts += [*_spent(status), *saved_parts(status.saved)]
         return [*parts, *more_parts(status)]
 
     def hint(self, status: Status) -> str:
@@ -259,7 +258,7 @@ def summary(status: Status) -> str:
     median_s, slow_s = (status.latency.percentile_s(share) for share in (0.5, 0.99))
     if median_s is not None and slow_s is not None:
         parts.append(f"half took {duration(median_s)} at most, 99 % {duration(slow_s)}")
-    parts.extend(_spent(status.usage))
+    parts.extend(_spent(status))
     parts.extend(saved_parts(status.saved))
     if lane := lane_text(status):
         parts.append(f"lane {lane}")
@@ -268,8 +267,16 @@ def summary(status: Status) -> str:
     return plain(f"run {status.run_id} {status.status.value}: {' · '.join(parts)}")
 
 
-def _spent(usage: Usage) -> list[str]:
-    """Return tokens and cost; what is unknown is left out, and so is a cost of 0."""
-    is_counted = usage.known("input_tokens") + usage.known("output_tokens") > 0
-    parts = [token_counts(usage)] if is_counted else []
-    return [*parts, cost_of(usage)] if usage.known("cost_usd") else parts
+def _spent(status: Status) -> list[str]:
+    """Return tokens and cost; one of which nothing is known is said of providers only; 0 is left out."""
+    usage = status.usage
+    parts = []
+    if usage.known("input_tokens") + usage.known("output_tokens") > 0:
+        parts.append(token_counts(usage))
+    elif status.asks_providers and usage.input_tokens is None and usage.output_tokens is None:
+        parts.append("tokens unknown")
+    if usage.known("cost_usd"):
+        parts.append(cost_of(usage))
+    elif status.asks_providers and usage.cost_usd is None:
+        parts.append("cost unknown")
+    return parts

@@ -138,6 +138,7 @@ class RunAnswers:
             is_stopping=run.is_stopping,
             day_budgets=days,
             limits={} if run.has_ended else self._limits(),
+            asks_providers=self._called is not None and any("/" in one for one in self._called[1]),
             plan=None if plan is None else _stage_status(0, plan),
         )
 

@@ -151,10 +151,10 @@ class TokenFigures(msgspec.Struct, kw_only=True):
 
     Attributes:
         answered: Branches with an output.
-        known: Branches with an output whose input and output tokens are known.
+        known: Branches with an output whose input and output tokens are known, at least in part.
         input_tokens: Known input tokens, those of failed branches included.
         output_tokens: Known output tokens, those of failed branches included.
-        priced: Branches with an output whose cost is known.
+        priced: Branches with an output whose cost is known, at least in part.
         cost_usd: Known cost in US dollars.
     """
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from fanout.core.latency import Latency
     from fanout.core.records import ErrorKind
+    from fanout.core.usage import Usage
     from fanout.report.durations import DurationFigures
     from fanout.runs.results import Output
 
@@ -139,6 +140,10 @@ class _DocumentCounter:
         return DocumentFigures(**self._counts, worst=self._worst.items())
 
 
+def _is_known(usage: Usage, name: str) -> bool:
+    return getattr(usage, name) is not None or usage.known(name) > 0
+
+
 class _FigureCollector:
     """Collects all figures of a run; the branches of a document come together."""
 
@@ -201,8 +206,9 @@ class _FigureCollector:
         tokens, usage = self._tokens, branch.usage
         if branch.kind is None:
             tokens.answered += 1
-            tokens.known += None not in {usage.input_tokens, usage.output_tokens}
-            tokens.priced += usage.cost_usd is not None
+            # Of an answer whose branch gave up another call, that of the answer is known.
+            tokens.known += all(_is_known(usage, one) for one in ("input_tokens", "output_tokens"))
+            tokens.priced += _is_known(usage, "cost_usd")
         tokens.input_tokens += int(usage.known("input_tokens"))
         tokens.output_tokens += int(usage.known("output_tokens"))
         tokens.cost_usd += usage.known("cost_usd")

@@ -124,6 +124,7 @@ class Status:
             usage is part of ``usage``.
         limits: The limits that the fleet has learnt of its models and keeps to now; none once it has
             ended.
+        asks_providers: Whether it calls models of providers, which cost something.
     """
 
     run_id: str
@@ -157,6 +158,7 @@ class Status:
     is_stopping: bool = False
     day_budgets: dict[str, BudgetStatus] = field(default_factory=dict)
     limits: dict[str, LimitState] = field(default_factory=dict)
+    asks_providers: bool = False
     plan: StageStatus | None = None
 
     @property

@@ -17,7 +17,7 @@ from fanout.core.budgets import Amounts, BudgetLimits, BudgetState, nano_usd_of
 from fanout.core.gathered import RunBatch
 from fanout.core.latency import Latency, bucket_of
 from fanout.core.rate_limits import LimitState, Rates
-from fanout.core.records import RunStatus, Usage
+from fanout.core.records import NO_CALL, RunStatus, Usage
 from fanout.core.spec import make_spec
 from fanout.core.state import StageLoad, Totals
 from fanout.report.gathering import gather
@@ -81,6 +81,11 @@ UNSURE = Usage(calls=9, at_least={"cost_usd": 1.25, "input_tokens": 70})
     [
         ({"usage": COUNTED}, r"\$1\.25", {*LIVE, *ENDED}, '"cost_usd": 1.25'),
         ({"usage": UNSURE}, r"at least \$1\.25", {*LIVE, *ENDED}, '"at_least": {"cost_usd": 1.25'),
+        ({"usage": Usage(calls=9), "asks_providers": True}, "tokens unknown · cost unknown",
+         {"progress line", "summary", "progress bar"}, '"cost_usd": null'),
+        ({"usage": Usage(calls=9), "asks_providers": True}, "Cost unknown", {"report"},
+         '"asks_providers": true'),
+        ({"saved": UNSURE}, r"at least \$1\.25 saved", {*LIVE, *ENDED} - {"runs"}, '"saved_usd": null'),
         ({"budget": BUDGET}, r"\$3\.20 of \$5\.00 spent", {*LIVE, *ENDED} - {"runs"}, '"left": {"usd": 1.8}'),
         ({"budget": BUDGET}, r"\(up to \$0\.25 of it by calls of which nothing is known\)",
          {*LIVE, *ENDED} - {"runs"}, '"unsure": {"usd": 0.25}'),
@@ -135,6 +140,16 @@ def test_a_run_without_them_says_nothing_of_them():
         state = RunStatus.SUCCEEDED if name in ENDED - LIVE else RunStatus.RUNNING
         shown = VIEWS[name](status(status=state, lane="realtime")).lower()
         assert not re.search(r"\blane|batch|budget|cached|wait|stopping:", shown), (name, shown)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"asks_providers": True, "usage": NO_CALL}, {"usage": Usage(calls=9)},
+     {"asks_providers": True, "usage": structs.replace(NO_CALL, calls=9)}],
+)  # fmt: skip
+def test_nothing_used_and_functions_without_a_price_are_not_said_to_be_unknown(fields):
+    for name in ("progress line", "summary"):
+        assert "unknown" not in VIEWS[name](status(**{"status": RunStatus.SUCCEEDED, **fields}))
 
 
 def test_what_batches_may_use_is_told_from_what_is_never_known():

@@ -238,6 +238,12 @@ def test_what_is_not_known_is_said_to_be_unknown_and_what_is_known_is_a_least():
     text = read(branches, usage=total_usage([one.usage for one in branches])).text
     assert "Tokens unknown at least 10 in, 2 out: 1 of 2 answers came with a count" in text
     assert "Cost unknown at least $0.50: the cost of 1 of 2 answers is known" in text
+    # A call that was given up, and the answer of another one.
+    both = Usage(calls=2, at_least={"input_tokens": 10, "output_tokens": 2, "cost_usd": 0.5})
+    half = read([branch(0, usage=both, attempts=2)], usage=both, saved=both).text
+    assert half.count("nothing is known of some calls") == 2
+    assert "1 again, after one that failed or was given up" in half
+    assert "at least $0.50 saved" in half
     none = read([branch(0, usage=unknown)]).text
     assert "Tokens unknown no answer came with a count" in none
     assert "Cost unknown no price is known" in none
