@@ -218,11 +218,14 @@ def in_words(inputs: tuple[str, ...], options: dict[str, Any]) -> Iterator[None]
     """
     try:
         yield
-    except PromptError:
-        # It quotes the prompt.
-        raise
     except SpecError as error:
-        raise _in_words(error, _job_file(inputs)[0], _given(options)) from None
+        job, given = _job_file(inputs)[0], _given(options)
+        if not isinstance(error, PromptError):
+            raise _in_words(error, job, given) from None
+        # It quotes the prompt, whose words stay as they are.
+        if job is None or str(error.field).partition(".")[0] in given:
+            raise
+        raise PromptError(error.reason, field=f"{job}: {error.field}") from None
 
 
 def _job_file(inputs: tuple[str, ...]) -> tuple[Path | None, tuple[str, ...]]:
@@ -303,15 +306,12 @@ def _job_fields(path: Path, *, has_base: bool) -> dict[str, Any]:
         has_base: Whether an option says which folder its inputs are in.
     """
     fields = load_job(path)
-    for name in ("schema", "aggregate_schema"):
-        file = fields.get(name)
-        if isinstance(file, str) and not file.lstrip().startswith("{"):
-            fields[name] = str(path.parent / file)
     steps = fields.get("steps")
-    for step in steps if isinstance(steps, list) else ():
-        file = step.get("schema") if isinstance(step, dict) else None
-        if isinstance(file, str) and not file.lstrip().startswith("{"):
-            step["schema"] = str(path.parent / file)
+    for part in (fields, *(steps if isinstance(steps, list) else ())):
+        for name in ("schema", "aggregate_schema"):
+            file = part.get(name) if isinstance(part, dict) else None
+            if isinstance(file, str) and not file.lstrip().startswith("{"):
+                part[name] = str(path.parent / file)
     base = fields.get("base_dir")
     if isinstance(base, str):
         fields["base_dir"] = str(path.parent / base)

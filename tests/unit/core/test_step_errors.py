@@ -90,9 +90,7 @@ def test_an_error_has_the_name_of_the_step_and_the_field(steps, field, reason, t
     found = CliRunner().invoke(cli, ["run", str(job), "--dry-run"], standalone_mode=False)
     assert isinstance(found.exception, SpecError)
     assert reason in str(found.exception)
-    assert str(found.exception).startswith(
-        f"{field}: " if raised.type is PromptError else f"{job}: {field}: "
-    )
+    assert str(found.exception).startswith(f"{job}: {field}: ")
 
 
 def test_an_unknown_name_in_a_prompt_is_told_which_steps_come_before():
