@@ -155,15 +155,6 @@ def test_minutes_are_split_into_decisions(fanout, here):
     assert "split by the model: 2 calls" in fanout("estimate", job).stdout
 
 
-def test_minutes_are_split_into_decisions_by_the_local_model(fanout):
-    job = str(EXAMPLES / "minutes.yaml")
-    done = fanout("run", job, "--limit", "1", "--json", timeout_s=PATIENCE_S)
-    assert done.status == 0, done.stderr
-    status = json.loads(done.stdout)
-    assert status["plan"]["total"] == 1
-    assert status["usage"]["calls"] > status["succeeded"]
-
-
 def test_two_prompts_are_compared_on_labels_by_the_local_model(fanout):
     job = str(EXAMPLES / "compare.yaml")
     done = fanout("eval", job, "--limit", "6", "--json", timeout_s=PATIENCE_S)
