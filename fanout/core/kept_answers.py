@@ -9,6 +9,7 @@ import msgspec
 from fanout.core.records import ErrorKind, Usage
 
 __all__ = [
+    "AnswerCounts",
     "AnswerFound",
     "AnswerRequest",
     "AnswerSettled",
@@ -102,6 +103,20 @@ class AnswerSettled(msgspec.Struct, frozen=True):
     end: Literal["kept", "failed", "left"]
     answer: KeptAnswer | None = None
     failure: SharedFailure | None = None
+
+
+class AnswerCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """What branches came to that asked for kept answers, besides those that were found.
+
+    Attributes:
+        hits: Answers that they got of the calls of others.
+        misses: Calls that they made.
+        saved_usd: What those answers had cost.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    saved_usd: float = 0.0
 
 
 class CacheStats(msgspec.Struct, frozen=True, kw_only=True):

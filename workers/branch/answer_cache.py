@@ -115,6 +115,7 @@ class CachedAnswer:
                     return await self._asked(self._answers.begin_alone(self.key), call)
                 continue
             if isinstance(ended, KeptAnswer):
+                self._answers.count(saved=ended)
                 return self._hit(ended)
             if ended is None:
                 # It had no answer: to wait for one after the other would take for ever.
@@ -167,6 +168,7 @@ class CachedAnswer:
         """Make the calls, and keep their answer, or tell others how they failed."""
         try:
             result = await call()
+            self._answers.count()
             ended: Ended = _to_keep(result)
             if result.kind in SHARED:
                 attempt = await self._attempt()

@@ -16,8 +16,10 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from fanout.core.errors import FanoutError
-from fanout.core.kept_answers import AnswerRequest, AnswerSettled, KeptAnswer
+from fanout.core.kept_answers import AnswerCounts, AnswerRequest, AnswerSettled, KeptAnswer
 from fanout.system.logs import RateLimitFilter
 from workers.context.batches import Batches
 
@@ -45,6 +47,8 @@ _LOG_S = 60.0
 _LEASE_SHARE = 1 / 3
 _RENEWALS = 4
 _LEAST_LEASE_S = 2.0
+# Seconds between two reports of how many calls were made and saved.
+_COUNTED_S = 1.0
 
 _log = logging.getLogger(__name__)
 _away_log = logging.getLogger(f"{__name__}.away")
@@ -113,6 +117,8 @@ class Answers:
         self._renewer: asyncio.Task[None] | None = None
         self._settling: set[Settling] = set()
         self._away_until = float("-inf")
+        self._counts = AnswerCounts()
+        self._counting: asyncio.TimerHandle | None = None
 
     def flight(self, key: bytes) -> Flight | None:
         """Return the calls of another branch for this answer, if there are any."""
@@ -126,6 +132,32 @@ class Answers:
     def begin_alone(self, key: bytes) -> Flight:
         """Begin calls for an answer that nobody waits for."""
         return Flight(key)
+
+    def count(self, *, saved: KeptAnswer | None = None) -> None:
+        """Count a call that was made, or an answer that a branch has got of the calls of another one."""
+        before = self._counts
+        if saved is None:
+            self._counts = structs.replace(before, misses=before.misses + 1)
+        else:
+            usd = before.saved_usd + (saved.usage.cost_usd or 0.0)
+            self._counts = structs.replace(before, hits=before.hits + 1, saved_usd=usd)
+        if self._counting is None:
+            loop = asyncio.get_running_loop()
+            self._counting = loop.call_later(_COUNTED_S, self._report_counts)
+
+    def _report_counts(self) -> None:
+        if self._counting is None:
+            return
+        self._counting.cancel()
+        self._counting = None
+        task = asyncio.get_running_loop().create_task(self._tell_counts())
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+
+    async def _tell_counts(self) -> None:
+        counts, self._counts = self._counts, AnswerCounts()
+        with suppress(FanoutError, OSError, RuntimeError):
+            await asyncio.to_thread(self._store.count_answers, counts, ttl_s=self._ttl_s)
 
     async def awaited(self, flight: Flight) -> Ended:
         """Return the answer of another branch, or how it failed; None if it has none.
@@ -303,6 +335,7 @@ class Answers:
 
     async def aclose(self) -> None:
         """Keep what has landed; the loop is about to end."""
+        self._report_counts()
         if self._settling:
             await asyncio.wait(self._settling)
         if self._renewer is not None:

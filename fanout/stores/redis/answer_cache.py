@@ -30,7 +30,7 @@ from fanout.stores.redis.blob_references import RedisBlobReferences
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fanout.core.kept_answers import AnswerRequest, AnswerSettled
+    from fanout.core.kept_answers import AnswerCounts, AnswerRequest, AnswerSettled
 
 __all__ = ["FREE_S", "RedisAnswers", "generations", "leases"]
 
@@ -277,6 +277,21 @@ class RedisAnswers(RedisBlobReferences):
     def clear_answers(self) -> int:
         """Delete all kept answers and their figures; return how many there were."""
         return int(self._call(answer_scripts.CLEAR_ANSWERS, self._answers, [self._answer_files]))
+
+    @translated
+    def count_answers(self, counts: AnswerCounts, *, ttl_s: int) -> None:
+        """Count calls that were made, and answers that branches have got of each other."""
+        counters, *_ = self._answers
+        figures = {"hits": counts.hits, "misses": counts.misses, "saved": counts.saved_usd}
+        with self._redis.pipeline(transaction=False) as pipe:
+            for name, by in figures.items():
+                pipe.hincrbyfloat(counters, name, by)
+            pipe.expire(counters, 2 * ttl_s)
+            answers = pipe.execute(raise_on_error=False)
+        for (name, by), answer in zip(figures.items(), answers, strict=False):
+            if isinstance(answer, Exception):
+                # A counter that is not a number begins anew.
+                self._redis.hset(counters, name, by)
 
     @translated
     def cache_stats(self) -> CacheStats:

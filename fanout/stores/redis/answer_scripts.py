@@ -66,8 +66,8 @@ end
 """.replace("@entry", str(_ENTRY_BYTES))
 
 # KEYS counters, generations, and the lease of each key; ARGV seconds that an answer is kept, milliseconds of
-# a lease, token of the process, and for each key the key and how it is asked for: ``ask``, ``poll`` (again,
-# so it is not counted), or ``anew`` (what is there is not to be used). Returns
+# a lease, token of the process, and for each key the key and how it is asked for: ``ask``, ``poll`` (again),
+# or ``anew`` (what is there is not to be used). What is found is counted. Returns
 # for each key ``=`` with the value, ``ask`` (with the lease: others wait for this process),
 # ``wait`` (another one asks), ``!`` with how the calls of the last one failed, or ``free`` (ask without a
 # lease: the one that had it got no answer).
@@ -107,7 +107,6 @@ for i = 4, #ARGV, 2 do
         if tonumber(cost) then add('saved', tonumber(cost)) end
         replies[#replies + 1] = '=' .. value
     else
-        if ARGV[i + 1] == 'ask' then add('misses', 1) end
         local holder = redis.call('GET', lease)
         local has_failed = holder and holder:byte() == 33
         if not holder or holder == ARGV[3] or (has_failed and ARGV[i + 1] == 'anew') then

@@ -7,7 +7,13 @@ import os
 import msgspec
 import pytest
 
-from fanout.core.kept_answers import AnswerRequest, AnswerSettled, KeptAnswer, SharedFailure
+from fanout.core.kept_answers import (
+    AnswerCounts,
+    AnswerRequest,
+    AnswerSettled,
+    KeptAnswer,
+    SharedFailure,
+)
 from fanout.core.records import ErrorKind, Usage
 from fanout.stores import RedisStore
 from fanout.stores.blobs import FileBlobs
@@ -56,7 +62,7 @@ def test_an_answer_is_found_as_it_was_kept(store):
     assert (first.answer, second.answer, third.verdict) == (kept, long, "ask")
     assert kept.saved == Usage(calls=1, input_tokens=7, output_tokens=2, cost_usd=0.25)
     stats = store.cache_stats()
-    assert (stats.answers, stats.hits, stats.misses, stats.kept) == (2, 2, 3, 2)
+    assert (stats.answers, stats.hits, stats.misses, stats.kept) == (2, 2, 0, 2)
     assert stats.saved_usd == 0.25
     assert 0 < stats.bytes < 40_000
 
@@ -190,8 +196,12 @@ def test_damaged_counters_lose_no_answer(store, damage):
     assert find(store, key(1), key(2))[0].answer == answer(cost_usd=0.25)
     assert keep(store, (key(2), answer("new"))) == [True]
     assert find(store, key(2))[0].answer == answer("new")
+    store.count_answers(AnswerCounts(misses=1), ttl_s=60)
     stats = store.cache_stats()
     assert (stats.hits, stats.misses, stats.saved_usd) == (2, 1, 0.25)
+    store.count_answers(AnswerCounts(hits=2, misses=3, saved_usd=0.5), ttl_s=60)
+    stats = store.cache_stats()
+    assert (stats.hits, stats.misses, stats.saved_usd) == (4, 4, 0.75)
 
 
 def test_a_server_with_little_memory_left_keeps_none_and_makes_room(monkeypatch):

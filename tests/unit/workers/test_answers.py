@@ -138,10 +138,17 @@ def test_many_branches_of_several_processes_make_one_call(store):
 
     async def run():
         fleet = [process(store) for _ in range(4)]
-        return await asyncio.gather(*(ask(one, model) for one in fleet for _ in range(25)))
+        found = await asyncio.gather(*(ask(one, model) for one in fleet for _ in range(25)))
+        for one in fleet:
+            await one.aclose()
+        return found
 
     results = asyncio.run(run())
     assert model.calls == 1
+    stats = store.cache_stats()
+    saved_usd = sum(one.saved.cost_usd for one in results)
+    assert (stats.hits, stats.misses) == (99, 1)
+    assert stats.saved_usd == pytest.approx(saved_usd)
     assert {one.output for one in results} == {"yes"}
     [caller] = [one for one in results if not one.saved.calls]
     assert caller == DONE
