@@ -150,11 +150,14 @@ class Answers:
             return
         self._counting.cancel()
         self._counting = None
-        task = asyncio.get_running_loop().create_task(self._tell_counts())
+        task = asyncio.get_running_loop().create_task(self.tell_counts())
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
 
-    async def _tell_counts(self) -> None:
+    async def tell_counts(self) -> None:
+        """Tell the store what was counted."""
+        if self._counts == AnswerCounts():
+            return
         counts, self._counts = self._counts, AnswerCounts()
         with suppress(FanoutError, OSError, RuntimeError):
             await asyncio.to_thread(self._store.count_answers, counts, ttl_s=self._ttl_s)

@@ -136,8 +136,9 @@ class WorkerContext:
         self.keep_learnt()
 
     def keep_learnt(self) -> None:
-        """Let the fleet have now what the calls of this process have shown of tokens and times."""
+        """Let the fleet have now what the calls of this process have shown of tokens, times and hits."""
         self._wait_for(self.models.limiter.ratios.flush())
+        self._wait_for(self.answers.tell_counts())
 
     def _wait_for(self, ending: Coroutine[Any, Any, None]) -> None:
         """Wait for something that may be left undone if the server does not answer."""
