@@ -15,6 +15,7 @@ import pytest
 import redis
 from celery import Celery
 
+from tests.fences import bare
 from tests.integration.conftest import wait_for
 from tests.scripted_provider import openai_reply
 from tests.servers import ServerProcess
@@ -60,7 +61,7 @@ class CanaryProvider:
     def __call__(self, headers, request):
         if request is None:
             return 200, {"data": []}
-        prompt = request["messages"][-1]["content"]
+        prompt = bare(request["messages"][-1]["content"])
         quoted = f"cannot do {prompt!r} for {headers['authorization']}, that is {KEY}!"
         if "refused" in prompt:
             return 400, {"error": {"message": quoted, "code": KEY}}

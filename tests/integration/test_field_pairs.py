@@ -46,7 +46,7 @@ _CLAUDE = "anthropic/claude-haiku-4-5"
 _LISTED = {"gpt-5-mini": (0.25, 2.0), "gpt-5-nano": (0.05, 0.4), "claude-haiku-4-5": (1.0, 5.0)}
 _OWN = {"input_mtok": 3.0, "output_mtok": 7.0, "flex": 0.5, "batch": 0.5}
 _SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
-_SUM = {"reduce": "llm", "context_tokens": 256, "aggregate_max_tokens": 32}
+_SUM = {"reduce": "llm", "context_tokens": 320, "aggregate_max_tokens": 32}
 _TEXTS = 3
 # The values of each field; one that is a dictionary has several fields. `{tag}` names the run.
 _FIELDS: dict[str, dict[str, dict[str, Any]]] = {
