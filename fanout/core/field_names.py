@@ -69,6 +69,7 @@ def canonical(fields: Mapping[str, Any]) -> dict[str, Any]:
             _note_name(given_as, field, name)
             parts.setdefault(PARTS[field], {})[inner_name(field)] = value
         elif field in PARTS.values() and isinstance(value, Mapping):
+            parts.setdefault(field, {})
             for inner, one in value.items():
                 inner_field = ALIASES.get(str(inner), str(inner))
                 _note_name(given_as, flat_name(field, inner_field), f"{name}.{inner}")

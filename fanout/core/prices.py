@@ -7,7 +7,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+)
 
 from fanout.core.errors import SettingsError, SpecError
 from fanout.core.field_words import first_error, shown, wrong_value
@@ -20,10 +28,18 @@ if TYPE_CHECKING:
 
     from pydantic_core import ErrorDetails
 
-__all__ = ["PriceSpec", "Prices", "read_prices", "unasked_prices"]
+__all__ = ["JobPrices", "PriceSpec", "Prices", "read_prices", "unasked_prices"]
 
 _Dollars = Annotated[float, Field(ge=0, le=1_000_000), NUMBER]
-_Share = Annotated[float | None, Field(ge=0, le=1), NUMBER]
+
+
+def _share(value: float | None) -> float | None:
+    if value is not None and not 0 <= value <= 1:
+        raise ValueError("must be a share of the price, from 0 to 1")
+    return value
+
+
+_Share = Annotated[float | None, Field(allow_inf_nan=False), AfterValidator(_share), NUMBER]
 
 
 class PriceSpec(BaseModel):
@@ -66,6 +82,17 @@ Prices = Annotated[
     dict[Annotated[str, Field(min_length=1, max_length=512)], PriceSpec],
     BeforeValidator(_by_model),
 ]
+
+
+def _not_empty(value: object, info: ValidationInfo) -> object:
+    # In the store, a job without prices has none.
+    if value == {} and info.mode == "python":
+        raise ValueError("must have input_mtok and output_mtok, or such prices by model")
+    return value
+
+
+# The prices of a job, as they are given.
+JobPrices = Annotated[Prices, BeforeValidator(_not_empty)]
 
 
 def unasked_prices(given: object, models: Iterable[str]) -> list[str]:

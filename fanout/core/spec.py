@@ -29,7 +29,7 @@ from fanout.core.field_effects import conflict
 from fanout.core.field_names import canonical
 from fanout.core.labels import Labels, label_problem
 from fanout.core.lanes import LaneChoice  # noqa: TC001 - pydantic reads the annotation
-from fanout.core.prices import Prices, PriceSpec
+from fanout.core.prices import JobPrices, PriceSpec
 from fanout.core.records import Variants
 from fanout.core.spec_errors import spec_error
 from fanout.core.spec_fields import (
@@ -37,6 +37,7 @@ from fanout.core.spec_fields import (
     PART_CONFIG,
     BudgetSpec,
     Fallback,
+    JobBudget,
     Models,
     PromptOrder,
     RateSpec,
@@ -236,8 +237,8 @@ class RunSpec(SchemaField, AggregateFields, SplitFields, StepFields, ComparisonF
     timeout_s: Annotated[float, Field(gt=0), NUMBER] = 120.0
     cache: Annotated[bool, Field(strict=True)] = True
     rate: RateSpec = RateSpec()
-    price: Prices = Field(default_factory=dict)
-    budget: BudgetSpec = BudgetSpec()
+    price: JobPrices = Field(default_factory=dict)
+    budget: JobBudget = BudgetSpec()
     retries: RetrySpec = RetrySpec()
     deadline_s: Annotated[float | None, Field(gt=0), NUMBER] = None
 
@@ -392,8 +393,7 @@ def make_budget(given: BudgetSpec | Mapping[str, Any]) -> BudgetSpec:
 def stored_spec(data: str | bytes) -> RunSpec:
     """Return the spec of a run from its JSON in the store, with no field marked as given.
 
-    The JSON has all fields, including the defaults. So a run that is submitted again is not
-    refused for fields without effect.
+    The JSON has all fields. So a run that is submitted again is not refused for those without effect.
     """
     spec = RunSpec.model_validate_json(data)
     spec.model_fields_set.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
 from fanout.core.budgets import LEAST_BUDGET, BudgetLimits, is_counted
 from fanout.core.cells import with_point
@@ -20,6 +20,7 @@ __all__ = [
     "PART_CONFIG",
     "BudgetSpec",
     "Fallback",
+    "JobBudget",
     "Models",
     "RateSpec",
     "RetrySpec",
@@ -217,6 +218,17 @@ class BudgetSpec(BaseModel):
     def limits(self) -> BudgetLimits:
         """The limits as a record."""
         return BudgetLimits.of(usd=self.usd, calls=self.calls, tokens=self.tokens)
+
+
+def _not_empty(value: object, info: ValidationInfo) -> object:
+    # In the store, a job without a budget has all of its fields.
+    if value == {} and info.mode == "python":
+        raise ValueError("must have usd, calls or tokens")
+    return value
+
+
+# The budget of a job, as it is given.
+JobBudget = Annotated[BudgetSpec, BeforeValidator(_not_empty)]
 
 
 class RateSpec(BaseModel):

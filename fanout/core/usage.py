@@ -9,7 +9,7 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["NO_CALL", "QUANTITIES", "Usage", "share_of", "total_saved", "total_usage",
+__all__ = ["NO_CALL", "QUANTITIES", "Usage", "rounded_usd", "share_of", "total_saved", "total_usage",
            "usage_by_model"]  # fmt: skip
 
 
@@ -38,13 +38,25 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     at_least: dict[str, float] = {}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields; unknown values are None."""
-        return {name: getattr(self, name) for name in self.__struct_fields__}
+        """Return all fields, dollars without the noise of sums of floats; unknown values are None."""
+        fields = {name: getattr(self, name) for name in self.__struct_fields__}
+        fields["cost_usd"] = rounded_usd(self.cost_usd)
+        if "cost_usd" in self.at_least:
+            fields["at_least"] = {
+                **self.at_least,
+                "cost_usd": rounded_usd(self.at_least["cost_usd"]),
+            }
+        return fields
 
     def known(self, name: str) -> float:
         """Return a quantity, or the known part of an unknown one; 0 if nothing of it is known."""
         value = getattr(self, name)
         return self.at_least.get(name, 0) if value is None else value
+
+
+def rounded_usd(usd: float | None) -> float | None:
+    """Return dollars to a millionth of a millionth, or None."""
+    return None if usd is None else round(usd, 12)
 
 
 # What a call consumes, by the names of fields of Usage: all but the number of calls.

@@ -13,6 +13,7 @@ import msgspec
 from fanout.core.cells import COLUMN
 from fanout.core.records import ErrorKind
 from fanout.core.strict_schema import object_properties
+from fanout.core.usage import rounded_usd
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -274,7 +275,7 @@ def _figures(branch: Output[Any]) -> dict[str, Any]:
         "elapsed_s": round(branch.elapsed_s, 4),
         "usage": branch.usage.to_dict(),
         "cached": branch.cached,
-        "saved_usd": branch.saved_usd,
+        "saved_usd": rounded_usd(branch.saved_usd),
         **_votes(branch),
     }
 

@@ -16,6 +16,7 @@ from fanout.core.plan_runs import plan_run
 from fanout.core.rate_limits import LimitState  # noqa: TC001 - part of a public record
 from fanout.core.records import NO_CALL, ErrorKind, RunStatus, Usage
 from fanout.core.units import cost_of, plural
+from fanout.core.usage import rounded_usd
 from fanout.runs.budget_status import BudgetStatus  # noqa: TC001 - part of a public record
 
 __all__ = [
@@ -197,7 +198,11 @@ def saved_row(saved: Usage) -> dict[str, Any]:
 
     ``cached`` is their number, ``saved_usd`` what they had cost (None if unknown), ``saved`` all of it.
     """
-    return {"cached": saved.calls, "saved_usd": saved.cost_usd, "saved": saved.to_dict()}
+    return {
+        "cached": saved.calls,
+        "saved_usd": rounded_usd(saved.cost_usd),
+        "saved": saved.to_dict(),
+    }
 
 
 def saved_parts(saved: Usage) -> list[str]:

@@ -9,6 +9,7 @@ from fanout.core.errors import RunError
 from fanout.core.json_text import parse_json
 from fanout.core.records import total_saved, total_usage
 from fanout.core.units import plural
+from fanout.core.usage import rounded_usd
 from fanout.runs.rows import RowLayout, free_name, source_cells
 from fanout.runs.tables.columns import (
     Column,
@@ -346,7 +347,7 @@ def _figures(branches: Sequence[Output[Any]]) -> dict[str, Cell]:
         "attempts": sum(branch.attempts for branch in branches),
         "input_tokens": usage.input_tokens,
         "output_tokens": usage.output_tokens,
-        "cost_usd": usage.cost_usd,
+        "cost_usd": rounded_usd(usage.cost_usd),
         "cached": all(branch.cached for branch in branches),
-        "saved_usd": saved.cost_usd,
+        "saved_usd": rounded_usd(saved.cost_usd),
     }

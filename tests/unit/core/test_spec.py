@@ -25,6 +25,7 @@ from fanout.core.records import Variants
 from fanout.core.settings import load_settings
 from fanout.core.spec import RunSpec, make_spec, stored_spec
 from fanout.core.spec_fields import BudgetSpec, RateSpec, RetrySpec
+from fanout.core.usage import Usage
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -658,3 +659,24 @@ def test_an_option_of_the_command_is_no_field_of_a_job():
             assert f"there is no such field: {flag} is an option of the command" in str(
                 caught.value
             )
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ("price", "must have input_mtok and output_mtok"),
+        ("budget", "must have usd, calls or tokens"),
+    ],
+)
+def test_a_price_or_budget_that_says_nothing_is_refused(field, words):
+    with pytest.raises(SpecError, match=f"{field}: {words}"):
+        make_spec(model="fake", prompt="{input}", **{field: {}})
+    spec = make_spec(model="fake", prompt="{input}")
+    assert stored_spec(spec.model_dump_json()) == spec
+
+
+def test_dollars_are_shown_without_the_noise_of_sums():
+    noisy = 0.1 + 0.2
+    usage = Usage(calls=1, at_least={"cost_usd": noisy})
+    assert usage.to_dict()["at_least"] == {"cost_usd": 0.3}
+    assert Usage(calls=1, cost_usd=noisy).to_dict()["cost_usd"] == 0.3

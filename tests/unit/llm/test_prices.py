@@ -146,7 +146,7 @@ def test_a_wrong_file_names_the_model_the_part_and_what_is_allowed(
         ({"input_mtok": "1", "output_mtok": 2}, ["price.input_mtok: must be a number, not text"]),
         ({"input_mtok": 1}, ["price.output_mtok: is required"]),
         ({"input_mtoks": 1, "output_mtok": 2}, ["price.input_mtoks:", "did you mean input_mtok?"]),
-        ({"fake": {"input_mtok": 1, "output_mtok": 2, "batch": 2}}, ["price.fake.batch: must be 1 or less"]),
+        ({"fake": {"input_mtok": 1, "output_mtok": 2, "batch": 2}}, ["price.fake.batch: must be a share"]),
         ({"local": {"input_mtok": 1, "output_mtok": 2}}, ["does not ask (got local; it asks fake)"]),
         (3, ["price: must be a mapping (got 3)"]),
     ],
