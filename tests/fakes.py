@@ -39,6 +39,7 @@ from workers.context.late_runs import LateRuns
 from workers.context.leads import Leads
 from workers.context.limiter import Limiter
 from workers.context.models import CommonFailures
+from workers.context.passages import Passages
 from workers.context.progress import BranchTracker
 from workers.context.run_caches import RunCaches
 from workers.context.worker_context import Connections, WorkerContext
@@ -335,6 +336,7 @@ class FakeContext(WorkerContext):
             holder="me",
             connections=connections,
             runs=RunCaches(self.store, InlineExecutor()),
+            passages=Passages(self.store, settings),
             admission=Admission(ask, sure_s=10),
             leads=Leads(self.store, InlineExecutor()),
             answers=Answers(

@@ -15,6 +15,7 @@ from fanout.core.field_effects import CONFLICTS, READING, RULES, require_used
 from fanout.core.field_names import PARTS, canonical, flat_name
 from fanout.core.job_files import load_job
 from fanout.core.lanes import LaneChoice
+from fanout.core.retrieval import is_retrieval_function
 from fanout.core.spec import ReduceName, RunSpec, make_spec
 from fanout.core.spec_fields import PromptOrder, with_models
 from fanout.core.split_fields import SplitGaps, SplitName
@@ -53,6 +54,14 @@ _OPTIONS = [
             "The step whose answer is the output, of a job with steps. [default: the last that ran]"),
     click.option("--on-rejected", type=click.Choice(["keep", "fail"]),
                  help="What an answer is that a judge did not pass. [default: keep]"),
+    _option("--retrieve", "PATH",
+            "Where the passages of {context} come from: files, a folder, a table, or "
+            "package.module:function. [default: none]"),
+    _option("--top-k", "N", "The most passages of a prompt. [default: 5]"),
+    _option("--query", "P", "What passages are looked for. [default: {input}]"),
+    _option("--passage-tokens", "N", "The largest passage of a file, in tokens. [default: 200]"),
+    _option("--passage-column", "NAME",
+            "The column of rows that is the text of a passage. [default: text]"),
     _option("--samples", "N", "Answers for each chunk and prompt. [default: 1]"),
     _option("--certainty", "SHARE",
             "Ask one after another, until the majority is so certain, 0.5 to 1. [default: ask all]"),
@@ -307,12 +316,15 @@ def _job_fields(path: Path, *, has_base: bool) -> dict[str, Any]:
     """
     fields = load_job(path)
     steps = fields.get("steps")
-    for part in (fields, *(steps if isinstance(steps, list) else ())):
+    parts = [one for one in steps if isinstance(one, dict)] if isinstance(steps, list) else []
+    for part in (fields, *parts):
         for name in ("schema", "aggregate_schema"):
-            file = part.get(name) if isinstance(part, dict) else None
+            file = part.get(name)
             if isinstance(file, str) and not file.lstrip().startswith("{"):
                 part[name] = str(path.parent / file)
     base = fields.get("base_dir")
+    if not has_base and not isinstance(base, str):
+        _with_base((fields, *parts), path.parent)
     if isinstance(base, str):
         fields["base_dir"] = str(path.parent / base)
     if has_base or isinstance(base, str):
@@ -327,6 +339,14 @@ def _job_fields(path: Path, *, has_base: bool) -> dict[str, Any]:
             for one in inputs
         ]
     return fields
+
+
+def _with_base(parts: Iterable[dict[str, Any]], folder: Path) -> None:
+    """Make the paths of a job's and its steps' passages relative to a folder."""
+    for part in parts:
+        source = part.get("retrieve")
+        if isinstance(source, str) and _is_path(source) and not is_retrieval_function(source):
+            part["retrieve"] = with_base(source, folder)
 
 
 def _is_path(given: str) -> bool:

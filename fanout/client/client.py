@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fanout.client.arguments import checked_count, checked_spec, require_open_files
 from fanout.client.connected import ConnectedClient
+from fanout.client.passages import Passages
 from fanout.client.past_runs import run_opener, with_full_ids
 from fanout.core.errors import AmbiguousRunError, UnknownRunError
 from fanout.core.ids import StageId
@@ -128,7 +129,13 @@ class Client(ConnectedClient):
         self._tell(unpriced(spec), on_notice)
         spec, source = with_tokenizer(spec, source, connections.store)
         read = source
-        run_id = self._create_run(connections, spec)
+        passages = Passages(
+            self._settings.cache_dir,
+            notify=on_notice,
+            open_run=run_opener(self),
+            should_stop=should_stop,
+        )
+        run_id = self._create_run(connections, spec, passages)
         if on_created is not None:
             on_created(run_id)
         if spec.split == "model":

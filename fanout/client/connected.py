@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from fanout.client.connections import Connections
     from fanout.client.embedded_runs import EmbeddedRuns
+    from fanout.client.passages import Passages
     from fanout.core.spec import RunSpec
     from fanout.core.state import RunRecord
     from fanout.inputs.documents import Chunks
@@ -148,13 +149,16 @@ class ConnectedClient:
                 raise RunError("the run was stopped before it began")
 
         check_functions(connections, spec.steps, check=check, wait=self.is_embedded)
+        for function in spec.retrieval_functions:
+            connections.preflight(function, check=check, wait=self.is_embedded)
         for model in spec.all_models:
             batches = first_lane(spec.lane) == "batch" and takes_lane(model, "batch")
             connections.preflight(model, check=check, wait=self.is_embedded, batches=batches)
 
-    def _create_run(self, connections: Connections, spec: RunSpec) -> str:
-        """Create the record of a run, and return the run's id."""
+    def _create_run(self, connections: Connections, spec: RunSpec, passages: Passages) -> str:
+        """Create the record of a run, after the indexes that it needs; return the run's id."""
         run_id = new_run_id()
+        names = passages.stored(connections.patient, run_id, spec)
         # A second time, as the check of the model may have taken long.
         connections.claim()
         now = connections.store.now()
@@ -163,7 +167,7 @@ class ConnectedClient:
             self._fleet.remember(run_id, created_at=now)
             if spec.split == "model":
                 self._fleet.remember(plan_run(run_id), created_at=now)
-        connections.create_run(run_id, spec, created_at=now)
+        connections.create_run(run_id, spec, created_at=now, passages=names)
         return run_id
 
     def _require_same(

@@ -9,6 +9,7 @@ import logging
 import secrets
 import time
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -26,7 +27,7 @@ from fanout.runs.budgets import run_limits
 from fanout.runs.enqueue import Enqueuer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from fanout.core.records import Document
     from fanout.core.settings import Settings
@@ -75,8 +76,15 @@ class Connections:
         """Return the handle of a run, whose ``wait`` calls ``check`` at each poll."""
         return Run(run_id, self.store, self.publisher, check)
 
-    def create_run(self, run_id: str, spec: RunSpec, *, created_at: float) -> None:
-        """Create the record of a run."""
+    def create_run(
+        self,
+        run_id: str,
+        spec: RunSpec,
+        *,
+        created_at: float,
+        passages: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Create the record of a run that uses indexes of passages."""
         self.store.create_run(
             run_id,
             spec=spec.model_dump_json(),
@@ -88,6 +96,7 @@ class Connections:
             is_gathered=first_lane(spec.lane) == "batch",
             # What splits the documents of a run uses its budget.
             budget=None if is_plan(run_id) else run_limits(spec),
+            passages=passages,
         )
 
     @contextmanager

@@ -10,6 +10,7 @@ from fanout.core.queue_names import BRANCHES_QUEUE
 from fanout.inputs.documents import log_notice
 from fanout.inputs.intake import checked_documents
 from fanout.policy.token_ratio import TokenSums
+from fanout.retrieval.reading import expected_contexts
 from fanout.runs.estimate import Estimator
 from fanout.runs.plan_estimate import PlanEstimator
 from fanout.runs.token_counts import with_tokenizer
@@ -73,7 +74,9 @@ def estimator_of(
     spec, source = with_tokenizer(spec, source, store)
     seen, limits = _seen_in(store), {} if store is None else store.limits()
     places = _places(client, spec, store)
-    return spec, source, Estimator(spec, seen=seen, places=places, limits=limits)
+    passages = expected_contexts(spec, open_run=run_opener(client))
+    estimator = Estimator(spec, seen=seen, places=places, limits=limits, passages=passages)
+    return spec, source, estimator
 
 
 def _places(client: Client, spec: RunSpec, store: RedisStore | None) -> int | None:

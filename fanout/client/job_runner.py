@@ -8,6 +8,7 @@ from collections.abc import AsyncIterable
 from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
+from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
 from fanout.client.arguments import checked_count, model_string, model_strings, paths
@@ -135,13 +136,15 @@ class JobRunner:
         fields = canonical({name: value for name, value in given.items() if value is not None})
         if fields.get("models"):
             del own["model"]
-        for name in ("model", "models", "fallback"):
+        for name in ("model", "models", "fallback", "retrieve"):
             if name in fields:
                 fields[name] = self._named(fields[name])
         if "steps" in fields:
             fields["steps"] = named_steps(
                 fields["steps"], self._known, is_embedded=self._is_embedded
             )
+        if isinstance(fields.get("retrieve"), PathLike):
+            fields["retrieve"] = fspath(fields["retrieve"])
         return make_spec(**{**own, **fields})
 
     def _named(self, models: Any) -> Any:

@@ -83,6 +83,8 @@ CONFLICTS = (
     FieldRule((), (), lambda spec: not spec.steps or spec.certainty is None,
               "certainty: asks one question until a majority is certain, and this job has steps; leave "
               "one of them out"),
+    FieldRule((), (), lambda spec: not spec.step_retrieval_problem,
+              "steps: {spec.step_retrieval_problem}"),
     FieldRule((), (), lambda spec: spec.reduce != "llm" or bool(spec.aggregate_prompt),
               "aggregate_prompt: reduce 'llm' needs an aggregate prompt"),
     FieldRule(("reduce", "aggregate_prompt"), ("reduce", "aggregate_prompt"),
@@ -163,8 +165,9 @@ RULES = (
     FieldRule(("neighbours",), ("split",), lambda spec: spec.split != "none",
               "has no effect with split 'none', where a document is one chunk; leave it out, or choose "
               "another split"),
-    FieldRule(("context_tokens",), ("reduce", "aggregate_prompt", "split"),
-              lambda spec: spec.reduces_by_calls or spec.split == "model",
+    FieldRule(("context_tokens",), ("reduce", "aggregate_prompt", "split", "retrieve"),
+              lambda spec: (spec.reduces_by_calls or spec.split == "model"
+                            or bool(spec.retrieval_sources)),
               "has no effect with reduce {spec.reduction!r}; leave it out, or give an aggregate "
               "prompt, for a reduce by the model"),
     FieldRule(("aggregate_max_tokens",), ("reduce", "aggregate_prompt"),
@@ -174,6 +177,11 @@ RULES = (
     FieldRule(("criteria", "judge_model"), ("reduce", "aggregate_prompt"), lambda spec: spec.compares,
               "has no effect with reduce {spec.reduction!r}; leave it out, or choose a reduce that "
               "compares answers (best or pairwise)"),
+    FieldRule(("top_k", "query"), ("retrieve",), lambda spec: bool(spec.retrieval_sources),
+              "has no effect without retrieve; leave it out, or say where passages come from"),
+    FieldRule(("passage_tokens", "passage_column"), ("retrieve",),
+              lambda spec: spec.has_passage_files,
+              "has no effect without files of passages; leave it out, or give files as retrieve"),
     FieldRule(("aggregate_schema",), ("reduce", "aggregate_prompt"),
               lambda spec: spec.reduction == "llm",
               "has no effect with reduce {spec.reduction!r}; leave it out, or give an aggregate "

@@ -12,6 +12,7 @@ import msgspec
 from fanout.core.cells import Cell  # noqa: TC001 - msgspec reads the annotation
 from fanout.core.lanes import Lane  # noqa: TC001 - msgspec reads the annotation
 from fanout.core.parts import Layout, Part  # noqa: TC001 - msgspec reads the annotations
+from fanout.core.passage_uses import PassageUse  # noqa: TC001 - msgspec reads the annotation
 from fanout.core.usage import (
     NO_CALL,
     QUANTITIES,
@@ -243,6 +244,7 @@ class StepOutcome(_Record, frozen=True, kw_only=True):
         output: Its answer; JSON where it has a schema. None if it failed.
         round: The number of its answer, from 1: it is asked again where a judge does not pass it.
         is_json: Whether the answer is JSON, by its schema, or as a function returned it.
+        passages: The passages that were found for its prompt, best first.
 
     The other fields are those of Outcome.
     """
@@ -262,6 +264,7 @@ class StepOutcome(_Record, frozen=True, kw_only=True):
     confidence: float | None = None
     saved: Usage = NO_CALL
     is_json: bool = False
+    passages: tuple[PassageUse, ...] = ()
 
 
 class Outcome(_Record, frozen=True, kw_only=True):
@@ -290,6 +293,7 @@ class Outcome(_Record, frozen=True, kw_only=True):
             a call: ``calls`` is the number of these answers.
         steps: The steps of the branch in the order in which they ran, a failed one last.
         is_rejected: Whether a judge did not pass the output.
+        passages: The passages that were found for the prompt, best first.
     """
 
     index: int
@@ -311,6 +315,7 @@ class Outcome(_Record, frozen=True, kw_only=True):
     saved: Usage = NO_CALL
     steps: tuple[StepOutcome, ...] = ()
     is_rejected: bool = False
+    passages: tuple[PassageUse, ...] = ()
 
     @property
     def has_latency(self) -> bool:

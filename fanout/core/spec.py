@@ -31,6 +31,7 @@ from fanout.core.labels import Labels, label_problem
 from fanout.core.lanes import LaneChoice  # noqa: TC001 - pydantic reads the annotation
 from fanout.core.prices import JobPrices, PriceSpec
 from fanout.core.records import Variants
+from fanout.core.retrieval_fields import RetrieveFields
 from fanout.core.spec_errors import spec_error
 from fanout.core.spec_fields import (
     NUMBER,
@@ -75,7 +76,15 @@ ReduceName = Literal[
 ]
 
 
-class RunSpec(SchemaField, AggregateFields, SplitFields, StepFields, ComparisonFields, FenceFields):
+class RunSpec(
+    SchemaField,
+    AggregateFields,
+    SplitFields,
+    StepFields,
+    ComparisonFields,
+    FenceFields,
+    RetrieveFields,
+):
     """One fan-out / fan-in job.
 
     Attributes:
@@ -115,6 +124,11 @@ class RunSpec(SchemaField, AggregateFields, SplitFields, StepFields, ComparisonF
         steps: Several calls in place of ``prompt``, each with its own: see ``fanout.core.steps``.
         output: The step whose answer is the output; None is the last one that ran, judges aside.
         on_rejected: What an answer is that no round passed: ``keep``, or ``fail`` (``invalid_output``).
+        retrieve: Where passages for ``{context}`` come from: files, or ``package.module:function``.
+        top_k: The most passages of a prompt.
+        query: The template of what passages are looked for; None is ``{input}``.
+        passage_tokens: The largest passage that files are split into, in tokens.
+        passage_column: The column of rows that holds the text of a passage.
         samples: The number of answers for each chunk and aspect.
         certainty: The probability (0.5 to 1) that the majority is the true one, at which a chunk and
             aspect is asked no further: ``samples`` and ``models`` then make one branch, whose output is
@@ -334,7 +348,7 @@ class RunSpec(SchemaField, AggregateFields, SplitFields, StepFields, ComparisonF
     @property
     def all_called(self) -> tuple[str, ...]:
         """All models and functions that a run may call."""
-        return (*self.all_models, *self.functions)
+        return (*self.all_models, *self.functions, *self.retrieval_functions)
 
     @property
     def is_by_model(self) -> bool:

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_va
 
 from fanout.core.answer_fields import Choices, SchemaField
 from fanout.core.field_words import twice_in
+from fanout.core.retrieval_fields import StepRetrieveFields
 from fanout.core.spec_fields import NUMBER, PART_CONFIG, as_tuple
 from fanout.core.step_answers import answer_fields, is_single, possible_values
 from fanout.core.step_errors import IN_QUOTES, StepError, unquoted_conditions
@@ -93,7 +94,7 @@ def _text(value: object) -> object:
     return str(value) if isinstance(value, (int, float)) else value
 
 
-class StepSpec(SchemaField):
+class StepSpec(SchemaField, StepRetrieveFields):
     """One step of a branch.
 
     Attributes:
@@ -114,6 +115,10 @@ class StepSpec(SchemaField):
             the feedback.
         criteria: What the judge goes by.
         max_rounds: How often an answer is made and judged, at most; None is 3.
+        retrieve: Where the passages of its ``{context}`` come from; None is as the job says.
+        top_k: The most passages; None is as the job says.
+        query: The template of what is looked for, which may have earlier answers; None is as the job
+            says.
     """
 
     model_config = PART_CONFIG
@@ -135,7 +140,7 @@ class StepSpec(SchemaField):
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:
-        for problem in self._problems():
+        for problem in (*self._problems(), *self.retrieval_problems):
             field, _, reason = problem.rpartition(": ")
             raise StepError(self.name, field, reason)
         return self

@@ -21,15 +21,16 @@ from fanout.inputs.prompt_checks import (
     group_column,
     label_leaks,
     names_of,
+    query_names,
     require_group,
     require_labels,
     require_prompts,
     templates_of,
 )
 from fanout.inputs.reading_fields import require_used
+from fanout.inputs.retrieval_prompts import query_templates, step_prompts_of
 from fanout.inputs.selection import Selection
 from fanout.inputs.sources import source_of, source_of_files, text_columns_of
-from fanout.inputs.step_prompts import StepPrompts
 from fanout.inputs.surrogates import encodable
 
 if TYPE_CHECKING:
@@ -133,6 +134,9 @@ def _checked_head(
         PromptError, SpecError, InputError: See ``checked_documents``.
     """
     needed = frozenset[str]().union(*(one.columns(names_of(spec)) for one in templates))
+    needed |= frozenset[str]().union(
+        *(one.columns(names_of(spec)) for one in query_templates(spec))
+    )
     needed |= group_column(spec) | part_columns(spec) | names.columns | selection.columns
     needed |= {*spec.labels.values()}
     head, columns = _head(stream, needed, source)
@@ -147,7 +151,15 @@ def _checked_head(
         text_columns=text_columns,
         needs_input=not spec.steps,
     )
-    StepPrompts(spec.steps).require_clear(columns)
+    require_prompts(
+        query_templates(spec),
+        columns,
+        own=query_names(spec),
+        text_column=spec.text_column,
+        text_columns=text_columns,
+        needs_input=False,
+    )
+    step_prompts_of(spec).require_clear(columns)
     require_group(spec, columns)
     require_parts(spec, columns)
     require_labels(spec, columns, text_columns=text_columns)
@@ -170,6 +182,8 @@ def files_for_workers(spec: RunSpec, *, notify: Notify = log_notice) -> FilesToR
     """
     for template in templates_of(spec):
         template.require(names_of(spec), needs_input=not spec.steps)
+    for template in query_templates(spec):
+        template.require(query_names(spec), needs_input=False)
     require_group(spec, frozenset())
     require_parts(spec, frozenset())
     require_labels(spec, frozenset())

@@ -15,6 +15,7 @@ from fanout.inputs.prompts import (
     Template,
     near_hint,
 )
+from fanout.inputs.retrieval_prompts import context_names, require_context
 from fanout.inputs.step_prompts import StepPrompts
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
     from fanout.core.spec import RunSpec
 
-__all__ = ["group_column", "label_leaks", "names_of", "require_group", "require_labels", "require_prompts",
-           "templates_of"]  # fmt: skip
+__all__ = ["group_column", "label_leaks", "names_of", "query_names", "require_group", "require_labels",
+           "require_prompts", "templates_of"]  # fmt: skip
 
 _GROUPS = ("document", "aspect", "model")
 
@@ -40,17 +41,24 @@ def templates_of(spec: RunSpec) -> list[Template]:
                 "the prompt of one step must contain {input}, where the text goes in", field="steps"
             )
         _require_neighbours(spec, list(prompts.templates.values()))
+        require_context(spec, prompts.templates)
         return prompts.own_templates
     found = [
         Template.parse(source, field="prompt" if aspect is None else f"aspects.{aspect}")
         for aspect, source in spec.prompts.items()
     ]
     _require_neighbours(spec, found)
+    require_context(spec, dict(enumerate(found)))
     return found
 
 
 def names_of(spec: RunSpec) -> tuple[str, ...]:
     """Return the names of fanout that prompts of a job may have."""
+    return (*query_names(spec), *context_names(spec))
+
+
+def query_names(spec: RunSpec) -> tuple[str, ...]:
+    """Return the names of fanout that the template of what passages are looked for may have."""
     around = NEIGHBOUR_NAMES if spec.neighbours else ()
     return (*BRANCH_NAMES, *around, *(SPLIT_NAMES if spec.split == "model" else ()))
 

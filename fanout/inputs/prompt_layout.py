@@ -35,7 +35,9 @@ __all__ = [
 
 REFERENCE = "[the text in <document> above]"
 # What differs between the branches of a chunk.
-_OF_BRANCH = frozenset({"aspect", "sample", f"{OWN}aspect", f"{OWN}sample"})
+_OF_BRANCH = frozenset({
+    "aspect", "sample", "context", f"{OWN}aspect", f"{OWN}sample", f"{OWN}context",
+})  # fmt: skip
 _INPUT = frozenset({"input", f"{OWN}input"})
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fanout.core.errors import SpecError
 from fanout.core.field_effects import READING
+from fanout.core.retrieval import is_retrieval_function
 from fanout.inputs.documents import STDIN
 from fanout.inputs.documents.files import RUN
 from fanout.inputs.documents.urls import is_relative
@@ -61,5 +62,6 @@ def require_used(
 
 
 def _has_relative(spec: RunSpec, documents: Any) -> bool:
-    paths = () if documents is not None else spec.inputs
+    files = [one for one in spec.retrieval_sources if not is_retrieval_function(one)]
+    paths = (*(() if documents is not None else spec.inputs), *files)
     return any(one != STDIN and not one.startswith(RUN) and is_relative(one) for one in paths)

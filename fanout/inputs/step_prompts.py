@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property, partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from fanout.core.records import StepOutcome
     from fanout.core.steps import StepSpec
 
-__all__ = ["JUDGE_NAMES", "StepPrompts", "feedback_reply"]
+__all__ = ["JUDGE_NAMES", "StepPrompts", "context_of", "feedback_reply"]
 
 # What the prompt of a judge has beside the names of a branch.
 JUDGE_NAMES = (
@@ -64,22 +65,33 @@ def feedback_reply(feedback: str, *, is_fenced: bool = False) -> str:
     return _REPLY.replace("{feedback}", text or "It does not meet the criteria.")
 
 
+def context_of(step: str) -> str:
+    """Return the name under which values have the passages of a step."""
+    return f"{step}\0context"
+
+
 class StepPrompts:
     """The prompts of the steps of a job.
 
     Args:
         steps: The steps.
+        queries: The templates of what passages are looked for, by step.
 
     Raises:
         PromptError: A template has a misplaced brace, or names a step that does not come before it, or
             a field that its answer does not have.
     """
 
-    def __init__(self, steps: Sequence[StepSpec]) -> None:
+    def __init__(
+        self, steps: Sequence[StepSpec], queries: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self._steps = {step.name: step for step in steps}
         self.templates: dict[str, Template] = {}
         # The names in each template that stand for answers, with the part that says which.
         self._answers: dict[str, tuple[tuple[str, str], ...]] = {}
+        # The same for what passages are looked for.
+        self._queries: dict[str, Template] = {}
+        self._query_answers: dict[str, tuple[tuple[str, str], ...]] = {}
         earlier: dict[str, StepSpec] = {}
         for step in steps:
             source = step.prompt or (_JUDGE if step.judge is not None else None)
@@ -87,6 +99,10 @@ class StepPrompts:
                 template = Template.parse(source, field=f"steps.{step.name}.prompt")
                 self.templates[step.name] = template
                 self._answers[step.name] = tuple(_answers(template, self._steps, earlier))
+            if step.name in queries:
+                field = f"steps.{step.name}.query"
+                query = self._queries[step.name] = Template.parse(queries[step.name], field=field)
+                self._query_answers[step.name] = tuple(_answers(query, self._steps, earlier))
             earlier[step.name] = step
 
     @cached_property
@@ -99,22 +115,32 @@ class StepPrompts:
             taken = {one for one, _ in self._answers[name]}
             if self._steps[name].judge is not None:
                 taken |= {*JUDGE_NAMES}
-            parts = tuple(
-                "" if at % 2 and part in taken else part for at, part in enumerate(template.parts)
-            )
             names = list(self._steps)
             others = tuple(names[: names.index(name)])
             if self._steps[name].judge is not None:
                 others += JUDGE_NAMES
-            found.append(Template(_joined(parts), template.field, others))
+            bare = _without(template, taken)
+            found.append(Template(bare.parts, bare.field, others))
         return found
+
+    @cached_property
+    def own_queries(self) -> list[Template]:
+        """The templates of what passages are looked for, without the names that stand for answers."""
+        return [
+            _without(template, {one for one, _ in self._query_answers[name]})
+            for name, template in self._queries.items()
+        ]
 
     def require_clear(self, columns: Collection[str]) -> None:
         """Check that no name stands for an answer and for a column. Raises PromptError."""
-        for step, found in self._answers.items():
-            for name, _ in found:
-                if name in columns:
-                    raise PromptError(ambiguous(name), field=self.templates[step].field)
+        for templates, answers in (
+            (self.templates, self._answers),
+            (self._queries, self._query_answers),
+        ):
+            for step, found in answers.items():
+                for name, _ in found:
+                    if name in columns:
+                        raise PromptError(ambiguous(name), field=templates[step].field)
 
     @property
     def needs_input(self) -> bool:
@@ -160,6 +186,8 @@ class StepPrompts:
             PromptError: A name has no value.
         """
         own = dict(values)
+        if context_of(step.name) in values:
+            own["context"] = values[context_of(step.name)]
         if step.judge is not None:
             judged = self._steps[step.judge]
             task = self.values_of(judged, values, columns, text_of, is_fenced=is_fenced)
@@ -167,15 +195,10 @@ class StepPrompts:
             own["task"] = template.render(task, columns, is_fenced=is_fenced) + _shape_of(judged)
             own["answer"] = text_of(step.judge)
             own["criteria"] = _criteria(step.criteria)
+        _add_answers(own, self._answers[step.name], text_of, self.templates[step.name].field)
         for name, part in self._answers[step.name]:
-            try:
-                own[name] = OwnText(text_of(part)) if self._is_label(part) else text_of(part)
-            except KeyError:
-                head, _, path = part.partition(".")
-                raise PromptError(
-                    f"the answer of step {head!r} has no field {path!r}, which the prompt uses",
-                    field=self.templates[step.name].field,
-                ) from None
+            if self._is_label(part):
+                own[name] = OwnText(own[name])
         return own
 
     def references(self, step: StepSpec) -> list[str]:
@@ -197,9 +220,48 @@ class StepPrompts:
         names = {name for name, _ in self._answers[step.name]}
         return frozenset(names | {*JUDGE_NAMES} if step.judge is not None else names)
 
+    def query(
+        self,
+        step: StepSpec,
+        values: Mapping[str, str],
+        columns: Mapping[str, Cell],
+        answers: Mapping[str, StepOutcome],
+    ) -> str:
+        """Return what passages are looked for, for a step; see ``render``. Raises PromptError."""
+        own, template = dict(values), self._queries[step.name]
+        text_of = partial(step_text, answers=answers)
+        _add_answers(own, self._query_answers[step.name], text_of, template.field)
+        return template.render(own, columns)
+
     def _is_label(self, part: str) -> bool:
         """Say whether an answer is one of the labels that the job gives."""
         return bool(self._steps[part].choices) if part in self._steps else False
+
+
+def _add_answers(
+    own: dict[str, str],
+    names: Sequence[tuple[str, str]],
+    text_of: Callable[[str], str],
+    field: str,
+) -> None:
+    """Add the values of names that stand for answers of steps. Raises PromptError."""
+    for name, part in names:
+        try:
+            own[name] = text_of(part)
+        except KeyError:
+            head, _, path = part.partition(".")
+            raise PromptError(
+                f"the answer of step {head!r} has no field {path!r}, which the prompt uses",
+                field=field,
+            ) from None
+
+
+def _without(template: Template, names: Collection[str]) -> Template:
+    """Return a template without some of its names."""
+    parts = tuple(
+        "" if at % 2 and part in names else part for at, part in enumerate(template.parts)
+    )
+    return Template(_joined(parts), template.field)
 
 
 def _shape_of(step: StepSpec) -> str:

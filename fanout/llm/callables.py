@@ -47,7 +47,7 @@ class CallableLLM:
         concurrency: The number of threads for a sync function.
     """
 
-    def __init__(self, function: Callable[[Any], Any], *, concurrency: int = 32) -> None:
+    def __init__(self, function: Callable[..., Any], *, concurrency: int = 32) -> None:
         self._function = function
         self._is_async = _is_async(function)
         self._threads: ReadyThreads | None = None
@@ -80,12 +80,12 @@ class CallableLLM:
             raise LLMError(ErrorKind.INVALID_OUTPUT, f"the function returned {kind}, not str")
         return LLMReply(text=text)
 
-    async def call(self, argument: Any) -> Any:
+    async def call(self, *arguments: Any) -> Any:
         """Return what the function returns. Raises what it raises."""
         if self._is_async:
-            return await self._function(argument)
+            return await self._function(*arguments)
         loop = asyncio.get_running_loop()
-        returned = await loop.run_in_executor(self._threads, _shielded, self._function, argument)
+        returned = await loop.run_in_executor(self._threads, _shielded, self._function, *arguments)
         # A sync wrapper around an async function, such as a partial or a decorator.
         return await returned if inspect.isawaitable(returned) else returned
 
@@ -98,9 +98,9 @@ class CallableLLM:
 _CROSSES_NO_FUTURE = (StopIteration, concurrent.futures.CancelledError)
 
 
-def _shielded(function: Callable[[Any], Any], argument: Any) -> Any:
+def _shielded(function: Callable[..., Any], *arguments: Any) -> Any:
     try:
-        return function(argument)
+        return function(*arguments)
     except BaseException as error:
         if isinstance(error, Exception) and not isinstance(error, _CROSSES_NO_FUTURE):
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -14,7 +15,7 @@ from fanout.core.tokens import BYTES_PER_TOKEN, utf8_bytes
 from fanout.inputs.fences import with_rule
 from fanout.inputs.prompt_layout import branch_values
 from fanout.inputs.prompts import Template
-from fanout.inputs.step_prompts import StepPrompts
+from fanout.inputs.step_prompts import StepPrompts, context_of
 from fanout.inputs.token_counters import make_counter, ratio_of
 from fanout.llm.call_bounds import longest_answer
 from fanout.llm.prompt_plans import plan_of
@@ -82,6 +83,8 @@ class AskCounts:
     Args:
         spec: The job.
         seen: What the fleet knows of the calls of each of its models.
+        passages: About what the prompts of each step have as ``{context}``; those of a job without steps
+            have an empty name.
 
     Attributes:
         is_exact: Whether a tokenizer counts the tokens.
@@ -89,9 +92,17 @@ class AskCounts:
             the first branch, with an empty name.
     """
 
-    def __init__(self, spec: RunSpec, seen: Mapping[str, TokenSums]) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        seen: Mapping[str, TokenSums],
+        passages: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._spec = spec
         self._seen = seen
+        self._passages = {"context": passages.get("", "")} | {
+            context_of(name): text for name, text in passages.items()
+        }
         self._steps = {step.name: step for step in spec.steps}
         self._counts = [_Count(spec, ask) for ask in asks_of(spec)]
         self._templates = {name: Template.parse(source) for name, source in spec.prompts.items()}
@@ -114,12 +125,19 @@ class AskCounts:
             if step is not None:
                 self._add(count, self._of_step(step, chunk, number, is_shown=False))
                 if step.name not in self.shown:
-                    self.shown[step.name] = self._of_step(step, chunk, number, is_shown=True)
+                    prompt = self._of_step(step, chunk, number, is_shown=True)
+                    self.shown[step.name] = self._without_passages(prompt)
                 continue
             for aspect in self._templates:
                 prompt = self._of_aspect(aspect, chunk, number)
-                self.shown.setdefault("", prompt)
+                self.shown.setdefault("", self._without_passages(prompt))
                 self._add(count, prompt)
+
+    def _without_passages(self, prompt: str) -> str:
+        """Return a prompt with a word for passages: what it will have is not known."""
+        for text in filter(None, self._passages.values()):
+            prompt = prompt.replace(text, "[passages]")
+        return prompt
 
     def _add(self, count: _Count, prompt: str) -> None:
         count.add(prompt)
@@ -129,7 +147,7 @@ class AskCounts:
     def _of_aspect(self, aspect: str | None, chunk: Chunk, number: int) -> str:
         spec = self._spec
         ref = BranchRef(chunk=number, aspect=aspect, model=spec.model, sample=0)
-        values = branch_values(chunk, ref, 0, chunk.around)
+        values = branch_values(chunk, ref, 0, chunk.around) | self._passages
         if self._plan is None:
             is_fenced = spec.is_fenced(spec.model)
             return self._templates[aspect].render(values, chunk.columns, is_fenced=is_fenced)
@@ -137,7 +155,7 @@ class AskCounts:
 
     def _of_step(self, step: StepSpec, chunk: Chunk, number: int, *, is_shown: bool) -> str:
         ref = BranchRef(chunk=number, aspect=None, model=self._spec.model, sample=0)
-        given = branch_values(chunk, ref, 0, chunk.around)
+        given = branch_values(chunk, ref, 0, chunk.around) | self._passages
         model = step.model or self._spec.model
         is_fenced = self._spec.is_fenced(model)
         values = self._prompts.values_of(

@@ -17,7 +17,7 @@ from fanout.core.step_answers import step_text
 from fanout.inputs.fences import with_rule
 from fanout.inputs.prompt_layout import branch_values
 from fanout.inputs.prompts import Template
-from fanout.inputs.step_prompts import StepPrompts, feedback_reply
+from fanout.inputs.step_prompts import StepPrompts, context_of, feedback_reply
 from fanout.llm.prompt_plans import plan_of
 from fanout.llm.step_plans import step_plan_of
 from fanout.policy.packing import shard_chunk
@@ -25,8 +25,9 @@ from fanout.policy.steps import Chain
 from fanout.runs.outputs import output_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
+    from fanout.core.passage_uses import PassageUse
     from fanout.core.records import BranchRef, Chunk, ErrorKind, Outcome, Shard, StepOutcome
     from fanout.core.spec import RunSpec
     from fanout.core.steps import StepSpec
@@ -124,6 +125,12 @@ def trace_of(spec: RunSpec, shard: Shard, outcome: Outcome) -> BranchTrace:
     return BranchTrace(branch=branch, calls=calls)
 
 
+def _listed(uses: Iterable[PassageUse]) -> str:
+    """Return what stands for passages, which are not kept with a branch: their ids and sources."""
+    each = (f"[{one.id}] {one.source}".rstrip() for one in uses if one.share > 0)
+    return f"[passages: {', '.join(each) or 'none'}]"
+
+
 def _single(
     spec: RunSpec, chunk: Chunk, ref: BranchRef, branch: Output[Any], chunks: int
 ) -> TracedCall:
@@ -135,7 +142,7 @@ def _single(
         function=None,
         model=branch.model or model,
         system=with_rule(spec, model, spec.system),
-        prompt=_prompt(spec, chunk, ref, model, chunks),
+        prompt=_prompt(spec, chunk, ref, model, chunks, branch.passages or ()),
         turns=(),
         answer=branch.value,
         kind=branch.kind,
@@ -148,8 +155,16 @@ def _single(
     )
 
 
-def _prompt(spec: RunSpec, chunk: Chunk, ref: BranchRef, model: str, chunks: int) -> str | None:
+def _prompt(
+    spec: RunSpec,
+    chunk: Chunk,
+    ref: BranchRef,
+    model: str,
+    chunks: int,
+    passages: Iterable[PassageUse],
+) -> str | None:
     values = branch_values(chunk, ref, ref.sample, chunk.around)
+    values["context"] = _listed(passages)
     plan = plan_of(spec)
     try:
         if plan is None:
@@ -167,6 +182,7 @@ def _steps(
 ) -> Iterator[TracedCall]:
     prompts, chain, plan = StepPrompts(spec.steps), Chain(spec.steps), step_plan_of(spec)
     values = branch_values(chunk, ref, ref.sample, chunk.around)
+    values |= {context_of(one.name): _listed(one.passages) for one in outcome.steps}
     for one in outcome.steps:
         step = chain.next
         if step is None or step.name != one.name:

@@ -147,6 +147,7 @@ class Estimator:
         seen: Returns what the fleet knows of a model's calls.
         places: How many calls may be in flight; None if that is unknown.
         limits: The limits that the fleet has learnt, by model.
+        passages: About what prompts have as ``{context}``: see AskCounts.
     """
 
     def __init__(
@@ -156,11 +157,12 @@ class Estimator:
         seen: Callable[[str], TokenSums],
         places: int | None,
         limits: Mapping[str, LimitState] = MappingProxyType({}),
+        passages: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._spec = spec
         self._seen = {model: seen(model) for model in spec.all_models}
         self._places, self._limits = places, limits
-        self._counts = AskCounts(spec, self._seen)
+        self._counts = AskCounts(spec, self._seen, passages)
         self._documents = self._bad = self._chunks = self._bad_chunks = 0
         self._groups: Counter[str] = Counter()
         # The chunks of the groups beyond these.

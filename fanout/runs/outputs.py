@@ -85,6 +85,7 @@ def output_of(
         step_records=outcome.steps,
         is_rejected=outcome.is_rejected if spec.has_judge else None,
         is_best=None if best is None else outcome.index in best,
+        passages=outcome.passages if spec.retrieval_sources else None,
     )
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from fanout.core.cells import Cell
     from fanout.core.lanes import Lane
+    from fanout.core.passage_uses import PassageUse
     from fanout.core.records import ErrorKind, RunStatus, StepOutcome, Usage
     from fanout.runs.evaluation import Evaluation
     from fanout.runs.status import ReduceError
@@ -92,6 +93,8 @@ class Output(Generic[AnswerT]):
         is_rejected: Whether a judge did not pass the output; None in a run without a judge.
         is_best: Whether it is the best output of its chunk; None in a run that does not look for it, or
             has not found it yet.
+        passages: The passages that were found for the prompt, best first, with how much of each there was
+            room for; of a branch with steps each step has its own. None in a run without ``retrieve``.
     """
 
     index: int
@@ -133,6 +136,7 @@ class Output(Generic[AnswerT]):
     step_records: tuple[StepOutcome, ...] = ()
     is_rejected: bool | None = None
     is_best: bool | None = None
+    passages: tuple[PassageUse, ...] | None = None
 
     @property
     def steps(self) -> dict[str, Any]:

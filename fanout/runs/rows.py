@@ -266,7 +266,18 @@ def _steps(branch: Output[Any]) -> dict[str, Any]:
         fields["rejected"] = branch.is_rejected
     if branch.is_best is not None:
         fields["is_best"] = branch.is_best
+    if branch.passages is not None:
+        fields["passages"] = _passages(branch)
     return fields
+
+
+def _passages(branch: Output[Any]) -> Any:
+    """Return the passages of a branch as JSON, by step if it has steps."""
+    if not branch.step_records:
+        return msgspec.to_builtins(branch.passages)
+    return {
+        one.name: msgspec.to_builtins(one.passages) for one in branch.step_records if one.passages
+    }
 
 
 def _figures(branch: Output[Any]) -> dict[str, Any]:

@@ -155,6 +155,19 @@ def test_minutes_are_split_into_decisions(fanout, here):
     assert "split by the model: 2 calls" in fanout("estimate", job).stdout
 
 
+def test_questions_are_answered_from_the_passages_of_a_folder(fanout, here):
+    job = str(EXAMPLES / "answers.yaml")
+    done = fanout("run", job, "--model", "fake", "--out", "answers.jsonl")
+    assert done.status == 0, done.stderr
+    assert "passages of" in done.stderr
+    done = fanout("results", done.stderr.partition("run ")[2].split()[0], "--out", "rows")
+    assert done.status == 0, done.stderr
+    found = [json.loads(line)["passages"] for line in (here / "rows" / "outputs.jsonl").open()]
+    best = [one[0]["source"] for one in found]
+    assert best == ["amendment-26.txt", "amendment-18.txt", "amendment-22.txt"]
+    assert all(len(one) == 3 for one in found)
+
+
 def test_two_prompts_are_compared_on_labels_by_the_local_model(fanout):
     job = str(EXAMPLES / "compare.yaml")
     done = fanout("eval", job, "--limit", "6", "--json", timeout_s=PATIENCE_S)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from fanout.core.errors import (
     LostDataError,
     ModelError,
@@ -18,6 +20,7 @@ from fanout.core.records import ErrorKind, Outcome, Variants
 from fanout.inputs.fences import with_rule
 from fanout.inputs.plan_answers import PlanShape
 from fanout.inputs.prompt_layout import branch_values
+from fanout.inputs.retrieval_prompts import has_context
 from fanout.llm.base import LLMRequest
 from fanout.llm.error_kinds import FEW, MANY
 from fanout.policy.packing import shard_chunk
@@ -28,12 +31,14 @@ from workers.branch.consensus import ask_until_certain
 from workers.branch.delivery_ends import BranchHandedBack
 from workers.branch.late_results import count_unused
 from workers.branch.outcomes import outcome_of, unanswered
+from workers.branch.retrieving import RetrievalError, Retriever
 from workers.context.inflight import CallStoppedError, StopReason, run_ending
 
 if TYPE_CHECKING:
     from fanout.core.answer_shape import AnswerShape
     from fanout.core.ids import ShardId
     from fanout.core.spec import RunSpec
+    from fanout.inputs.prompts import Template
     from fanout.policy.prefixes import PromptCache
     from workers.branch.claims import Claim
     from workers.context.worker_context import WorkerContext
@@ -84,7 +89,7 @@ def _of_step(calls: Calls, error: Exception) -> str:
     return f"step {name}: {error}" if name else str(error)
 
 
-async def _call(
+async def _call(  # noqa: C901 - each kind of branch in turn
     claim: Claim, context: WorkerContext, shard_id: ShardId, index: int, calls: Calls
 ) -> Outcome:
     run_id, stage = shard_id.run_id, shard_id.stage
@@ -121,8 +126,12 @@ async def _call(
         shape = PlanShape(shape, chunk.text)
     plan = None if stage else runs.plan(run_id)
 
+    retriever = None if stage else _retriever(context, run_id, spec, template)
+    passages: dict[str, str] = {}
+
     def made(model: str, sample: int) -> LLMRequest:
         values, cache = branch_values(chunk, ref, sample, around), None
+        values |= passages
         if plan is None:
             prompt = template.render(values, chunk.columns, is_fenced=spec.is_fenced(model))
         else:
@@ -131,12 +140,32 @@ async def _call(
         return _request(spec, model, prompt, limit, sample, shape, cache)
 
     async def ask(model: str, sample: int) -> Outcome:
+        if retriever is not None:
+            values = branch_values(chunk, ref, sample, around)
+            passages["context"] = await retriever.of_prompt(
+                template, values, chunk.columns, model=model
+            )
         result = await asking.answer(model, lambda one: made(one, sample), sample)
         return outcome_of(index, result)
 
-    if stage > 0 or spec.certainty is None:
-        return await ask(ref.model or spec.model, ref.sample)
-    return await ask_until_certain(ask, claim, spec, calls, index)
+    try:
+        if stage > 0 or spec.certainty is None:
+            outcome = await ask(ref.model or spec.model, ref.sample)
+        else:
+            outcome = await ask_until_certain(ask, claim, spec, calls, index)
+    except RetrievalError as error:
+        calls.stop_after = error.stop_after
+        outcome = unanswered(index, error.kind, str(error), calls)
+    return outcome if retriever is None else structs.replace(outcome, passages=retriever.uses)
+
+
+def _retriever(
+    context: WorkerContext, run_id: str, spec: RunSpec, template: Template
+) -> Retriever | None:
+    """Return what finds the passages of a prompt; None if it has none."""
+    if context.runs.query(run_id) is None or not has_context(template):
+        return None
+    return Retriever(context, run_id, spec)
 
 
 def _comparison(spec: RunSpec, prompt: str, shape: AnswerShape | None) -> LLMRequest:

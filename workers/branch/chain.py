@@ -21,6 +21,7 @@ from fanout.llm.base import LLMReply, LLMRequest, Turn
 from fanout.llm.callables import CallableLLM
 from fanout.llm.calls import complete_with_retries
 from fanout.policy.steps import Chain, turn_of, verdict_of
+from workers.branch.retrieving import RetrievalError, Retriever
 
 if TYPE_CHECKING:
     from fanout.core.records import BranchRef, Chunk, Usage
@@ -156,6 +157,7 @@ class _Steps:
         self._chunks = chunks
         self._run: RunSteps = context.runs.steps(run_id)
         self._values = values
+        self._retriever = Retriever(context, run_id, spec) if spec.retrieval_sources else None
 
     def _model(self, step: StepSpec) -> str:
         return step.model or self._ref.model or self._spec.model
@@ -168,16 +170,38 @@ class _Steps:
         if step.function is not None:
             return await self._called(step, step.function), {}
         model = self._model(step)
+        try:
+            contexts = await self._contexts(step, model)
+        except RetrievalError as error:
+            return self._unasked(step, error), {}
         result = await self._asking.answer(
-            model, lambda one: self._request(step, one), self._ref.sample, step=step
+            model, lambda one: self._request(step, one, contexts), self._ref.sample, step=step
         )
         one = self._outcome(step, result, model=result.model or model, is_json=step.is_json)
         return one, result.usage_of or {model: result.usage}
 
-    def _request(self, step: StepSpec, model: str) -> LLMRequest:
+    async def _contexts(self, step: StepSpec, model: str) -> dict[str, str]:
+        """Return the passages for the prompt of a step. Raises RetrievalError."""
+        if self._retriever is None:
+            return {}
+        return await self._retriever.of_step(
+            self._run.prompts,
+            step,
+            self._values,
+            self._chunk.columns,
+            self._chain.answers,
+            model=model,
+        )
+
+    def _unasked(self, step: StepSpec, error: RetrievalError) -> StepOutcome:
+        """Return the outcome of a step for which no passages could be looked for."""
+        number = self._chain.round(step)
+        return StepOutcome(name=step.name, round=number, kind=error.kind, message=str(error))
+
+    def _request(self, step: StepSpec, model: str, contexts: dict[str, str]) -> LLMRequest:
         spec, sample = self._spec, self._ref.sample
         is_fenced = spec.is_fenced(model)
-        prompt, cache = self._prompt(step, model)
+        prompt, cache = self._prompt(step, model, contexts)
         system = spec.system if step.system is None else step.system
         turns = self._chain.turns(step)
         return LLMRequest(
@@ -196,14 +220,17 @@ class _Steps:
             cache=cache,
         )
 
-    def _prompt(self, step: StepSpec, model: str) -> tuple[str, PromptCache | None]:
+    def _prompt(
+        self, step: StepSpec, model: str, contexts: dict[str, str]
+    ) -> tuple[str, PromptCache | None]:
         prompts, plan, chunk = self._run.prompts, self._run.plan, self._chunk
         answers, is_fenced = self._chain.answers, self._spec.is_fenced(model)
+        given = {**self._values, **contexts}
         if plan is None:
-            prompt = prompts.render(step, self._values, chunk.columns, answers, is_fenced=is_fenced)
+            prompt = prompts.render(step, given, chunk.columns, answers, is_fenced=is_fenced)
             return prompt, None
         text_of = partial(step_text, answers=answers)
-        values = prompts.values_of(step, self._values, chunk.columns, text_of, is_fenced=is_fenced)
+        values = prompts.values_of(step, given, chunk.columns, text_of, is_fenced=is_fenced)
         lane = first_lane(self._spec.lane)
         return plan.prompt(
             step, chunk, self._ref, values, model=model, chunks=self._chunks, lane=lane
@@ -243,6 +270,7 @@ class _Steps:
     def _outcome(
         self, step: StepSpec, result: CallResult, *, model: str | None, is_json: bool
     ) -> StepOutcome:
+        is_function = step.function is not None
         return StepOutcome(
             name=step.name,
             output=result.output,
@@ -259,6 +287,7 @@ class _Steps:
             confidence=result.confidence,
             saved=result.saved,
             is_json=is_json,
+            passages=() if is_function or self._retriever is None else self._retriever.uses,
         )
 
 

@@ -12,7 +12,7 @@ from fanout.core.answer_shape import AnswerShape, shape_of
 from fanout.core.errors import SettingsError, StoredDataError
 from fanout.core.spec import RunSpec
 from fanout.inputs.prompts import Template
-from fanout.inputs.step_prompts import StepPrompts
+from fanout.inputs.retrieval_prompts import query_template, step_prompts_of
 from fanout.llm.prices import price_of
 from fanout.llm.prompt_plans import plan_of
 from fanout.llm.step_plans import step_plan_of
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from fanout.core.ids import StageId
+    from fanout.inputs.step_prompts import StepPrompts
     from fanout.llm.prompt_plans import PromptPlan
     from fanout.llm.step_plans import StepPlan
     from fanout.stores import RedisStore
@@ -62,6 +63,7 @@ class RunCaches:
         shape: Returns the shape of the answers of a run, or of its aggregates; None is any text.
         template: Returns the prompt template of a stage and an aspect.
         steps: Returns the prompts and shapes of the steps of a run.
+        query: Returns the template of what passages are looked for; None of a run without, or with steps.
         plan: Returns how the prompts of a run without steps are laid out; None for as its templates are
             written.
     """
@@ -74,6 +76,7 @@ class RunCaches:
         self.shards = LoadingCache(store.shard, loaders, size=_SHARDS)
         self.shape = lru_cache(maxsize=_SPECS * 2)(self._load_shape)
         self.steps = lru_cache(maxsize=_SPECS)(self._load_steps)
+        self.query = lru_cache(maxsize=_SPECS)(self._load_query)
         self.plan = lru_cache(maxsize=_SPECS)(self._load_plan)
         self.template = lru_cache(maxsize=_SPECS * 8)(self._load_template)
 
@@ -102,9 +105,11 @@ class RunCaches:
 
     def _load_steps(self, run_id: str) -> RunSteps:
         spec = self.specs.get(run_id)
-        steps = spec.steps
-        shapes = {step.name: shape_of(step.answer_schema, step.choices) for step in steps}
-        return RunSteps(prompts=StepPrompts(steps), shapes=shapes, plan=step_plan_of(spec))
+        shapes = {step.name: shape_of(step.answer_schema, step.choices) for step in spec.steps}
+        return RunSteps(prompts=step_prompts_of(spec), shapes=shapes, plan=step_plan_of(spec))
+
+    def _load_query(self, run_id: str) -> Template | None:
+        return query_template(self.specs.get(run_id))
 
     def _load_plan(self, run_id: str) -> PromptPlan | None:
         return plan_of(self.specs.get(run_id))

@@ -24,6 +24,7 @@ from workers.context.fleet_checks import StorageWatch, VersionGate
 from workers.context.inflight import HandBack
 from workers.context.leads import Leads
 from workers.context.models import Models
+from workers.context.passages import Passages
 from workers.context.progress import ALIVE, SURE
 from workers.context.run_caches import RunCaches
 from workers.telemetry.reports import Reports, make_telemetry
@@ -94,6 +95,7 @@ class WorkerContext:
         loop: The event loop that branches run on.
         models: The models, their limits and their calls in flight.
         runs: The caches of runs.
+        passages: The indexes of passages that runs retrieve from.
         branches: The steps that branches share, and their progress.
         budgets: Makes the calls fit into the budgets of runs and of days.
         call_plans: What the calls of runs need.
@@ -112,6 +114,7 @@ class WorkerContext:
     loop: LoopThread
     models: Models
     runs: RunCaches
+    passages: Passages
     branches: BranchSteps
     budgets: Budgets
     call_plans: CallPlans
@@ -156,6 +159,7 @@ class WorkerContext:
         self.loop.close()
         self.branches.close()
         self.leads.end()
+        self.passages.close()
         self.runs.close()
         self.connections.close()
 
@@ -205,6 +209,7 @@ def make_context(app: WorkerApp, *, concurrency: int) -> WorkerContext:
         loop=loop,
         models=models,
         runs=RunCaches(connections.store, ReadyThreads(_LOADERS, "fanout-load")),
+        passages=Passages(connections.store, settings),
         branches=branches,
         budgets=budgets,
         call_plans=CallPlans(settings, budgets),

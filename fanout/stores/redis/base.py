@@ -12,7 +12,9 @@ Keys under ``{prefix}:run:{id}``, besides the run's own hash:
 * ``:permits``: the permits of each worker process, if the run has ``max_workers``;
 * ``:budget``: what is spent of the run's budget and held by each worker process, if it has one;
   ``:budget:held``: what its calls in batches may use;
-* ``:deleted``: the mark of a run that is being deleted.
+* ``:deleted``: the mark of a run that is being deleted; ``:passages``: the indexes that it has used.
+
+Under ``{prefix}:run:passages-...`` are the indexes of passages: see fanout.stores.redis.passages.
 
 ``:in``, ``:out`` and ``:result`` hold the blob itself or a reference to a file: see
 fanout.stores.blobs. Keys under ``{prefix}``:

@@ -22,8 +22,8 @@ __all__ = [
 # The final statuses, as a Lua table for scripts of runs and shards.
 ENDED = f"local ended = {{{', '.join(f'{status} = true' for status in sorted(TERMINAL))}}}"
 
-# KEYS run, mark, active; ARGV ttl, run id. From now on there is no such run: no script writes to it,
-# and its data can be deleted. The mark and the entry among the active runs stay until that is done,
+# KEYS run, mark, active, passages; ARGV ttl, run id. From now on there is no such run: no script writes to
+# it, and its data can be deleted. The mark and the entry among the active runs stay until that is done,
 # as the deleting process may die. Returns the run's last stage; -1: there is no such run, and no
 # data of one.
 DELETE_RUN = """
@@ -34,6 +34,9 @@ local run = redis.call('HMGET', KEYS[1], 'stage', 'base_stage')
 last = math.max(last, tonumber(run[1] or 0) or 0, tonumber(run[2] or 0) or 0)
 redis.call('SET', KEYS[2], last, 'EX', ARGV[1])
 redis.call('SADD', KEYS[3], ARGV[2])
+-- Which indexes it has used must be known until the end of its deletion.
+local passages = redis.call('HGET', KEYS[1], 'passages')
+if passages then redis.call('SET', KEYS[4], passages, 'EX', ARGV[1]) end
 redis.call('DEL', KEYS[1])
 return last
 """

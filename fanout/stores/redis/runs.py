@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
 
 from fanout.core.errors import StorageError, StoredDataError, UnknownRunError
 from fanout.core.ids import StageId
@@ -16,10 +19,11 @@ from fanout.stores.blobs.base import blob_folder
 from fanout.stores.redis import run_scripts, turn_scripts
 from fanout.stores.redis.base import seconds, translated
 from fanout.stores.redis.budgets import budget_fields
+from fanout.stores.redis.passages import RedisPassages
 from fanout.stores.redis.stages import RedisStages
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from fanout.core.budgets import BudgetLimits
     from fanout.core.records import ErrorKind
@@ -35,7 +39,7 @@ _LARGE_RESULT = 100_000
 _log = logging.getLogger(__name__)
 
 
-class RedisRuns(RedisStages):
+class RedisRuns(RedisStages, RedisPassages):
     """The specs, statuses and aggregates of runs.
 
     Deleting or reopening a run changes its shards too.
@@ -54,6 +58,7 @@ class RedisRuns(RedisStages):
         priority: float = 1.0,
         is_gathered: bool = False,
         budget: tuple[BudgetLimits, BudgetLimits] | None = None,
+        passages: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Write a new run in status ``enqueuing``.
 
@@ -67,6 +72,7 @@ class RedisRuns(RedisStages):
             priority: Its share of busy workers.
             is_gathered: Whether its calls may wait for batches: more shards are open then.
             budget: What all its calls may use, and those of its branches; None without a budget.
+            passages: The names of the indexes that it uses, by where their passages are from.
         """
         key = self._run(run_id)
         fields = {"spec": spec, "status": RunStatus.ENQUEUING.value, "created_at": created_at}
@@ -83,6 +89,8 @@ class RedisRuns(RedisStages):
             fields |= {"priority": priority, "turns": turns_of(priority)}
         if budget is not None:
             fields |= budget_fields(*budget)
+        if passages:
+            fields["passages"] = msgspec.json.encode(passages).decode()
         with self._redis.pipeline() as pipe:
             pipe.hset(key, mapping=cast("dict[Any, Any]", fields))
             pipe.expire(key, self._ttl_s)
@@ -237,7 +245,7 @@ class RedisRuns(RedisStages):
             UnknownRunError: There is no such run.
         """
         run = self._run(run_id)
-        keys = [run, f"{run}:deleted", self._active]
+        keys = [run, f"{run}:deleted", self._active, f"{run}:passages"]
         last: int = self._call(run_scripts.DELETE_RUN, keys, [self._ttl_s, run_id])
         self._require(run_id, last >= 0)
         self._call(turn_scripts.FORGET_BACKLOG, [BRANCHES_QUEUE], [run_id])
@@ -257,8 +265,10 @@ class RedisRuns(RedisStages):
             with suppress(StorageError):
                 # If the storage is unreachable, or another one, the sweep deletes them later.
                 self._drop_files(run_id)
+        self._drop_passages(run_id)
         run = self._run(run_id)
-        rest = ("result", "parked", "permits", "gathered", "batches", "budget", "budget:held")
+        rest = ("result", "parked", "permits", "gathered", "batches", "budget", "budget:held",
+                "passages")  # fmt: skip
         self._redis.delete(*(f"{run}:{part}" for part in rest))
         self._unlist(run_id)
         self._redis.srem(self._active, run_id)

@@ -51,7 +51,7 @@ ALWAYS = {
     "split", "tokenizer", "reduce", "aggregate_prompt",
     "group_by", "min_success", "max_workers", "priority", "cache", "timeout_s", "deadline_s", "max_attempts",
     "max_elapsed_s", "requests_per_minute", "tokens_per_minute", "sample", "limit", "labels",
-    "lane", "prompt_order", "steps", "fence",
+    "lane", "prompt_order", "steps", "fence", "retrieve",
     "price", "budget_usd", "budget_calls", "budget_tokens",
 }  # fmt: skip
 # These have one beside some others only: a value, and with which others it has one and has none.
@@ -65,7 +65,12 @@ SOMETIMES: dict[str, tuple[Any, list[Any], list[Any]]] = {
     "chunk_overlap_tokens": (5, [{"split": "tokens"}], [{}, {"split": "lines"}]),
     "aggregate_max_tokens": (9, [SUMMED, {**SUMMED, "reduce": "llm"}, COMPARED, BEST],
                              [{}, {"reduce": "none"}, {"reduce": "vote"}]),
-    "context_tokens": (999, [SUMMED, COMPARED, {"split": "model"}], [{}, {"reduce": "concat"}]),
+    "context_tokens": (999, [SUMMED, COMPARED, {"split": "model"}, {"retrieve": "a"}],
+                       [{}, {"reduce": "concat"}]),
+    "top_k": (3, [{"retrieve": "a"}, {"retrieve": "a.b:c"}], [{}]),
+    "query": ("{input}?", [{"retrieve": "a"}, {"retrieve": "a.b:c"}], [{}]),
+    "passage_tokens": (50, [{"retrieve": "a"}], [{}, {"retrieve": "a.b:c"}]),
+    "passage_column": ("x", [{"retrieve": "a"}], [{}, {"retrieve": "a.b:c"}]),
     "aggregate_schema": (STRING, [SUMMED], [{}, {"reduce": "vote"}]),
     "by": ("x", [{"reduce": name} for name in ("vote", "rank", "top", "merge", "table")],
            [{}, {"reduce": "none"}, {"reduce": "concat"}, SUMMED]),
@@ -119,6 +124,7 @@ def test_every_field_of_a_job_is_read_by_what_does_the_job(name):
         "prompt": "prompts", "aspects": "prompts", "reduce": "reduction", "models": "variants",
         "judge_model": "reduce_model",
         "fence": "is_fenced",
+        "retrieve": "retrieval", "top_k": "retrieval", "query": "retrieval",
         **dict.fromkeys(("requests_per_minute", "tokens_per_minute"), "rates"),
     }.get(name, inner_name(name))  # fmt: skip
     read = re.compile(rf"(?:spec|policy|_spec|rate|budget|limits)\.{own}\b")
@@ -219,6 +225,8 @@ OVERRULED: list[tuple[dict[str, Any], list[str], set[str]]] = [
     ({"samples": 3, "certainty": 0.9}, ["--samples", "1"], {"certainty"}),
     ({"price": {"fake": {"input_mtok": 1, "output_mtok": 2}}}, ["--model", "local"], {"price"}),
     ({"model": ["fake", "fake?seed=2"], "certainty": 0.9}, ["--model", "fake"], {"certainty"}),
+    ({"prompt": "{input} {context}", "retrieve": "kb", "passage_tokens": 50}, ["--retrieve", "a.b:c"],
+     {"passage_tokens"}),
     ({"max_reasks": 1}, ["--aggregate", "{input}", "--aggregate-schema", STRING], set()),
 ]  # fmt: skip
 

@@ -352,12 +352,18 @@ VALUES = {
     ],
     "output": "a", "on_rejected": "fail", "fence": True,
     "criteria": ["clear"], "judge_model": "fake?seed=4",
+    "retrieve": "functions.own:find", "top_k": 3, "query": "{input}?", "passage_tokens": 50,
+    "passage_column": "body",
     "fallback": ["fake?seed=3"], "price": {"input_mtok": 0.25, "output_mtok": 2},
 }  # fmt: skip
 # What a field needs beside it to have an effect.
 NEEDS: dict[str, dict[str, Any]] = {
     "output": {"steps": VALUES["steps"]},
     "on_rejected": {"steps": VALUES["steps"]},
+    "top_k": {"retrieve": "functions.own:find"},
+    "query": {"retrieve": "functions.own:find"},
+    "passage_tokens": {"retrieve": "handbook"},
+    "passage_column": {"retrieve": "handbook"},
     "group_by": {"reduce": "vote"},
     "by": {"reduce": "vote"},
     "measures": {"reduce": "table"},

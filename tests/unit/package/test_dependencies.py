@@ -25,6 +25,8 @@ OF_EXTRAS = {
     "tiktoken": {"fanout.inputs.token_counters"},
     "tokenizers": {"fanout.inputs.token_counters"},
     "opentelemetry": {"workers.telemetry.spans"},
+    "bm25s": {"fanout.retrieval.extra"},
+    "numpy": {"fanout.retrieval.extra"},
 }
 # Several modules import these, each where it needs them.
 SHARED_EXTRAS = {"kreuzberg", "openpyxl", "pyarrow"}
@@ -115,7 +117,16 @@ def test_what_a_dependency_needs_for_redis_is_asked_of_it():
 
 
 LOCKS = {
-    "requirements.lock": ["documents", "tables", "local", "s3", "otel", "tokens", "dev"],
+    "requirements.lock": [
+        "documents",
+        "tables",
+        "local",
+        "s3",
+        "otel",
+        "tokens",
+        "retrieval",
+        "dev",
+    ],
     "requirements-demo.lock": ["documents", "tables", "local"],
     "ops/docker/requirements-runtime.lock": [],
     "ops/docker/requirements-s3.lock": ["s3"],

@@ -1,0 +1,166 @@
+"""The building of an index: passages are written to its file as they come, and then their scores."""
+
+from __future__ import annotations
+
+import mmap
+import secrets
+from array import array
+from contextlib import suppress
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from fanout.retrieval.extra import bm25_module, numpy_module
+from fanout.retrieval.index_file import (
+    FORMAT,
+    Section,
+    Sections,
+    StoredPassage,
+    word_hash,
+)
+from fanout.retrieval.words import words_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Self
+
+__all__ = ["UNFINISHED", "IndexBuilder"]
+
+UNFINISHED = ".unfinished"
+_HASH_BYTES = 16
+_ALIGNED = 8
+
+
+class IndexBuilder:
+    """Writes an index: ``add`` each passage, then ``finish``. Leaving the context removes the file.
+
+    Args:
+        folder: Where the file is written.
+
+    Attributes:
+        path: The file.
+        count: How many passages it has.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / f"{secrets.token_hex(8)}{UNFINISHED}"
+        self._file = self.path.open("xb")
+        self.path.chmod(0o600)
+        self._file.write(FORMAT)
+        self._hash = blake2b(FORMAT, digest_size=_HASH_BYTES)
+        self._offsets = array("q", [0])
+
+    def add(self, text: str, source: str) -> None:
+        """Write a passage. Raises OSError."""
+        data = msgspec.json.encode(StoredPassage(text, source))
+        self._hash.update(b"%d\n" % len(data))
+        self._hash.update(data)
+        self._file.write(data)
+        self._offsets.append(self._offsets[-1] + len(data))
+
+    @property
+    def count(self) -> int:
+        """How many passages there are."""
+        return len(self._offsets) - 1
+
+    @property
+    def content(self) -> str:
+        """The hash of the passages: two indexes with the same one are the same."""
+        return self._hash.hexdigest()
+
+    def finish(self) -> None:
+        """Write the scores, and close the file. Raises OSError."""
+        self._file.flush()
+        numpy = numpy_module()
+        tokens, ends, words = self._words()
+        scores = self._scores(tokens, ends, words)
+        parts = {"texts": Section(len(FORMAT), self._offsets[-1])}
+        arrays = {
+            "offsets": (numpy.asarray(self._offsets), "<i8"),
+            "words": (numpy.unique(words), "<u8"),
+            "starts": (scores["indptr"], "<i8"),
+            "numbers": (scores["indices"], "<i4"),
+            "scores": (scores["data"], "<f4"),
+        }
+        for name, (values, kind) in arrays.items():
+            self._file.write(b"\0" * (-self._file.tell() % _ALIGNED))
+            start = self._file.tell()
+            values.astype(kind, copy=False).tofile(self._file)
+            parts[name] = Section(start, self._file.tell() - start, kind)
+        self._file.write(Sections(count=self.count, parts=parts).end())
+        self._file.close()
+
+    def _words(self) -> tuple[array[int], array[int], Any]:
+        """Return the words of all passages by number, where each passage ends, and their hashes."""
+        numbers: dict[str, int] = {}
+        tokens, ends = array("i"), array("q")
+        for text in self._texts():
+            for word in words_of(text):
+                tokens.append(numbers.setdefault(word, len(numbers)))
+            ends.append(len(tokens))
+        hashes = numpy_module().fromiter(map(word_hash, numbers), dtype="<u8", count=len(numbers))
+        return tokens, ends, hashes
+
+    def _texts(self) -> Iterator[str]:
+        """Yield the text of each passage."""
+        if not self._offsets[-1]:
+            return
+        with (
+            self.path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+        ):
+            for first, last in zip(self._offsets, self._offsets[1:], strict=False):
+                data = mapped[len(FORMAT) + first : len(FORMAT) + last]
+                yield msgspec.json.decode(data, type=StoredPassage).text
+
+    def _scores(self, tokens: array[int], ends: array[int], words: Any) -> dict[str, Any]:
+        numpy = numpy_module()
+        if not len(tokens):
+            empty = numpy.zeros(0)
+            return {"indptr": numpy.zeros(1), "indices": empty, "data": empty}
+        # By their hashes, in whose order they are searched.
+        distinct, places = numpy.unique(words, return_inverse=True)
+        ordered = array("i")
+        ordered.frombytes(places.astype("i4")[numpy.asarray(tokens)].tobytes())
+        bm25 = bm25_module().BM25(method="lucene", backend="numpy", csc_backend="numpy")
+        made: dict[str, Any] = bm25.build_index_from_ids(
+            range(len(distinct)), _Passages(ordered, ends), show_progress=False
+        )
+        return made
+
+    def close(self) -> None:
+        """Remove the file, unless it was given another name."""
+        self._file.close()
+        with suppress(FileNotFoundError):
+            self.path.unlink()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class _Passages:
+    """The words of passages, by number, as bm25s reads them: one passage after another."""
+
+    def __init__(self, tokens: array[int], ends: array[int]) -> None:
+        self._tokens = tokens
+        self._ends = ends
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __iter__(self) -> Iterator[Iterable[int]]:
+        first = 0
+        for last in self._ends:
+            yield self._tokens[first:last]
+            first = last

@@ -1,0 +1,243 @@
+"""Finds the passages for the prompts of a branch, in an index or by a function of the user."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fanout.core.errors import LLMError, LostDataError, ModelError
+from fanout.core.records import NO_CALL, ErrorKind
+from fanout.core.tokens import BYTES_PER_TOKEN, utf8_bytes
+from fanout.inputs.retrieval_prompts import has_context
+from fanout.inputs.step_prompts import context_of as context_of_step
+from fanout.inputs.token_counters import ratio_of
+from fanout.llm import context_tokens
+from fanout.llm.base import LLMReply, LLMRequest, unexpected
+from fanout.llm.callables import CallableLLM
+from fanout.llm.calls import complete_with_retries
+from fanout.retrieval.context import NO_PASSAGE, Context, context_of, room_bytes
+from fanout.retrieval.passages import passages_from
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fanout.core.cells import Cell
+    from fanout.core.passage_uses import PassageUse
+    from fanout.core.records import StepOutcome
+    from fanout.core.retrieval import Retrieval
+    from fanout.core.spec import RunSpec
+    from fanout.core.steps import StepSpec
+    from fanout.inputs.prompts import Template
+    from fanout.inputs.step_prompts import StepPrompts
+    from fanout.retrieval.passages import Passage
+    from workers.context.worker_context import WorkerContext
+
+__all__ = ["RetrievalError", "Retriever"]
+
+
+class RetrievalError(Exception):
+    """No passages could be looked for.
+
+    Attributes:
+        kind: Why.
+        stop_after: Stop the run after this many branches with the same failure; 0 for never.
+    """
+
+    def __init__(self, kind: ErrorKind, message: str, *, stop_after: int = 0) -> None:
+        super().__init__(f"retrieval: {message}")
+        self.kind = kind
+        self.stop_after = stop_after
+
+
+class Retriever:
+    """Finds the passages for the prompts of one branch; the same query is looked for once.
+
+    Args:
+        context: The context of this worker process.
+        run_id: The run.
+        spec: Its job.
+
+    Attributes:
+        uses: The passages of the last prompt.
+    """
+
+    def __init__(self, context: WorkerContext, run_id: str, spec: RunSpec) -> None:
+        self._context = context
+        self._run_id = run_id
+        self._spec = spec
+        self._found: dict[tuple[Retrieval, str], list[Passage]] = {}
+        self.uses: tuple[PassageUse, ...] = ()
+
+    async def of_prompt(
+        self,
+        template: Template,
+        values: Mapping[str, str],
+        columns: Mapping[str, Cell],
+        *,
+        model: str,
+    ) -> str:
+        """Return the ``{context}`` of a prompt of a job without steps.
+
+        Args:
+            template: The prompt.
+            values: The value of each other name of fanout.
+            columns: The cells of the input's columns.
+            model: The model that is asked.
+
+        Raises:
+            PromptError: A name has no value.
+
+        For the other errors see ``find``.
+        """
+        spec = self._spec
+        retrieval, query = spec.retrieval(), self._context.runs.query(self._run_id)
+        if retrieval is None or query is None:
+            return NO_PASSAGE
+        found = await self.find(
+            retrieval,
+            query.render(values, columns),
+            model=model,
+            prompt=template.render({**values, "context": ""}, columns),
+            system=spec.system,
+            max_tokens=spec.max_tokens,
+        )
+        return found.text
+
+    async def of_step(
+        self,
+        prompts: StepPrompts,
+        step: StepSpec,
+        values: Mapping[str, str],
+        columns: Mapping[str, Cell],
+        answers: Mapping[str, StepOutcome],
+        *,
+        model: str,
+    ) -> dict[str, str]:
+        """Return the values for ``{context}`` in the prompt of a step, and in the one that it judges.
+
+        Raises as ``of_prompt`` does.
+        """
+        spec, contexts = self._spec, dict[str, str]()
+        steps = {one.name: one for one in spec.steps}
+        # What was found for the step itself comes last.
+        for one in (steps[name] for name in (step.judge, step.name) if name is not None):
+            retrieval = spec.retrieval(one)
+            template = prompts.templates.get(one.name)
+            if retrieval is None or template is None or not has_context(template):
+                self.uses = ()
+                continue
+            name = context_of_step(one.name)
+            empty = {**values, **contexts, name: ""}
+            found = await self.find(
+                retrieval,
+                prompts.query(one, values, columns, answers),
+                model=model,
+                prompt=prompts.render(one, empty, columns, answers),
+                system=spec.system if one.system is None else one.system,
+                max_tokens=spec.max_tokens if one.max_tokens is None else one.max_tokens,
+            )
+            contexts[name] = found.text
+        return contexts
+
+    async def find(
+        self,
+        retrieval: Retrieval,
+        query: str,
+        *,
+        model: str,
+        prompt: str,
+        system: str | None,
+        max_tokens: int | None,
+    ) -> Context:
+        """Return the passages for a prompt, as many as there is room for.
+
+        Args:
+            retrieval: Where they come from, and how many.
+            query: What is looked for.
+            model: The model that is asked, whose window decides what fits.
+            prompt: The prompt without the passages.
+            system: Its system prompt.
+            max_tokens: The longest answer; None is not known.
+
+        Raises:
+            RetrievalError: They cannot be looked for.
+            CallStoppedError: The run was stopped, or this worker stops.
+            StorageError: The index cannot be fetched now.
+            ModelError: This worker cannot use the function, or lacks a package.
+        """
+        found = self._found.get((retrieval, query))
+        if found is None:
+            found = await self._look(retrieval, query)
+            self._found[retrieval, query] = found
+        spec = self._spec
+        room = room_bytes(
+            spec.context_tokens or context_tokens(model),
+            bytes_per_token=ratio_of(spec.tokenizer) or float(BYTES_PER_TOKEN),
+            prompt_bytes=utf8_bytes(prompt) + utf8_bytes(system or ""),
+            max_tokens=max_tokens,
+        )
+        made = context_of(found, room)
+        self.uses = made.uses
+        return made
+
+    async def _look(self, retrieval: Retrieval, query: str) -> list[Passage]:
+        if retrieval.is_function:
+            return await self._called(retrieval, query)
+        passages = self._context.passages
+        try:
+            return await passages.search(self._run_id, retrieval.source, query, retrieval.top_k)
+        except LostDataError as error:
+            raise RetrievalError(ErrorKind.LOST, str(error)) from None
+
+    async def _called(self, retrieval: Retrieval, query: str) -> list[Passage]:
+        """Return what a function of the user finds. It is called again as a model is."""
+        models, spec, path = self._context.models, self._spec, retrieval.source
+        llm = models.made.get(path) or await models.get(path)
+        if not isinstance(llm, CallableLLM):
+            raise ModelError(f"{path} is a model, not a function that finds passages")
+        finder = _Finder(llm, query, retrieval.top_k)
+        result = await models.in_flight.call(
+            self._run_id,
+            complete_with_retries(
+                finder,
+                LLMRequest(prompt=""),
+                policy=spec.retries,
+                timeout_s=spec.timeout_s,
+                sleep=models.in_flight.wait,
+            ),
+            has_deadline=True,
+        )
+        if result.kind is not None:
+            message = result.message or "no passages"
+            raise RetrievalError(result.kind, message, stop_after=result.stop_after)
+        return finder.found
+
+
+class _Finder:
+    """A function of the user as a model that is asked one question.
+
+    Attributes:
+        found: What it has found.
+    """
+
+    def __init__(self, llm: CallableLLM, query: str, k: int) -> None:
+        self._llm = llm
+        self._arguments = (query, k)
+        self.found: list[Passage] = []
+
+    async def check(self) -> None:
+        """Do nothing: only a call shows whether a function works."""
+
+    async def complete(self, _request: LLMRequest) -> LLMReply:
+        """Call the function. Raises LLMError."""
+        returned = await self._llm.call(*self._arguments)
+        try:
+            self.found = passages_from(returned, most=self._arguments[1])
+        except LLMError:
+            raise
+        except Exception as error:
+            # A generator runs only now.
+            raise unexpected(error) from error
+        return LLMReply(text="found", usage=NO_CALL)
+
+    async def aclose(self) -> None:
+        """Do nothing: the function is closed with the worker."""
