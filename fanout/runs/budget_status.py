@@ -80,7 +80,9 @@ class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def words(self) -> str:
         """What is spent of what, as one text."""
-        return f"budget: {self.spent_words}"
+        over = any(getattr(self.spent, name) > getattr(self.limit, name) for name in self.limited)
+        passed = " (passed: the provider reports more than its calls could use)" if over else ""
+        return f"budget: {self.spent_words}{passed}"
 
     @property
     def day_words(self) -> str:

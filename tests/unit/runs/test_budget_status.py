@@ -206,3 +206,9 @@ def test_a_new_budget_without_room_or_for_a_run_without_one_is_refused(store):
 def test_what_is_no_budget_is_refused(given, message):
     with pytest.raises(SpecError, match=f"^{message}"):
         checked_budget(given)
+
+
+@pytest.mark.parametrize(("tokens", "is_passed"), [(100, False), (101, True)])
+def test_a_budget_that_a_provider_has_passed_says_so(tokens, is_passed):
+    one = BudgetStatus(limit=BudgetLimits(tokens=100), spent=Amounts(tokens=tokens))
+    assert ("passed: the provider reports more" in one.words) is is_passed
