@@ -380,11 +380,7 @@ class Estimator:
 
     def limits_of(self, model: str) -> tuple[Rates, int | None]:
         """Return the rates of a model, told and learnt, and how many calls may be in flight."""
-        rate = self._spec.rate
-        told = Rates(
-            requests_per_minute=rate.requests_per_minute, tokens_per_minute=rate.tokens_per_minute
-        )
-        return tightest(told, self._limits.get(model, LimitState()), self._places)
+        return tightest(self._spec.rate.rates, self._limits.get(model, LimitState()), self._places)
 
     def _time_range(self, model: str, calls: Calls) -> tuple[float | None, float | None]:
         seen = self._seen[model]
