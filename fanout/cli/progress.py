@@ -268,7 +268,7 @@ def summary(status: Status) -> str:
 
 
 def _spent(status: Status) -> list[str]:
-    """Return tokens and cost; one of which nothing is known is said of providers only; 0 is left out."""
+    """Return tokens and cost; unknown ones are named for providers only, and 0 is left out."""
     usage = status.usage
     parts = []
     if usage.known("input_tokens") + usage.known("output_tokens") > 0:
