@@ -124,7 +124,7 @@ def short_estimate(estimate: Estimate) -> str:
     wide = f"; {_NARROWER}" if estimate.is_wide else ""
     return (
         f"estimate: {plural(estimate.branches, 'branch', 'branches')}, "
-        f"{_range(estimate.calls.input_low, estimate.calls.input_high)} tokens in, "
+        f"{_calls(estimate.all_calls)}, "
         f"{cost_text(estimate.chosen)}{_time(estimate.chosen)}{wide}{unpriced}"
     )
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, Field
 
-from fanout.core.spec_fields import as_tuple
+from fanout.core.spec_fields import Criteria  # noqa: TC001 - pydantic reads it
 
 __all__ = ["COMPARISON_SCHEMA", "ComparisonFields"]
 
@@ -26,7 +26,7 @@ _COMPARING = ("best", "pairwise")
 class ComparisonFields(BaseModel):
     """The fields of a job that say how outputs are compared: see RunSpec."""
 
-    criteria: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()
+    criteria: Criteria = ()
     judge_model: Annotated[str | None, Field(min_length=1, max_length=512)] = None
 
     if TYPE_CHECKING:

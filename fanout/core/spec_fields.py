@@ -19,6 +19,7 @@ __all__ = [
     "NUMBER",
     "PART_CONFIG",
     "BudgetSpec",
+    "Criteria",
     "Fallback",
     "JobBudget",
     "Models",
@@ -92,6 +93,20 @@ def checked_condition(where: str | None) -> str | None:
 def as_tuple(value: object) -> object:
     """Return a single string as a tuple of one."""
     return (value,) if isinstance(value, str) else value
+
+
+def _criteria(value: object) -> object:
+    """Return criteria as a tuple, of which none is blank."""
+    listed = as_tuple(value)
+    if isinstance(listed, (list, tuple)) and any(
+        isinstance(one, str) and not one.strip() for one in listed
+    ):
+        msg = "must not be empty: say what makes an answer good"
+        raise ValueError(msg)
+    return listed
+
+
+Criteria = Annotated[tuple[str, ...], BeforeValidator(_criteria)]
 
 
 def _as_names(value: object) -> object:

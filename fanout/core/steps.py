@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_va
 from fanout.core.answer_fields import Choices, SchemaField
 from fanout.core.field_words import twice_in
 from fanout.core.retrieval_fields import StepRetrieveFields
-from fanout.core.spec_fields import NUMBER, PART_CONFIG, as_tuple
+from fanout.core.spec_fields import NUMBER, PART_CONFIG, Criteria
 from fanout.core.step_answers import answer_fields, is_single, possible_values
 from fanout.core.step_errors import IN_QUOTES, StepError, unquoted_conditions
 
@@ -81,6 +81,9 @@ def _conditions(value: object) -> object:
     """Return the values of each condition as texts, as templates have them."""
     if not isinstance(value, dict):
         return value
+    if not value:
+        msg = "must not be empty: name an earlier step and its answers, as {kind: bill}, or leave it out"
+        raise ValueError(msg)
     return {name: tuple(map(_text, _listed(some))) for name, some in value.items()}
 
 
@@ -132,10 +135,12 @@ class StepSpec(SchemaField, StepRetrieveFields):
     max_tokens: Annotated[int | None, Field(ge=1), NUMBER] = None
     choices: Choices = ()
     when: Annotated[dict[str, tuple[str, ...]], BeforeValidator(_conditions)] = Field(
-        default_factory=dict
+        # None are not stored: they cannot be given.
+        default_factory=dict,
+        exclude_if=lambda when: not when,
     )
     judge: str | None = None
-    criteria: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()
+    criteria: Criteria = ()
     max_rounds: Annotated[int | None, Field(ge=1, le=20), NUMBER] = None
 
     @model_validator(mode="after")

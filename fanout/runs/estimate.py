@@ -122,6 +122,11 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
         """What the run costs in the lane of the job; for ``auto``, in realtime, which it may need."""
         return next((one for one in self.lanes if one.lane == self.lane), self.lanes[0])
 
+    @property
+    def all_calls(self) -> Calls:
+        """The calls of the branches, of the reduce and of a split by a model, and their tokens."""
+        return self.plan.plus(self.calls).plus(self.reduce)
+
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON values; unknown values are None."""
         made: dict[str, Any] = msgspec.to_builtins(self)

@@ -178,7 +178,7 @@ def test_groups_the_first_k_ties_failures_and_a_retry(client, start_worker, prov
     assert run.wait(40).status is RunStatus.SUCCEEDED
     result = run.result()
     assert result.aggregated["item 1"]["output"] == "x v2"
-    assert result.notes == ["1 of 2 comparisons failed, and count as ties"]
+    assert result.notes == ["1 of 2 comparisons failed, and counts as a tie"]
     assert [error.kind.value for error in result.reduce_errors] == ["bad_request"] * 2
     # Without any comparison the run has failed, and a retry compares again.
     provider.fails, provider.calls = {"x v1", "x v2", "x v3"}, Counter()

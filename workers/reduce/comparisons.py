@@ -63,6 +63,10 @@ class Compared(NamedTuple):
     is_too_large: bool = False
 
 
+def _as_ties(count: int) -> str:
+    return "counts as a tie" if count == 1 else "count as ties"
+
+
 class _Tally(msgspec.Struct):
     """What has become of the comparisons so far."""
 
@@ -95,11 +99,11 @@ class _Tally(msgspec.Struct):
         all_of_them = plural(self.comparisons, "comparison", "comparisons")
         found = []
         if self.failed:
-            found.append(f"{self.failed:,} of {all_of_them} failed, and count as ties")
+            found.append(f"{self.failed:,} of {all_of_them} failed, and {_as_ties(self.failed)}")
         if self.by_position:
             found.append(
-                f"{self.by_position:,} of {all_of_them} count as ties, as the judge's choice changed "
-                "with the order of the two answers"
+                f"{self.by_position:,} of {all_of_them} {_as_ties(self.by_position)}, as the judge's choice "
+                "changed with the order of the two answers"
             )
         return found
 

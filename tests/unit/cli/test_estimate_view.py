@@ -56,6 +56,23 @@ def test_a_short_one_says_what_narrows_it():
     assert "narrows" not in short_estimate(estimate(choices="yes,no"))
 
 
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({}, "estimate: 200 branches, 200 calls, 350 tokens in, 200 to 1,800 out, "),
+        ({"aggregate_prompt": "Sum: {input}"}, "estimate: 200 branches, 201 calls, "),
+        ({"reduce": "pairwise", "criteria": "c"}, "estimate: 200 branches, "),
+    ],
+)
+def test_a_short_one_counts_the_calls_of_the_reduce(fields, line):
+    found = estimate(max_tokens=9, **fields)
+    assert short_estimate(found).startswith(line)
+    assert found.all_calls.calls_high == found.calls.calls_high + found.reduce.calls_high
+    split = replace(found, plan=found.calls)
+    assert split.all_calls.input_high == found.all_calls.input_high + found.calls.input_high
+    assert f"{split.all_calls.calls_high:,.0f} calls" in short_estimate(split)
+
+
 def output(chunk, *, cached=False, attempts=None, saved=None):
     usage = Usage(calls=1, input_tokens=5, output_tokens=17, cost_usd=0.002)
     attempts = (not cached) if attempts is None else attempts

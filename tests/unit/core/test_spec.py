@@ -611,6 +611,14 @@ def test_an_empty_list_is_said_to_be_one():
         ({"retries": 5}, "retries: must be a mapping (got 5)"),
         ({"retries": {"max_attempts": 0}}, "retries.max_attempts: must be 1 or more (got 0)"),
         ({"model": ""}, "model: must not be empty (got '')"),
+        (
+            {"reduce": "pairwise", "criteria": ""},
+            "criteria: must not be empty: say what makes an answer",
+        ),
+        (
+            {"reduce": "pairwise", "criteria": ["c", " "]},
+            "criteria: must not be empty: say what makes",
+        ),
         ({"model": "x" * 513}, "model: must have at most 512 characters (got 'x"),
     ],
 )

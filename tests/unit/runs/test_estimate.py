@@ -274,8 +274,9 @@ def test_the_calls_of_steps_range_over_routes_and_rounds():
 
 
 def test_answers_of_steps_count_in_the_prompts_of_later_ones():
-    plain = [{**ROUTED[1], "when": {}}, {**ROUTED[2], "prompt": "N"}]
-    fed = [{**ROUTED[1], "when": {}}, ROUTED[2]]
+    facts = {name: value for name, value in ROUTED[1].items() if name != "when"}
+    plain = [facts, {**ROUTED[2], "prompt": "N"}]
+    fed = [facts, ROUTED[2]]
     low, _ = estimated({"prompt": None, "steps": plain}, documents(10))
     high, _ = estimated({"prompt": None, "steps": fed}, documents(10))
     more = high.calls.input_high - low.calls.input_high

@@ -14,6 +14,7 @@ from fanout.core.records import Chunk, ErrorKind, RunStatus
 from fanout.policy.packing import pack
 from tests.fakes import RUN, FakeContext
 from workers.reduce import entrants, reductions
+from workers.reduce.comparisons import _Tally
 from workers.reduce.stages import aggregate
 
 ANSWERS = re.compile(
@@ -289,6 +290,23 @@ def test_an_answer_cannot_forge_the_end_of_its_block():
             assert own != "0123456789abcdef"
 
 
+@pytest.mark.parametrize(
+    ("counts", "notes"),
+    [
+        ({"failed": 1}, ["1 of 3 comparisons failed, and counts as a tie"]),
+        ({"failed": 2}, ["2 of 3 comparisons failed, and count as ties"]),
+        (
+            {"comparisons": 1, "by_position": 1},
+            ["1 of 1 comparison counts as a tie, as the judge's"],
+        ),
+        ({"by_position": 2}, ["2 of 3 comparisons count as ties, as the judge's"]),
+    ],
+)
+def test_notes_are_sentences_for_one_comparison_and_for_several(counts, notes):
+    found = _Tally(**{"comparisons": 3, **counts}).notes
+    assert [one[: len(note)] for one, note in zip(found, notes, strict=True)] == notes
+
+
 def test_failures_are_ties_and_all_of_them_fail_the_run():
     context = judged(retries={"max_attempts": 1})
     answer = context.answer
@@ -299,7 +317,9 @@ def test_failures_are_ties_and_all_of_them_fail_the_run():
     )
     through(context, ["x", "xx", "xxx", "xxxx", "xxxxx"])
     made = context.result
-    assert any("failed, and count as ties" in note for note in made.aggregates[""].notes)
+    [note] = [note for note in made.aggregates[""].notes if "failed" in note]
+    count = int(note.partition(" ")[0])
+    assert note.endswith("counts as a tie" if count == 1 else "count as ties"), note
     assert {error.kind for error in made.errors} == {ErrorKind.INTERNAL}
     context = judged(retries={"max_attempts": 1})
     context.answer = lambda request: (
