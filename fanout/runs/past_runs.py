@@ -1,9 +1,10 @@
 """The outputs of a run that has ended, as the documents of another one.
 
 Each branch that succeeded is a row: the columns of its own row, its text among them; ``aspect`` and
-``sample`` where the run has several; ``output``, which is the text; and the fields of an answer that is
-a JSON object. A name of fanout's own always means fanout's: a column of that name is called
-``column.NAME``, and a field of an answer that has the name of a column ``output.NAME``.
+``sample`` where the run has several; the answers of its steps, ``rejected`` and ``is_best``, as its tables
+have them; ``output``, which is the text; and the fields of an answer that is a JSON object. A name of
+fanout's own always means fanout's: a column of that name is called ``column.NAME``, and a field of an
+answer that has the name of a column ``output.NAME``.
 
 A branch of a run in which workers read is the document that it has read, or the reason why it has not.
 """
@@ -22,8 +23,9 @@ from fanout.core.records import Document, RunStatus
 from fanout.inputs.documents.parsed import Parsed
 from fanout.inputs.documents.past_runs import RUN_TEXT_COLUMN
 from fanout.inputs.documents.rows import checked, document_of_row, faulty
-from fanout.runs.rows import free_name, source_cells
+from fanout.runs.rows import free_name, layout_of, source_cells
 from fanout.runs.status import retry_help
+from fanout.runs.tables.table import step_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -56,6 +58,11 @@ class RunOutputs:
         self._spec = spec
         self._status = status
         self._outputs = outputs
+        layout = layout_of(spec)
+        self._steps = step_columns(layout)
+        # A step that did not run has empty cells.
+        self._step_names = [name for names in self._steps.names() for name in names]
+        self._layout = layout
         run_id = status.run_id
         if not status.status.has_ended:
             raise InputError(
@@ -141,6 +148,13 @@ class RunOutputs:
             own["asked_model"] = output.asked_model
         if self._spec.variants.samples > 1:
             own["sample"] = output.sample
+        own |= dict.fromkeys(self._step_names)
+        for of_step in self._steps.cells(output):
+            own |= of_step
+        if self._layout.has_judge:
+            own["rejected"] = output.is_rejected
+        if self._layout.has_best:
+            own["is_best"] = output.is_best
         own[RUN_TEXT_COLUMN] = cell_text(output.value)
         row = {free_name(name, own): cell for name, cell in cells.items()} | own
         for field, value in self._fields(output.value).items():

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from fanout.runs.results import Output
     from fanout.runs.rows import RowLayout, StepRow
 
-__all__ = ["StepColumns"]
+__all__ = ["STEP", "StepColumns"]
 
 # What is before a step that has the name of another column.
-_STEP = "steps."
+STEP = "steps."
 
 
 class StepColumns:
@@ -32,26 +32,25 @@ class StepColumns:
         self._names = {step.name: prefix + _free(step, layout, taken) for step in layout.steps}
         self._steps = layout.steps
 
-    def names(self) -> Iterator[str]:
-        """Yield the names of the columns that are known before the answers are."""
+    def names(self) -> Iterator[list[str]]:
+        """Yield for each step the names of the columns that are known before the answers are."""
         for step in self._steps:
             name = self._names[step.name]
-            if not step.is_open:
-                yield from [f"{name}.{field}" for field in step.fields] or [name]
+            fields = [f"{name}.{field}" for field in step.fields]
+            yield [] if step.is_open else fields or [name]
 
-    def cells(self, branch: Output[Any]) -> dict[str, Cell]:
-        """Return the cells of a branch by column; steps that did not run have none."""
-        found: dict[str, Cell] = {}
+    def cells(self, branch: Output[Any]) -> list[dict[str, Cell]]:
+        """Return for each step the cells of a branch by column; one that did not run has none."""
         answers = branch.steps
-        for step, name in self._names.items():
-            answer = answers.get(step)
-            if isinstance(answer, dict):
-                found |= {f"{name}.{field}": field_cell(one) for field, one in answer.items()}
-            elif answer is not None:
-                found[name] = field_cell(answer)
-        return found
+        return [_cells(name, answers.get(step)) for step, name in self._names.items()]
+
+
+def _cells(name: str, answer: Any) -> dict[str, Cell]:
+    if isinstance(answer, dict):
+        return {f"{name}.{field}": field_cell(one) for field, one in answer.items()}
+    return {} if answer is None else {name: field_cell(answer)}
 
 
 def _free(step: StepRow, layout: RowLayout, taken: Container[str]) -> str:
     is_taken = step.name in taken or step.name in layout.fields
-    return _STEP + step.name if is_taken else step.name
+    return STEP + step.name if is_taken else step.name

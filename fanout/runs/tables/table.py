@@ -20,7 +20,7 @@ from fanout.runs.tables.columns import (
     field_cell,
     merge_sorts,
 )
-from fanout.runs.tables.step_columns import StepColumns
+from fanout.runs.tables.step_columns import STEP, StepColumns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fanout.runs.tables.columns import Sorts
     from fanout.runs.tables.spool import Spool
 
-__all__ = ["OWN_COLUMNS", "Table", "gather"]
+__all__ = ["OWN_COLUMNS", "Table", "gather", "step_columns"]
 
 _TEXT, _INTEGER, _FLOAT = ColumnType.TEXT, ColumnType.INTEGER, ColumnType.FLOAT
 _BOOLEAN = ColumnType.BOOLEAN
@@ -62,6 +62,7 @@ class _Section:
         optional: Those of the known columns that are there only if a row has a value in them.
         last: Columns that are known, after those.
         fallback: A column that is there if a row has it, or if there is no other.
+        step_prefix: Of the columns of a step, what is before the name of the step.
     """
 
     def __init__(
@@ -71,7 +72,9 @@ class _Section:
         fallback: str | None = None,
         names: Iterable[str] = (),
         optional: Iterable[str] = (),
+        step_prefix: str | None = None,
     ) -> None:
+        self.step_prefix = step_prefix
         self._sorts = declared(first or {}) | dict.fromkeys(names, 0)
         self._last = declared(last or {})
         self._fallback = fallback
@@ -107,8 +110,9 @@ class Table:
         self.count = count
         self._spool = spool
         # For each section, the keys of its cells in a row of the spool.
-        self._keys = [list(section.columns()) for section in sections]
-        self.columns = list(_named([section.columns() for section in sections]))
+        columns = [section.columns() for section in sections]
+        self._keys = [list(found) for found in columns]
+        self.columns = list(_named(columns, [section.step_prefix for section in sections]))
 
     def rows(self) -> Iterator[list[Cell]]:
         """Yield the cells of each row: JSON values as they came, None where one is missing."""
@@ -129,10 +133,28 @@ class Table:
             yield row
 
 
-def _named(sections: list[dict[str, Sorts]]) -> Iterator[Column]:
+def _named(
+    sections: list[dict[str, Sorts]], step_prefixes: Sequence[str | None]
+) -> Iterator[Column]:
     """Yield the columns of a table under names that differ: fanout's own keep theirs."""
     source, *own = sections
-    names = list(distinct(name for section in own for name in section))
+    prefixes = step_prefixes[1:]
+    # Fields that no schema names are known only now.
+    fixed = {
+        name
+        for section, prefix in zip(own, prefixes, strict=True)
+        if prefix is None
+        for name in section
+    }
+    names = list(
+        distinct(
+            name
+            if prefix is None or name not in fixed
+            else f"{prefix}{STEP}{name.removeprefix(prefix)}"
+            for section, prefix in zip(own, prefixes, strict=True)
+            for name in section
+        )
+    )
     taken = {*OWN_COLUMNS, *names}
     sorts = [one for section in sections for one in section.values()]
     return map(Column.of, [*(free_name(name, taken) for name in source), *names], sorts)
@@ -187,11 +209,11 @@ class _Long:
         own = {**self._marks, **_ERROR, **_CHUNK, **_FIGURES, **variant}
         self._variant = tuple(variant)
         self._layout = layout
-        self._steps = StepColumns(layout, {*OWN_COLUMNS, *self._marks})
+        self._steps = step_columns(layout)
         self.sections = [
             _Section(),
             _answer_section(_OUTPUT, "", layout),
-            _Section(names=self._steps.names()),
+            *(_Section(names=names, step_prefix="") for names in self._steps.names()),
             _Section(own, optional=self._marks.keys() & {_CONFIDENCE}),
         ]
 
@@ -208,7 +230,7 @@ class _Long:
             for name in self._variant:
                 own[name] = getattr(branch, name)
             answer = _answer(branch, _OUTPUT, "", self._layout)
-            yield [source_cells(branch), answer, self._steps.cells(branch), own]
+            yield [source_cells(branch), answer, *self._steps.cells(branch), own]
 
 
 class _Wide:
@@ -235,7 +257,8 @@ class _Wide:
         for label in self.labels:
             last = {**self._marks_of(label), **_errors_of(label)}
             yield _answer_section(label, f"{label}.", layout, last)
-            yield _Section(names=self._steps[label].names())
+            for names in self._steps[label].names():
+                yield _Section(names=names, step_prefix=f"{label}.")
 
     def _marks_of(self, label: str) -> dict[str, ColumnType]:
         return {f"{label}.{name}": type_ for name, type_ in self._marks.items()}
@@ -244,7 +267,8 @@ class _Wide:
         """Yield the parts of each row: one for each section."""
         for _, group in groupby(outputs, key=lambda branch: branch.chunk):
             branches = list(group)
-            answers: dict[str, list[dict[str, Cell]]] = {label: [{}, {}] for label in self.labels}
+            none: list[dict[str, Cell]] = [{} for _ in range(1 + len(self._layout.steps))]
+            answers = dict.fromkeys(self.labels, none)
             for branch in branches:
                 label = self.labels[branch.index % len(self.labels)]
                 answer = _answer(branch, label, f"{label}.", self._layout)
@@ -252,13 +276,18 @@ class _Wide:
                 errors = dict(zip(_errors_of(label), (kind, branch.message), strict=True))
                 marks = {f"{label}.{name}": _mark(branch, name) for name in self._marks}
                 steps = self._steps[label].cells(branch)
-                answers[label] = [{**answer, **marks, **errors}, steps]
+                answers[label] = [{**answer, **marks, **errors}, *steps]
             first = branches[0]
             own = {
                 **_chunk(first),
                 **_figures(branches),
             }
             yield [source_cells(first), *chain.from_iterable(answers.values()), own]
+
+
+def step_columns(layout: RowLayout) -> StepColumns:
+    """Return the columns that the steps of a run have in its table."""
+    return StepColumns(layout, {*OWN_COLUMNS, *_marks(layout)})
 
 
 def _labels(layout: RowLayout) -> Iterator[str]:

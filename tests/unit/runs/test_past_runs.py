@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fanout.core.errors import InputError, SpecError
-from fanout.core.records import ErrorKind, RunStatus, Usage
+from fanout.core.records import ErrorKind, RunStatus, StepOutcome, Usage
 from fanout.core.spec import make_spec
 from fanout.inputs.intake import checked_documents
 from fanout.inputs.splitters import make_splitter, split_documents
@@ -116,6 +116,40 @@ def test_the_fields_of_an_answer_are_columns_and_lose_to_columns():
     # Text that happens to be JSON is text.
     (plain,) = documents([row(0, json.dumps(answer))])
     assert "score" not in plain.columns
+
+
+def test_the_steps_of_a_run_are_columns_as_in_its_tables():
+    facts = {"type": "object", "properties": {"days": {"type": "integer"}, "kind": {}}}
+    steps: list[dict[str, Any]] = [
+        {"name": "kind", "prompt": "{input}", "choices": ["bill", "letter"]},
+        {"name": "facts", "prompt": "{input}", "schema": facts, "when": {"kind": "bill"}},
+        {"name": "code", "function": "package.module:function"},
+        {"name": "note", "prompt": "{input}"},
+        {"name": "check", "judge": "note", "criteria": "c"},
+    ]
+    done = [
+        StepOutcome(name="kind", output="bill"),
+        StepOutcome(name="facts", output='{"days": 3}', is_json=True),
+        StepOutcome(name="code", output='{"on": [4]}', is_json=True),
+    ]
+    outputs = [
+        row(0, columns={"kind": "of the input", "id": 1}, step_records=done, is_rejected=True),
+        row(1, columns={"kind": "of the input"}, step_records=done[:1], is_rejected=False),
+    ]
+    first, second = documents(outputs, {"model": "fake", "steps": steps})
+    names = ("kind", "column.kind", "facts.days", "code.on", "rejected", "id")
+    assert [first.columns[name] for name in names] == ["bill", "of the input", 3, [4], True, 1]
+    # A step that did not run has empty cells, so that later prompts can name them.
+    assert [second.columns[name] for name in (*names[:3], "rejected")] == [
+        "bill", "of the input", None, False,
+    ]  # fmt: skip
+    # A field of the output has the name, as in tables.
+    ends = [steps[0], {**steps[1], "when": {"kind": ["bill", "letter"]}}]
+    [typed] = documents(
+        [row(0, {"days": 3, "kind": "x"}, step_records=done[:1])],
+        {"model": "fake", "steps": ends},
+    )
+    assert (typed.columns["kind"], typed.columns["steps.kind"]) == ("x", "bill")
 
 
 def test_another_column_may_be_the_text():

@@ -116,6 +116,33 @@ def test_a_name_that_is_taken_is_changed_as_that_of_another_column():
     assert len(names) == len(set(names))
 
 
+@pytest.mark.parametrize(("is_wide", "prefix"), [(False, ""), (True, "output.")])
+def test_columns_are_in_the_order_of_the_steps_and_a_field_keeps_its_name(is_wide, prefix):
+    steps = [
+        {"name": "code", "function": "package.module:function"},
+        KIND,
+        {"name": "facts", "prompt": "{input}", "schema": FACTS},
+        {"name": "last", "function": "package.module:function"},
+    ]
+    spec = make_spec(model="fake", steps=steps)
+    output = ran("last", {"kind": "own", "facts.days": 7}, is_json=True)
+    whole = branch(
+        spec,
+        ran("code", {"on": 4}, is_json=True),
+        ran("kind", "bill"),
+        ran("facts", {"days": 3, "term": "net"}, is_json=True),
+        output,
+        output=output.output,
+    )
+    [row], columns = table(spec, whole, is_wide=is_wide)
+    found = [one.name.removeprefix(prefix) for one in columns]
+    assert found[: found.index("facts.term") + 1][-4:] == [
+        "code.on", "steps.kind", "steps.facts.days", "facts.term",
+    ]  # fmt: skip
+    assert (row[f"{prefix}kind"], row[f"{prefix}steps.kind"]) == ("own", "bill")
+    assert (row[f"{prefix}facts.days"], row[f"{prefix}steps.facts.days"]) == (7, 3)
+
+
 def test_a_wide_table_has_the_steps_of_each_variant():
     spec = make_spec(model="fake", steps=[KIND, STEPS[3]], samples=2)
     rows, columns = table(
