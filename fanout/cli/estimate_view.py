@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["estimate_lines", "short_estimate", "trial_lines"]
 
 _SHOWN_CHARS = 2_000
+_STEP_LINES, _STEP_CHARS = 6, 500
 _NARROWER = "--max-tokens, or a trial, narrows it"
 
 
@@ -35,11 +36,17 @@ def estimate_lines(estimate: Estimate) -> Iterator[str]:
 
 
 def _prompts(estimate: Estimate) -> Iterator[str]:
+    by_system: dict[str, list[str]] = {}
     for step in estimate.steps:
         if step.system:
-            yield f"system prompt of step {step.name}:\n{_shown(step.system)}"
+            by_system.setdefault(step.system, []).append(step.name)
+    for system, names in by_system.items():
+        of = f" of {'step' if len(names) == 1 else 'steps'} {', '.join(names)}"
+        of = "" if len(names) == len(estimate.steps) > 1 else of
+        yield f"system prompt{of}:\n{_of_step(system)}"
+    for step in estimate.steps:
         if step.prompt is not None:
-            yield f"first prompt of step {step.name}:\n{_shown(step.prompt)}"
+            yield f"first prompt of step {step.name}:\n{_of_step(step.prompt)}"
     if estimate.system and not estimate.steps:
         yield f"system prompt:\n{_shown(estimate.system)}"
     if estimate.prompt is not None and not estimate.steps:
@@ -161,6 +168,14 @@ def _projection(found: Projection | None, shown: object) -> str:
     if found.low == found.high:
         return str(shown(found.value))
     return f"{shown(found.value)} (95 %: {shown(found.low)} to {shown(found.high)})"
+
+
+def _of_step(text: str) -> str:
+    """Return the beginning of a prompt of a step, so that the figures above stay on the screen."""
+    lines = text.splitlines(keepends=True)
+    begin = "".join(lines[:_STEP_LINES])[:_STEP_CHARS].rstrip()
+    left = len(text.rstrip()) - len(begin)
+    return f"{begin}\n[... {left:,} more characters: --json has all]" if left > 0 else begin
 
 
 def _shown(text: str) -> str:

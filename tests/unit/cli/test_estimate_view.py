@@ -73,6 +73,26 @@ def test_a_short_one_counts_the_calls_of_the_reduce(fields, line):
     assert f"{split.all_calls.calls_high:,.0f} calls" in short_estimate(split)
 
 
+def test_the_prompts_of_steps_are_short_and_one_system_prompt_is_there_once():
+    long = "\n".join(f"line {at} {{input}}" for at in range(40))
+    steps = [
+        {"name": "a", "prompt": long},
+        {"name": "b", "prompt": "word " * 1_000},
+        {"name": "c", "prompt": "{a}"},
+    ]
+    job = {"prompt": None, "max_tokens": 9, "system": "Be brief."}
+    text = "\n".join(estimate_lines(estimate(steps=steps, **job)))
+    assert text.count("Be brief.") == 1
+    assert "\nsystem prompt:\nBe brief.\nfirst prompt of step a:\nline 0 x\n" in text
+    assert "line 5 x\n[... " in text
+    assert text.count("more characters: --json has all]") == 2
+    assert len(text.splitlines()) < 30
+    assert text.count("word ") <= 100
+    steps[1]["system"] = "Own."
+    text = "\n".join(estimate_lines(estimate(steps=steps, **job)))
+    assert "\nsystem prompt of steps a, c:\nBe brief.\nsystem prompt of step b:\nOwn.\n" in text
+
+
 def output(chunk, *, cached=False, attempts=None, saved=None):
     usage = Usage(calls=1, input_tokens=5, output_tokens=17, cost_usd=0.002)
     attempts = (not cached) if attempts is None else attempts
