@@ -23,6 +23,7 @@ __all__ = [
     "Part",
     "goes_by_steps",
     "known_fields",
+    "missing_in",
     "part_of",
     "schemas_at",
 ]
@@ -104,10 +105,27 @@ def _steps(path: str) -> tuple[str, ...]:
     return tuple(path.split("."))
 
 
-def schemas_at(schema: Mapping[str, Any], path: tuple[str, ...]) -> list[Mapping[str, Any]]:
+def missing_in(schema: Mapping[str, Any] | None, path: str) -> str:
+    """Return the part of a path up to the first name that no answer has; empty if answers may have all.
+
+    Args:
+        schema: The JSON Schema of the answers; None if they have none.
+        path: Names with points between, as prompts and conditions have them; numbers count elements.
+    """
+    names = _steps(path) if path and schema is not None else ()
+    for end in range(1, len(names) + 1):
+        if schema is not None and not schemas_at(schema, names[:end], has_numbers=True):
+            return ".".join(names[:end])
+    return ""
+
+
+def schemas_at(
+    schema: Mapping[str, Any], path: tuple[str, ...], *, has_numbers: bool = False
+) -> list[Mapping[str, Any]]:
     """Return what a JSON Schema says of the value at a path; empty if there can be none.
 
-    An empty schema stands for any value: it is not known what is there.
+    An empty schema stands for any value: it is not known what is there. With ``has_numbers``, a number in
+    the path is an element of a list.
     """
     definitions = _Definitions(schema)
     found = definitions.variants(schema)
@@ -115,7 +133,10 @@ def schemas_at(schema: Mapping[str, Any], path: tuple[str, ...]) -> list[Mapping
         found = [
             variant
             for one in found
-            for child in _children(one, step)
+            for child in (
+                *_children(one, step),
+                *(_children(one, EACH) if has_numbers and step.isdecimal() else ()),
+            )
             for variant in definitions.variants(child)
         ]
     return found
@@ -123,16 +144,25 @@ def schemas_at(schema: Mapping[str, Any], path: tuple[str, ...]) -> list[Mapping
 
 def _children(schema: Mapping[str, Any], step: str) -> list[Any]:
     if step == EACH:
-        items = schema.get("items", {})
-        is_list = "items" in schema or _may_be(schema, "array")
-        return [items] if is_list else []
+        is_list = {"items", "prefixItems"} & schema.keys() or _may_be(schema, "array")
+        return _elements(schema) if is_list else []
     properties = schema.get("properties") or {}
     if step in properties:
         return [properties[step]]
+    if schema.get("patternProperties"):
+        return [_ANYTHING]
     others = schema.get("additionalProperties", not properties)
     if others is False or not _may_be(schema, "object"):
         return []
     return [others if isinstance(others, dict) else {}]
+
+
+def _elements(schema: Mapping[str, Any]) -> list[Any]:
+    """Return what a schema says of the elements of lists, each one that it names and the others."""
+    found: list[Any] = list(schema.get("prefixItems") or ())
+    items = schema.get("items", _ANYTHING)
+    # Of older drafts, it may be a list.
+    return found + (items if isinstance(items, list) else [items])
 
 
 def _may_be(schema: Mapping[str, Any], kind: str) -> bool:

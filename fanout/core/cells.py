@@ -66,7 +66,8 @@ def _number(value: float) -> Cell:
 def _plain(value: object) -> Cell:
     # Numbers and arrays of numpy become JSON values; dates and other values become str().
     if isinstance(value, str):
-        return str(value)
+        # Not str(value), which is the name of an enum.
+        return str.__str__(value)
     if isinstance(value, (bytes, bytearray, memoryview)):
         return _text_of(bytes(value))
     plain = value.tolist() if hasattr(value, "tolist") else value

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from fanout.core.answer_fields import Choices, SchemaField
+from fanout.core.answer_parts import known_fields, missing_in
 from fanout.core.field_words import twice_in
 from fanout.core.retrieval_fields import StepRetrieveFields
 from fanout.core.spec_fields import NUMBER, PART_CONFIG, Criteria
-from fanout.core.step_answers import answer_fields, is_single, possible_values
+from fanout.core.step_answers import is_single, possible_values
 from fanout.core.step_errors import IN_QUOTES, StepError, unquoted_conditions
 
 if TYPE_CHECKING:
@@ -240,9 +241,10 @@ def _condition_problem(
         return "has no values"
     if other.choices and path:
         return f"step {name!r} answers with a label, which has no field {path!r}"
-    if path and not _has_field(other, path):
-        listed = ", ".join(answer_fields(other))
-        return f"the answer of step {name!r} has no field {path!r} (its fields: {listed})"
+    missing = missing_in(other.answer_schema, path)
+    if missing:
+        listed = ", ".join(known_fields(other.answer_schema or {})) or "none"
+        return f"the answer of step {name!r} has no field {missing!r} (its fields: {listed})"
     if not path and other.is_json and not is_single(other):
         return f"step {name!r} answers with JSON: name a field of it, as {name}.FIELD"
     possible = possible_values(other, path)
@@ -274,11 +276,6 @@ def _require_earlier(step: StepSpec, name: str, earlier: dict[str, StepSpec], fi
         raise StepError(
             step.name, field, f"there is no earlier step {name!r}{hint} (earlier: {known})"
         )
-
-
-def _has_field(step: StepSpec, path: str) -> bool:
-    fields = answer_fields(step)
-    return not fields or path.partition(".")[0] in fields
 
 
 class StepFields(BaseModel):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fanout.core.answer_parts import known_fields, missing_in
 from fanout.core.cells import COLUMN, OWN
 from fanout.core.errors import PromptError, SpecError
-from fanout.core.step_answers import STEPS, answer_fields, step_of
+from fanout.core.step_answers import STEPS, step_of
 from fanout.inputs.prompts import (
     AGGREGATE_NAMES,
     BRANCH_NAMES,
@@ -165,14 +166,15 @@ def step_problem(spec: RunSpec, name: str) -> str | None:
     if step is None:
         known = [STEPS + one for one in spec.step_names]
         return f"there is no step {name!r};{near_hint(name, known)} known: {', '.join(known)}"
-    head = path.partition(".")[0]
-    fields = answer_fields(step)
     if path and step.choices:
         return f"step {step.name!r} answers with a label, which has no field {path!r}"
-    if path and fields and head not in fields:
-        listed = ", ".join(fields)
-        hint = near_hint(head, fields)
-        return f"the answer of step {step.name!r} has no field {head!r};{hint} its fields: {listed}"
+    missing = missing_in(step.answer_schema, path)
+    if missing:
+        fields = known_fields(step.answer_schema or {})
+        hint, listed = near_hint(missing, fields), ", ".join(fields) or "none"
+        return (
+            f"the answer of step {step.name!r} has no field {missing!r};{hint} its fields: {listed}"
+        )
     return None
 
 

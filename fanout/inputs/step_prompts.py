@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from fanout.core.answer_parts import known_fields, missing_in
 from fanout.core.cells import OWN
 from fanout.core.errors import PromptError
-from fanout.core.step_answers import answer_fields, step_text
+from fanout.core.step_answers import step_text
 from fanout.inputs.fences import OwnText, block
 from fanout.inputs.prompts import Template, ambiguous, near_hint
 
@@ -57,12 +58,24 @@ _REPLY = """A reviewer does not accept this answer:
 Answer the task again. Give the whole new answer, and nothing about the review."""
 
 
-def feedback_reply(feedback: str, *, is_fenced: bool = False) -> str:
-    """Return what a model is told of an answer that a judge sent back."""
+def feedback_reply(feedback: str, criteria: Sequence[str] = (), *, is_fenced: bool = False) -> str:
+    """Return what a model is told of an answer that a judge sent back.
+
+    Args:
+        feedback: What the judge says of it.
+        criteria: What the judge goes by, for a judge that says nothing.
+        is_fenced: Whether the words of the judge stand between fences.
+    """
     text = feedback.strip()
     if text and is_fenced:
         text = block("feedback", text)
-    return _REPLY.replace("{feedback}", text or "It does not meet the criteria.")
+    return _REPLY.replace("{feedback}", text or _unmet(criteria))
+
+
+def _unmet(criteria: Sequence[str]) -> str:
+    if not criteria:
+        return "It does not meet the criteria."
+    return f"It does not meet all of these criteria:\n\n{_criteria(criteria)}"
 
 
 def context_of(step: str) -> str:
@@ -295,13 +308,14 @@ def _answers(
                 f"{known})",
                 field=template.field,
             )
-        fields = answer_fields(earlier[head])
-        first = path.partition(".")[0]
-        if path and (earlier[head].choices or (fields and first not in fields)):
-            hint = near_hint(first, fields)
-            listed = ", ".join(fields) or "none, as it is a label"
+        is_label, schema = bool(earlier[head].choices), earlier[head].answer_schema
+        missing = path if is_label else missing_in(schema, path)
+        if missing:
+            fields = known_fields(schema or {})
+            hint = near_hint(missing, fields)
+            listed = ", ".join(fields) or ("none, as it is a label" if is_label else "none")
             raise PromptError(
-                f"{{{name}}}: the answer of step {head!r} has no field {first!r};{hint} its fields: "
+                f"{{{name}}}: the answer of step {head!r} has no field {missing!r};{hint} its fields: "
                 f"{listed}",
                 field=template.field,
             )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import msgspec
 
 from fanout.core.errors import LLMError
+from fanout.core.function_values import plain_text
 from fanout.core.lanes import Lane
 from fanout.core.rate_limits import SeenLimit, SeenLimits
 from fanout.core.records import ErrorKind, Usage
@@ -45,6 +46,7 @@ def sound_reply(reply: Any) -> LLMReply:
     usage = _usage(reply.usage) or _UNKNOWN
     if (
         usage is reply.usage
+        and type(text) is str
         and reply.lane is None
         and reply.limits is None
         and (reply.model is None or type(reply.model) is str)
@@ -54,6 +56,7 @@ def sound_reply(reply: Any) -> LLMReply:
     ):
         return reply
     found = {
+        "text": plain_text(text),
         "usage": usage,
         "model": _text(reply.model),
         "response_id": _text(reply.response_id),

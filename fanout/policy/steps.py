@@ -6,7 +6,7 @@ answers is kept, so a branch that is taken up again goes on where it was.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from fanout.core.records import StepOutcome
     from fanout.core.steps import StepFields, StepSpec
 
-__all__ = ["Chain", "Verdict", "output_step", "turn_of", "verdict_of", "without_failed"]
+__all__ = [
+    "Chain",
+    "SentBack",
+    "Verdict",
+    "at_step",
+    "output_step",
+    "turn_of",
+    "verdict_of",
+    "without_failed",
+]
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True, rename={"is_pass": "pass"}):
@@ -61,6 +70,20 @@ def verdict_of(answer: str | None) -> Verdict:
         raise StoredDataError(f"the verdict of a judge in the store is damaged ({error})") from None
 
 
+class SentBack(NamedTuple):
+    """An answer that a judge sent back.
+
+    Attributes:
+        answer: The answer.
+        feedback: What the judge says of it; it may be empty.
+        criteria: What the judge goes by.
+    """
+
+    answer: str
+    feedback: str
+    criteria: tuple[str, ...] = ()
+
+
 class Chain:
     """Goes along the steps of a branch.
 
@@ -84,7 +107,7 @@ class Chain:
         self._rejecting: list[str] = []
         # How often each judge has judged, and the answers that it has sent back, by their step.
         self._judged: dict[str, int] = {}
-        self._turns: dict[str, tuple[tuple[str, str], ...]] = {}
+        self._turns: dict[str, tuple[SentBack, ...]] = {}
         for one in done:
             self.answered(one)
 
@@ -131,13 +154,16 @@ class Chain:
             self._rejecting.append(judge.name)
             return
         answer = self.answers[name].output or ""
-        self._turns[name] = (*self._turns.get(name, ()), (answer, verdict.advice))
+        self._turns[name] = (
+            *self._turns.get(name, ()),
+            SentBack(answer, verdict.advice, judge.criteria),
+        )
         self._at = self._places[name]
         # What stands between the two goes by the answer: it is made again.
         for step in self._steps[self._at :]:
             self.answers.pop(step.name, None)
 
-    def turns(self, step: StepSpec) -> tuple[tuple[str, str], ...]:
+    def turns(self, step: StepSpec) -> tuple[SentBack, ...]:
         """Return the answers of a step that were sent back, each with the feedback."""
         return self._turns.get(step.name, ())
 
@@ -183,6 +209,21 @@ def _matches(answer: StepOutcome | None, path: str, values: Sequence[str]) -> bo
 def turn_of(chain: Chain, step: StepSpec | None) -> str:
     """Return what names the next answer of a step within its branch; empty for no step."""
     return "" if step is None else f"{step.name} {chain.round(step)}"
+
+
+def at_step(message: str, steps: Sequence[StepSpec], done: Sequence[StepOutcome]) -> str:
+    """Return why a branch was ended from outside, with the step that it was at.
+
+    Args:
+        message: Why it ended.
+        steps: The steps of its job.
+        done: The steps that are known to have answered; if there are none, it may have been at any.
+    """
+    try:
+        step = Chain(steps, done).next if done else None
+    except StoredDataError:
+        step = None
+    return message if step is None else f"step {step.name}: {message}"
 
 
 def without_failed(

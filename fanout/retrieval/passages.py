@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fanout.core.errors import LLMError
+from fanout.core.function_values import plain_text
 from fanout.core.records import ErrorKind
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def _passage(one: Any, number: int) -> Passage:
     if isinstance(one, Passage):
         return one
     if isinstance(one, str):
-        return Passage(id=f"p{number}", text=one)
+        return Passage(id=f"p{number}", text=plain_text(one))
     if not isinstance(one, Mapping):
         raise _wrong(f"returned a passage that is {type(one).__name__}, not a string or a mapping")
     text = one.get("text")
@@ -71,7 +72,7 @@ def _passage(one: Any, number: int) -> Passage:
     return Passage(
         # A bracket or a line break would end the mark in the prompt.
         id=_line(own).replace("]", ")") if own not in (None, "") else f"p{number}",
-        text=text,
+        text=plain_text(text),
         source="" if source is None else _line(source),
         score=_score(one.get("score")),
     )

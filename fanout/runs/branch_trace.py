@@ -21,7 +21,7 @@ from fanout.inputs.step_prompts import StepPrompts, context_of, feedback_reply
 from fanout.llm.prompt_plans import plan_of
 from fanout.llm.step_plans import step_plan_of
 from fanout.policy.packing import shard_chunk
-from fanout.policy.steps import Chain
+from fanout.policy.steps import Chain, SentBack
 from fanout.runs.outputs import output_of
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def _step(
     step: StepSpec,
     one: StepOutcome,
     prompt: str | None,
-    turns: tuple[tuple[str, str], ...],
+    turns: tuple[SentBack, ...],
 ) -> TracedCall:
     asked = None if step.function else one.model or step.model or ref.model or spec.model
     system = spec.system if step.system is None else step.system
@@ -229,7 +229,10 @@ def _step(
         model=asked,
         system=None if asked is None else with_rule(spec, asked, system),
         prompt=prompt,
-        turns=tuple((answer, feedback_reply(text, is_fenced=is_fenced)) for answer, text in turns),
+        turns=tuple(
+            (one.answer, feedback_reply(one.feedback, one.criteria, is_fenced=is_fenced))
+            for one in turns
+        ),
         answer=msgspec.json.decode(one.output or "") if has_value else one.output,
         kind=one.kind,
         message=one.message,

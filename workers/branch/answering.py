@@ -66,7 +66,7 @@ async def answer(
         if stopped.reason in (StopReason.HANDED_BACK, StopReason.PAUSED):
             raise BranchHandedBack from None
         kind, message = run_ending(stopped.reason, when="during the call")
-        return unanswered(index, kind, message, calls)
+        return unanswered(index, kind, _of_step(calls, message), calls)
     except LostDataError:
         raise
     except UnknownRunError:
@@ -83,10 +83,10 @@ async def answer(
         return unanswered(index, kind, _of_step(calls, error), calls)
 
 
-def _of_step(calls: Calls, error: Exception) -> str:
+def _of_step(calls: Calls, error: Exception | str) -> str:
     """Return the message of an error, with the step that it struck."""
     name = calls.step.partition(" ")[0]
-    return f"step {name}: {error}" if name else str(error)
+    return f"step {name}: {str(error).removeprefix(f'steps.{name}.')}" if name else str(error)
 
 
 async def _call(  # noqa: C901 - each kind of branch in turn

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import structs
 
-from fanout.core.cells import cell_of
 from fanout.core.errors import LLMError, ModelError
+from fanout.core.function_values import function_text
 from fanout.core.lanes import first_lane
 from fanout.core.model_names import takes_seed
 from fanout.core.records import NO_CALL, ErrorKind, Outcome, StepOutcome
@@ -109,7 +109,9 @@ def _ended(calls: Calls, index: int, spec: RunSpec, chain: Chain, *, first: str)
     """Return the outcome of a branch that has no further step."""
     if chain.rejected_by and spec.on_rejected == "fail":
         advice = verdict_of(chain.answers[chain.rejected_by].output).advice
-        message = f"step {chain.rejected_by} did not pass the answer: {advice}"
+        message = (
+            f"step {chain.rejected_by} did not pass the answer: {advice or 'it gives no reason'}"
+        )
         rejected = _failed(calls, index, ErrorKind.INVALID_OUTPUT, message, first=first)
         return structs.replace(rejected, is_rejected=True)
     last = chain.output(spec.output)
@@ -213,8 +215,8 @@ class _Steps:
             stop=spec.stop,
             shape=self._run.shapes[step.name],
             turns=tuple(
-                Turn(answer, feedback_reply(feedback, is_fenced=is_fenced))
-                for answer, feedback in turns
+                Turn(answer, feedback_reply(feedback, criteria, is_fenced=is_fenced))
+                for answer, feedback, criteria in turns
             ),
             lane=first_lane(spec.lane),
             cache=cache,
@@ -315,16 +317,11 @@ class _OfStep:
         """Return what the function returns; other values than strings as JSON. Raises LLMError."""
         value = await self._llm.call(self._argument)
         self.is_json = not isinstance(value, str)
-        if isinstance(value, str):
-            return LLMReply(text=value, usage=NO_CALL)
         try:
-            text = msgspec.json.encode(cell_of(value)).decode()
-        except (TypeError, ValueError, RecursionError):
-            kind = type(value).__name__
-            raise LLMError(
-                ErrorKind.INVALID_OUTPUT,
-                f"the function returned {kind}, which is no text or JSON value",
-            ) from None
+            text = function_text(value)
+        except ValueError as error:
+            message = f"the function returned {error}"
+            raise LLMError(ErrorKind.INVALID_OUTPUT, message) from None
         return LLMReply(text=text, usage=NO_CALL)
 
     async def aclose(self) -> None:

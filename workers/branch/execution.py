@@ -22,6 +22,7 @@ from fanout.core.records import ErrorKind, Outcome, RunStatus
 from fanout.core.state import RecordRequest
 from fanout.policy.admission import is_draining, is_gathered_up
 from fanout.policy.answers_so_far import AnswersSoFar
+from fanout.policy.steps import at_step
 from fanout.runs.enqueue import fleet_window
 from fanout.system.logs import RateLimitFilter, about
 from workers.branch.ahead import has_no_siblings, wait_for_sibling
@@ -230,11 +231,12 @@ class _Delivery:
             has_called = calls.attempts or calls.earlier.attempts
             when = "before this branch had ended" if has_called else BEFORE_CALL
             kind, message = run_ending(StopReason(begun.verdict), when=when)
-            return unanswered(index, kind, message, calls)
+            return unanswered(index, kind, await self._at_step(message, calls), calls)
         if begun.deliveries > self._context.settings.max_deliveries:
             await count_unused(self.claim, self._context, calls)
             times = begun.deliveries - 1
             message = f"the worker died {times} times while it ran this branch"
+            message = await self._at_step(message, calls)
             return unanswered(index, ErrorKind.POISONED, message, calls)
         try:
             return await answer(self.claim, self._context, self._shard_id, index, calls)
@@ -262,6 +264,14 @@ class _Delivery:
             return
         except StoredDataError as error:
             _log.warning("a branch begins anew: %s", error, extra=about(self._id))
+
+    async def _at_step(self, message: str, calls: Calls) -> str:
+        """Return why the branch ends, with the step that it was at, if that is known."""
+        done = calls.so_far.steps
+        if not done:
+            return message
+        spec = await self._context.runs.specs(self._id.run_id)
+        return at_step(message, spec.steps, done)
 
     async def _leave_to_others(self, error: Exception) -> None:
         """Give back a branch whose input this worker cannot read: another worker may."""

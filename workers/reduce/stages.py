@@ -16,6 +16,7 @@ from fanout.core.records import ErrorKind, Outcome, RunStatus
 from fanout.core.state import RecordRequest
 from fanout.policy.answers_so_far import AnswersSoFar
 from fanout.policy.healing import unpublished
+from fanout.policy.steps import at_step
 from fanout.runs.enqueue import fleet_window, reset_retried_shard
 from fanout.system.logs import about
 from workers.context.inflight import BEFORE_CALL, StopReason, run_ending
@@ -137,9 +138,13 @@ def _with_answers(spec: RunSpec, request: RecordRequest, checkpoint: bytes | Non
     except StoredDataError as error:
         _log.warning("answers are lost: %s", error, extra=about(request.branch_id))
         return request
+    outcome = request.outcome
+    if outcome.message is not None:
+        message = at_step(outcome.message, spec.steps, so_far.steps)
+        outcome = msgspec.structs.replace(outcome, message=message)
     return RecordRequest(
         request.branch_id,
-        outcome=so_far.lost(request.outcome),
+        outcome=so_far.lost(outcome),
         has_checkpoint=True,
         usage_of=so_far.usage_of if spec.is_by_model else {},
     )

@@ -60,6 +60,7 @@ WRONG = [
     ([KIND, last(when={"kind": []})], "steps.last.when.kind", "has no values"),
     ([TYPED, last(when={"facts": "a"})], "steps.last.when.facts", "name a field of it, as facts.FIELD"),
     ([TYPED, last(when={"facts.x": "a"})], "steps.last.when.facts.x", "no field 'x' (its fields: ok"),
+    ([TYPED, last(when={"facts.ok.x": "a"})], "steps.last.when.facts.ok.x", "no field 'ok.x' (its fi"),
     ([TYPED, last(when={"facts.ok": "yes"})], "steps.last.when.facts.ok", "'yes' (ok: true, false)"),
     ([FREE, last(prompt="{last}")], "steps.last.prompt", "does not come before this one"),
     # What YAML makes of texts without quotes.

@@ -51,6 +51,32 @@ def test_a_judge_sees_task_answer_and_criteria_and_not_who_wrote():
     )
 
 
+DEEP = {
+    "type": "object",
+    "properties": {
+        "d": {"type": "integer"},
+        "list": {"type": "array", "items": {"$ref": "#/$defs/one"}},
+        "pair": {"type": "array", "prefixItems": [{"$ref": "#/$defs/one"}], "items": False},
+        "sub": {"anyOf": [{"$ref": "#/$defs/one"}, {"type": "null"}]},
+        "any": {},
+        "named": {"type": "object", "properties": {"a": {}}, "patternProperties": {"^x": {}}},
+    },
+    "$defs": {"one": {"type": "object", "properties": {"n": {"type": "integer"}}}},
+}
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["d", "list", "list.0", "list.1.n", "pair.0.n", "sub.n", "any.x.0.y", "named.xa"],
+)
+def test_a_field_that_an_answer_may_have_is_rendered_and_compared(path):
+    steps = (
+        {"name": "a", "prompt": "{input}", "schema": DEEP},
+        {"name": "b", "prompt": f"{{a.{path}}}", "when": {f"a.{path}": "1"}},
+    )
+    assert list(checked_documents(spec_of(*steps), ["text"]))
+
+
 @pytest.mark.parametrize(
     ("steps", "words"),
     [
@@ -61,6 +87,29 @@ def test_a_judge_sees_task_answer_and_criteria_and_not_who_wrote():
         (
             [CHAIN[0], {"name": "b", "prompt": "{facts.tern}"}],
             "{facts.tern}: the answer of step 'facts' has no field 'tern'; did you mean term?",
+        ),
+        *(
+            (
+                [
+                    {"name": "a", "prompt": "{input}", "schema": DEEP},
+                    {"name": "b", "prompt": named},
+                ],
+                f"steps.b.prompt: {named}: the answer of step 'a' has no field {missing!r};",
+            )
+            for named, missing in [
+                ("{a.d.e}", "d.e"),
+                ("{a.list.x}", "list.x"),
+                ("{a.list.0.m}", "list.0.m"),
+                ("{fanout.a.sub.nm}", "sub.nm"),
+                ("{a.sub.n.x.y}", "sub.n.x"),
+            ]
+        ),
+        (
+            [
+                {"name": "a", "prompt": "{input}", "schema": {"type": "string"}},
+                {"name": "b", "prompt": "{a.x}"},
+            ],
+            "has no field 'x'; its fields: none",
         ),
         (
             [
@@ -154,3 +203,5 @@ def test_feedback_goes_back_between_fences(is_fenced):
     assert (fenced_texts(reply) == [EVIL]) == is_fenced
     assert EVIL in reply
     assert "does not meet the criteria" in feedback_reply(" ", is_fenced=is_fenced)
+    reply = feedback_reply(" ", ["short", "true"], is_fenced=is_fenced)
+    assert "does not meet all of these criteria:\n\n1. short\n2. true\n" in reply

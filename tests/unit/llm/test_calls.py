@@ -366,6 +366,20 @@ ODD_REPLIES = {
 }  # fmt: skip
 
 
+class Marked(str):  # noqa: SLOT000
+    """A text of a class that cannot be stored."""
+
+
+def test_a_text_of_another_class_becomes_a_plain_one():
+    class Odd:
+        async def complete(self, request):
+            return LLMReply(text=Marked(ANSWER))
+
+    call = complete_with_retries(Odd(), LLMRequest(prompt="p"), policy=ONCE, timeout_s=9)
+    result = asyncio.run(call)
+    assert (type(result.output), result.output) == (str, ANSWER)
+
+
 @pytest.mark.parametrize("name", ODD_REPLIES)
 def test_no_value_that_a_function_returns_or_raises_escapes(name):
     told, kind = ODD_REPLIES[name]

@@ -111,7 +111,7 @@ def test_what_does_not_pass_goes_back_with_the_feedback(verdicts, rounds, reject
     assert names == ["facts", *["draft", "short", "check"] * rounds, "end"]
     assert chain.rejected_by == rejected_by
     assert chain.turns(steps_of(*JUDGED)[1]) == tuple(
-        (f"draft {n}", f"f{n}") for n in range(1, rounds)
+        (f"draft {n}", f"f{n}", steps_of(*JUDGED)[3].criteria) for n in range(1, rounds)
     )
     assert [chain.answers[name].round for name in ("facts", "draft", "short", "check", "end")] == [
         1, rounds, rounds, rounds, 1,
@@ -205,7 +205,7 @@ def test_a_verdict_that_contradicts_itself_has_a_meaning(given, passes, advice):
     chain.answered(StepOutcome(name="a", output="A"))
     chain.answered(StepOutcome(name="check", output=verdict(**given)))
     assert (chain.next is None) == passes
-    assert chain.turns(steps[0]) == (() if passes else (("A", advice),))
+    assert chain.turns(steps[0]) == (() if passes else (("A", advice, ("c",)),))
 
 
 TWO = (
@@ -283,4 +283,4 @@ def test_a_label_and_a_typed_answer_are_judged_and_sent_back(judged, answers):
     verdicts = [verdict(passes=False), verdict(passes=True)]
     chain, names = ran(steps, {"a": list(answers), "check": verdicts, "late": ["L"]})
     assert names == ["a", "check", "a", "check", "late"]
-    assert chain.turns(steps[0]) == ((answers[0], "more"),)
+    assert chain.turns(steps[0]) == ((answers[0], "more", ("c",)),)

@@ -14,6 +14,10 @@ LONG = Passage(id="p2", text="word " * 200, source="b.md", score=1.23456)
 SHORT = Passage(id="p1", text=" Be kind. ", source="a.md, page 3", score=2.0)
 
 
+class Marked(str):  # noqa: SLOT000
+    """A text, as libraries of templates have it."""
+
+
 def test_passages_have_their_ids_and_sources():
     made = context_of([SHORT, Passage(id="x", text="No source")], 10_000)
     assert made.text == "[p1] a.md, page 3: Be kind.\n\n[x] No source"
@@ -70,6 +74,9 @@ def test_a_function_returns_strings_or_mappings():
         Passage(id="7", text="two", source="a b", score=0.5),
         Passage(id="p3", text="three"),
     ]
+    # A text of another class than str could not be stored.
+    marked = passages_from([Marked("a"), {"text": Marked("b")}], most=2)
+    assert [type(one.text) for one in marked] == [str, str]
     assert passages_from(None, most=3) == passages_from([], most=3) == []
     assert len(passages_from((str(n) for n in range(99)), most=3)) == 3
     # An id cannot end its own mark.

@@ -108,6 +108,14 @@ def test_a_vote_a_top_and_groups_go_by_steps():
             "by: step 'kind' answers with a label, which has no",
         ),
         ({"reduce": "vote", "by": "steps.facts.a"}, "has no field 'a'; its fields: days, ok"),
+        (
+            {"reduce": "vote", "by": "steps.facts.ok.a"},
+            "has no field 'ok.a'; did you mean ok? its fields",
+        ),
+        (
+            {"reduce": "vote", "group_by": "steps.facts.ok.a"},
+            "group_by: the answer of step 'facts' has",
+        ),
         ({"reduce": "vote", "group_by": "steps.king"}, "group_by: there is no step 'steps.king'"),
         (
             {"reduce": "vote", "group_by": "steps.facts.a"},

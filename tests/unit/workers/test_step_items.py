@@ -2,12 +2,14 @@
 
 import pytest
 
-from fanout.core.ids import BranchId
-from fanout.core.records import StepOutcome
+from fanout.core.ids import BranchId, ShardId
+from fanout.core.records import ErrorKind, StepOutcome
 from fanout.core.spec import make_spec
 from fanout.policy.answers_so_far import AnswersSoFar
-from fanout.policy.steps import Chain, turn_of
+from fanout.policy.steps import Chain, at_step, turn_of
+from tests.fakes import RUN, FakeContext, run_branch
 from workers.branch.batch_lane import item_of
+from workers.branch.execution import BranchFailed
 from workers.branch.late_results import _step_of
 from workers.telemetry.reports import Calls
 
@@ -49,3 +51,44 @@ def test_a_job_without_steps_has_the_ids_that_it_had():
     calls = Calls(0.0)
     assert _step_of(make_spec(model="fake", prompt="{input}"), calls) == ""
     assert item_of(BRANCH, "m", 0, 1) == item_of(BRANCH, "m", 0, 1, step="")
+
+
+@pytest.mark.parametrize(
+    ("done", "message"),
+    [
+        # Before the first checkpoint, cached steps may have answered.
+        ((), "why"),
+        ((("note", "a"),), "step check: why"),
+        ((("note", "a"), ("check", NO)), "step note: why"),
+        # Of another version of the job.
+        ((("other", "a"),), "why"),
+    ],
+)
+def test_an_ending_from_outside_names_the_step_that_the_branch_was_at(done, message):
+    steps = make_spec(model="fake", steps=STEPS).steps
+    assert at_step("why", steps, so_far(*done).steps) == message
+
+
+class Died(BaseException):
+    """The worker process has died."""
+
+
+def test_a_branch_that_kills_its_workers_names_the_step():
+    context = FakeContext(
+        prompt=None,
+        steps=[{"name": "a", "prompt": "A {input}"}, {"name": "b", "prompt": "B {a}"}],
+    )
+    context.write(["text"])
+
+    def answer(request):
+        if request.prompt.startswith("B"):
+            raise Died
+        return "an answer"
+
+    context.answer = answer
+    for error in (Died, Died, BranchFailed):
+        with pytest.raises(error):
+            run_branch(context, BranchId(RUN, 0, 0, 0))
+    outcome = context.store.outcomes(ShardId(RUN, 0, 0))[0]
+    assert outcome.kind is ErrorKind.POISONED
+    assert outcome.message == "step b: the worker died 2 times while it ran this branch"
