@@ -48,6 +48,7 @@ def command(run_id: str, index: int, broker_url: str | None, as_json: bool) -> N
             {
                 "run_id": run.run_id,
                 **full_row(trace.branch),
+                **trace.standing,
                 "text": trace.branch.text,
                 "calls": [call.to_dict() for call in trace.calls],
             }
@@ -61,6 +62,8 @@ def _lines(run_id: str, trace: BranchTrace) -> Iterator[str]:
     branch = trace.branch
     yield f"branch {branch.index} of run {run_id}: {_place(branch)}"
     yield _INDENT + " · ".join(_ending(branch))
+    if compared := list(_standing(trace)):
+        yield _INDENT + " · ".join(compared)
     for number, call in enumerate(trace.calls, 1):
         yield ""
         yield f"{number}. {' · '.join(_head(call))}"
@@ -95,6 +98,16 @@ def _ending(branch: Output[Any]) -> Iterator[str]:
     if branch.votes:
         votes = ", ".join(f"{answer!r} {count}" for answer, count in branch.votes.items())
         yield f"votes: {votes}"
+
+
+def _standing(trace: BranchTrace) -> Iterator[str]:
+    if trace.branch.is_best is not None:
+        yield f"best: {'yes' if trace.branch.is_best else 'no'}"
+    found = trace.standing
+    if "rank" in found:
+        yield f"rank {found['rank']:,}"
+    if "wins" in found:
+        yield f"wins {found['wins']:,} of {plural(found['comparisons'], 'comparison', 'comparisons')}"
 
 
 def _head(call: TracedCall) -> Iterator[str]:

@@ -304,7 +304,9 @@ class RunAnswers:
         outcome = self._store.outcomes(shard_id).get(index - shard.first)
         if outcome is None:
             raise RunError(f"branch {index:,} of run {self.run_id} has not ended")
-        return trace_of(self.spec, shard, outcome)
+        spec = self.spec
+        aggregate = self.aggregate()[0] if spec.compares else None
+        return trace_of(spec, shard, outcome, aggregate=aggregate)
 
     def _shard_of(self, index: int) -> ShardId:
         """Return the shard of a branch: shards have consecutive indices."""

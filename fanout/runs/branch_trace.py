@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -25,7 +26,7 @@ from fanout.policy.steps import Chain, SentBack
 from fanout.runs.outputs import output_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from fanout.core.passage_uses import PassageUse
     from fanout.core.records import BranchRef, Chunk, ErrorKind, Outcome, Shard, StepOutcome
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from fanout.runs.results import Output
 
 __all__ = ["BranchTrace", "TracedCall", "trace_of"]
+
+_STANDING = ("rank", "wins", "comparisons")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,19 +98,25 @@ class BranchTrace:
     Attributes:
         branch: The branch, with the text of its chunk.
         calls: Its questions in the order in which they were asked.
+        standing: What comparisons have found, as the aggregate has it: ``rank``, or ``wins`` and
+            ``comparisons``; empty if the aggregate does not have the branch.
     """
 
     branch: Output[Any]
     calls: tuple[TracedCall, ...]
+    standing: Mapping[str, int] = field(default_factory=dict)
 
 
-def trace_of(spec: RunSpec, shard: Shard, outcome: Outcome) -> BranchTrace:
+def trace_of(
+    spec: RunSpec, shard: Shard, outcome: Outcome, *, aggregate: Any = None
+) -> BranchTrace:
     """Return a branch from end to end.
 
     Args:
         spec: The job.
         shard: The shard of the branch.
         outcome: Its outcome.
+        aggregate: What comparisons have found; None if the job has none, or not yet.
 
     Raises:
         StoredDataError: What is stored does not fit the job.
@@ -117,12 +126,27 @@ def trace_of(spec: RunSpec, shard: Shard, outcome: Outcome) -> BranchTrace:
     chunk = shard_chunk(shard, outcome.index, variants.count)
     if spec.neighbours:
         chunk = structs.replace(chunk, around=around_in(shard, ref.chunk, spec.neighbours))
-    branch = output_of(spec, shard, outcome, with_text=True)
+    compared = list(_compared(spec, aggregate))
+    is_decided = spec.reduction == "best" and aggregate is not None
+    best = frozenset(row["index"] for row in compared) if is_decided else None
+    own = next((row for row in compared if row["index"] == outcome.index), {})
+    branch = output_of(spec, shard, outcome, with_text=True, best=best)
     if spec.steps:
         calls = tuple(_steps(spec, chunk, ref, outcome, len(shard.chunks)))
     else:
         calls = (_single(spec, chunk, ref, branch, len(shard.chunks)),)
-    return BranchTrace(branch=branch, calls=calls)
+    standing = {name: own[name] for name in _STANDING if name in own}
+    return BranchTrace(branch=branch, calls=calls, standing=standing)
+
+
+def _compared(spec: RunSpec, aggregate: Any) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the answers that an aggregate of comparisons has."""
+    if not spec.compares or aggregate is None:
+        return
+    if spec.reduction == "best":
+        yield from aggregate.values()
+    else:
+        yield from chain.from_iterable(aggregate.values()) if spec.group_by else aggregate
 
 
 def _listed(uses: Iterable[PassageUse]) -> str:

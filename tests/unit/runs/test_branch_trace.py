@@ -28,6 +28,32 @@ def verdict(*, passes):
     return StepOutcome(name="check", output=json.dumps(found), is_json=True, attempts=1, usage=ONCE)
 
 
+@pytest.mark.parametrize(
+    ("job", "aggregate", "line"),
+    [
+        (
+            {"reduce": "best", "samples": 2},
+            {"d": {"index": 0, "wins": 1, "comparisons": 1}},
+            "  best: yes · wins 1 of 1 comparison",
+        ),
+        ({"reduce": "best", "samples": 2}, {"d": {"index": 1, "wins": 2}}, "  best: no"),
+        ({"reduce": "best", "samples": 2}, None, None),
+        ({"reduce": "pairwise"}, [{"rank": 1, "index": 1}, {"rank": 2, "index": 0}], "  rank 2"),
+        ({"reduce": "pairwise", "k": 1}, [{"rank": 1, "index": 1}], None),
+        (
+            {"reduce": "pairwise", "group_by": "product"},
+            {"P": [{"rank": 1, "index": 0}]},
+            "  rank 1",
+        ),
+    ],
+)
+def test_what_comparisons_have_found_is_shown(job, aggregate, line):
+    spec = make_spec(model="fake", prompt="{input}", criteria="c", **job)
+    outcome = Outcome(index=0, output="x", attempts=1, usage=ONCE)
+    shown = list(_lines("r", trace_of(spec, SHARD, outcome, aggregate=aggregate)))
+    assert (shown[2] or None) == line
+
+
 def test_each_prompt_of_a_branch_with_steps_is_as_it_was():
     spec = make_spec(model="fake", system="J", steps=STEPS)
     note = StepOutcome(name="note", output="N1", attempts=1, usage=ONCE, model="fake?seed=2")
