@@ -8,7 +8,14 @@ from difflib import get_close_matches
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    model_validator,
+)
 
 from fanout.core.answer_fields import Choices, SchemaField
 from fanout.core.answer_parts import known_fields, missing_in
@@ -78,11 +85,12 @@ def _function(value: object) -> object:
     return value
 
 
-def _conditions(value: object) -> object:
+def _conditions(value: object, info: ValidationInfo) -> object:
     """Return the values of each condition as texts, as templates have them."""
     if not isinstance(value, dict):
         return value
-    if not value:
+    # A run that is stored may have them.
+    if not value and info.mode != "json":
         msg = "must not be empty: name an earlier step and its answers, as {kind: bill}, or leave it out"
         raise ValueError(msg)
     return {name: tuple(map(_text, _listed(some))) for name, some in value.items()}

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from fanout.cli.main import cli
 from fanout.core.errors import PromptError, SpecError
-from fanout.core.spec import make_spec
+from fanout.core.spec import make_spec, stored_spec
 from fanout.inputs.intake import checked_documents
 from fanout.inputs.step_prompts import StepPrompts
 
@@ -95,6 +95,13 @@ def test_an_error_has_the_name_of_the_step_and_the_field(steps, field, reason, t
     assert isinstance(found.exception, SpecError)
     assert reason in str(found.exception)
     assert str(found.exception).startswith(f"{job}: {field}: ")
+
+
+def test_a_stored_run_may_have_empty_conditions():
+    stored = json.loads(make_spec(model="fake", steps=[FREE]).model_dump_json())
+    assert "when" not in stored["steps"][0]
+    stored["steps"][0]["when"] = {}
+    assert stored_spec(json.dumps(stored)).steps[0].when == {}
 
 
 def test_an_unknown_name_in_a_prompt_is_told_which_steps_come_before():
