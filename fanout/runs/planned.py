@@ -78,7 +78,8 @@ def plan_spec(spec: RunSpec, *, deadline_s: float | None) -> RunSpec:
         cache=spec.cache,
         fence=spec.fence,
         rate=spec.rate if model == spec.model else None,
-        price={name: one for name, one in spec.price.items() if name in (*asked, ANY_MODEL)},
+        price={name: one for name, one in spec.price.items() if name in (*asked, ANY_MODEL)}
+        or None,
         budget=spec.budget,
         retries=spec.retries,
         deadline_s=deadline_s,

@@ -122,6 +122,7 @@ def test_job_files_are_valid(source, files):
 def test_the_examples_run(path, here, fanout):
     """With a fake in place of their model: what a model answers is not ours to test."""
     shutil.copytree(path.parent, here / "examples")
+    shutil.copytree(ROOT / "docs", here / "docs")
     done = fanout("run", f"examples/{path.name}", "--model", "fake?context_tokens=2048")
     assert done.status == 0, done.stderr
     branches = re.search(r"([\d,]+) of ([\d,]+) branches", done.stderr)

@@ -162,7 +162,8 @@ def test_questions_are_answered_from_the_passages_of_a_folder(fanout, here):
     assert "passages of" in done.stderr
     done = fanout("results", done.stderr.partition("run ")[2].split()[0], "--out", "rows")
     assert done.status == 0, done.stderr
-    found = [json.loads(line)["passages"] for line in (here / "rows" / "outputs.jsonl").open()]
+    rows = (here / "rows" / "outputs.jsonl").read_text().splitlines()
+    found = [json.loads(line)["passages"] for line in rows]
     best = [one[0]["source"] for one in found]
     assert best == ["amendment-26.txt", "amendment-18.txt", "amendment-22.txt"]
     assert all(len(one) == 3 for one in found)

@@ -259,7 +259,7 @@ ON_A_FLEET = {"submit": ["a.txt", "-m", "fake", *ASK], "heal": [], "watch": [], 
 
 @pytest.mark.parametrize("command", ON_A_RUN)
 def test_an_unknown_run_is_one_clear_line(fanout, command):
-    done = fanout(command, "nope")
+    done = fanout(command, "nope", *(["0"] if command == "show" else []))
     assert (done.status, done.stdout) == (1, "")
     assert done.stderr == ("fanout: no run 'nope' is known to this broker (it may have expired)\n")
 

@@ -73,7 +73,7 @@ def agrees(shown, result, reduced):
 
 def test_watching_agrees_with_the_result_to_the_last_branch(fanout, run, broker_url):
     # What fails follows from prompts and seed: two reductions, and not the last one.
-    model = MODEL.replace("0.3", "0.2").replace("0.01", "0.3") + "&context_tokens=300"
+    model = MODEL.replace("0.3", "0.2").replace("0.01", "0.3") + "&context_tokens=300&seed=3"
     tree = {"model": model, "aggregate_prompt": "{input}", "aggregate_max_tokens": 20}
     with Client(broker_url) as client:
         texts = [f"text {n} " + "word " * 20 for n in range(80)]

@@ -162,7 +162,7 @@ def test_a_copy_whose_holder_ends_the_branch_makes_no_call_and_goes(
 
 BUG = """
 import workers.branch.answering
-def values(chunk, ref, sample):
+def values(*arguments, **options):
     raise KeyError("the text of a document")
 workers.branch.answering.branch_values = values
 """

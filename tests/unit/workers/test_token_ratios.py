@@ -87,6 +87,7 @@ class Ending(WorkerContext):
     reports: Any
     admission: Any
     budgets: Any
+    answers: Any
     __setattr__ = object.__setattr__
 
     def __init__(self, store: Any) -> None:
@@ -95,6 +96,7 @@ class Ending(WorkerContext):
         self.reports = SimpleNamespace(close=lambda: None)
         nothing = SimpleNamespace(aclose=partial(asyncio.sleep, 0))
         self.admission = self.budgets = nothing
+        self.answers = SimpleNamespace(tell_counts=partial(asyncio.sleep, 0))
 
 
 @pytest.mark.parametrize("ending", ["keep_learnt", "wind_up"])
