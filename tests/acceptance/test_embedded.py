@@ -61,6 +61,13 @@ def keepers_of(state_dir):
     return [each for each in of_state(state_dir) if "keeper.py" in " ".join(each.info["cmdline"])]
 
 
+def words_of(process):
+    """The name and the first words of a process; nothing of one that has ended meanwhile."""
+    with suppress(psutil.NoSuchProcess):
+        return process.name() + " ".join(process.cmdline()[:5])
+    return ""
+
+
 def everything(process, state_dir):
     own = psutil.Process(process.pid)
     return [*{own, *own.children(recursive=True), *of_state(state_dir)}]
@@ -134,7 +141,7 @@ def test_what_serves_a_run_may_be_killed_meanwhile(here, state_dir, words):
         each
         for each in everything(process, state_dir)
         # The keeper is given the name of the server's program.
-        if any(word in each.name() + " ".join(each.cmdline()[:5]) for word in words)
+        if any(word in words_of(each) for word in words)
     ]
     assert len(victims) == len(words)
     for victim in victims:
