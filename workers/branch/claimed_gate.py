@@ -6,6 +6,8 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from fanout.core.records import ErrorKind
+
 if TYPE_CHECKING:
     from fanout.core.errors import LLMError
     from fanout.llm.base import LLMReply, LLMRequest
@@ -51,6 +53,7 @@ class ClaimedGate:
         if error is not None:
             # It may have to wait before its next call.
             self._claim.waits()
+            self._claim.is_refused = error.kind is ErrorKind.RATE_LIMITED
         try:
             verdict = await self._gate.leave(request, reply, error)
         except Exception as fault:

@@ -67,6 +67,8 @@ class Claim:
         # Whether the branch may have a checkpoint.
         self.has_checkpoint = False
         self.place: Place | None = None
+        # Whether its last failed call was refused, as there were too many.
+        self.is_refused = False
 
     @property
     def branch_id(self) -> BranchId:
@@ -270,8 +272,12 @@ class Claim:
             self.place.leave_for_now()
 
     async def rests(self, seconds: float) -> None:
-        """Wait before the next call of the branch. Raises CallStoppedError if this worker stops."""
-        if seconds > KEEPS_PLACE_S:
+        """Wait before the next call of the branch. Raises CallStoppedError if this worker stops.
+
+        Only one whose call was refused leaves its place: while a provider fails, others in its place
+        would fail, too.
+        """
+        if self.is_refused and seconds > KEEPS_PLACE_S:
             self.leaves_place()
         await self._context.models.in_flight.wait(seconds)
 
