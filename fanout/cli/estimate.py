@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from fanout.client.client import Client
     from fanout.core.settings import Settings
     from fanout.core.spec import RunSpec
+    from fanout.runs.estimate import Estimate
 
-__all__ = ["command", "dry_run", "is_agreed"]
+__all__ = ["command", "dry_run", "estimated", "is_agreed"]
 
 
 @click.command("estimate", epilog="A JOB.yaml has the same fields; options win over it.")
@@ -47,15 +48,22 @@ def dry_run(
     inputs: tuple[str, ...], options: dict[str, Any], *, broker_url: str | None, as_json: bool
 ) -> int:
     """Print the estimate of a job."""
-    spec = job_spec(inputs, options, load_settings(broker_url=broker_url))
-    faults = Faults(Progress(is_quiet=as_json))
-    with any_client(broker_url) as client, in_words(inputs, options):
-        estimate = client.estimate(spec, on_notice=faults.notice)
+    _, estimate = estimated(inputs, options, broker_url=broker_url, is_quiet=as_json)
     if as_json:
         print_json(estimate.to_dict())
     else:
         print_text("\n".join(estimate_lines(estimate)))
     return 0
+
+
+def estimated(
+    inputs: tuple[str, ...], options: dict[str, Any], *, broker_url: str | None, is_quiet: bool
+) -> tuple[RunSpec, Estimate]:
+    """Return the job of a command line, and its estimate. Raises SpecError and InputError."""
+    spec = job_spec(inputs, options, load_settings(broker_url=broker_url))
+    faults = Faults(Progress(is_quiet=is_quiet))
+    with any_client(broker_url) as client, in_words(inputs, options):
+        return spec, client.estimate(spec, on_notice=faults.notice)
 
 
 def is_agreed(

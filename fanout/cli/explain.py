@@ -6,11 +6,10 @@ from typing import Any
 
 import click
 
+from fanout.cli.estimate import estimated
 from fanout.cli.estimate_view import estimate_lines
-from fanout.cli.options import in_words, job_options, job_spec
-from fanout.cli.progress import Progress
-from fanout.cli.session import EMBEDDED, Faults, any_client, broker_option, one_object, print_json
-from fanout.core.settings import load_settings
+from fanout.cli.options import job_options
+from fanout.cli.session import EMBEDDED, broker_option, one_object, print_json
 from fanout.runs.job_drawing import job_drawing
 from fanout.system.terminal import print_text
 
@@ -31,10 +30,7 @@ def command(
 
     It makes no call. The whole input is read, as by `fanout estimate`.
     """
-    spec = job_spec(inputs, options, load_settings(broker_url=broker_url))
-    faults = Faults(Progress(is_quiet=as_json))
-    with any_client(broker_url) as client, in_words(inputs, options):
-        estimate = client.estimate(spec, on_notice=faults.notice)
+    spec, estimate = estimated(inputs, options, broker_url=broker_url, is_quiet=as_json)
     drawing = job_drawing(spec)
     if as_json:
         print_json({"drawing": drawing, "estimate": estimate.to_dict()})
