@@ -12,6 +12,7 @@ from fanout.core.records import ErrorKind
 from fanout.llm.batches.base import BatchResult
 from fanout.llm.usage import NO_USAGE, billed_at
 from workers.branch.delivery_ends import BranchGathered
+from workers.context.held_places import LongWait
 from workers.context.inflight import CallStoppedError
 
 if TYPE_CHECKING:
@@ -122,7 +123,8 @@ class GatheredCalls:
         joins: Joins = "may"
         if self._budgeted is not None:
             await self._follow(item, self._budgeted)
-            await self._budgeted.hold(item, request)
+            with LongWait(self._claim.leaves_place):
+                await self._budgeted.hold(item, request)
             joins = "never"
         line = await self.client.line(item, request)
         try:

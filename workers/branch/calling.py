@@ -139,10 +139,10 @@ class ModelCalls:
                 gives_up=question.gives_up,
                 timeout_s=spec.timeout_s,
                 turn=plan.turn,
-                on_wait=self._claim.leaves_place,
+                place=self._claim,
             )
             if budgeted is not None:
-                gate = budgeted.gate(limits)
+                gate = budgeted.gate(limits, self._claim)
             gate = self._claim.gate(gate, spec.timeout_s, compares=not self._calls.is_by_model)
         calls = partial(
             plan.complete,

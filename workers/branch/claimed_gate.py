@@ -1,9 +1,8 @@
-"""The gate of a branch's calls: each begins only while this worker has the branch, and has a place."""
+"""The gate of a branch's calls: each begins only while this worker has the branch."""
 
 from __future__ import annotations
 
 import logging
-import time
 from typing import TYPE_CHECKING
 
 from fanout.core.records import ErrorKind
@@ -36,10 +35,6 @@ class ClaimedGate:
         """Wait until the call may begin, and check that this delivery still has the branch."""
         self._claim.waits()
         for_rate_s = await self._gate.enter(request, left_s=left_s)
-        if self._claim.is_away:
-            left_at = time.monotonic()
-            await self._claim.takes_place()
-            for_rate_s += time.monotonic() - left_at
         if not self._claim.is_sure:
             await self._claim.confirm()
         self._claim.calls(self._timeout_s)

@@ -19,8 +19,8 @@ from workers.branch.delivery_ends import (
     BranchHeld,
     require_call,
 )
+from workers.context.held_places import KEEPS_PLACE_S
 from workers.context.inflight import CallStoppedError, StopReason
-from workers.context.model_gate import KEEPS_PLACE_S
 from workers.context.progress import ALIVE, SURE
 
 if TYPE_CHECKING:
@@ -266,10 +266,17 @@ class Claim:
         """Whether the branch has left its place until its next call."""
         return self.place is not None and self.place.is_away
 
-    def leaves_place(self) -> None:
-        """Leave the place until the next call of the branch, which has to wait long for it."""
-        if self.place is not None:
-            self.place.leave_for_now()
+    def leaves_place(self, *, in_outage: bool = False) -> bool:
+        """Leave the place until the next call of the branch, which has to wait long for it.
+
+        See HeldPlace.
+        """
+        if self.place is None:
+            return True
+        if in_outage and not self.place.is_wanted:
+            return False
+        self.place.leave_for_now()
+        return True
 
     async def rests(self, seconds: float) -> None:
         """Wait before the next call of the branch. Raises CallStoppedError if this worker stops.

@@ -81,7 +81,16 @@ class Place:
         """Take a place again, unless the branch has one. Raises BranchHandedBack."""
         if not self._is_held:
             self.leave()
-            await self._enter(is_back=True)
+            self._admission.returning += 1
+            try:
+                await self._enter(is_back=True)
+            finally:
+                self._admission.returning -= 1
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a branch waits for a place to make a call for which it has room."""
+        return self._admission.returning > 0
 
     async def _enter(self, *, is_back: bool = False) -> None:
         max_workers, priority = None, 1.0

@@ -75,6 +75,7 @@ class Admission:
     Attributes:
         places: Calls in flight at once; None is any number.
         away: Branches that have left their places to wait for a limit; for any thread.
+        returning: Those of them that wait for a place again.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Admission:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.places: int | None = None
-        self.away = 0
+        self.away = self.returning = 0
         self._ask = ask
         self._sure_s = sure_s
         self._clock = clock

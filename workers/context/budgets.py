@@ -17,6 +17,7 @@ from fanout.llm.usage import billed
 from fanout.policy.budgets import guessed_of_call, known_use, used_by_call
 from workers.context.batches import Batches
 from workers.context.budget_account import BudgetAccount
+from workers.context.budget_gate import BudgetGate
 from workers.context.budget_holds import BudgetHold
 
 if TYPE_CHECKING:
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
     from fanout.core.lanes import Lane
     from fanout.core.records import Usage
     from fanout.core.spec import RunSpec
-    from fanout.llm.base import LLM, LLMReply, LLMRequest
+    from fanout.llm.base import LLM, LLMRequest
     from fanout.llm.calls import CallAttempt, CallGate
-    from fanout.policy.outages import FailureVerdict
     from fanout.stores import RedisStore
+    from workers.context.held_places import HeldPlace
     from workers.context.inflight import InFlight
 
 __all__ = ["BudgetPlan", "BudgetedCalls", "Budgets"]
@@ -262,12 +263,13 @@ class BudgetedCalls:
         for account in self._accounts:
             account.closes()
 
-    def gate(self, gate: CallGate) -> CallGate:
+    def gate(self, gate: CallGate, place: HeldPlace | None = None) -> CallGate:
         """Return a gate that lets a call through once it fits; ``gate`` comes after that.
 
-        So a call that waits for room, perhaps for hours, has not taken a part of a rate limit.
+        So a call that waits for room, perhaps for hours, has not taken a part of a rate limit; and it
+        leaves the ``place`` of its branch.
         """
-        return _BudgetGate(self, gate)
+        return BudgetGate(self, gate, place)
 
     def observing(self, observe: Callable[[CallAttempt], None]) -> Callable[[CallAttempt], None]:
         """Return an observer of calls that also notes what they have used."""
@@ -373,28 +375,3 @@ class BudgetedCalls:
 def _known(bound: CallBounds, usage: Usage | None) -> Amounts | None:
     """Return what a call of a batch has used; None if that is not known."""
     return NO_AMOUNTS if usage is None else known_use(bound.own(usage, "batch"))
-
-
-class _BudgetGate:
-    """See ``BudgetedCalls.gate``."""
-
-    def __init__(self, calls: BudgetedCalls, gate: CallGate) -> None:
-        self._calls = calls
-        self._gate = gate
-
-    async def enter(self, request: LLMRequest, *, left_s: float) -> float:
-        """See CallGate; a wait for the budget counts as one for a rate limit."""
-        came = time.monotonic()
-        await self._calls.reserve(request)
-        waited_s = time.monotonic() - came
-        try:
-            return waited_s + await self._gate.enter(request, left_s=left_s)
-        except BaseException:
-            self._calls.give_back()
-            raise
-
-    async def leave(
-        self, request: LLMRequest, reply: LLMReply | None, error: LLMError | None
-    ) -> FailureVerdict | None:
-        """See CallGate."""
-        return await self._gate.leave(request, reply, error)

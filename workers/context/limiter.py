@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fanout.core.rate_limits import Rates
     from fanout.stores import RedisStore
     from workers.context.fair_line import Turn
+    from workers.context.held_places import HeldPlace
 
 __all__ = ["Limiter"]
 
@@ -75,7 +76,7 @@ class Limiter:
         gives_up: bool = False,
         timeout_s: float | None = None,
         turn: Turn = ANYBODY,
-        on_wait: Callable[[], None] | None = None,
+        place: HeldPlace | None = None,
     ) -> ModelGate:
         """Return the gate for the calls of a branch; close it after the last one.
 
@@ -86,7 +87,8 @@ class Limiter:
                 for the end of an outage.
             timeout_s: The timeout of a call in seconds; None for none.
             turn: The run of the branch: those that wait for a model take turns.
-            on_wait: Called if a call waits long for a limit, told or learnt, or for the end of a pause.
+            place: That of the branch: it leaves it while a call waits long for a limit, told or learnt, or
+                for the end of a pause.
         """
         known = self._models.get(model)
         if known is None:
@@ -100,7 +102,7 @@ class Limiter:
             gives_up=gives_up,
             timeout_s=timeout_s,
             turn=turn,
-            on_wait=on_wait,
+            place=place,
         )
 
     def holds_back(self, models: Iterable[str]) -> bool:

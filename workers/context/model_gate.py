@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fanout.core.rate_limits import CallTokens
 from fanout.core.records import ErrorKind
 from fanout.policy.outages import SHARED, Failure, FailureVerdict, cost_alone, cost_of_own
 from workers.context.fair_line import ANYBODY
+from workers.context.held_places import LongWait
+from workers.context.model_state import LOOK_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Self
 
     from fanout.core.errors import LLMError
     from fanout.core.rate_limits import Rates
     from fanout.llm.base import LLMReply, LLMRequest
     from workers.context.fair_line import Turn
+    from workers.context.held_places import HeldPlace
     from workers.context.limiter import Limiter
     from workers.context.model_state import ModelState
     from workers.context.pacing import Pacer
 
-__all__ = ["GIVEN_UP", "KEEPS_PLACE_S", "ModelGate"]
+__all__ = ["GIVEN_UP", "ModelGate"]
 
-# Seconds for which a branch that waits for a limit, or for its next attempt, keeps its place.
-KEEPS_PLACE_S = 0.25
 _MOST_REFUSALS = 5
 # Kinds that say nothing about the model: faults of fanout itself.
 _SILENT = frozenset({ErrorKind.INTERNAL})
@@ -52,11 +52,11 @@ class ModelGate:
         gives_up: bool = False,
         timeout_s: float | None = None,
         turn: Turn = ANYBODY,
-        on_wait: Callable[[], None] | None = None,
+        place: HeldPlace | None = None,
     ) -> None:
         self._limiter = limiter
         self._turn = turn
-        self._on_wait = on_wait
+        self._place = place
         self._timeout_s = timeout_s
         # Whether a call of this branch has a place among those in flight.
         self._has_place = False
@@ -80,9 +80,9 @@ class ModelGate:
         Raises:
             LLMError: The model fails for all branches, and this one gives up.
         """
-        model, on_wait = self._model, self._on_wait
-        now = self._limiter.clock()
-        if not model.places.is_bounded and model.is_well(now):
+        model, place = self._model, self._place
+        now, is_here = self._limiter.clock(), place is None or not place.is_away
+        if is_here and not model.places.is_bounded and model.is_well(now):
             rates = model.rates(self._told, now)
             if not rates.is_limited:
                 # Nothing holds it back.
@@ -90,22 +90,28 @@ class ModelGate:
                 self._has_place, self._rates, self._began = True, rates, now
                 self._calls += 1
                 return 0.0
-        if on_wait is None:
-            return await self._enter(request, left_s)
-        leaving = asyncio.get_running_loop().call_later(KEEPS_PLACE_S, self._waits, on_wait)
-        try:
-            return await self._enter(request, left_s)
-        finally:
-            leaving.cancel()
+        leaves = None if place is None else partial(self._leaves, place)
+        with LongWait(leaves):
+            for_rate_s = await self._enter(request, left_s)
+        while place is not None and place.is_away:
+            came = self._limiter.clock()
+            await place.takes_place()
+            now = self._limiter.clock()
+            for_rate_s += now - came
+            if now - came > LOOK_S and not model.is_well(now):
+                with LongWait(leaves):
+                    await self._wait_until_well(left_s)
+        self._calls += 1
+        self._began = self._limiter.clock()
+        return for_rate_s
 
     def _rates_now(self) -> Rates:
         self._rates = self._model.rates(self._told, self._limiter.clock())
         return self._rates
 
-    def _waits(self, on_wait: Callable[[], None]) -> None:
+    def _leaves(self, place: HeldPlace) -> bool:
         # In an outage the branches that wait are those that had begun.
-        if self._model.down_at is None:
-            on_wait()
+        return place.leaves_place(in_outage=self._model.is_down_lately(self._limiter.clock()))
 
     async def _enter(self, request: LLMRequest, left_s: float) -> float:
         limiter, model, for_rate_s = self._limiter, self._model, 0.0
@@ -119,14 +125,15 @@ class ModelGate:
             now = limiter.clock()
             for_rate_s = now - came
         if not model.is_well(now):
-            has_failed = self._failed_at is not None
-            await limiter.wait_until_well(
-                model, until=now + left_s, has_failed=has_failed, gives_up=self._gives_up
-            )
-            now = limiter.clock()
-        self._calls += 1
-        self._began = now
+            await self._wait_until_well(left_s)
         return for_rate_s
+
+    async def _wait_until_well(self, left_s: float) -> None:
+        limiter, has_failed = self._limiter, self._failed_at is not None
+        until = limiter.clock() + left_s
+        await limiter.wait_until_well(
+            self._model, until=until, has_failed=has_failed, gives_up=self._gives_up
+        )
 
     async def leave(
         self, request: LLMRequest, reply: LLMReply | None, error: LLMError | None

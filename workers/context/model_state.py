@@ -19,6 +19,8 @@ __all__ = ["LOOK_S", "PROBES", "ModelState"]
 
 # How old a worker's knowledge of a model's pause may be: one small read per model, not per call.
 LOOK_S = 0.5
+# How old it is at most where calls wait for the end of an outage: a waiting call reads it so often.
+_LATELY_S = 5.0
 # How many calls of the probing worker probe: one of them may fail by itself.
 PROBES = 2
 
@@ -78,6 +80,13 @@ class ModelState:
     def down_s(self, now: float) -> float | None:
         """Return for how many seconds the model has failed for all branches, or None."""
         return None if self.down_at is None else now - self.down_at
+
+    def is_down_lately(self, now: float) -> bool:
+        """Return whether the model fails for all branches, by what was read or found out lately.
+
+        Only calls that have room read it: if they all wait for something else, nothing is known.
+        """
+        return self.down_at is not None and now - max(self.looked_at, self.heard_at) < _LATELY_S
 
     def fell(self, at: float, now: float) -> None:
         """Note that the model fails since ``at``."""

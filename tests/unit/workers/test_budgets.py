@@ -512,7 +512,10 @@ def test_a_call_of_a_batch_is_reserved_when_it_is_gathered_and_settled_when_it_l
             gathered.append(item)
 
         claim = SimpleNamespace(
-            branch_id=BranchId(RUN, 0, 0, branch), gather=gather, waits=lambda: None
+            branch_id=BranchId(RUN, 0, 0, branch),
+            gather=gather,
+            waits=lambda: None,
+            leaves_place=lambda: True,
         )
         prepared = Prepared()
         if landed is not None:

@@ -139,7 +139,8 @@ def test_a_call_that_waits_for_any_limit_says_so_soon(store, block):
     async def waits():
         limiter, left = Limiter(store), asyncio.Event()
         block(limiter)
-        gate = limiter.gate("m", rates, on_wait=left.set)
+        place = SimpleNamespace(is_away=False, leaves_place=lambda **_: left.set() or True)
+        gate = limiter.gate("m", rates, place=place)
         call = asyncio.create_task(gate.enter(REQUEST, left_s=60))
         await asyncio.wait_for(left.wait(), 5)
         call.cancel()

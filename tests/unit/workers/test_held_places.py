@@ -1,0 +1,190 @@
+"""A branch that has room for a call never waits for ever for a place, nor the other way round."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from fanout.core.errors import LLMError
+from fanout.core.rate_limits import Rates
+from fanout.core.records import ErrorKind
+from fanout.llm import LLMRequest
+from fanout.llm.base import LLMReply
+from workers.branch.claims import Claim
+from workers.branch.places import Place
+from workers.context import held_places
+from workers.context.admission import Admission
+from workers.context.budget_gate import BudgetGate
+from workers.context.limiter import Limiter
+
+REQUEST = LLMRequest(prompt="p")
+REPLY = LLMReply(text="yes")
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch):
+    monkeypatch.setattr(held_places, "KEEPS_PLACE_S", 0.01)
+
+
+class Process:
+    """A worker process with one place; its branches make one call each."""
+
+    def __init__(self, store):
+        self.limiter = Limiter(store)
+        self.model = self.limiter.gate("m", Rates())._model
+        self.admission = Admission(lambda requests: [None] * len(requests), sure_s=9)
+        self.admission.places = 1
+        self.called = []
+        self.most = self.in_flight = 0
+
+    async def specs(self, _run_id):
+        return SimpleNamespace(max_workers=None, priority=1.0)
+
+    def branch(self, name, *, budget=None):
+        return asyncio.create_task(self._branch(name, budget))
+
+    async def _branch(self, name, budget):
+        context = SimpleNamespace(admission=self.admission, runs=SimpleNamespace(specs=self.specs))
+        async with Place(context, "r", lambda: None, None) as place:
+            claim = Claim.__new__(Claim)
+            claim.place = place
+            with self.limiter.gate("m", Rates(), place=claim) as gate:
+                whole = gate if budget is None else BudgetGate(budget, gate, claim)
+                await whole.enter(REQUEST, left_s=60)
+                self.in_flight += 1
+                self.most = max(self.most, self.in_flight)
+                await asyncio.sleep(0.002)
+                self.in_flight -= 1
+                self.called.append(name)
+                await whole.leave(REQUEST, REPLY, None)
+
+    async def until(self, condition):
+        async with asyncio.timeout(5):
+            while not condition():  # noqa: ASYNC110 - it looks at plain values
+                await asyncio.sleep(0.002)
+
+    def opens(self, share):
+        self.model.places._share = share
+        self.model.places._admit()
+
+
+async def has_ended(*branches):
+    await asyncio.wait_for(asyncio.gather(*branches), 3)
+
+
+@pytest.mark.parametrize("lasts", [True, False], ids=["outage goes on", "it is over"])
+def test_who_has_a_place_in_an_outage_leaves_it_to_one_that_has_room(store, lasts):
+    """The first waits for the window when the outage begins, and then has room; the second a place."""
+
+    async def run():
+        process = Process(store)
+        process.opens(0)
+        first = process.branch("first")
+        await process.until(lambda: process.admission.away == 1)
+        now = process.limiter.clock()
+        process.model.fell(now, now)
+        if lasts:
+            # The first is let through as the probe.
+            store.trip_breaker("m")
+            process.model.looked_at, process.model.is_read, process.model.probes = now, True, 1
+        second = process.branch("second")
+        await process.until(lambda: len(process.model.places._waiting) == 2)
+        # Others in its place would wait as well.
+        await asyncio.sleep(0.05)
+        assert process.admission.away == 1
+        process.opens(1)
+        await has_ended(first, second)
+        return process.called, process.most
+
+    assert asyncio.run(run()) == (["first", "second"], 1)
+
+
+def test_no_branch_keeps_its_place_for_an_outage_of_which_nobody_has_heard_for_long(store):
+    async def run():
+        process = Process(store)
+        process.opens(0)
+        process.model.fell(*[process.limiter.clock() - 60] * 2)
+        branches = [process.branch(n) for n in range(3)]
+        await process.until(lambda: process.admission.away == 3)
+        process.opens(1)
+        await has_ended(*branches)
+        return len(process.called)
+
+    assert asyncio.run(run()) == 3
+
+
+@pytest.mark.parametrize("share", [0, None], ids=["window", "no window"])
+def test_who_waits_for_a_budget_leaves_its_place_to_one_that_has_its_part(store, share):
+    async def run():
+        process, room = Process(store), asyncio.Event()
+
+        async def reserve(_request):
+            await room.wait()
+
+        async def reserve_at_once(_request):
+            return None
+
+        process.opens(share)
+        first = process.branch("first", budget=SimpleNamespace(reserve=reserve_at_once))
+        if share == 0:
+            await process.until(lambda: process.admission.away == 1)
+        second = process.branch("second", budget=SimpleNamespace(reserve=reserve))
+        if share == 0:
+            process.opens(1)
+        await has_ended(first)
+        third = process.branch("third")
+        await has_ended(third)
+        room.set()
+        await has_ended(second)
+        return process.called, process.most
+
+    assert asyncio.run(run()) == (["first", "third", "second"], 1)
+
+
+def test_many_branches_pass_through_refusals_and_outages(store, monkeypatch):
+    """In seeded turns the window shrinks and grows, and the model falls and rises."""
+
+    async def run():
+        process = Process(store)
+        process.admission.places = 3
+        branches = [process.branch(n) for n in range(60)]
+        for turn in range(40):
+            process.opens((turn * 7) % 5)
+            if turn % 6 == 0:
+                now = process.limiter.clock()
+                process.model.fell(now, now)
+            await asyncio.sleep(0.005)
+        process.opens(2)
+        await has_ended(*branches)
+        return sorted(process.called), process.most
+
+    called, most = asyncio.run(run())
+    assert called == list(range(60))
+    assert most <= 3
+
+
+def test_a_call_begins_when_its_branch_is_back(store):
+    """Its time is that of the provider, and it counts as one of before or after an outage."""
+
+    async def run():
+        limiter, back = Limiter(store), asyncio.Event()
+        place = SimpleNamespace(is_away=True, leaves_place=lambda **_: True)
+
+        async def takes_place():
+            await back.wait()
+            place.is_away = False
+
+        place.takes_place = takes_place
+        gate = limiter.gate("m", Rates(), place=place)
+        entering = asyncio.create_task(gate.enter(REQUEST, left_s=60))
+        await asyncio.sleep(0.02)
+        at = limiter.clock()
+        back.set()
+        await entering
+        began = gate._began
+        await gate.leave(REQUEST, None, LLMError(ErrorKind.SERVER_ERROR, "no"))
+        return began - at
+
+    assert asyncio.run(run()) >= 0
