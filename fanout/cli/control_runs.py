@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fanout.cli.completion import complete_files
-from fanout.cli.delivery import conclude
+from fanout.cli.delivery import conclude, quiet_option
 from fanout.cli.exits import INTERRUPTED
 from fanout.cli.following import follow
 from fanout.cli.progress import Progress
@@ -110,6 +110,7 @@ def _print_change(run: Run, changed: bool, what: str, *, as_json: bool) -> None:
 )
 @click.option("--budget-calls", metavar="N", type=int, help="The same in calls.")
 @click.option("--budget-tokens", metavar="N", type=int, help="The same in tokens.")
+@quiet_option
 @one_object
 def retry(
     run_id: str,
@@ -118,6 +119,7 @@ def retry(
     budget_usd: float | None,
     budget_calls: int | None,
     budget_tokens: int | None,
+    quiet: bool,  # noqa: FBT001 - a click flag
     as_json: bool,  # noqa: FBT001 - a click flag
 ) -> int:
     """Process the failed branches of a run that has ended again, and redo its aggregate.
@@ -125,7 +127,7 @@ def retry(
     Documents that could not be read are not read again: that takes a new run.
     Without a broker this command does the work, and follows it to its end.
     """
-    progress = Progress(idle="")
+    progress = Progress(is_quiet=quiet, idle="")
     stop = Stop(progress)
     given = {"usd": budget_usd, "calls": budget_calls, "tokens": budget_tokens}
     budget = {name: limit for name, limit in given.items() if limit is not None} or None
@@ -216,11 +218,13 @@ def _work_off(
 @run_argument
 @click.argument("inputs", nargs=-1, metavar="[INPUT]...", shell_complete=complete_files)
 @broker_option(EMBEDDED)
+@quiet_option
 @one_object
 def resume(
     run_id: str,
     inputs: tuple[str, ...],
     broker_url: str | None,
+    quiet: bool,  # noqa: FBT001 - a click flag
     as_json: bool,  # noqa: FBT001 - a click flag
 ) -> int:
     """Go on with a run whose `fanout submit` or `fanout run` died while it was enqueued.
@@ -229,7 +233,7 @@ def resume(
     standard input is given there again. Without a broker this command does the work that is left,
     whenever the run was interrupted, and follows it to its end.
     """
-    progress = Progress(idle="")
+    progress = Progress(is_quiet=quiet, idle="")
     stop, faults = Stop(progress), Faults(progress)
     with any_client(broker_url) as client, stop:
         run = client.find(run_id)

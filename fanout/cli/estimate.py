@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fanout.cli.delivery import quiet_option
 from fanout.cli.estimate_view import estimate_lines, short_estimate
 from fanout.cli.options import in_words, job_options, job_spec
 from fanout.cli.progress import Progress
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from fanout.client.client import Client
     from fanout.core.settings import Settings
     from fanout.core.spec import RunSpec
-    from fanout.runs.estimate import Estimate
+    from fanout.runs.estimate_result import Estimate
 
 __all__ = ["command", "dry_run", "estimated", "is_agreed"]
 
@@ -29,10 +30,12 @@ __all__ = ["command", "dry_run", "estimated", "is_agreed"]
 @click.command("estimate", epilog="A JOB.yaml has the same fields; options win over it.")
 @job_options
 @broker_option(EMBEDDED)
+@quiet_option
 @one_object
 def command(
     inputs: tuple[str, ...],
     broker_url: str | None,
+    quiet: bool,  # noqa: FBT001 - a click flag
     as_json: bool,  # noqa: FBT001 - a click flag
     **options: Any,
 ) -> int:
@@ -41,14 +44,19 @@ def command(
     The whole input is read, as a stream. Costs are ranges, as answers may be long or short; calls that
     are made again are not in it. The first prompt is shown as it would be sent.
     """
-    return dry_run(inputs, options, broker_url=broker_url, as_json=as_json)
+    return dry_run(inputs, options, broker_url=broker_url, as_json=as_json, is_quiet=quiet)
 
 
 def dry_run(
-    inputs: tuple[str, ...], options: dict[str, Any], *, broker_url: str | None, as_json: bool
+    inputs: tuple[str, ...],
+    options: dict[str, Any],
+    *,
+    broker_url: str | None,
+    as_json: bool,
+    is_quiet: bool,
 ) -> int:
     """Print the estimate of a job."""
-    _, estimate = estimated(inputs, options, broker_url=broker_url, is_quiet=as_json)
+    _, estimate = estimated(inputs, options, broker_url=broker_url, is_quiet=is_quiet or as_json)
     if as_json:
         print_json(estimate.to_dict())
     else:

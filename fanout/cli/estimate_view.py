@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from fanout.client.trials import Trial
     from fanout.policy.estimates import Calls, LaneEstimate, Projection
-    from fanout.runs.estimate import Estimate
+    from fanout.runs.estimate_result import Estimate
 
 __all__ = ["estimate_lines", "short_estimate", "trial_lines"]
 

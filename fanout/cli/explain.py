@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from fanout.cli.delivery import quiet_option
 from fanout.cli.estimate import estimated
 from fanout.cli.estimate_view import estimate_lines
 from fanout.cli.options import job_options
@@ -19,10 +20,12 @@ __all__ = ["command"]
 @click.command("explain", epilog="A JOB.yaml has the same fields; options win over it.")
 @job_options
 @broker_option(EMBEDDED)
+@quiet_option
 @one_object
 def command(
     inputs: tuple[str, ...],
     broker_url: str | None,
+    quiet: bool,  # noqa: FBT001 - a click flag
     as_json: bool,  # noqa: FBT001 - a click flag
     **options: Any,
 ) -> int:
@@ -30,7 +33,7 @@ def command(
 
     It makes no call. The whole input is read, as by `fanout estimate`.
     """
-    spec, estimate = estimated(inputs, options, broker_url=broker_url, is_quiet=as_json)
+    spec, estimate = estimated(inputs, options, broker_url=broker_url, is_quiet=quiet or as_json)
     drawing = job_drawing(spec)
     if as_json:
         print_json({"drawing": drawing, "estimate": estimate.to_dict()})

@@ -118,7 +118,9 @@ def run(
         )
     if dry_run:
         _require_dry()
-        return estimate.dry_run(inputs, options, broker_url=broker_url, as_json=as_json)
+        return estimate.dry_run(
+            inputs, options, broker_url=broker_url, as_json=as_json, is_quiet=quiet
+        )
     return carry_out(
         inputs,
         options,

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from fanout.core.state import RunRecord
     from fanout.inputs.documents import Chunks, Notify
     from fanout.observe.fleet import FleetStatus
-    from fanout.runs.estimate import Estimate
+    from fanout.runs.estimate_result import Estimate
 
 __all__ = ["Client"]
 

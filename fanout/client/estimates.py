@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fanout.core.records import Document
     from fanout.core.spec import RunSpec
     from fanout.inputs.documents import Chunks, Notify
-    from fanout.runs.estimate import Estimate
+    from fanout.runs.estimate_result import Estimate
     from fanout.stores import RedisStore
 
 __all__ = ["estimate_job", "estimator_of"]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fanout.client.trials import Trial
     from fanout.core.spec import ReduceName
     from fanout.inputs.documents import AsyncChunks, Chunks
-    from fanout.runs.estimate import Estimate
+    from fanout.runs.estimate_result import Estimate
     from fanout.runs.results import AnswerT, Output, Result
     from fanout.runs.status import Status
 

@@ -19,7 +19,8 @@ from fanout.inputs.sampling import sampled
 from fanout.inputs.token_counters import bytes_tokenizer
 from fanout.policy.estimates import Calls, Projection, project, time_range
 from fanout.policy.metrics import share_estimate
-from fanout.runs.estimate import Estimate  # noqa: TC001 - msgspec reads the annotation
+from fanout.runs.estimate_result import Estimate  # noqa: TC001 - msgspec reads the annotation
+from fanout.runs.one_line import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -78,6 +79,21 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     time_s: float | None
     answers: tuple[int, int, int] | None
     estimate: Estimate
+
+    def __repr__(self) -> str:
+        cost, failed = self.cost_usd, self.failures
+        shown = {
+            "run_id": self.run_id,
+            "branches": self.branches,
+            "succeeded": self.succeeded,
+            **({"errors": self.errors} if self.errors else {}),
+            "cost_usd": None if cost is None else cost.value,
+            **({} if cost is None else {"cost_usd_low": cost.low, "cost_usd_high": cost.high}),
+            "failures": None if failed is None else failed.value,
+            "time_s": self.time_s,
+            "estimate": self.estimate,
+        }
+        return one_line("Trial", shown)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON values; unknown values are None."""

@@ -5,7 +5,10 @@ Tokenizers are optional packages (the extra ``tokens``), which are imported when
 
 from __future__ import annotations
 
+import logging
 import re
+from contextlib import contextmanager
+from importlib import import_module
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +16,7 @@ from fanout.core.errors import SpecError
 from fanout.core.tokens import BYTES_PER_TOKEN, utf8_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 __all__ = ["TokenCounter", "bytes_tokenizer", "make_counter", "ratio_of"]
 
@@ -133,15 +136,33 @@ def _tokenizers(tokenizer: str) -> Callable[[str], int]:
     except ImportError:
         raise _unknown(tokenizer, _MISSING.format("tokenizers")) from None
     is_file = tokenizer.endswith(".json")
-    load = Tokenizer.from_file if is_file else Tokenizer.from_pretrained
     try:
-        found = load(tokenizer)
+        if is_file:
+            found = Tokenizer.from_file(tokenizer)
+        else:
+            with _silent_client():
+                found = Tokenizer.from_pretrained(tokenizer)
     except Exception as error:  # noqa: BLE001 - it raises bare exceptions
         what = "it cannot be read" if is_file else "it cannot be fetched from Hugging Face"
         raise _unknown(tokenizer, f"{what}: {_first_line(error)}") from None
     found.no_padding()
     found.no_truncation()
     return lambda text: len(found.encode(_sound(text), add_special_tokens=False).ids)
+
+
+@contextmanager
+def _silent_client() -> Iterator[None]:
+    """Keep the client of Hugging Face from printing its tries: the error says the last."""
+    client: Any = import_module("huggingface_hub.utils")
+    level, had_bars = client.logging.get_verbosity(), not client.are_progress_bars_disabled()
+    client.logging.set_verbosity(logging.CRITICAL + 1)
+    client.disable_progress_bars()
+    try:
+        yield
+    finally:
+        client.logging.set_verbosity(level)
+        if had_bars:
+            client.enable_progress_bars()
 
 
 def _sound(text: str) -> str:
@@ -154,4 +175,7 @@ def _unknown(tokenizer: str, reason: str) -> SpecError:
 
 
 def _first_line(error: BaseException) -> str:
+    """Return why something failed: the first cause, as the messages of clients are long."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from fanout.core.cells import cell_text
 from fanout.core.errors import StoredDataError
@@ -25,6 +26,7 @@ __all__ = [
     "SentBack",
     "Verdict",
     "at_step",
+    "final_answer",
     "output_step",
     "turn_of",
     "verdict_of",
@@ -68,6 +70,20 @@ def verdict_of(answer: str | None) -> Verdict:
         return msgspec.json.decode(answer or "", type=Verdict)
     except msgspec.MsgspecError as error:
         raise StoredDataError(f"the verdict of a judge in the store is damaged ({error})") from None
+
+
+def final_answer(step: StepSpec, answer: str | None) -> str | None:
+    """Return the answer of a step as others read it: the ``pass`` of a judge is whether it counts as one.
+
+    Raises:
+        StoredDataError: It is no verdict.
+    """
+    if step.judge is None or answer is None:
+        return answer
+    verdict = verdict_of(answer)
+    if verdict.passes == verdict.is_pass:
+        return answer
+    return msgspec.json.encode({**msgspec.json.decode(answer), "pass": verdict.passes}).decode()
 
 
 class SentBack(NamedTuple):
@@ -140,7 +156,9 @@ class Chain:
         step = self.next
         if step is None or step.name != one.name or one.output is None:
             raise StoredDataError(f"the store has an answer of step {one.name!r} out of its order")
-        self.answers[step.name] = one
+        final = final_answer(step, one.output)
+        # An earlier version wrote down the judge's own words.
+        self.answers[step.name] = one if final is one.output else replace(one, output=final)
         self._at = self._places[step.name] + 1
         if step.judge is not None:
             self._go_back(step, step.judge, verdict_of(one.output))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from functools import cached_property, reduce
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 import msgspec
 
@@ -38,6 +38,7 @@ from fanout.policy.estimates import (
 from fanout.policy.token_ratio import TokenRatio, TokenSums, bytes_by_kind
 from fanout.runs.ask_counts import AskCounts
 from fanout.runs.comparison_estimate import comparison_calls, competitions
+from fanout.runs.estimate_result import Estimate, StepEstimate
 from fanout.runs.token_counts import ANSWER_TOKENS, reduce_room
 
 if TYPE_CHECKING:
@@ -51,97 +52,10 @@ if TYPE_CHECKING:
     _ByModel = Mapping[str, Calls]
     _RouteCalls = tuple[Route, Mapping[tuple[str, str], Calls]]
 
-__all__ = ["Estimate", "Estimator", "StepEstimate"]
+__all__ = ["Estimator"]
 
 # Groups that are told apart; the chunks of more are taken to be in groups of the same sizes.
 _MOST_GROUPS = 100_000
-
-
-class StepEstimate(msgspec.Struct, frozen=True, kw_only=True):
-    """What the calls of a step would use.
-
-    Attributes:
-        name: The step.
-        models: The models that are asked first.
-        calls: Its calls, and their tokens. A route may leave it out, and judges send answers back.
-        prompt: Its first prompt, with placeholders for the answers of earlier steps.
-        system: Its system prompt.
-    """
-
-    name: str
-    models: list[str]
-    calls: Calls
-    prompt: str | None
-    system: str | None
-
-
-class Estimate(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run of a job would use.
-
-    Attributes:
-        documents: The documents; ``bad_documents`` of them cannot be used, and make no call.
-        bad_documents: Documents that cannot be used.
-        chunks: What they are split into, without those.
-        branches: The branches, those without a call included.
-        calls: Calls of the branches, and their tokens. Calls that are made again are not in it.
-        reduce: The calls of the reduce, and their tokens.
-        by_model: The same for each model, the reduce included.
-        lane: The lane of the job.
-        lanes: For each lane that all models have: what the run costs and how long it takes.
-        unpriced: The models whose price is unknown.
-        learnt_calls: The calls from which the tokens of the (first) model are known; 0 if they are a
-            quarter of the bytes, None if a tokenizer counts them.
-        is_wide: Whether the high end goes by the longest answers that a model can give, as neither
-            ``max_tokens`` nor answers that were seen say more.
-        prompt: The first prompt, as it would be sent.
-        system: The system prompt.
-        steps: The same for each step that calls a model, in order.
-        plan: The calls in which a model splits documents, and their tokens; what it will split them into
-            is not known, and is taken to be chunks of ``chunk_tokens``.
-    """
-
-    documents: int
-    bad_documents: int
-    chunks: int
-    branches: int
-    calls: Calls
-    reduce: Calls
-    by_model: dict[str, Calls]
-    lane: str
-    lanes: list[LaneEstimate]
-    unpriced: list[str]
-    learnt_calls: float | None
-    is_wide: bool
-    prompt: str | None
-    system: str | None
-    steps: list[StepEstimate] = []
-    plan: Calls = Calls()
-
-    @property
-    def chosen(self) -> LaneEstimate:
-        """What the run costs in the lane of the job; for ``auto``, in realtime, which it may need."""
-        return next((one for one in self.lanes if one.lane == self.lane), self.lanes[0])
-
-    @property
-    def all_calls(self) -> Calls:
-        """The calls of the branches, of the reduce and of a split by a model, and their tokens."""
-        return self.plan.plus(self.calls).plus(self.reduce)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON values; unknown values are None."""
-        made: dict[str, Any] = msgspec.to_builtins(self)
-        of_steps = [step["calls"] for step in made["steps"]]
-        for calls in (
-            made["calls"],
-            made["reduce"],
-            made["plan"],
-            *made["by_model"].values(),
-            *of_steps,
-        ):
-            calls.update({name: n if n is None else round(n) for name, n in calls.items()})
-        if self.learnt_calls is not None:
-            made["learnt_calls"] = round(self.learnt_calls)
-        return made
 
 
 class Estimator:

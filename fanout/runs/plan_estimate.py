@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fanout.core.spec import RunSpec
     from fanout.policy.estimates import LaneEstimate
     from fanout.policy.token_ratio import TokenSums
-    from fanout.runs.estimate import Estimate
+    from fanout.runs.estimate_result import Estimate
 
 __all__ = ["PlanEstimator"]
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fanout.core.units import cost_of, count_of, duration, plain, plural
 from fanout.runs.answer_text import cell_words
+from fanout.runs.one_line import one_line
 from fanout.runs.status import saved_parts
 from fanout.runs.tables.spool import MemorySpool
 from fanout.runs.tables.table import OWN_COLUMNS, gather
@@ -27,7 +28,6 @@ _SHOWN_ROWS = 10
 _SHOWN_COLUMNS = 12
 _SHOWN_ERRORS = 5
 _SHOWN_GROUPS = 5
-_LINE_CHARS = 100
 _CELL_CHARS = 200
 _TEXT_CHARS = 2_000
 _ERRORS = {"error_kind", "error"}
@@ -55,12 +55,7 @@ def result_line(result: Result[Any]) -> str:
         "aggregated": result.aggregated,
         "error": result.error,
     }
-    parts = (f"{name}={_short(value)}" for name, value in shown.items())
-    return f"<Result {' '.join(parts)}>"
-
-
-def _short(value: object) -> str:
-    return _cut(str(value) if isinstance(value, int) else repr(value), _LINE_CHARS)
+    return one_line("Result", shown)
 
 
 def _kinds(result: Result[Any]) -> dict[str, int]:

@@ -20,7 +20,7 @@ from fanout.inputs.step_prompts import feedback_reply
 from fanout.llm.base import LLMReply, LLMRequest, Turn
 from fanout.llm.callables import CallableLLM
 from fanout.llm.calls import complete_with_retries
-from fanout.policy.steps import Chain, turn_of, verdict_of
+from fanout.policy.steps import Chain, final_answer, turn_of, verdict_of
 from workers.branch.retrieving import RetrievalError, Retriever
 
 if TYPE_CHECKING:
@@ -275,7 +275,7 @@ class _Steps:
         is_function = step.function is not None
         return StepOutcome(
             name=step.name,
-            output=result.output,
+            output=final_answer(step, result.output),
             round=self._chain.round(step),
             kind=result.kind,
             message=result.message,

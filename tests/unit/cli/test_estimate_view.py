@@ -50,6 +50,21 @@ def test_an_estimate_says_what_is_likely_and_in_which_lane(fields, line):
     assert [one for one in shown if one.startswith(line)], shown
 
 
+def test_in_python_an_estimate_and_a_trial_are_shown_in_one_short_line():
+    steps = [{"name": "first", "prompt": "{input}" * 999}, {"name": "next", "prompt": "{first}"}]
+    of_steps = estimate(prompt=None, steps=steps, max_tokens=9)
+    shown = [repr(estimate(max_tokens=9)), repr(of_steps), repr(of_steps.steps[0]), repr(tried([]))]
+    for line in shown:
+        assert len(line) < 500
+        assert "\n" not in line
+    begin = "<Estimate documents=200 branches=200 calls=200 cost_usd_low=0.0004875 cost_usd_high="
+    assert shown[0].startswith(begin)
+    assert shown[2] == "<StepEstimate name='first' models=['openai/gpt-5-mini'] calls=200>"
+    assert shown[3].startswith(
+        "<Trial run_id='r' branches=0 succeeded=0 cost_usd=None failures=None"
+    )
+
+
 def test_a_short_one_says_what_narrows_it():
     assert short_estimate(estimate()).endswith("; --max-tokens, or a trial, narrows it")
     assert "narrows" not in short_estimate(estimate(max_tokens=9))

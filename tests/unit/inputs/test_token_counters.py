@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from importlib import import_module
 
 import pytest
 import tiktoken
@@ -14,6 +16,7 @@ from fanout.core.tokens import estimate_tokens
 from fanout.inputs.splitters import make_splitter
 from fanout.inputs.token_counters import bytes_tokenizer, make_counter, ratio_of
 
+hub = import_module("huggingface_hub.utils")
 TEXT = "Eine kleine Küche. Noch ein Satz, 人人生而自由。 " * 40
 
 
@@ -102,12 +105,19 @@ def test_a_missing_package_says_what_to_install(monkeypatch, name, package):
 
 
 @pytest.mark.parametrize("name", ["org/none-such", "tiktoken:o200k_base"])
-def test_what_cannot_be_fetched_is_refused(monkeypatch, name):
+def test_what_cannot_be_fetched_is_refused_in_one_line(monkeypatch, capfd, name):
     def refused(*_args, **_kwargs):
-        raise OSError("no network")
+        hub.logging.get_logger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")
+        with hub.tqdm(total=1) as bar:
+            bar.update()
+        raise OSError("An error happened while, and so on") from OSError("no network")
 
+    hub.logging.set_verbosity_warning()
     monkeypatch.setitem(registry.ENCODINGS, "o200k_base", None)
     monkeypatch.setattr("tiktoken.get_encoding", refused)
     monkeypatch.setattr("tokenizers.Tokenizer.from_pretrained", refused, raising=False)
-    with pytest.raises(SpecError, match="cannot be fetched"):
+    with pytest.raises(SpecError, match=r"cannot be fetched.*: no network \(got"):
         make_counter(name)
+    assert name.startswith("tiktoken") or capfd.readouterr().err == ""
+    assert hub.logging.get_verbosity() == logging.WARNING
+    assert not hub.are_progress_bars_disabled()

@@ -24,6 +24,7 @@ OF_EXTRAS = {
     "litellm": {"fanout.llm.litellm"},
     "tiktoken": {"fanout.inputs.token_counters"},
     "tokenizers": {"fanout.inputs.token_counters"},
+    "huggingface_hub": {"fanout.inputs.token_counters"},  # which tokenizers fetches them with
     "opentelemetry": {"workers.telemetry.spans"},
     "bm25s": {"fanout.retrieval.extra"},
     "numpy": {"fanout.retrieval.extra"},
@@ -131,6 +132,7 @@ LOCKS = {
     "ops/docker/requirements-runtime.lock": [],
     "ops/docker/requirements-s3.lock": ["s3"],
     "ops/docker/requirements-otel.lock": ["otel"],
+    "ops/docker/requirements-retrieval.lock": ["retrieval"],
     "ops/docker/requirements-litellm.lock": ["litellm"],
 }
 

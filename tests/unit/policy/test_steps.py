@@ -119,6 +119,31 @@ def test_what_does_not_pass_goes_back_with_the_feedback(verdicts, rounds, reject
     assert chain.output(None).output == "end"
 
 
+@pytest.mark.parametrize(
+    ("verdicts", "ends"),
+    [
+        ([(True, 5)], "passed"),
+        ([(True, 0), (True, 5)], "passed"),
+        # A pass that is worth nothing is none.
+        ([(True, 0), (True, 0)], "failed"),
+        ([(False, 9), (True, 0)], "failed"),
+        ([(True, 0), (False, 9)], "failed"),
+    ],
+)
+def test_a_step_behind_a_judge_goes_by_its_final_verdict(verdicts, ends):
+    steps = steps_of(
+        {"name": "draft", "prompt": "{input}"},
+        {"name": "check", "judge": "draft", "criteria": "clear", "max_rounds": 2},
+        {"name": "passed", "prompt": "{draft}", "when": {"check.pass": "true"}},
+        {"name": "failed", "prompt": "{draft}", "when": {"check.pass": "false"}},
+    )
+    said = [verdict(passes=passes, score=score) for passes, score in verdicts]
+    answers = {"draft": ["d1", "d2"], "check": said, "passed": ["P"], "failed": ["F"]}
+    chain, names = ran(steps, answers)
+    assert names == ["draft", "check"] * len(verdicts) + [ends]
+    assert verdict_of(chain.answers["check"].output).is_pass == (ends == "passed")
+
+
 @given(st.lists(st.booleans(), min_size=3, max_size=3), st.integers(0, 12))
 def test_a_branch_that_is_taken_up_anywhere_ends_as_if_it_had_not_been(verdicts, at):
     answers = {
