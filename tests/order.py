@@ -1,0 +1,47 @@
+"""The order of tests on several processes.
+
+Most tests of some rooms wait for other processes, for up to a minute. They come first, in all processes
+but one, and the quick tests fill what is left: of time while they wait, and at the end, where a long
+test would keep one process busy alone. Tests of a module stay together, as they share what it starts.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable
+
+__all__ = ["dealt"]
+
+_T = TypeVar("_T")
+
+
+def dealt(
+    tests: Iterable[_T],
+    *,
+    processes: int,
+    module: Callable[[_T], Hashable],
+    is_slow: Callable[[_T], bool],
+) -> list[_T]:
+    """Return the tests so that each process, which takes an equal slice, begins with slow ones.
+
+    The last process begins with quick ones. Otherwise modules keep the order that they come in.
+    """
+    modules = [list(group) for _, group in groupby(tests, key=module)]
+    slow = [group for group in modules if is_slow(group[0])]
+    quick = [test for group in modules if not is_slow(group[0]) for test in group]
+    hands: list[list[_T]] = [[] for _ in range(processes)]
+    for group in sorted(slow, key=len, reverse=True):
+        min(hands[: max(1, processes - 1)], key=len).extend(group)
+    result: list[_T] = []
+    left = len(quick) + sum(map(len, hands))
+    for number, hand in enumerate(hands):
+        # As pytest-xdist slices them.
+        size = left // (processes - number)
+        room = max(0, size - len(hand))
+        result += [*hand, *quick[:room]]
+        del quick[:room]
+        left -= len(hand) + room
+    return result

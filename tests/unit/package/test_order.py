@@ -1,0 +1,53 @@
+"""The order of tests on several processes."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.order import dealt
+
+# Modules as pytest-randomly leaves them; those with a capital letter are slow.
+NAMES = ["a", "B", "c", "D", "e", "F", "g", "h", "I"]
+COUNTS = [9, 3, 5, 1, 40, 2, 7, 11, 6]
+TESTS = [(name, at) for name, count in zip(NAMES, COUNTS, strict=True) for at in range(count)]
+
+
+def order(tests, processes):
+    return dealt(
+        tests,
+        processes=processes,
+        module=lambda test: test[0],
+        is_slow=lambda test: test[0].isupper(),
+    )
+
+
+def slices(tests, processes):
+    """What each process begins with, as pytest-xdist deals it."""
+    left = list(tests)
+    for number in range(processes):
+        size = len(left) // (processes - number)
+        yield left[:size]
+        del left[:size]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+def test_each_process_begins_with_slow_modules_but_the_last(processes):
+    made = order(TESTS, processes)
+    assert sorted(made) == sorted(TESTS)
+    *first, last = [[name.isupper() for name, _ in part] for part in slices(made, processes)]
+    for flags in first:
+        assert flags[0]
+        assert flags == sorted(flags, reverse=True)
+    assert processes == 1 or not any(last)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 5, 20])
+@pytest.mark.parametrize("case", ["B", "a", "aBc", "BDF", ""])
+def test_no_test_is_lost_and_a_slow_module_stays_together(processes, case):
+    tests = [test for test in TESTS if test[0] in case]
+    made = order(tests, processes)
+    assert sorted(made) == sorted(tests)
+    for name in filter(str.isupper, case):
+        first = made.index((name, 0))
+        own = [test for test in tests if test[0] == name]
+        assert made[first : first + len(own)] == own
