@@ -19,7 +19,7 @@ from workers.branch.delivery_ends import (
     BranchHeld,
     require_call,
 )
-from workers.context.held_places import KEEPS_PLACE_S
+from workers.context.held_places import KEEPS_PLACE_S, RETURNS_S
 from workers.context.inflight import CallStoppedError, StopReason
 from workers.context.progress import ALIVE, SURE
 
@@ -288,14 +288,14 @@ class Claim:
             self.leaves_place()
         await self._context.models.in_flight.wait(seconds)
 
-    async def takes_place(self) -> None:
+    async def takes_place(self, *, has_called: bool = True) -> None:
         """Wait for the place again that the branch has left.
 
         Raises:
-            BranchHandedBack: This worker stops.
+            BranchHandedBack: This worker stops, or has no place soon for a branch that has not called.
         """
         if self.place is not None:
-            await self.place.enter()
+            await self.place.enter(None if has_called else RETURNS_S)
 
     def calls(self, timeout_s: float) -> None:
         """Record that the branch calls the model, for ``timeout_s`` seconds at most."""

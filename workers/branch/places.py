@@ -77,13 +77,23 @@ class Place:
             self.is_away = True
             self._admission.away += 1
 
-    async def enter(self) -> None:
-        """Take a place again, unless the branch has one. Raises BranchHandedBack."""
+    async def enter(self, patience_s: float | None = None) -> None:
+        """Take a place again, unless the branch has one.
+
+        Args:
+            patience_s: Seconds after which the branch goes back to the queue; None for never.
+
+        Raises:
+            BranchHandedBack: It has waited for so long, or this worker stops.
+        """
         if not self._is_held:
             self.leave()
             self._admission.returning += 1
             try:
-                await self._enter(is_back=True)
+                async with asyncio.timeout(patience_s):
+                    await self._enter(is_back=True)
+            except TimeoutError:
+                raise BranchHandedBack from None
             finally:
                 self._admission.returning -= 1
 

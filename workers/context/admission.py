@@ -132,7 +132,7 @@ class Admission:
             self._begin(run)
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        (run.waiting.appendleft if is_back else run.waiting.append)(future)
+        run.add(future, is_back=is_back)
         self._waiting[run_id] = run
         self._admit()
         if not future.done():
@@ -143,8 +143,7 @@ class Admission:
             if future.done() and not future.cancelled() and future.exception() is None:
                 self.leave(run_id)
             else:
-                with suppress(ValueError):
-                    run.waiting.remove(future)
+                run.drop(future)
                 self._end_if_idle(run)
             raise
 
@@ -168,7 +167,7 @@ class Admission:
             for future in run.waiting:
                 if not future.done():
                     future.set_exception(AdmissionClosedError())
-            run.waiting.clear()
+            run.clear()
             self._end_if_idle(run)
 
     async def aclose(self) -> None:
@@ -201,7 +200,7 @@ class Admission:
 
     def _admit(self) -> None:
         while self._has_place and (run := self._next()) is not None:
-            future = run.waiting.popleft()
+            future = run.pop()
             if not run.waiting:
                 del self._waiting[run.run_id]
             if not future.done():

@@ -22,7 +22,9 @@ class AdmittedRun:
         self.is_capped = max_workers is not None
         self.weight = weight
         self.in_use = 0
+        # Those that come back for a call, in turn, before those that have not begun.
         self.waiting: deque[asyncio.Future[None]] = deque()
+        self._back = 0
         # The permits of this process, until when they are surely its own, and how many it should
         # have while other processes wait for some.
         self.granted = 0
@@ -54,6 +56,31 @@ class AdmittedRun:
     def branches(self) -> int:
         """Those in flight and those that wait."""
         return self.in_use + len(self.waiting)
+
+    def add(self, future: asyncio.Future[None], *, is_back: bool) -> None:
+        """Let a branch wait."""
+        if is_back:
+            self.waiting.insert(self._back, future)
+            self._back += 1
+        else:
+            self.waiting.append(future)
+
+    def pop(self) -> asyncio.Future[None]:
+        """Return the next one that waits."""
+        self._back = max(0, self._back - 1)
+        return self.waiting.popleft()
+
+    def drop(self, future: asyncio.Future[None]) -> None:
+        """Forget one, if it still waits."""
+        if future in self.waiting:
+            place = self.waiting.index(future)
+            self._back -= place < self._back
+            del self.waiting[place]
+
+    def clear(self) -> None:
+        """Forget all that wait."""
+        self.waiting.clear()
+        self._back = 0
 
     def may_begin(self, clock: Callable[[], float]) -> bool:
         """Return whether it has a permit for a further branch."""

@@ -14,10 +14,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-__all__ = ["KEEPS_PLACE_S", "HeldPlace", "LongWait"]
+__all__ = ["KEEPS_PLACE_S", "RETURNS_S", "HeldPlace", "LongWait"]
 
 # Seconds for which a branch that waits for a limit, or for its next attempt, keeps its place.
 KEEPS_PLACE_S = 0.25
+# Seconds that a branch waits for a place which has room for its first call. While a limit was narrow, this
+# process took more branches than it has places: others of the fleet may have some for them now.
+RETURNS_S = 1.0
 
 
 class HeldPlace(Protocol):
@@ -34,8 +37,8 @@ class HeldPlace(Protocol):
         would wait as well.
         """
 
-    async def takes_place(self) -> None:
-        """Wait for a place again."""
+    async def takes_place(self, *, has_called: bool = True) -> None:
+        """Wait for a place again; one that has not ``has_called`` may go back to the queue meanwhile."""
 
 
 class LongWait:

@@ -95,7 +95,7 @@ class ModelGate:
             for_rate_s = await self._enter(request, left_s)
         while place is not None and place.is_away:
             came = self._limiter.clock()
-            await place.takes_place()
+            await place.takes_place(has_called=self._calls > 0)
             now = self._limiter.clock()
             for_rate_s += now - came
             if now - came > LOOK_S and not model.is_well(now):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from types import SimpleNamespace
 
 import pytest
@@ -12,10 +13,13 @@ from fanout.core.rate_limits import Rates
 from fanout.core.records import ErrorKind
 from fanout.llm import LLMRequest
 from fanout.llm.base import LLMReply
+from workers.branch import claims
 from workers.branch.claims import Claim
+from workers.branch.delivery_ends import BranchHandedBack
 from workers.branch.places import Place
 from workers.context import held_places
 from workers.context.admission import Admission
+from workers.context.admitted_run import AdmittedRun
 from workers.context.budget_gate import BudgetGate
 from workers.context.limiter import Limiter
 
@@ -42,23 +46,26 @@ class Process:
     async def specs(self, _run_id):
         return SimpleNamespace(max_workers=None, priority=1.0)
 
-    def branch(self, name, *, budget=None):
-        return asyncio.create_task(self._branch(name, budget))
+    def branch(self, name, *, budget=None, calls=1, call_s=0.002):
+        return asyncio.create_task(self._branch(name, budget, calls, call_s))
 
-    async def _branch(self, name, budget):
+    async def _branch(self, name, budget, calls, call_s):
         context = SimpleNamespace(admission=self.admission, runs=SimpleNamespace(specs=self.specs))
         async with Place(context, "r", lambda: None, None) as place:
             claim = Claim.__new__(Claim)
             claim.place = place
             with self.limiter.gate("m", Rates(), place=claim) as gate:
                 whole = gate if budget is None else BudgetGate(budget, gate, claim)
-                await whole.enter(REQUEST, left_s=60)
-                self.in_flight += 1
-                self.most = max(self.most, self.in_flight)
-                await asyncio.sleep(0.002)
-                self.in_flight -= 1
-                self.called.append(name)
-                await whole.leave(REQUEST, REPLY, None)
+                for _ in range(calls):
+                    await whole.enter(REQUEST, left_s=60)
+                    self.in_flight += 1
+                    self.most = max(self.most, self.in_flight)
+                    await asyncio.sleep(call_s)
+                    self.in_flight -= 1
+                    self.called.append(name)
+                    await whole.leave(REQUEST, REPLY, None)
+                    if calls > 1:
+                        place.leave_for_now()
 
     async def until(self, condition):
         async with asyncio.timeout(5):
@@ -172,7 +179,7 @@ def test_a_call_begins_when_its_branch_is_back(store):
         limiter, back = Limiter(store), asyncio.Event()
         place = SimpleNamespace(is_away=True, leaves_place=lambda **_: True)
 
-        async def takes_place():
+        async def takes_place(*, has_called):
             await back.wait()
             place.is_away = False
 
@@ -188,3 +195,55 @@ def test_a_call_begins_when_its_branch_is_back(store):
         return began - at
 
     assert asyncio.run(run()) >= 0
+
+
+def test_a_process_gives_back_the_branches_for_whose_calls_it_has_no_place(store, monkeypatch):
+    """It took them while the window was narrow; now others of the fleet may have places for them."""
+    monkeypatch.setattr(claims, "RETURNS_S", 0.03)
+
+    async def run():
+        process = Process(store)
+        process.opens(0)
+        branches = [process.branch(n, call_s=0.2) for n in range(6)]
+        await process.until(lambda: process.admission.away == 6)
+        process.opens(4)
+        ended = await asyncio.wait_for(asyncio.gather(*branches, return_exceptions=True), 5)
+        process.opens(None)
+        await has_ended(process.branch("next"))
+        kept = process.admission
+        return process, [isinstance(one, BranchHandedBack) for one in ended], kept
+
+    process, handed_back, admission = asyncio.run(run())
+    assert process.called == [0, "next"]
+    assert handed_back == [False] + [True] * 5
+    assert (admission.away, admission.returning, process.model.places.in_flight) == (0, 0, 0)
+
+
+def test_a_branch_that_has_called_is_not_given_back(store, monkeypatch):
+    monkeypatch.setattr(claims, "RETURNS_S", 0.03)
+
+    async def run():
+        process = Process(store)
+        branches = [process.branch(n, calls=2, call_s=0.04) for n in "abcd"]
+        await has_ended(*branches)
+        return "".join(process.called)
+
+    assert asyncio.run(run()) == "ababcdcd"
+
+
+@pytest.mark.parametrize(
+    ("dropped", "order"), [("", "BDFACE"), ("B", "DFACE"), ("C", "BDFAE"), ("AF", "BDCE")]
+)
+def test_branches_that_come_back_take_turns_before_those_that_have_not_begun(dropped, order):
+    async def run():
+        admitted, whose = AdmittedRun("r", None, 1.0), {}
+        for name in "ABCDEF":
+            future = asyncio.get_running_loop().create_future()
+            whose[future] = name
+            admitted.add(future, is_back=name in "BDF")
+        for future in [one for one, name in whose.items() if name in dropped]:
+            admitted.drop(future)
+            admitted.drop(future)
+        return "".join(whose[admitted.pop()] for _ in order), admitted.waiting
+
+    assert asyncio.run(run()) == (order, deque())
