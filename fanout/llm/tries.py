@@ -44,8 +44,11 @@ class Tries:
         so_far: CallsSoFar | None = None,
     ) -> None:
         before = so_far or _NO_CALLS
+        # What a judge has sent back before: part of the question, not of its re-asks.
+        self._given = len(request.turns)
         if so_far is not None:
-            turns = tuple(Turn(answer=answer, reply=reply) for answer, reply in before.turns)
+            asked = (Turn(answer=answer, reply=reply) for answer, reply in before.turns)
+            turns = (*request.turns, *asked)
             room = before.max_tokens or request.max_tokens
             request = structs.replace(request, turns=turns, max_tokens=room)
         self.request = request
@@ -76,7 +79,7 @@ class Tries:
             usage=total_usage(self.used),
             elapsed_s=max(0.0, now - self.started),
             failures=self._failures,
-            turns=tuple((turn.answer, turn.reply) for turn in self.request.turns),
+            turns=tuple((turn.answer, turn.reply) for turn in self.request.turns[self._given :]),
             max_tokens=self._room,
             has_more_room=self._has_more_room,
             kind=None if self._unusable is None else self._unusable.kind,

@@ -158,13 +158,13 @@ class AnswersSoFar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     def lost(self, outcome: Outcome) -> Outcome:
         """Return the same for a branch of which this is all that is left: with its usage, too."""
-        if not self.attempts and not self.saved.calls:
+        if not self.attempts and not self.saved.calls and not self.steps:
             return outcome
         return self.given_up(
             msgspec.structs.replace(
                 outcome,
                 attempts=self.attempts,
-                usage=total_usage(self.usages),
+                usage=total_usage(self.usages) if self.usages else NO_CALL,
                 usage_of=self.usage_of if len(self.usage_of) > 1 or self.steps else {},
                 elapsed_s=self.elapsed_s,
             )

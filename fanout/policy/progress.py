@@ -22,7 +22,7 @@ class CallsSoFar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         usage: What they have consumed.
         elapsed_s: Seconds since the first one began.
         failures: What the failed ones cost of the attempts of the branch.
-        turns: The conversation after the prompt: each answer that lacked its shape, and the reply.
+        turns: The conversation after that of the request: each answer that lacked its shape, and the reply.
         max_tokens: The raised limit of an answer; None for that of the request.
         has_more_room: Whether the limit was raised, which happens once.
         kind: What was wrong with the last answer that a call followed; None for nothing.

@@ -177,9 +177,10 @@ class Chain:
             SentBack(answer, verdict.advice, judge.criteria),
         )
         self._at = self._places[name]
-        # What stands between the two goes by the answer: it is made again.
+        # What stands between the two goes by the answer: it is made again, and judged again.
         for step in self._steps[self._at :]:
             self.answers.pop(step.name, None)
+        self._rejecting = [one for one in self._rejecting if self._places[one] < self._at]
 
     def turns(self, step: StepSpec) -> tuple[SentBack, ...]:
         """Return the answers of a step that were sent back, each with the feedback."""

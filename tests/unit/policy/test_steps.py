@@ -269,6 +269,33 @@ def test_an_answer_with_two_judges_has_to_pass_both(first, second, names, reject
 
 
 @pytest.mark.parametrize(
+    ("inner", "rejected_by"),
+    [
+        # The answer that it rejected for good is gone: it judges the one that took its place.
+        ("-+", ""),
+        ("--", "inner"),
+        ("++", ""),
+    ],
+)
+def test_a_rejection_for_good_goes_with_its_answer(inner, rejected_by):
+    steps = steps_of(
+        {"name": "a", "prompt": "{input}"},
+        {"name": "b", "prompt": "{a}"},
+        {"name": "inner", "judge": "b", "criteria": "c", "max_rounds": 1},
+        {"name": "outer", "judge": "a", "criteria": "c", "max_rounds": 2},
+    )
+    answers = {
+        "a": ["A1", "A2"],
+        "b": ["B1", "B2"],
+        "inner": [verdict(passes=one == "+") for one in inner],
+        "outer": [verdict(passes=False), verdict(passes=True)],
+    }
+    chain, names = ran(steps, answers)
+    assert names == ["a", "b", "inner", "outer"] * 2
+    assert chain.rejected_by == rejected_by
+
+
+@pytest.mark.parametrize(
     ("kind", "names", "rejected_by"),
     [
         ("bill", ["kind", "note", "check", "note", "check"], "check"),
