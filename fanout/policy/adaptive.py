@@ -141,6 +141,8 @@ class WindowReport(msgspec.Struct, frozen=True, kw_only=True):
         refused_age_s: Seconds since the last call began that was refused; None if none was.
         slow_s: Seconds that its calls take lately, where that is so near to their timeout that the
             provider may be crowded; else None.
+        usual: Calls that it has in flight as a rule, if none has succeeded lately; else 0. In an outage
+            it has few or none, and that says nothing of what the provider takes after it.
     """
 
     process: str
@@ -151,6 +153,7 @@ class WindowReport(msgspec.Struct, frozen=True, kw_only=True):
     refused: int = 0
     refused_age_s: float | None = None
     slow_s: float | None = None
+    usual: float = 0.0
 
 
 def reported(window: CallWindow | None, report: WindowReport, *, now: float) -> CallWindow | None:
@@ -200,8 +203,9 @@ def _joined(window: CallWindow, report: WindowReport, now: float) -> CallWindow:
     }
     size = window.size or 0.0
     is_new = report.process not in window.members
-    if is_new and now - window.opened_at <= _OPENING_S:
-        size += _DECREASE * report.in_flight
+    opening_s = _SILENT_S if report.usual else _OPENING_S
+    if is_new and now - window.opened_at <= opening_s:
+        size += _DECREASE * max(report.in_flight, report.usual)
     demand = report.in_flight + report.waiting
     passed_s = min(now - window.told_at, _REPORTS_S) if window.told_at else 0.0
     refused_at = now if report.refused else window.refused_at

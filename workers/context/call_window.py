@@ -34,6 +34,8 @@ _SLOW_SHARE = 0.5
 _ALPHA = 0.04
 _MANY = 0.05
 _MARGIN = 1e-9
+# Seconds without a success, and without twice the time of a call, after which a provider does not answer.
+_QUIET_S = 2.0
 
 _log = logging.getLogger(__name__)
 
@@ -83,8 +85,11 @@ class CallPlaces:
         self.has_noise = False
         # The calls a minute of the fleet, if its provider has a quota that it does not tell.
         self.pace: float | None = None
-        # Moving means: the seconds of a call, and the shares of calls that were refused or timed out.
+        # Moving means: the seconds of a call, how many were in flight when one succeeded, and the shares of
+        # calls that were refused or timed out.
         self._call_s: float | None = None
+        self._usual = 0.0
+        self._succeeded_at = float("-inf")
         self._refused_share = 0.0
         self._timed_out_share = 0.0
         self._timeout_s: float | None = None
@@ -130,6 +135,9 @@ class CallPlaces:
         """Count a call that was answered."""
         before = self._call_s
         self._call_s = elapsed_s if before is None else before + _ALPHA * (elapsed_s - before)
+        # It has just left.
+        self._usual += (1.0 if before is None else _ALPHA) * (self.in_flight + 1 - self._usual)
+        self._succeeded_at = self._clock()
         if self._refused_share or self._timed_out_share:
             self._refused_share *= 1 - _ALPHA
             self._timed_out_share *= 1 - _ALPHA
@@ -235,7 +243,14 @@ class CallPlaces:
                 None if self._refused_at is None else max(0.0, self._clock() - self._refused_at)
             ),
             slow_s=slow_s,
+            usual=0.0 if self._has_answers else self._usual,
         )
+
+    @property
+    def _has_answers(self) -> bool:
+        """Whether calls have succeeded lately."""
+        patience_s = max(_QUIET_S, 2 * (self._call_s or 0.0))
+        return self._clock() - self._succeeded_at <= patience_s
 
     def _part(self, window: CallWindow | None, now: float) -> int | None:
         parts = None if window is None else shares(window, now=now)

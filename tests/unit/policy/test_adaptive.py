@@ -38,6 +38,17 @@ def test_the_first_refusal_opens_a_window_that_all_processes_bring_their_calls_i
     assert late.size == 45
 
 
+@pytest.mark.parametrize("cause", [{"slow_s": 60.0}, {"refused_age_s": 0.1}])
+def test_a_window_of_an_outage_is_as_wide_as_what_the_fleet_had_before_it(cause):
+    """Few calls are in flight then, as each fails at once or all have timed out together."""
+    opened = after(None, in_flight=1, waiting=0, usual=40.0, **cause)
+    assert opened.size == 30
+    both = reported(opened, report("b", in_flight=0, waiting=1, usual=20.0), now=LONG + 4)
+    assert both.size == 45
+    late = reported(both, report("c", in_flight=1, usual=20.0), now=LONG + 6)
+    assert late.size == 45
+
+
 def lately(seconds, busy_s):
     """Return the last seconds of a fleet as a slice."""
     return ((LONG - seconds, seconds, busy_s),)

@@ -230,6 +230,19 @@ def test_a_gate_that_is_closed_gives_its_place_back_once(store):
     asyncio.run(calls())
 
 
+def test_a_process_tells_how_many_calls_it_has_as_a_rule_if_none_succeeds_any_more(store):
+    now = 1_000.0
+    places = CallPlaces(store, "m", clock=lambda: now, until=plainly)
+    assert places._news().usual == 0.0
+    for _ in range(200):
+        places.in_flight = 7
+        places.succeeded(3.0, None)
+    places.in_flight, now = 1, now + 5
+    assert places._news().usual == 0.0
+    now += 2
+    assert places._news().usual == pytest.approx(8)
+
+
 def test_slow_calls_open_a_window_before_they_time_out(store):
     async def calls():
         limiter = Limiter(store)
