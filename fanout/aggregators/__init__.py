@@ -7,7 +7,8 @@ from fanout.aggregators.grouping import (
     group_key,
     make_accumulator,
 )
-from fanout.aggregators.llm import Part, leaf_parts, plan, render_input, room_tokens
+from fanout.aggregators.llm import Part, leaf_part, render_input, room_tokens
+from fanout.aggregators.nodes import Node, NodePacker, nodes_of, part_key
 from fanout.aggregators.parts import Fields
 from fanout.aggregators.rank import row_place
 from fanout.aggregators.scores import score_of
@@ -16,13 +17,16 @@ __all__ = [
     "Aggregate",
     "Fields",
     "Item",
+    "Node",
+    "NodePacker",
     "Part",
     "TooLargeError",
     "aggregate_groups",
     "group_key",
-    "leaf_parts",
+    "leaf_part",
     "make_accumulator",
-    "plan",
+    "nodes_of",
+    "part_key",
     "render_input",
     "room_tokens",
     "row_place",

@@ -1,4 +1,4 @@
-"""The plan of the LLM aggregate: which answers go into which call, and the text of its prompt.
+"""The prompts of the LLM aggregate: the parts that they have, and their text.
 
 The calls are branches of further stages. If the answers of a group do not fit one prompt, each call
 reduces some of them, and the next stage reduces the results of these calls.
@@ -16,11 +16,11 @@ from fanout.core.marks import mark_of
 from fanout.core.tokens import BYTES_PER_TOKEN, estimate_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Sequence
 
     from fanout.aggregators.base import Item
 
-__all__ = ["Part", "leaf_parts", "plan", "render_input", "room_tokens"]
+__all__ = ["Part", "fitted", "leaf_part", "part_tokens", "render_input", "room_tokens"]
 
 # With less room, truncated answers would be too short to reduce.
 _LEAST_ROOM = 64
@@ -42,23 +42,23 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
         text: Its text in the prompt; empty for failed branches.
         count: The number of answers in it.
         failed: The number of its branches without an answer.
+        key: Where it is from: see ``fanout.aggregators.nodes``.
     """
 
     group: str
     text: str
     count: int = 1
     failed: int = 0
+    key: int = 0
 
 
-def leaf_parts(items: Iterable[Item]) -> Iterator[Part]:
-    """Yield each branch as a part; a line with its origin precedes an answer."""
-    for item in items:
-        if item.output is None:
-            yield Part(group=item.group, text="", count=0, failed=1)
-        else:
-            # A name with line breaks could forge further lines of the prompt.
-            shown = " ".join(place(item).split())
-            yield Part(group=item.group, text=f"[{shown}]\n{item.output.strip()}")
+def leaf_part(item: Item, *, key: int = 0) -> Part:
+    """Return a branch as a part; a line with its origin precedes its answer."""
+    if item.output is None:
+        return Part(group=item.group, text="", count=0, failed=1, key=key)
+    # A name with line breaks could forge further lines of the prompt.
+    shown = " ".join(place(item).split())
+    return Part(group=item.group, text=f"[{shown}]\n{item.output.strip()}", key=key)
 
 
 def room_tokens(*, context_tokens: int, template_tokens: int, answer_tokens: int) -> int:
@@ -78,54 +78,9 @@ def room_tokens(*, context_tokens: int, template_tokens: int, answer_tokens: int
     return room
 
 
-def plan(
-    parts: Sequence[Part],
-    *,
-    room_tokens: int,
-    level: int,
-    bytes_per_token: float = BYTES_PER_TOKEN,
-) -> list[list[Part]]:
-    """Pack the parts of one group, in order, into few prompts.
-
-    At level 0 a long answer may have a prompt of its own, and it is truncated only if it is longer
-    than a prompt. At higher levels the parts are reductions, and each prompt but the last holds at
-    least two of them, truncated if necessary. So each level has at most half as many parts as the
-    previous one, and the tree ends.
-
-    Args:
-        parts: The parts of one group.
-        room_tokens: The tokens that fit one prompt.
-        level: 0 if the parts are the answers of branches, more if they are reductions.
-        bytes_per_token: For what a prompt says of an answer that was cut.
-    """
-    missing = sum(part.failed for part in parts if not part.text)
-    shown = [part for part in parts if part.text]
-    if not shown:
-        return []
-    bins = _pack(shown, room_tokens, 2 if level else 1, bytes_per_token)
-    if missing:
-        bins[0] = [*bins[0], Part(group=parts[0].group, text="", count=0, failed=missing)]
-    return bins
-
-
-def _pack(
-    parts: Sequence[Part], room_tokens: int, least: int, bytes_per_token: float
-) -> list[list[Part]]:
-    bins: list[list[Part]] = [[]]
-    used = 0
-    for part in parts:
-        size = _size(part)
-        if used + size > room_tokens and len(bins[-1]) >= least:
-            bins.append([])
-            used = 0
-        bins[-1].append(part)
-        used += size
-    return [_fit(some, room_tokens, bytes_per_token) for some in bins]
-
-
-def _fit(parts: list[Part], room_tokens: int, bytes_per_token: float) -> list[Part]:
-    """Truncate the longest parts of one prompt, by as little as makes all parts fit."""
-    sizes = [_size(part) for part in parts]
+def fitted(parts: list[Part], room_tokens: int, bytes_per_token: float) -> list[Part]:
+    """Return the parts of one prompt, of which the longest are cut by as little as makes all fit."""
+    sizes = [part_tokens(part) for part in parts]
     limit = room_tokens
     left = room_tokens
     for done, size in enumerate(sorted(sizes)):
@@ -140,7 +95,8 @@ def _fit(parts: list[Part], room_tokens: int, bytes_per_token: float) -> list[Pa
     ]
 
 
-def _size(part: Part) -> int:
+def part_tokens(part: Part) -> int:
+    """Return how many estimated tokens of a prompt a part takes."""
     return estimate_tokens(_fenced(part.text, _SAMPLE_FENCE) + _SEPARATOR)
 
 
@@ -157,7 +113,7 @@ def _cut(part: Part, most: int, bytes_per_token: float) -> Part:
 
 
 def render_input(parts: Sequence[Part], *, level: int) -> str:
-    """Return the value of ``{input}``: the parts, each after a fence line. For ``level`` see plan.
+    """Return the value of ``{input}``: the parts, each after a fence line. For ``level`` see NodePacker.
 
     The same line ends the last part, so that each part costs only one line: short answers are many.
     No text can contain the fence, which is derived from a hash of all texts. The same parts give

@@ -16,6 +16,7 @@ __all__ = [
     "BeginRequest",
     "BeginVerdict",
     "CheckpointRequest",
+    "Frontier",
     "RecordReply",
     "RecordRequest",
     "RunRecord",
@@ -113,6 +114,20 @@ class RecordReply(msgspec.Struct, frozen=True, kw_only=True):
     ended: int = 0
 
 
+class Frontier(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How far the outcomes of a stage are packed into the next one, while both go on.
+
+    Attributes:
+        shard: The shard of the first branch that is not packed.
+        position: The position of that branch in its shard.
+        branches: The branches of the next stage that hold those before it.
+    """
+
+    shard: int = 0
+    position: int = 0
+    branches: int = 0
+
+
 class SealReply(msgspec.Struct, frozen=True, kw_only=True):
     """The reply to sealing a stage, which then takes no more shards; ``first``: this call did it."""
 
@@ -138,6 +153,11 @@ class StageProgress(msgspec.Struct, frozen=True, kw_only=True):
     open: frozenset[int] = frozenset()
     marks: dict[int, tuple[int, ...]] = {}
     heals: int = 0
+
+    @property
+    def first_open(self) -> int:
+        """The first shard that has not ended: all before it have."""
+        return min(self.open, default=self.opened)
 
     @property
     def is_complete(self) -> bool:
@@ -177,6 +197,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
         reopened_at: When its latest retry began, or None without one.
         ended_at: Seconds since the epoch, or None while it goes on.
         stage: The number of the stage that is being processed.
+        ahead: The highest number of a reduce stage that was begun; 0 without one.
         base_stage: Reduce stages up to this number belong to an aggregate that a retry discarded;
             those of the current one follow it.
         halt: The status that a stopped run will end with, or None. No further call may be made.
@@ -199,6 +220,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     reopened_at: float | None = None
     ended_at: float | None = None
     stage: int = 0
+    ahead: int = 0
     base_stage: int = 0
     halt: RunStatus | None = None
     deadline_at: float | None = None
@@ -236,9 +258,14 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     @property
+    def open_stages(self) -> tuple[int, ...]:
+        """The stages that are being processed: the present one, and those after it that have begun."""
+        return (self.stage, *range(max(self.stage, self.base_stage) + 1, self.ahead + 1))
+
+    @property
     def last_stage(self) -> int:
         """The highest number that a stage of the run has."""
-        return max(self.stage, self.base_stage)
+        return max(self.stage, self.base_stage, self.ahead)
 
     @property
     def has_ended(self) -> bool:

@@ -117,7 +117,7 @@ def fleet_status(store: RedisStore, client: redis.Redis) -> FleetStatus:
     """Return the status of a fleet. Raises BrokerError."""
     queues, leases = read_backlog(client)
     runs = sorted(active_runs(store), key=lambda run: run.created_at, reverse=True)
-    loads = [store.stage_load(StageId(run.run_id, run.stage)) for run in runs]
+    loads = [load for run in runs for load in _loads(store, run)]
     workers = store.workers()
     budgets, day_left_s = day_budgets(store, workers)
     return FleetStatus(
@@ -142,6 +142,14 @@ def active_runs(store: RedisStore) -> Iterator[RunRecord]:
         # The run may be damaged, deleted since, or expired.
         with suppress(StoredDataError, UnknownRunError):
             yield store.run(run_id)
+
+
+def _loads(store: RedisStore, run: RunRecord) -> Iterator[StageLoad]:
+    """Yield the load of each stage of a run that is being processed; what is of the run only once."""
+    first, *later = (store.stage_load(StageId(run.run_id, stage)) for stage in run.open_stages)
+    yield first
+    for load in later:
+        yield StageLoad(open=load.open, waiting=load.waiting)
 
 
 def _sum(loads: list[StageLoad]) -> StageLoad:

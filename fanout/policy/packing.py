@@ -30,20 +30,24 @@ def pack(
     max_branches: int = MAX_SHARD_BRANCHES,
     max_bytes: int = MAX_SHARD_BYTES,
     neighbours: int = 0,
+    first: int = 0,
 ) -> Iterator[Shard]:
     """Yield shards of up to ``max_branches`` branches and about ``max_bytes`` of input, lazily.
 
     The input of a chunk is its text and its columns. With ``neighbours``, a shard has that many of the
     chunks beside its first and its last one, which count, too.
 
+    ``first`` is the index of the first branch, where others precede these chunks.
+
     A chunk whose branches do not fit into one shard is repeated in the next, so that any number
     of samples works. A chunk larger than ``max_bytes`` gets a shard of its own.
     """
-    first = count = size_bytes = first_chunk = 0
+    count = size_bytes = first_chunk = 0
+    begins_at = first // branches_per_chunk
     packed: list[Chunk] = []
     before: Sequence[Chunk] = ()
     after: Sequence[Chunk] = ()
-    for number, (chunk, beside) in enumerate(_placed(chunks, neighbours)):
+    for number, (chunk, beside) in enumerate(_placed(chunks, neighbours), begins_at):
         remaining = branches_per_chunk
         while remaining:
             if not packed:

@@ -46,6 +46,7 @@ __all__ = [
     "open_stage",
     "reset_retried_shard",
     "retry_failed",
+    "seal_reduce_stage",
     "unpark",
 ]
 
@@ -174,13 +175,21 @@ def open_stage(
         if number >= written and not store.put_shard(stage_id.shard(number), shard):
             break
         publisher.expand(stage_id, store.open_shards(stage_id, window=window))
+    if stage_id.stage:
+        seal_reduce_stage(store, publisher, stage_id)
+        return
     sealed = store.seal_stage(stage_id)
-    stage = stage_id.stage
-    status = RunStatus.REDUCING if stage else RunStatus.RUNNING
-    store.set_status(stage_id.run_id, status, stage=stage)
-    # If a reduce stage was already sealed, the task that opens it is a repeat after a crash.
-    if sealed.first or stage:
+    store.set_status(stage_id.run_id, RunStatus.RUNNING, stage=0)
+    if sealed.first:
         publisher.seal(stage_id, shards=sealed.shards)
+
+
+def seal_reduce_stage(store: RedisStore, publisher: Publisher, stage_id: StageId) -> None:
+    """Seal a stage of the reduce, which is processed from now on. The call may be repeated."""
+    sealed = store.seal_stage(stage_id)
+    store.set_status(stage_id.run_id, RunStatus.REDUCING, stage=stage_id.stage)
+    # If it was already sealed, the task that seals it is a repeat after a crash.
+    publisher.seal(stage_id, shards=sealed.shards)
 
 
 def fleet_window(store: RedisStore) -> int:

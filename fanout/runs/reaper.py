@@ -170,7 +170,12 @@ class Reaper:
             # No progress is expected: parked branches have no message.
             return {}
         unpark(self._store, self._publisher, run.run_id)
-        stage_id = StageId(run.run_id, run.stage)
+        stalled: dict[ShardId | StageId, StageProgress] = {}
+        for stage in run.open_stages:
+            stalled |= self._stalled_of(StageId(run.run_id, stage))
+        return stalled
+
+    def _stalled_of(self, stage_id: StageId) -> dict[ShardId | StageId, StageProgress]:
         progress = self._store.progress(stage_id)
         marks: dict[ShardId | StageId, object] = {
             stage_id.shard(shard): mark for shard, mark in progress.marks.items()
@@ -213,7 +218,7 @@ class Reaper:
     ) -> Remedy:
         if isinstance(key, StageId):
             messages = messages_of_stage(task_ids, key)
-            if not progress.sealed and self._store.run(key.run_id).status in _SEALED:
+            if not progress.sealed and self._must_be_sealed(key):
                 return Remedy(heal=Heal.FAIL)
             incomplete = [] if progress.open else self._store.incomplete(key)
             return heal_stage(progress, messages, incomplete=incomplete, max_heals=MAX_HEALS)
@@ -225,6 +230,11 @@ class Reaper:
             self._store.run(key.run_id)
             return Remedy(heal=Heal.FAIL)
         return heal_shard(state, messages, max_heals=MAX_HEALS)
+
+    def _must_be_sealed(self, stage_id: StageId) -> bool:
+        run = self._store.run(stage_id.run_id)
+        # A later stage is still being written.
+        return run.status in _SEALED and stage_id.stage <= run.stage
 
     def _heal(self, key: ShardId | StageId, remedy: Remedy) -> None:
         del self._suspected[key]

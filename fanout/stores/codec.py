@@ -14,6 +14,7 @@ from fanout.core.latency import Latency
 from fanout.core.rate_limits import LearntLimits, LimitState
 from fanout.core.records import QUANTITIES, ErrorKind, Outcome, RunStatus, Shard, Usage
 from fanout.core.state import (
+    Frontier,
     RunRecord,
     StageRecord,
     Totals,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MAX_SHARD_BYTES",
     "RUN_FIELDS",
+    "decode_frontier",
     "decode_kinds",
     "decode_limits",
     "decode_outcome",
@@ -41,6 +43,7 @@ __all__ = [
     "decode_totals",
     "decode_wire",
     "decode_worker",
+    "encode_frontier",
     "encode_kinds",
     "encode_outcome",
     "encode_outcomes",
@@ -67,12 +70,13 @@ _T = TypeVar("_T")
 RUN_FIELDS = (
     "status", "created_at", "ended_at", "stage", "base_stage", "halt", "deadline_at", "error",
     "paused", "retry", "reopened_at", "max_workers", "priority", "permits", "wire", "idle_s",
-    "budget_usd", "budget_calls", "budget_tokens", "late",
+    "budget_usd", "budget_calls", "budget_tokens", "late", "ahead",
 )  # fmt: skip
 
 _encode = msgspec.json.Encoder().encode
 _shard = msgspec.json.Decoder(Shard).decode
-encode_outcome = _encode
+encode_outcome = encode_frontier = _encode
+_frontier = msgspec.json.Decoder(Frontier).decode
 decode_outcome = msgspec.json.Decoder(Outcome).decode
 _outcomes = msgspec.json.Decoder(list[tuple[int, Outcome]]).decode
 
@@ -180,6 +184,7 @@ def _run(run_id: str, values: list[bytes | None], read_at: float) -> RunRecord:
         reopened_at=float(text["reopened_at"]) if text["reopened_at"] else None,
         ended_at=float(text["ended_at"]) if text["ended_at"] else None,
         stage=int(text["stage"] or 0),
+        ahead=int(text["ahead"] or 0),
         base_stage=int(text["base_stage"] or 0),
         halt=RunStatus(text["halt"]) if text["halt"] else None,
         deadline_at=float(text["deadline_at"]) if text["deadline_at"] else None,
@@ -194,6 +199,14 @@ def _run(run_id: str, values: list[bytes | None], read_at: float) -> RunRecord:
         has_budget=any(text[f"budget_{name}"] for name in ("usd", "calls", "tokens")),
         is_late=bool(text["late"]),
     )
+
+
+def decode_frontier(held: bytes) -> Frontier:
+    """Return how far a stage holds the outcomes of the one before. Raises StoredDataError."""
+    try:
+        return _frontier(held)
+    except msgspec.MsgspecError as error:
+        raise StoredDataError(f"the frontier of a stage is damaged ({error})") from None
 
 
 def decode_wire(held: bytes | None) -> int | None:

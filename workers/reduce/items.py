@@ -12,12 +12,12 @@ from fanout.policy.packing import shard_chunk
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fanout.core.ids import StageId
+    from fanout.core.ids import ShardId, StageId
     from fanout.core.records import Chunk, Outcome
     from fanout.core.spec import RunSpec
     from workers.context.worker_context import WorkerContext
 
-__all__ = ["branches", "item_of"]
+__all__ = ["branches", "ended_branches", "item_of"]
 
 
 def branches(context: WorkerContext, stage_id: StageId) -> Iterator[tuple[Chunk, Outcome]]:
@@ -29,6 +29,29 @@ def branches(context: WorkerContext, stage_id: StageId) -> Iterator[tuple[Chunk,
         shard = store.shard(shard_id)
         for _, outcome in sorted(store.outcomes(shard_id).items()):
             yield shard_chunk(shard, outcome.index, per_chunk), outcome
+
+
+def ended_branches(
+    context: WorkerContext, shard_id: ShardId, *, start: int = 0
+) -> list[tuple[int, Chunk, Outcome]] | None:
+    """Return position, chunk and outcome of the branches of a shard; None if it has not ended.
+
+    Args:
+        context: The worker's process.
+        shard_id: The shard.
+        start: The first position.
+    """
+    store = context.connections.store
+    if not store.is_finished(shard_id):
+        return None
+    spec = context.runs.specs.get(shard_id.run_id)
+    per_chunk = spec.branches_per_chunk if shard_id.stage == 0 else 1
+    shard = store.shard(shard_id)
+    return [
+        (position, shard_chunk(shard, outcome.index, per_chunk), outcome)
+        for position, outcome in sorted(store.outcomes(shard_id).items())
+        if position >= start
+    ]
 
 
 def item_of(spec: RunSpec, chunk: Chunk, outcome: Outcome) -> Item:

@@ -14,24 +14,30 @@ from fanout.aggregators import (
     Part,
     TooLargeError,
     aggregate_groups,
-    leaf_parts,
-    plan,
-    render_input,
+    nodes_of,
 )
 from fanout.core.errors import SpecError
 from fanout.core.ids import StageId
-from fanout.core.records import Chunk, ErrorKind, RunStatus
+from fanout.core.records import ErrorKind, RunStatus
 from fanout.policy.packing import pack
 from fanout.runs.enqueue import open_stage
 from fanout.runs.status import ReduceError, StoredResult
 from fanout.runs.token_counts import packing_ratio, reduce_room
 from workers.reduce.comparisons import compare
+from workers.reduce.frontier import (
+    group_counts,
+    has_frontier,
+    leaf_of,
+    node_chunk,
+    part_of,
+    reduce_rest,
+)
 from workers.reduce.items import branches, item_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from fanout.core.records import Outcome
+    from fanout.core.records import Chunk, Outcome
     from fanout.core.spec import RunSpec
     from fanout.core.state import RunRecord
     from workers.context.worker_context import WorkerContext
@@ -124,31 +130,44 @@ def _reduce_by_calls(
 
     A group is done at the first reduce stage in which it has a single chunk.
     """
+    reduce = reduce_rest if has_frontier(spec) else _reduce_groups
+    try:
+        goes_on = reduce(context, run, spec, stage_id)
+    except SpecError as error:
+        _end(context, run.run_id, StoredResult(), problem=str(error))
+        return
+    if not goes_on:
+        last = max(stage_id.stage, run.base_stage)
+        is_json = spec.aggregate_schema is not None
+        _end_with_answers(context, run.run_id, range(run.base_stage + 1, last + 1), is_json=is_json)
+
+
+def _reduce_groups(
+    context: WorkerContext, run: RunRecord, spec: RunSpec, stage_id: StageId
+) -> bool:
+    """Open a stage for the groups with several answers; return whether there are any.
+
+    Raises:
+        SpecError: The job leaves no room for answers.
+    """
     run_id, stage = run.run_id, stage_id.stage
     level = stage - run.base_stage if stage else 0
-    following = run.base_stage + level + 1
-    parts = _leaves(context, run_id, spec) if stage == 0 else _partials(context, stage_id)
-    if not parts:
-        is_json = spec.aggregate_schema is not None
-        stages = range(run.base_stage + 1, following)
-        _end_with_answers(context, run_id, stages, is_json=is_json)
-        return
-    try:
-        texts = (part.text for some in parts.values() for part in some)
-        per_token = packing_ratio(context.connections.store, run_id, spec, texts)
-        chunks = list(_plan_chunks(parts, level, spec, per_token))
-    except SpecError as error:
-        _end(context, run_id, StoredResult(), problem=str(error))
-        return
-    shards = pack(chunks, branches_per_chunk=1)
-    next_id = StageId(run_id, following)
+    groups = _leaves(context, run_id, spec) if stage == 0 else _partials(context, stage_id)
+    if not groups:
+        return False
     store, publisher = context.connections.store, context.connections.publisher
-    open_stage(store, publisher, next_id, shards)
+    texts = (part.text for some in groups.values() for part in some)
+    per_token = packing_ratio(store, run_id, spec, texts)
+    chunks = list(_plan_chunks(groups, level, spec, per_token))
+    next_id = StageId(run_id, run.base_stage + level + 1)
+    open_stage(store, publisher, next_id, pack(chunks, branches_per_chunk=1))
+    return True
 
 
 def _leaves(context: WorkerContext, run_id: str, spec: RunSpec) -> dict[str, list[Part]]:
     groups: dict[str, list[Part]] = defaultdict(list)
-    for part in leaf_parts(_items(context, run_id, spec)):
+    for chunk, outcome in branches(context, StageId(run_id, 0)):
+        part = leaf_of(spec, chunk, outcome)
         groups[part.group].append(part)
     return groups
 
@@ -157,12 +176,8 @@ def _partials(context: WorkerContext, stage_id: StageId) -> dict[str, list[Part]
     """Return the partial answers of a reduce stage, for the groups that need a further stage."""
     groups: dict[str, list[Part]] = defaultdict(list)
     for chunk, outcome in branches(context, stage_id):
-        group, count, failed = _group_counts(chunk)
-        if outcome.output is None:
-            failed, count = count, 0
-        groups[group].append(
-            Part(group=group, text=outcome.output or "", count=count, failed=failed)
-        )
+        part = part_of(chunk, outcome)
+        groups[part.group].append(part)
     return {group: parts for group, parts in groups.items() if len(parts) > 1}
 
 
@@ -171,22 +186,9 @@ def _plan_chunks(
 ) -> Iterator[Chunk]:
     room = reduce_room(spec, bytes_per_token)
     for group, parts in groups.items():
-        prompts = plan(parts, room_tokens=room, level=level, bytes_per_token=bytes_per_token)
-        for position, some in enumerate(prompts):
-            counts = {
-                "group": group,
-                "count": str(sum(part.count for part in some)),
-                "failed": str(sum(part.failed for part in some)),
-            }
-            text = render_input(some, level=level)
-            yield Chunk(
-                text=text, document=group, document_index=0, position=position, columns=counts
-            )
-
-
-def _group_counts(chunk: Chunk) -> tuple[str, int, int]:
-    columns = chunk.columns
-    return columns["group"], int(columns["count"]), int(columns["failed"])
+        nodes = nodes_of(parts, room_tokens=room, level=level, bytes_per_token=bytes_per_token)
+        for position, node in enumerate(nodes):
+            yield node_chunk(node, group=group, position=position, level=level)
 
 
 def _end_with_answers(
@@ -198,7 +200,7 @@ def _end_with_answers(
     for stage in stages:
         chunks_of: dict[str, int] = defaultdict(int)
         for chunk, outcome in branches(context, StageId(run_id, stage)):
-            group, count, failed = _group_counts(chunk)
+            group, count, failed = group_counts(chunk)
             chunks_of[group] += 1
             if outcome.kind is not None:
                 errors.append(_error(group, outcome))

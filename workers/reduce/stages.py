@@ -21,6 +21,7 @@ from fanout.runs.enqueue import fleet_window, reset_retried_shard
 from fanout.system.logs import about
 from workers.context.inflight import BEFORE_CALL, StopReason, run_ending
 from workers.reduce import reductions
+from workers.reduce.frontier import follow
 
 if TYPE_CHECKING:
     from fanout.core.ids import ShardId, StageId
@@ -178,6 +179,7 @@ def collect(context: WorkerContext, results: list[Any], shard_id: ShardId) -> di
     stage_id, finished = shard_id.stage_id, shard_id.shard
     opened = store.open_shards(stage_id, window=fleet_window(store), finished=finished)
     context.connections.publisher.expand(stage_id, opened)
+    follow(context, shard_id)
     succeeded = sum(outcome.ok for outcome in outcomes.values())
     return {"shard": shard_id.shard, "succeeded": succeeded, "failed": len(outcomes) - succeeded}
 

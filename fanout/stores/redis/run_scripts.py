@@ -30,8 +30,8 @@ DELETE_RUN = """
 -- despite a full server
 local last = tonumber(redis.call('GET', KEYS[2]) or -1)
 if redis.call('EXISTS', KEYS[1]) == 0 then return last end
-local run = redis.call('HMGET', KEYS[1], 'stage', 'base_stage')
-last = math.max(last, tonumber(run[1] or 0) or 0, tonumber(run[2] or 0) or 0)
+local run = redis.call('HMGET', KEYS[1], 'stage', 'base_stage', 'ahead')
+for i = 1, 3 do last = math.max(last, tonumber(run[i] or 0) or 0) end
 redis.call('SET', KEYS[2], last, 'EX', ARGV[1])
 redis.call('SADD', KEYS[3], ARGV[2])
 -- Which indexes it has used must be known until the end of its deletion.
@@ -97,7 +97,8 @@ REOPEN_RUN = f"""
 {ENDED}
 local status = redis.call('HGET', KEYS[1], 'status')
 if not status or not ended[status] then return 0 end
-local stage = tonumber(redis.call('HGET', KEYS[1], 'stage') or 0)
+local begun = redis.call('HMGET', KEYS[1], 'stage', 'ahead')
+local stage = math.max(tonumber(begun[1] or 0), tonumber(begun[2] or 0))
 if stage > 0 then redis.call('HSET', KEYS[1], 'base_stage', stage) end
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
@@ -105,7 +106,7 @@ local times = redis.call('HMGET', KEYS[1], 'ended_at', 'idle_s')
 local idle_s = tonumber(times[2] or 0) + math.max(0, now - tonumber(times[1] or now))
 redis.call('HSET', KEYS[1], 'status', 'running', 'stage', 0, 'retry', ARGV[3],
     'reopened_at', string.format('%.6f', now), 'idle_s', string.format('%.6f', idle_s))
-redis.call('HDEL', KEYS[1], 'halt', 'error', 'ended_at', 'paused', 'deadline_at')
+redis.call('HDEL', KEYS[1], 'halt', 'error', 'ended_at', 'paused', 'deadline_at', 'ahead')
 redis.call('HSET', KEYS[3], 'opened', 0)
 redis.call('HDEL', KEYS[3], 'heals')
 for kind in string.gmatch(ARGV[3], '[^,]+') do

@@ -8,6 +8,7 @@ __all__ = [
     "ADOPT",
     "HEALED",
     "OPEN_SHARDS",
+    "PUT_NEXT",
     "PUT_SHARD",
     "REOPEN_SHARD",
     "SEAL",
@@ -87,6 +88,30 @@ redis.call('EXPIRE', KEYS[1], ARGV[4])
 redis.call('EXPIRE', KEYS[2], ARGV[4])
 redis.call('EXPIRE', KEYS[4], ARGV[4])
 return 1
+"""
+
+# KEYS run, stage, blob, sizes; ARGV blob, shard, count, ttl, index of the first branch, number of the stage,
+# frontier. As PUT_SHARD for a stage that is written while the one before it goes on: the frontier is written
+# with the shard. Returns -1 if there is no such run, 0 if the stage takes no more shards, 1 if another
+# process has written the shard, 2 if this call did.
+PUT_NEXT = f"""
+{ENDED}
+local run = redis.call('HMGET', KEYS[1], 'status', 'halt', 'base_stage', 'ahead')
+if not run[1] then return -1 end
+if run[2] or ended[run[1]] or redis.call('HEXISTS', KEYS[2], 'sealed') == 1 then return 0 end
+local stage = tonumber(ARGV[6])
+if stage <= tonumber(run[3] or 0) then return 0 end
+if tonumber(redis.call('HGET', KEYS[2], 'written') or 0) ~= tonumber(ARGV[2]) then return 1 end
+redis.call('SET', KEYS[3], ARGV[1], 'EX', ARGV[4])
+redis.call('HINCRBY', KEYS[2], 'written', 1)
+redis.call('HINCRBY', KEYS[2], 'total', ARGV[3])
+redis.call('HSET', KEYS[2], 'frontier', ARGV[7])
+redis.call('HSET', KEYS[4], ARGV[2], ARGV[5] .. ':' .. ARGV[3])
+if stage > tonumber(run[4] or 0) then redis.call('HSET', KEYS[1], 'ahead', stage) end
+redis.call('EXPIRE', KEYS[1], ARGV[4])
+redis.call('EXPIRE', KEYS[2], ARGV[4])
+redis.call('EXPIRE', KEYS[4], ARGV[4])
+return 2
 """
 
 # KEYS stage, reset shards, out, live, state, run, checkpoints; ARGV shard, ttl, number of kept outcomes,

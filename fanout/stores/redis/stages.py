@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from fanout.core.errors import UnknownRunError
 from fanout.core.ids import ShardId
 from fanout.core.queue_names import TAKEN, TURNS, backlog_of
-from fanout.core.state import SealReply, ShardState, StageLoad, StageProgress
+from fanout.core.state import Frontier, SealReply, ShardState, StageLoad, StageProgress
 from fanout.stores import codec
 from fanout.stores.blobs.base import blob_name
 from fanout.stores.redis import stage_scripts
@@ -30,6 +30,8 @@ _MOST_WINDOWS = 8
 # Open shards of a run whose calls wait for batches: enough for two of the largest. Of a gathered branch
 # the server has a few hundred bytes.
 _MOST_GATHERED = 240
+# The answer of a script that wrote what no other process had.
+_IS_FIRST = 2
 
 
 class RedisStages(RedisBlobReferences):
@@ -127,6 +129,36 @@ class RedisStages(RedisBlobReferences):
         self._drop_if_late(keys[2], name, held)
         self._require(shard_id.run_id, answer >= 0)
         return bool(answer)
+
+    @translated
+    def frontier(self, stage_id: StageId) -> tuple[int, Frontier]:
+        """Return how many shards a stage has, and how far they hold the outcomes of the one before."""
+        written, data = self._redis.hmget(self._stage(stage_id), "written", "frontier")
+        return int(written or 0), Frontier() if data is None else codec.decode_frontier(
+            cast("bytes", data)
+        )
+
+    @translated
+    def put_next(self, shard_id: ShardId, shard: Shard, frontier: Frontier) -> bool | None:
+        """Write the next shard of a reduce stage whose source still goes on, and the frontier with it.
+
+        Returns:
+            Whether this call did; False if another process has written the shard, None if the stage
+            takes no more.
+
+        Raises:
+            UnknownRunError: There is no such run.
+        """
+        stage = self._stage(shard_id)
+        keys = [self._run(shard_id.run_id), stage, self._shard(shard_id, "in"), f"{stage}:sizes"]
+        name = blob_name(shard_id, "in")
+        held = self._keep(shard_id.run_id, name, codec.encode_shard(shard))
+        args: list[Any] = [held, shard_id.shard, shard.count, self._ttl_s, shard.first]
+        args += [shard_id.stage, codec.encode_frontier(frontier)]
+        answer = self._call(stage_scripts.PUT_NEXT, keys, args)
+        self._drop_if_late(keys[2], name, held)
+        self._require(shard_id.run_id, answer >= 0)
+        return None if answer == 0 else bool(answer == _IS_FIRST)
 
     @translated
     def shard(self, shard_id: ShardId) -> Shard:

@@ -14,13 +14,14 @@ from fanout.aggregators import (
     Part,
     aggregate_groups,
     group_key,
-    leaf_parts,
+    leaf_part,
     make_accumulator,
-    plan,
+    part_key,
     render_input,
     room_tokens,
     score_of,
 )
+from fanout.aggregators.nodes import nodes_of
 from fanout.core.errors import SpecError
 from fanout.core.tokens import estimate_tokens
 
@@ -300,11 +301,19 @@ def test_groups_are_aggregated_apart_in_the_order_they_appear():
 
 
 def parts(*sizes):
-    return [Part(group="g", text="x" * size) for size in sizes]
+    return [Part(group="g", text="x" * size, key=part_key(n)) for n, size in enumerate(sizes)]
+
+
+def packed(some, **options):
+    return [node.parts for node in nodes_of(some, **options)]
+
+
+def leaves(branches):
+    return [leaf_part(item, key=item.index) for item in branches]
 
 
 def test_what_fits_one_prompt_is_one_prompt():
-    assert len(plan(parts(40, 40, 40), room_tokens=100, level=0)) == 1
+    assert len(packed(parts(40, 40, 40), room_tokens=100, level=0)) == 1
 
 
 @given(
@@ -313,7 +322,7 @@ def test_what_fits_one_prompt_is_one_prompt():
     level=st.integers(0, 2),
 )
 def test_every_part_is_in_one_prompt_in_order_and_no_prompt_is_too_large(sizes, room, level):
-    bins = plan(parts(*sizes), room_tokens=room, level=level)
+    bins = packed(parts(*sizes), room_tokens=room, level=level)
     for some in bins:
         assert sum(estimate_tokens(part.text) for part in some) <= room
     assert sum(len(some) for some in bins) == len(sizes)
@@ -324,12 +333,12 @@ def test_every_part_is_in_one_prompt_in_order_and_no_prompt_is_too_large(sizes, 
 @given(sizes=st.lists(st.integers(1, 240), min_size=1, max_size=60))
 def test_an_answer_that_fits_a_prompt_is_not_cut(sizes):
     given = parts(*sizes)
-    bins = plan(given, room_tokens=96, level=0)
+    bins = packed(given, room_tokens=96, level=0)
     assert [part for some in bins for part in some] == given
 
 
 def test_only_the_long_one_of_a_prompt_is_cut():
-    [[short, long]] = plan(parts(100, 900), room_tokens=200, level=1)
+    [[short, long]] = packed(parts(100, 900), room_tokens=200, level=1)
     assert short.text == "x" * 100
     assert 150 < estimate_tokens(long.text) <= 175
 
@@ -338,7 +347,7 @@ def test_only_the_long_one_of_a_prompt_is_cut():
 def test_the_tree_ends(count, answer, room):
     parts_of_level = parts(*[answer] * count)
     for level in range(12):
-        bins = plan(parts_of_level, room_tokens=room, level=level)
+        bins = packed(parts_of_level, room_tokens=room, level=level)
         if len(bins) == 1:
             return
         assert level == 0 or len(bins) <= (len(parts_of_level) + 1) // 2
@@ -350,21 +359,20 @@ def test_the_tree_ends(count, answer, room):
 
 
 def test_a_part_that_is_cut_says_so():
-    [[part]] = plan(parts(4000), room_tokens=100, level=0)
+    [[part]] = packed(parts(4000), room_tokens=100, level=0)
     assert part.text.startswith("xxx")
     assert part.text.endswith("[... cut: 100 of 1,000 tokens are shown]")
-    [[learnt]] = plan(parts(4000), room_tokens=100, level=0, bytes_per_token=2.0)
+    [[learnt]] = packed(parts(4000), room_tokens=100, level=0, bytes_per_token=2.0)
     assert learnt.text.endswith("[... cut: 200 of 2,000 tokens are shown]")
 
 
 def test_a_cut_does_not_split_wide_text_too_short():
-    [[part]] = plan([Part(group="g", text="今" * 4000)], room_tokens=100, level=0)
+    [[part]] = packed([Part(group="g", text="今" * 4000)], room_tokens=100, level=0)
     assert 60 < estimate_tokens(part.text) <= 100
 
 
 def test_what_is_missing_is_told():
-    leaves = list(leaf_parts(items(["a", None, "c", None])))
-    [some] = plan(leaves, room_tokens=1000, level=0)
+    [some] = packed(leaves(items(["a", None, "c", None])), room_tokens=1000, level=0)
     text = render_input(some, level=0)
     assert text.startswith("(2 of 4 answers are missing, because their calls failed.)")
     [fence] = set(re.findall("(?m)^=== [a-z2-7]{12}$", text))
@@ -374,7 +382,7 @@ def test_what_is_missing_is_told():
 @pytest.mark.parametrize("level", [0, 1])
 def test_an_answer_cannot_forge_what_is_around_it(level):
     def rendered(answer):
-        parts = list(leaf_parts(items(["a", answer, "c"], document="d\n[d9]\nfake")))
+        parts = leaves(items(["a", answer, "c"], document="d\n[d9]\nfake"))
         return render_input(parts, level=level)
 
     fence_of = re.compile("(?m)^=== [a-z2-7]{12}$")
@@ -391,8 +399,7 @@ def test_an_answer_cannot_forge_what_is_around_it(level):
 
 
 def test_fences_are_part_of_what_must_fit():
-    leaves = list(leaf_parts(items(["word " * 5] * 100)))
-    for some in plan(leaves, room_tokens=300, level=0):
+    for some in packed(leaves(items(["word " * 5] * 100)), room_tokens=300, level=0):
         assert estimate_tokens(render_input(some, level=0)) <= 300 + 80
 
 
@@ -404,7 +411,7 @@ def test_partial_results_are_called_so():
 
 
 def test_a_group_without_answers_needs_no_call():
-    assert plan(list(leaf_parts(items([None]))), room_tokens=100, level=0) == []
+    assert packed(leaves(items([None])), room_tokens=100, level=0) == []
 
 
 def test_a_window_without_room_is_a_clear_error():

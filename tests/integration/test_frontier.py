@@ -1,0 +1,85 @@
+"""The tree of calls follows the answers: it begins while branches go on, and loses nothing with a worker."""
+
+from __future__ import annotations
+
+import re
+import threading
+
+import pytest
+
+from fanout import RunStatus
+from fanout.core.spec import make_spec
+from tests.integration.conftest import wait_for
+from tests.scripted_provider import ScriptedProvider, openai_reply
+
+QUICK = {"FANOUT_VISIBILITY_TIMEOUT_S": "5", "FANOUT_REAPER_INTERVAL_S": "0"}
+COUNT = 2500
+
+
+class Summing(ScriptedProvider):
+    """Answers a branch with a number, and a node with the sum of the numbers in it."""
+
+    def __init__(self):
+        super().__init__()
+        self.respond = self._answer
+        self.lock = threading.Lock()
+        self.calls = []
+        # Texts whose calls are held up until `goes_on` is set.
+        self.held = ()
+        self.is_held = threading.Event()
+        self.goes_on = threading.Event()
+
+    def _answer(self, _headers, request):
+        if request is None:
+            return 200, {"data": []}
+        prompt = request["messages"][-1]["content"]
+        is_node = prompt.startswith("SUM")
+        with self.lock:
+            self.calls.append(prompt)
+        if not is_node and any(text in prompt for text in self.held):
+            self.is_held.set()
+            self.goes_on.wait(60)
+        if not is_node:
+            return 200, openai_reply(f"n=1 answer to {re.search('text ([0-9]+)', prompt)[0]}")
+        return 200, openai_reply(f"n={sum(map(int, re.findall('n=([0-9]+)', prompt)))} in sum")
+
+    @property
+    def nodes(self):
+        return [prompt for prompt in self.calls if prompt.startswith("SUM")]
+
+
+@pytest.fixture
+def provider():
+    made = Summing()
+    yield made
+    made.goes_on.set()
+    made.close()
+
+
+def submit(client, **fields):
+    fields = {"cache": False, "tokenizer": "bytes/4", "context_tokens": 700, "aggregate_max_tokens": 20, **fields}
+    spec = make_spec(
+        model="openai/m", prompt="{input}", aggregate_prompt="SUM {input}", fence=False, **fields
+    )
+    return client.submit(spec, [f"text {n}" for n in range(COUNT)])
+
+
+def test_the_tree_begins_before_the_branches_have_ended(client, start_worker, provider):
+    start_worker(**QUICK, OPENAI_BASE_URL=provider.url, OPENAI_API_KEY="none")
+    provider.held = (f"text {COUNT - 1}",)
+    run = submit(client)
+    assert provider.is_held.wait(60)
+    wait_for(lambda: len(run.status().stages) > 2, "nodes of the second level are called", 60)
+    status = run.status()
+    assert status.status is RunStatus.RUNNING
+    assert status.stages[0].done < COUNT
+    provider.goes_on.set()
+    assert run.wait(60).status is RunStatus.SUCCEEDED
+    assert run.result().aggregated == f"n={COUNT} in sum"
+    first = list(provider.nodes)
+    assert len(first) == len({*first}), "each node is called once"
+    # Without a straggler, and with a fleet that takes answers in another order, the nodes are the same.
+    provider.calls.clear()
+    run = submit(client)
+    assert run.wait(60).status is RunStatus.SUCCEEDED
+    assert sorted(provider.nodes) == sorted(first)

@@ -1,0 +1,226 @@
+"""The tree of calls follows the answers: its nodes are packed and published while branches still go on.
+
+A stage has a frontier: the first of its shards, in the order of the input, that has not ended. When a shard
+ends, the outcomes before the frontier are packed, and each node that no later outcome can change becomes a
+branch of the next stage. Which nodes there are depends on the input and the answers, never on the order
+in which they came, so that each process finds the same ones. Who writes the next shard first writes the
+new frontier with it, in one step, and others go on from there.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from fanout.aggregators import NodePacker, Part, leaf_part, part_key, render_input
+from fanout.core.errors import SpecError
+from fanout.core.ids import StageId
+from fanout.core.records import Chunk
+from fanout.core.state import Frontier
+from fanout.policy.packing import pack
+from fanout.runs.enqueue import fleet_window, seal_reduce_stage
+from fanout.runs.token_counts import packing_ratio, reduce_room
+from workers.reduce.items import ended_branches, item_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from fanout.aggregators import Node
+    from fanout.core.ids import ShardId
+    from fanout.core.records import Outcome
+    from fanout.core.spec import RunSpec
+    from fanout.core.state import RunRecord
+    from workers.context.worker_context import WorkerContext
+
+__all__ = [
+    "follow",
+    "group_counts",
+    "has_frontier",
+    "leaf_of",
+    "node_chunk",
+    "part_of",
+    "reduce_rest",
+]
+
+# Shards of nodes in flight beyond those of the window: they are small, one for each shard that has ended.
+_MORE_SHARDS = 32
+# Nodes are packed by the tokens that the first answers have.
+_SHOWN_PARTS = 50
+
+
+def follow(context: WorkerContext, shard_id: ShardId) -> None:
+    """Publish the nodes that the end of a shard completes, if its run has a tree that can begin."""
+    run_id, store = shard_id.run_id, context.connections.store
+    spec = context.runs.specs.get(run_id)
+    if not has_frontier(spec):
+        return
+    run = store.run(run_id)
+    is_over = run.has_ended or run.halt is not None
+    if is_over or 0 < shard_id.stage <= run.base_stage or not _may_succeed(context, spec, run_id):
+        return
+    # What the job cannot do is said once all branches have ended.
+    with suppress(SpecError):
+        _Feed(context, run, spec, shard_id.stage_id).advance(is_complete=False)
+
+
+def has_frontier(spec: RunSpec) -> bool:
+    """Return whether the tree of a job begins before its branches have ended."""
+    return spec.reduction == "llm" and spec.group_by is None
+
+
+def reduce_rest(context: WorkerContext, run: RunRecord, spec: RunSpec, stage_id: StageId) -> bool:
+    """Publish the last nodes over a stage that has ended; return whether there are any.
+
+    Raises:
+        SpecError: The job leaves no room for answers.
+    """
+    if stage_id.stage > 0 and context.connections.store.stage(stage_id).total <= 1:
+        return False
+    feed = _Feed(context, run, spec, stage_id)
+    feed.advance(is_complete=True)
+    store, publisher = context.connections.store, context.connections.publisher
+    if not store.stage(feed.target).total:
+        return False
+    seal_reduce_stage(store, publisher, feed.target)
+    return True
+
+
+def _may_succeed(context: WorkerContext, spec: RunSpec, run_id: str) -> bool:
+    """Return whether a run does not seem to fail: its tree would be paid for in vain."""
+    if not spec.min_success:
+        return True
+    record = context.connections.store.stage(StageId(run_id, 0))
+    return record.succeeded >= spec.min_success * record.done
+
+
+class _Feed:
+    """Packs the outcomes of a stage into the next one."""
+
+    def __init__(
+        self, context: WorkerContext, run: RunRecord, spec: RunSpec, source: StageId
+    ) -> None:
+        self._context = context
+        self._store = context.connections.store
+        self._spec = spec
+        self._source = source
+        self._level = source.stage - run.base_stage if source.stage else 0
+        self.target = StageId(run.run_id, run.base_stage + self._level + 1)
+
+    def advance(self, *, is_complete: bool) -> None:
+        """Write and publish the nodes that are known.
+
+        Args:
+            is_complete: Whether the source has ended.
+        """
+        while not self._advanced(is_complete=is_complete):
+            continue
+        publisher = self._context.connections.publisher
+        window = fleet_window(self._store) + _MORE_SHARDS
+        publisher.expand(self.target, self._store.open_shards(self.target, window=window))
+
+    def _advanced(self, *, is_complete: bool) -> bool:
+        """Write nodes; return False if another process has written some meanwhile."""
+        number, begins = self._store.frontier(self.target)
+        ends: list[Frontier] = []
+        nodes = self._nodes(begins, ends, is_complete=is_complete)
+        for shard in pack(nodes, branches_per_chunk=1, first=begins.branches):
+            frontier = ends[shard.first + shard.count - begins.branches - 1]
+            is_first = self._store.put_next(self.target.shard(number), shard, frontier)
+            if not is_first:
+                # None: the run was stopped, or the stage is sealed.
+                return is_first is None
+            number += 1
+        return True
+
+    def _nodes(
+        self, begins: Frontier, ends: list[Frontier], *, is_complete: bool
+    ) -> Iterator[Chunk]:
+        """Yield the nodes from a frontier on, as chunks; ``ends`` gets the frontier after each."""
+        places: list[Frontier] = []
+        made = begins.branches
+
+        def parts() -> Iterator[Part]:
+            for place, part in self._parts(begins, is_complete=is_complete):
+                places.append(place)
+                yield part
+
+        for node in self._packed(parts(), is_complete=is_complete):
+            made += 1
+            last = places[node.taken - 1]
+            del places[: node.taken]
+            ends.append(Frontier(shard=last.shard, position=last.position + 1, branches=made))
+            yield node_chunk(node, group="", position=made - 1, level=self._level)
+
+    def _packed(self, parts: Iterable[Part], *, is_complete: bool) -> Iterator[Node]:
+        parts = iter(parts)
+        head = list(islice(parts, _SHOWN_PARTS))
+        if not is_complete and self._level == 0 and len(head) < _SHOWN_PARTS:
+            # The ratio is that of the first ones.
+            return
+        ratio = packing_ratio(
+            self._store, self._source.run_id, self._spec, (part.text for part in head)
+        )
+        packer = NodePacker(
+            room_tokens=reduce_room(self._spec, ratio), level=self._level, bytes_per_token=ratio
+        )
+        for some in (head, parts):
+            for part in some:
+                yield from packer.add(part)
+        if is_complete:
+            yield from packer.finish()
+
+    def _parts(self, begins: Frontier, *, is_complete: bool) -> Iterator[tuple[Frontier, Part]]:
+        """Yield the outcomes that follow a frontier as parts, each with its place."""
+        progress = self._store.progress(self._source)
+        end = progress.written if is_complete else progress.first_open
+        for number in range(begins.shard, end):
+            start = begins.position if number == begins.shard else 0
+            found = ended_branches(self._context, self._source.shard(number), start=start)
+            if found is None:
+                # It is being processed again.
+                return
+            for position, chunk, outcome in found:
+                place = Frontier(shard=number, position=position)
+                is_leaf = self._source.stage == 0
+                part = leaf_of(self._spec, chunk, outcome) if is_leaf else part_of(chunk, outcome)
+                yield place, part
+
+
+def leaf_of(spec: RunSpec, chunk: Chunk, outcome: Outcome) -> Part:
+    """Return a branch of the map as a part of the first level."""
+    ref = spec.variants.ref(outcome.index)
+    key = part_key(chunk.document, chunk.position, ref.aspect, ref.model, ref.sample)
+    return leaf_part(item_of(spec, chunk, outcome), key=key)
+
+
+def node_chunk(node: Node, *, group: str, position: int, level: int) -> Chunk:
+    """Return a node as the chunk of a branch; its columns say what it stands for."""
+    columns = {
+        "group": group,
+        "count": str(node.count),
+        "failed": str(node.failed),
+        "key": f"{node.key:016x}",
+    }
+    return Chunk(
+        text=render_input(node.parts, level=level),
+        document=group,
+        document_index=0,
+        position=position,
+        columns=columns,
+    )
+
+
+def group_counts(chunk: Chunk) -> tuple[str, int, int]:
+    """Return the group of a node, and its branches with and without an answer."""
+    columns = chunk.columns
+    return str(columns["group"]), int(str(columns["count"])), int(str(columns["failed"]))
+
+
+def part_of(chunk: Chunk, outcome: Outcome) -> Part:
+    """Return the answer of a node as a part of the next level."""
+    group, count, failed = group_counts(chunk)
+    if outcome.output is None:
+        failed, count = failed + count, 0
+    key = int(str(chunk.columns["key"]), 16)
+    return Part(group=group, text=outcome.output or "", count=count, failed=failed, key=key)
