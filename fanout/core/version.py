@@ -12,4 +12,5 @@ __all__ = ["WIRE_VERSION"]
 #   5: a chunk has a branch for each model.
 #   6: usage counts cached, written and reasoning tokens, and has the known part of what is unknown.
 #   7: branches may have steps.
-WIRE_VERSION = 7
+#   8: stages of a reduce begin while branches go on.
+WIRE_VERSION = 8

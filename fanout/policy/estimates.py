@@ -44,6 +44,8 @@ _SEEN = 10
 _WITHIN = 2.0
 _MINUTE_S = 60.0
 _EULER = 0.5772156649
+# How full the prompts of a reduce are, if there are several.
+_FULL = 0.8
 # Tokens of the line that names an answer in a reduce.
 _PLACE_TOKENS = 20
 # Tokens of an answer, as long as none of the model was seen.
@@ -255,7 +257,11 @@ def tree_calls(
     calls = tokens = 0.0
     size = answer
     while answers > 0:
-        fits = max(1.0 if not calls else 2.0, room // max(1.0, size))
+        least = 1.0 if not calls else 2.0
+        fits = max(least, room // max(1.0, size))
+        if answers > fits:
+            # A node ends where its parts say so, and not where it is full.
+            fits = max(least, _FULL * room // max(1.0, size))
         made = ceil(answers / fits)
         calls += made
         tokens += answers * min(size, room)

@@ -13,7 +13,8 @@ from tests.integration.conftest import wait_for
 from tests.scripted_provider import ScriptedProvider, openai_reply
 
 QUICK = {"FANOUT_VISIBILITY_TIMEOUT_S": "5", "FANOUT_REAPER_INTERVAL_S": "0"}
-COUNT = 2500
+COUNT = 2100
+IN_FLIGHT = 32
 
 
 class Summing(ScriptedProvider):
@@ -26,6 +27,7 @@ class Summing(ScriptedProvider):
         self.calls = []
         # Texts whose calls are held up until `goes_on` is set.
         self.held = ()
+        self.fails = ()
         self.is_held = threading.Event()
         self.goes_on = threading.Event()
 
@@ -36,9 +38,11 @@ class Summing(ScriptedProvider):
         is_node = prompt.startswith("SUM")
         with self.lock:
             self.calls.append(prompt)
-        if not is_node and any(text in prompt for text in self.held):
+        if not is_node and prompt in self.held:
             self.is_held.set()
             self.goes_on.wait(60)
+        if not is_node and prompt in self.fails:
+            return 400, {"error": {"message": "no"}}
         if not is_node:
             return 200, openai_reply(f"n=1 answer to {re.search('text ([0-9]+)', prompt)[0]}")
         return 200, openai_reply(f"n={sum(map(int, re.findall('n=([0-9]+)', prompt)))} in sum")
@@ -57,7 +61,13 @@ def provider():
 
 
 def submit(client, **fields):
-    fields = {"cache": False, "tokenizer": "bytes/4", "context_tokens": 700, "aggregate_max_tokens": 20, **fields}
+    fields = {
+        "cache": False,
+        "tokenizer": "bytes/4",
+        "context_tokens": 700,
+        "aggregate_max_tokens": 20,
+        **fields,
+    }
     spec = make_spec(
         model="openai/m", prompt="{input}", aggregate_prompt="SUM {input}", fence=False, **fields
     )
@@ -83,3 +93,39 @@ def test_the_tree_begins_before_the_branches_have_ended(client, start_worker, pr
     run = submit(client)
     assert run.wait(60).status is RunStatus.SUCCEEDED
     assert sorted(provider.nodes) == sorted(first)
+
+
+def test_a_killed_worker_loses_nothing_of_a_tree_that_has_begun(client, start_worker, provider):
+    environment = {**QUICK, "OPENAI_BASE_URL": provider.url, "OPENAI_API_KEY": "none"}
+    worker = start_worker(**environment)
+    provider.held = (f"text {COUNT - 1}",)
+    run = submit(client)
+    wait_for(lambda: len(run.status().stages) > 2, "nodes of the second level are called", 60)
+    worker.kill()
+    start_worker(**environment)
+    provider.goes_on.set()
+    assert run.wait(90).status is RunStatus.SUCCEEDED
+    assert run.result().aggregated == f"n={COUNT} in sum"
+    twice = len(provider.calls) - len({*provider.calls})
+    assert twice <= IN_FLIGHT, "only the calls that were in flight are made again"
+
+
+def test_after_a_retry_only_the_way_to_the_root_is_called_again(client, start_worker, provider):
+    start_worker(**QUICK, OPENAI_BASE_URL=provider.url, OPENAI_API_KEY="none")
+    provider.fails = ("text 777",)
+    run = submit(client, cache=True)
+    assert run.wait(60).status is RunStatus.SUCCEEDED
+    assert run.result().aggregated == f"n={COUNT - 1} in sum"
+    depth = len(run.status().stages) - 1
+    provider.fails = ()
+    provider.calls.clear()
+    assert run.retry_failed() == 1
+    assert run.wait(60).status is RunStatus.SUCCEEDED
+    assert run.result().aggregated == f"n={COUNT} in sum"
+    assert len(provider.calls) <= 1 + 2 * depth
+    # A run that never failed has the same tree: all of it is known.
+    provider.calls.clear()
+    fresh = submit(client, cache=True)
+    assert fresh.wait(60).status is RunStatus.SUCCEEDED
+    assert fresh.result().aggregated == run.result().aggregated
+    assert provider.calls == []

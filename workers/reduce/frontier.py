@@ -59,7 +59,7 @@ def follow(context: WorkerContext, shard_id: ShardId) -> None:
     is_over = run.has_ended or run.halt is not None
     if is_over or 0 < shard_id.stage <= run.base_stage or not _may_succeed(context, spec, run_id):
         return
-    # What the job cannot do is said once all branches have ended.
+    # What the job cannot do is reported once all branches have ended.
     with suppress(SpecError):
         _Feed(context, run, spec, shard_id.stage_id).advance(is_complete=False)
 

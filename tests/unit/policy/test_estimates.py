@@ -128,7 +128,7 @@ def test_the_tightest_limit_says_how_long_it_takes(limits, expected):
 def test_a_reduce_is_a_tree():
     assert tree_calls(0, room=100, answer=10, partial=10) == (0, 0)
     assert tree_calls(10, room=100, answer=10, partial=10) == (1, 100)
-    assert tree_calls(100, room=100, answer=10, partial=10) == (11, 1_100)
+    assert tree_calls(100, room=100, answer=10, partial=10) == (16, 1_150)
     assert tree_calls(3, room=100, answer=500, partial=500)[0] == 6, "each level halves at least"
 
 

@@ -39,6 +39,7 @@ from fanout.core.state import (
     BeginReply,
     BeginRequest,
     CheckpointRequest,
+    Frontier,
     RecordRequest,
     SealReply,
     StageLoad,
@@ -1153,6 +1154,10 @@ LATE = {
     "unpause": (lambda s: s.unpause(RUN), False),
     "reopen_run": (lambda s: s.reopen_run(RUN, retry=frozenset({ErrorKind.TIMEOUT})), False),
     "put_shard": (lambda s: s.put_shard(ShardId(RUN, 0, 2), make_shard()), UnknownRunError),
+    "put_next": (
+        lambda s: s.put_next(ShardId(RUN, 1, 0), make_shard(), Frontier()),
+        UnknownRunError,
+    ),
     "share_permits": (
         lambda s: share_one(s, RUN, process="p", max_workers=3, has=0, wanted=1),
         UnknownRunError,
@@ -1214,6 +1219,7 @@ READS = {
         "active_runs",
         "result",
         "stage",
+        "frontier",
         "is_finished",
         "is_reopened",
         "reopened",
