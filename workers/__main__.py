@@ -14,6 +14,7 @@ import threading
 import traceback
 
 from fanout.core.errors import SettingsError
+from fanout.system.own_program import mark_own_program
 from fanout.system.terminal import print_error, print_line
 
 __all__ = ["main"]
@@ -35,6 +36,7 @@ def main() -> None:
     sys.argv[0] = "-mworkers"
     # Modules stay, so the garbage collector need not look at them while they are loaded, or later.
     gc.disable()
+    mark_own_program()
     run = _run_embedded if _URL_FROM_STDIN in own else _run
     run(words[begin:], is_quiet=_QUIET in own)
 

@@ -24,6 +24,7 @@ from fanout.core.errors import (
     SettingsError,
     SpecError,
 )
+from fanout.system.own_program import mark_own_program
 from fanout.system.terminal import indented, print_error, print_line, print_text
 
 if TYPE_CHECKING:
@@ -189,6 +190,7 @@ def _fail(kind: type[BaseException], error: BaseException, trace: TracebackType 
 def main() -> None:
     """Run the command line of this process, and exit with its status."""
     sys.excepthook = _fail
+    mark_own_program()
     gc.set_threshold(_YOUNG_OBJECTS, *gc.get_threshold()[1:])
     try:
         status = cli.main(standalone_mode=False)

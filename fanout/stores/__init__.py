@@ -1,5 +1,6 @@
 """The run store: inputs, outcomes and the state of runs."""
 
+from fanout.stores import driver as driver
 from fanout.stores.connection import connect
 from fanout.stores.redis import RedisStore
 

@@ -29,7 +29,8 @@ HEAVY = {
 }
 MODELS = {"pydantic", "pydantic_core", "pydantic_settings"}
 
-BARE = {"fanout", "fanout.core", "fanout.core.errors", "fanout.system", "fanout.system.terminal"}
+BARE = {"fanout", "fanout.core", "fanout.core.errors", "fanout.system"}
+BARE |= {"fanout.system.own_program", "fanout.system.terminal"}
 BARE |= {"fanout.cli", "fanout.cli.exits", "fanout.cli.main"}
 
 SAYS = "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
@@ -179,6 +180,21 @@ def test_a_worker_loads_neither_other_commands_nor_providers():
         "workers.telemetry.spans",
         "workers.telemetry.flower",
     }
-    # redis-py looks for OpenTelemetry by itself.
-    others = packages(modules - loaded("import redis"))
-    assert not others & {*PROVIDERS, *MONITORS, "numpy", "semantic_text_splitter", "valkey"}
+    assert not packages(modules) & {
+        *PROVIDERS,
+        *MONITORS,
+        "numpy",
+        "semantic_text_splitter",
+        "valkey",
+    }
+
+
+def test_the_metrics_that_redis_py_looks_for_are_loaded_in_a_program_of_a_user_only():
+    metrics = {"opentelemetry.metrics", "opentelemetry.sdk.metrics"}
+    own_code = "from fanout.system.own_program import mark_own_program; mark_own_program()\n"
+    assert metrics <= loaded("import fanout.stores")
+    modules = loaded(own_code + "import fanout.stores")
+    assert "redis" in modules
+    assert "opentelemetry" not in packages(modules)
+    later = loaded(f"{own_code}import fanout.stores, {', '.join(metrics)}")
+    assert metrics <= later, "who needs them has them"
