@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fanout.core.records import Usage
-from fanout.runs.results import Output
+from fanout.runs.branch_output import Output
 from fanout.runs.rows import RowLayout
 from fanout.runs.tables.formats import FORMATS
 from fanout.runs.tables.output_file import OutputFile

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from fanout.core.spec_fields import RateSpec, RetrySpec
     from fanout.llm import LLM, FakeLLM, LLMReply, LLMRequest
     from fanout.runs.branch_errors import BranchError
+    from fanout.runs.branch_output import Output
     from fanout.runs.evaluation import Comparison, Evaluation, VariantEvaluation
-    from fanout.runs.results import Output, Result
+    from fanout.runs.results import Result
     from fanout.runs.status import ReduceError, Status
 
 __all__ = [
@@ -102,7 +103,8 @@ _NAMES = {
     "fanout.client.parallel": ("ParallelCalls",),
     "fanout.runs.evaluation": ("Comparison", "Evaluation", "VariantEvaluation"),
     "fanout.runs.branch_errors": ("BranchError",),
-    "fanout.runs.results": ("Output", "Result"),
+    "fanout.runs.branch_output": ("Output",),
+    "fanout.runs.results": ("Result",),
     "fanout.runs.status": ("ReduceError", "Status"),
     "fanout.core.records": ("Chunk", "Document", "ErrorKind", "RunStatus", "Usage"),
     "fanout.core.spec": ("RunSpec",),

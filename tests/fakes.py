@@ -23,7 +23,7 @@ from fanout.core.spec import make_spec
 from fanout.llm import FakeLLM
 from fanout.policy.packing import pack
 from fanout.runs.budgets import run_limits
-from fanout.runs.enqueue import reset_retried_shard
+from fanout.runs.retried_runs import reset_retried_shard
 from fanout.runs.status import StoredResult
 from fanout.stores import RedisStore
 from workers.branch import execution as branches

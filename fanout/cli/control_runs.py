@@ -124,6 +124,7 @@ def retry(
 ) -> int:
     """Process the failed branches of a run that has ended again, and redo its aggregate.
 
+    Where only calls of its aggregate have failed, such as comparisons, these are made again.
     Documents that could not be read are not read again: that takes a new run.
     Without a broker this command does the work, and follows it to its end.
     """
@@ -136,6 +137,7 @@ def retry(
         chosen = [ErrorKind(kind) for kind in kinds] or list(ErrorKind)
         before = run.status()
         hint = None if budget else _budget_hint(run, before, chosen)
+        has_failed_calls = any(error.kind in chosen for error in run.stored_result().errors)
         try:
             count = run.retry_failed(chosen, budget=budget)
         except SpecError as error:
@@ -145,7 +147,7 @@ def retry(
         stop.arm(run.run_id)
         unread = sum(before.errors.get(kind, 0) for kind in chosen) - count
         now = run.status()
-        redoes = _redoes_aggregate(before, now, run.spec)
+        redoes = _redoes_aggregate(before, now, run.spec, has_failed_calls=has_failed_calls)
         text = _retried(run.run_id, count, unread, redoes=redoes, is_any=not kinds)
         if budget and not count and now.budget is not None:
             text += f"; its {now.budget.words}"
@@ -172,10 +174,21 @@ def _budget_hint(run: Run, status: Status, kinds: list[ErrorKind]) -> str | None
     )
 
 
-def _redoes_aggregate(before: Status, now: Status, spec: RunSpec) -> bool:
-    """Say whether a retry of no branch makes the aggregate of a run again."""
-    if spec.reduction == "none" or before.status is RunStatus.SUCCEEDED:
+def _redoes_aggregate(
+    before: Status, now: Status, spec: RunSpec, *, has_failed_calls: bool
+) -> bool:
+    """Say whether a retry of no branch makes the aggregate of a run again.
+
+    Args:
+        before: The run as it had ended.
+        now: The run after the retry.
+        spec: Its job.
+        has_failed_calls: Whether calls of its aggregate have failed, of the kinds that are retried.
+    """
+    if spec.reduction == "none":
         return False
+    if before.status is RunStatus.SUCCEEDED:
+        return has_failed_calls
     is_enough = 0 < before.succeeded >= spec.min_success * before.total
     # It may have ended again by now.
     return is_enough or not now.status.has_ended

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from fanout.cli.destinations import Destination
     from fanout.client.run import Run
     from fanout.core.spec import RunSpec
-    from fanout.runs.results import Output
+    from fanout.runs.branch_output import Output
     from fanout.runs.status import Status
 
 __all__ = ["errors", "report", "results", "runs", "status", "workers"]

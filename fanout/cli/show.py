@@ -22,8 +22,8 @@ from fanout.system.terminal import print_line
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from fanout.runs.branch_output import Output
     from fanout.runs.branch_trace import BranchTrace, TracedCall
-    from fanout.runs.results import Output
 
 __all__ = ["command"]
 

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
     from fanout.client.run import Run
-    from fanout.runs.results import Output, Result
+    from fanout.runs.branch_output import Output
+    from fanout.runs.results import Result
     from fanout.runs.status import Status
 
 __all__ = ["LoopRun", "Submit"]

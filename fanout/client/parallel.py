@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from fanout.client.trials import Trial
     from fanout.core.spec import ReduceName
     from fanout.inputs.documents import AsyncChunks, Chunks
+    from fanout.runs.branch_output import AnswerT, Output
     from fanout.runs.estimate_result import Estimate
-    from fanout.runs.results import AnswerT, Output, Result
+    from fanout.runs.results import Result
     from fanout.runs.status import Status
 
     Paths = str | PathLike[str] | Sequence[str | PathLike[str]]

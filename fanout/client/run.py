@@ -17,7 +17,8 @@ from fanout.core.errors import BrokerError, UnknownRunError, WaitTimeoutError
 from fanout.core.records import RunStatus
 from fanout.observe.probe import write_refusal
 from fanout.runs.budgets import checked_budget
-from fanout.runs.enqueue import close_input, delete, retry_failed, unpark
+from fanout.runs.enqueue import close_input, delete, unpark
+from fanout.runs.retried_runs import retry_failed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from fanout.core.rate_limits import LimitState
     from fanout.core.records import ErrorKind
     from fanout.core.spec import BudgetSpec
-    from fanout.runs.results import Output
+    from fanout.runs.branch_output import Output
     from fanout.runs.status import Status
     from fanout.stores import RedisStore
 
@@ -343,7 +344,8 @@ class Run(RunAnswers):
         """Process the failed branches of a run that has ended again, and redo its aggregate.
 
         A document that could not be read is not read again: that takes a new run. If there is
-        nothing else to process, a run that has an aggregate, or can have none, stays as it is.
+        nothing else to process, a run that has an aggregate, or can have none, stays as it is, unless
+        calls of its aggregate have failed, such as comparisons.
 
         Args:
             kinds: The kinds of errors to retry; None is all.

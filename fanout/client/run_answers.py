@@ -21,7 +21,7 @@ from fanout.runs.common_errors import commonest_error
 from fanout.runs.evaluation import evaluate, evaluate_by
 from fanout.runs.lost_calls import with_lost_calls
 from fanout.runs.outputs import output_of, refused_note, typed_value
-from fanout.runs.results import Output, Result
+from fanout.runs.results import Result
 from fanout.runs.rows import layout_of
 from fanout.runs.status import StageStatus, Status, StoredResult, kept_notes
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from fanout.core.rate_limits import LimitState
     from fanout.core.records import ErrorKind, Outcome, Shard, Usage
     from fanout.core.state import StageRecord, WorkerRecord
+    from fanout.runs.branch_output import Output
     from fanout.runs.branch_trace import BranchTrace
     from fanout.runs.evaluation import Evaluation
     from fanout.stores import RedisStore

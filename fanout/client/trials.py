@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fanout.client.run import Run
     from fanout.core.records import Chunk
     from fanout.inputs.documents import Chunks, Notify
-    from fanout.runs.results import Output
+    from fanout.runs.branch_output import Output
 
 __all__ = ["Trial", "begin_trial", "spec_of_trial", "trial_of"]
 

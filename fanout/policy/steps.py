@@ -230,16 +230,24 @@ def turn_of(chain: Chain, step: StepSpec | None) -> str:
     return "" if step is None else f"{step.name} {chain.round(step)}"
 
 
-def at_step(message: str, steps: Sequence[StepSpec], done: Sequence[StepOutcome]) -> str:
+def at_step(
+    message: str,
+    steps: Sequence[StepSpec],
+    done: Sequence[StepOutcome],
+    *,
+    is_begun: bool = False,
+) -> str:
     """Return why a branch was ended from outside, with the step that it was at.
 
     Args:
         message: Why it ended.
         steps: The steps of its job.
-        done: The steps that are known to have answered; if there are none, it may have been at any.
+        done: The steps that are known to have answered.
+        is_begun: Whether it is known to have begun the step after these. If not, and none has answered,
+            it may have been at any.
     """
     try:
-        step = Chain(steps, done).next if done else None
+        step = Chain(steps, done).next if done or is_begun else None
     except StoredDataError:
         step = None
     return message if step is None else f"step {step.name}: {message}"

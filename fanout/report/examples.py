@@ -8,7 +8,7 @@ from fanout.report.figures import ErrorExample, Rejections, ShownBranch, ShownSt
 from fanout.report.text import one_line
 
 if TYPE_CHECKING:
-    from fanout.runs.results import Output
+    from fanout.runs.branch_output import Output
 
 __all__ = ["NAME_CHARS", "RejectionCounter", "shown_branch", "shown_steps"]
 

@@ -12,7 +12,7 @@ from fanout.report.models import ModelFigures  # noqa: TC001 - msgspec reads the
 from fanout.report.slices import SliceFigures  # noqa: TC001 - the same
 
 if TYPE_CHECKING:
-    from fanout.runs.results import Output
+    from fanout.runs.branch_output import Output
 
 __all__ = [
     "Answer",

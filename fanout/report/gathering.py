@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from fanout.core.records import ErrorKind
     from fanout.core.usage import Usage
     from fanout.report.durations import DurationFigures
-    from fanout.runs.results import Output
+    from fanout.runs.branch_output import Output
 
 __all__ = ["gather"]
 

@@ -9,7 +9,7 @@ import msgspec
 from fanout.core.records import NO_CALL, Usage, total_usage
 
 if TYPE_CHECKING:
-    from fanout.runs.results import Output
+    from fanout.runs.branch_output import Output
 
 __all__ = ["ModelCounter", "ModelFigures"]
 

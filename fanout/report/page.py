@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from fanout.report.durations import DurationFigures
     from fanout.report.figures import Figures
     from fanout.report.slices import SliceFigures
+    from fanout.runs.branch_output import Output
     from fanout.runs.evaluation import Evaluation
-    from fanout.runs.results import Output
     from fanout.runs.status import Status, StoredResult
 
 __all__ = ["Facts", "ReportedRun", "page", "render", "write"]

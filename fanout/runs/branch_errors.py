@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Self
+
+from fanout.core.step_answers import answers_of
 
 if TYPE_CHECKING:
     from fanout.core.cells import Cell
-    from fanout.core.records import ErrorKind
+    from fanout.core.records import ErrorKind, StepOutcome
+    from fanout.runs.branch_output import Output
 
 __all__ = ["BranchError"]
 
@@ -31,6 +34,7 @@ class BranchError:
         finish_reason: Why the last answer ended, in the provider's words; None if it did not say.
         votes: How often each answer was given, if the branch asked for several.
         samples: How many answers it asked for; None in a run without ``certainty``.
+        step_records: The steps that ran, the failed one last; empty in a run without steps.
     """
 
     index: int
@@ -47,3 +51,15 @@ class BranchError:
     finish_reason: str | None = None
     votes: dict[str, int] = field(default_factory=dict)
     samples: int | None = None
+    step_records: tuple[StepOutcome, ...] = ()
+
+    @classmethod
+    def of(cls, branch: Output[Any]) -> Self:
+        """Return the record of a branch that failed."""
+        shared = {one.name: getattr(branch, one.name) for one in fields(cls)}
+        return cls(**{**shared, "message": branch.message or ""})
+
+    @property
+    def steps(self) -> dict[str, Any]:
+        """The answers of the steps that ran before the failure, as ``Output.steps`` has them."""
+        return answers_of(self.step_records)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from fanout.core.records import BranchRef, Chunk, ErrorKind, Outcome, Shard, StepOutcome
     from fanout.core.spec import RunSpec
     from fanout.core.steps import StepSpec
-    from fanout.runs.results import Output
+    from fanout.runs.branch_output import Output
 
 __all__ = ["BranchTrace", "TracedCall", "trace_of"]
 

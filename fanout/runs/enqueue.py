@@ -6,8 +6,6 @@ from contextlib import suppress
 from itertools import islice, zip_longest
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from fanout.core.errors import (
     FanoutError,
     InputError,
@@ -18,23 +16,19 @@ from fanout.core.errors import (
 from fanout.core.ids import StageId
 from fanout.core.model_names import READER_MODEL
 from fanout.core.queue_names import BRANCHES_QUEUE
-from fanout.core.records import Document, ErrorKind, RunStatus
-from fanout.core.spec import stored_spec
+from fanout.core.records import Document, RunStatus
 from fanout.inputs.splitters import split_documents, splitter_of
 from fanout.policy.admission import shard_window
-from fanout.policy.answers_so_far import AnswersSoFar
-from fanout.policy.packing import MAX_SHARD_BRANCHES, pack, shard_chunk
-from fanout.policy.steps import without_failed
-from fanout.runs.budgets import new_limits
+from fanout.policy.packing import MAX_SHARD_BRANCHES, pack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from fanout.broker.publisher import Publisher
     from fanout.core.ids import ShardId
-    from fanout.core.records import Chunk, Outcome, Shard
-    from fanout.core.spec import BudgetSpec, RunSpec
-    from fanout.core.state import RunRecord, StageRecord
+    from fanout.core.records import Chunk, Shard
+    from fanout.core.spec import RunSpec
+    from fanout.core.state import RunRecord
     from fanout.stores import RedisStore
 
 __all__ = [
@@ -44,8 +38,6 @@ __all__ = [
     "delete",
     "fleet_window",
     "open_stage",
-    "reset_retried_shard",
-    "retry_failed",
     "seal_reduce_stage",
     "unpark",
 ]
@@ -279,120 +271,3 @@ def unpark(store: RedisStore, publisher: Publisher, run_id: str) -> int:
     parked = store.take_parked(run_id)
     publisher.mixed_branches(parked)
     return len(parked)
-
-
-def retry_failed(
-    store: RedisStore,
-    publisher: Publisher,
-    run_id: str,
-    kinds: frozenset[ErrorKind] | None,
-    budget: BudgetSpec | None = None,
-) -> int:
-    """Reopen a run that has ended for its failed branches; return their number.
-
-    Reopening is one atomic step; if this process dies after it, the reaper does the rest. Each shard
-    is reset when it is published (``reset_retried_shard``). Shards without such branches need no
-    calls, and the aggregate is made again. A run that would end again as it has ended stays as it is.
-    ``budget`` has the limits that replace those of the run; the others stay.
-
-    Raises:
-        RunError: The run has not ended, or another process is retrying it; or it has no budget.
-        SpecError: The new budget has no room, or cannot be kept.
-    """
-    run = store.run(run_id)
-    map_id = StageId(run_id, 0)
-    record = store.stage(map_id)
-    errors = record.errors
-    limits = None
-    if budget is not None and run.has_ended:
-        limits = new_limits(store, run, budget)
-    wanted = frozenset(errors if kinds is None else errors.keys() & kinds)
-    unread = 0
-    if run.has_ended and ErrorKind.BAD_REQUEST in wanted:
-        unread = _count_unread(store, map_id)
-        if unread == errors[ErrorKind.BAD_REQUEST]:
-            wanted, unread = wanted - {ErrorKind.BAD_REQUEST}, 0
-    if limits is not None:
-        # Also of a run that stays as it is: a later retry has them.
-        store.set_budget(run_id, limits=limits[0], map_limits=limits[1])
-    if not wanted and _is_decided(run, record, stored_spec(store.spec(run_id))):
-        return 0
-    if not store.reopen_run(run_id, retry=wanted):
-        raise RunError(f"run {run_id} {_problem_of_retry(store, store.run(run_id))}")
-    publisher.forget_chord(map_id)
-    publisher.expand(map_id, store.open_shards(map_id, window=fleet_window(store)))
-    publisher.seal(map_id, shards=store.seal_stage(map_id).shards)
-    return sum(errors[kind] for kind in wanted) - unread
-
-
-def _count_unread(store: RedisStore, map_id: StageId) -> int:
-    """Return how many branches failed because their document cannot be used: they make no call."""
-    per_chunk = stored_spec(store.spec(map_id.run_id)).branches_per_chunk
-    count = 0
-    for shard_id in map(map_id.shard, range(store.stage(map_id).shards)):
-        failed = [
-            outcome.index
-            for outcome in store.outcomes(shard_id).values()
-            if outcome.kind is ErrorKind.BAD_REQUEST and not outcome.attempts
-        ]
-        if failed:
-            shard = store.shard(shard_id)
-            count += sum(shard_chunk(shard, at, per_chunk).error is not None for at in failed)
-    return count
-
-
-def _is_decided(run: RunRecord, record: StageRecord, spec: RunSpec) -> bool:
-    """Return whether a run with the same outcomes of its branches ends as this one has."""
-    fails = not record.succeeded or record.succeeded < spec.min_success * record.total
-    is_refused = run.status is RunStatus.FAILED and run.halt is None and fails
-    return run.status is RunStatus.SUCCEEDED or is_refused
-
-
-def _problem_of_retry(store: RedisStore, run: RunRecord) -> str:
-    """Return why a run cannot be retried yet, and the command that helps."""
-    go_on = f"`fanout resume {run.run_id}` works on it until its end"
-    if run.status is RunStatus.PAUSED and run.halt is None:
-        unpause = f"`fanout unpause {run.run_id}` lets it go on"
-        follow = f", then {go_on}" if store.is_embedded else ""
-        return f"is paused: {unpause}{follow}; or cancel it, before a retry"
-    if store.is_embedded:
-        return f"has not ended: {go_on}, then retry it"
-    if not store.workers():
-        return (
-            "has not ended, and no worker is alive: start one with `fanout worker`, then retry it"
-        )
-    if run.status is RunStatus.ENQUEUING:
-        return (
-            "has not ended: wait for it, or cancel it, before a retry; if its client has died, "
-            f"`fanout resume {run.run_id}` enqueues the rest"
-        )
-    return "has not ended: wait for it, or cancel it, before a retry"
-
-
-def reset_retried_shard(store: RedisStore, shard_id: ShardId, retry: frozenset[ErrorKind]) -> None:
-    """Reset a shard of a retried run to the outcomes that remain, once for each retry."""
-    outcomes = store.outcomes(shard_id)
-    again = {at for at, outcome in outcomes.items() if outcome.kind in retry}
-    if again:
-        store.reopen_shard(
-            shard_id,
-            kept={at: outcome for at, outcome in outcomes.items() if at not in again},
-            dropped=[outcomes[at] for at in sorted(again)],
-            checkpoints=_checkpoints(store, shard_id, {at: outcomes[at] for at in again}),
-        )
-
-
-def _checkpoints(
-    store: RedisStore, shard_id: ShardId, failed: dict[int, Outcome]
-) -> dict[int, bytes]:
-    """Return where branches that failed in a later step go on: their earlier steps are paid for."""
-    if not any(outcome.steps for outcome in failed.values()):
-        return {}
-    steps = stored_spec(store.spec(shard_id.run_id)).steps
-    found: dict[int, bytes] = {}
-    for at, outcome in failed.items():
-        kept = without_failed(steps, outcome.steps, is_rejected=outcome.is_rejected)
-        if kept:
-            # Their usage is counted already.
-            found[at] = msgspec.json.encode(AnswersSoFar(steps=kept))
-    return found

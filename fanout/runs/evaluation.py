@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from fanout.core.spec import RunSpec
     from fanout.policy.confusion import Term
-    from fanout.runs.results import Output
+    from fanout.runs.branch_output import Output
 
 __all__ = ["Comparison", "Evaluation", "Evaluator", "VariantEvaluation", "evaluate",
            "evaluate_by"]  # fmt: skip

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
 
-    from fanout.runs.results import Output
+    from fanout.runs.branch_output import Output
 
 __all__ = ["RESULTS", "OutputFolder", "require_no_wide", "write_json"]
 

@@ -12,7 +12,7 @@ from fanout.core.units import plural
 from fanout.inputs.documents.rows import DEFAULT_TEXT_COLUMN, EMPTY
 from fanout.policy.packing import shard_chunk
 from fanout.policy.steps import output_step
-from fanout.runs.results import Output
+from fanout.runs.branch_output import Output
 
 if TYPE_CHECKING:
     from collections.abc import Container

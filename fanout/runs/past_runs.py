@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from fanout.core.cells import Cell
     from fanout.core.spec import RunSpec
-    from fanout.runs.results import Output
+    from fanout.runs.branch_output import Output
     from fanout.runs.status import Status
 
 __all__ = ["RunOutputs"]

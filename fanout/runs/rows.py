@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fanout.core.cells import Cell
     from fanout.core.spec import RunSpec
     from fanout.core.steps import StepSpec
-    from fanout.runs.results import Output
+    from fanout.runs.branch_output import Output
 
 __all__ = [
     "OWN_KEYS",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fanout.core.records import ErrorKind
 
 if TYPE_CHECKING:
-    from fanout.runs.results import Output
+    from fanout.runs.branch_output import Output
 
 __all__ = ["output_of_step"]
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from fanout.core.records import Usage
     from fanout.policy.confusion import Term
-    from fanout.runs.results import Output
+    from fanout.runs.branch_output import Output
 
 __all__ = ["VariantCounter"]
 

@@ -100,8 +100,10 @@ async def ask_steps(
             return _failed(calls, index, one.kind, message, first=first)
         chain.answered(one)
         has_cost = one.attempts or step.function is not None
-        # A batch brings the result of one step: which one that is must not go by the cache.
-        is_written = is_written and not has_cost and spec.lane not in ("batch", "auto")
+        # A batch brings the result of one step: which one that is must not go by the cache. And a branch
+        # that may kill its workers shows at which step.
+        is_free = not has_cost and spec.lane not in ("batch", "auto") and not claim.is_again
+        is_written = is_written and is_free
     return _ended(calls, index, spec, chain, first=first)
 
 

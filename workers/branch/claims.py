@@ -66,6 +66,8 @@ class Claim:
         self.lead: Lead | None = None
         # Whether the branch may have a checkpoint.
         self.has_checkpoint = False
+        # Whether the branch was begun before.
+        self.is_again = False
         self.place: Place | None = None
         # Whether its last failed call was refused, as there were too many.
         self.is_refused = False

@@ -225,6 +225,7 @@ class _Delivery:
         indices = known.ready(self._shard_id) or await known(self._shard_id)
         index, self._size = indices[self._id.position], len(indices)
         if begun.deliveries != 1:
+            self.claim.is_again = True
             await self._restore(calls)
         if begun.verdict in ("halted", "expired"):
             await count_unused(self.claim, self._context, calls)
@@ -236,7 +237,7 @@ class _Delivery:
             await count_unused(self.claim, self._context, calls)
             times = begun.deliveries - 1
             message = f"the worker died {times} times while it ran this branch"
-            message = await self._at_step(message, calls)
+            message = await self._at_step(message, calls, is_begun=True)
             return unanswered(index, ErrorKind.POISONED, message, calls)
         try:
             return await answer(self.claim, self._context, self._shard_id, index, calls)
@@ -265,13 +266,16 @@ class _Delivery:
         except StoredDataError as error:
             _log.warning("a branch begins anew: %s", error, extra=about(self._id))
 
-    async def _at_step(self, message: str, calls: Calls) -> str:
+    async def _at_step(self, message: str, calls: Calls, *, is_begun: bool = False) -> str:
         """Return why the branch ends, with the step that it was at, if that is known."""
         done = calls.so_far.steps
-        if not done:
+        if not done and not is_begun:
             return message
-        spec = await self._context.runs.specs(self._id.run_id)
-        return at_step(message, spec.steps, done)
+        try:
+            spec = await self._context.runs.specs(self._id.run_id)
+        except (UnknownRunError, StoredDataError):
+            return message
+        return at_step(message, spec.steps, done, is_begun=is_begun)
 
     async def _leave_to_others(self, error: Exception) -> None:
         """Give back a branch whose input this worker cannot read: another worker may."""

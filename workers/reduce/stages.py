@@ -17,7 +17,8 @@ from fanout.core.state import RecordRequest
 from fanout.policy.answers_so_far import AnswersSoFar
 from fanout.policy.healing import unpublished
 from fanout.policy.steps import at_step
-from fanout.runs.enqueue import fleet_window, reset_retried_shard
+from fanout.runs.enqueue import fleet_window
+from fanout.runs.retried_runs import reset_retried_shard
 from fanout.system.logs import about
 from workers.context.inflight import BEFORE_CALL, StopReason, run_ending
 from workers.reduce import reductions

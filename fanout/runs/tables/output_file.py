@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
 
-    from fanout.runs.results import Output
+    from fanout.runs.branch_output import Output
     from fanout.runs.rows import RowLayout
 
 __all__ = ["OutputFile"]

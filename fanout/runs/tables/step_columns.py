@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterator
 
     from fanout.core.cells import Cell
-    from fanout.runs.results import Output
+    from fanout.runs.branch_output import Output
     from fanout.runs.rows import RowLayout, StepRow
 
 __all__ = ["STEP", "StepColumns"]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from fanout.core.cells import Cell
-    from fanout.runs.results import Output
+    from fanout.runs.branch_output import Output
     from fanout.runs.tables.columns import Sorts
     from fanout.runs.tables.spool import Spool
 

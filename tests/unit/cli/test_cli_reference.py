@@ -15,7 +15,7 @@ from fanout.core.gathered import RunBatch
 from fanout.core.records import ErrorKind, RunStatus, Usage
 from fanout.core.state import StageLoad, Totals, WorkerRecord
 from fanout.observe.fleet import FleetStatus
-from fanout.runs.results import Output
+from fanout.runs.branch_output import Output
 from fanout.runs.rows import error_row
 from fanout.runs.status import StageStatus
 

@@ -15,6 +15,7 @@ from .test_progress import status
 
 ALL = list(ErrorKind)
 AGGREGATE, NONE = {"aggregate_prompt": "{input}"}, {}
+BEST = {"reduce": "best", "samples": 2, "criteria": "clear"}
 UNREAD = " is made again; 1 branch has a document that could not be read, which only a new run reads again"
 BUDGET = BudgetStatus(limit=BudgetLimits(calls=9, tokens=100), spent=Amounts(calls=2, tokens=90))
 
@@ -42,6 +43,8 @@ def test_a_retry_says_what_is_done(count, unread, redoes, is_any, text):
         (RunStatus.CANCELLED, 1, RunStatus.RUNNING, {**AGGREGATE, "min_success": 0.5}, True),
         # It stays as it is.
         (RunStatus.SUCCEEDED, 4, RunStatus.SUCCEEDED, AGGREGATE, False),
+        # Some of its comparisons have failed.
+        (RunStatus.SUCCEEDED, 4, RunStatus.RUNNING, BEST, True),
         (RunStatus.FAILED, 1, RunStatus.FAILED, {**AGGREGATE, "min_success": 0.5}, False),
         (RunStatus.FAILED, 0, RunStatus.FAILED, AGGREGATE, False),
         (RunStatus.FAILED, 4, RunStatus.RUNNING, NONE, False),
@@ -50,7 +53,8 @@ def test_a_retry_says_what_is_done(count, unread, redoes, is_any, text):
 def test_only_an_aggregate_that_can_be_made_is_said_to_be(before, succeeded, now, fields, redoes):
     spec = make_spec(model="fake", prompt="{input}", **fields)
     was = status(status=before, total=4, succeeded=succeeded, failed=4 - succeeded)
-    assert _redoes_aggregate(was, status(status=now), spec) == redoes
+    found = _redoes_aggregate(was, status(status=now), spec, has_failed_calls=fields is BEST)
+    assert found == redoes
 
 
 class Run:

@@ -11,8 +11,8 @@ from fanout.cli.evaluation_view import (
 )
 from fanout.core.records import ErrorKind
 from fanout.core.spec import make_spec
+from fanout.runs.branch_output import Output
 from fanout.runs.evaluation import evaluate
-from fanout.runs.results import Output
 from tests.unit.report.test_report import NASTY, branch
 
 

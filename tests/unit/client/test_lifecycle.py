@@ -18,15 +18,9 @@ from fanout.core.state import BeginRequest, RecordRequest, WorkerRecord
 from fanout.inputs.intake import checked_documents
 from fanout.inputs.splitters import make_splitter, split_documents
 from fanout.policy.packing import pack
-from fanout.runs.enqueue import (
-    Enqueuer,
-    close_input,
-    close_stopped_input,
-    open_stage,
-    reset_retried_shard,
-    retry_failed,
-)
+from fanout.runs.enqueue import Enqueuer, close_input, close_stopped_input, open_stage
 from fanout.runs.reaper import Reaper
+from fanout.runs.retried_runs import reset_retried_shard, retry_failed
 from fanout.stores import RedisStore
 from tests.fakes import RUN, MessageReader, Publisher, begin_one, fake_redis, record_one
 

@@ -26,7 +26,7 @@ from fanout.report.charts import Bar, Chart, Tick, draw, linear_ticks, log_ticks
 from fanout.report.page import Facts, _environment, page
 from fanout.report.slices import _WIDTHS_MS
 from fanout.report.text import clean, cut, one_line
-from fanout.runs.results import Output
+from fanout.runs.branch_output import Output
 from fanout.runs.status import ReduceError, Status, StoredResult
 from tests.memory import peak_bytes
 

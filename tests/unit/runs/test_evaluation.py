@@ -12,8 +12,9 @@ from fanout.core.errors import SpecError
 from fanout.core.records import ErrorKind, RunStatus, Usage
 from fanout.core.spec import make_spec
 from fanout.policy.metrics import sign_test, wilson_interval
+from fanout.runs.branch_output import Output
 from fanout.runs.evaluation import evaluate, evaluate_by
-from fanout.runs.results import Output, Result
+from fanout.runs.results import Result
 from tests.memory import peak_bytes
 
 OBJECT = {

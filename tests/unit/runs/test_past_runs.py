@@ -14,8 +14,8 @@ from fanout.core.records import ErrorKind, RunStatus, StepOutcome, Usage
 from fanout.core.spec import make_spec
 from fanout.inputs.intake import checked_documents
 from fanout.inputs.splitters import make_splitter, split_documents
+from fanout.runs.branch_output import Output
 from fanout.runs.past_runs import RunOutputs
-from fanout.runs.results import Output
 from fanout.runs.status import Status
 
 JOB = {"model": "fake", "prompt": "{input}"}

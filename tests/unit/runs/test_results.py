@@ -16,8 +16,9 @@ import pytest
 from pyarrow import parquet
 
 from fanout.core.errors import InputError
-from fanout.core.records import ErrorKind, RunStatus, Usage
-from fanout.runs.results import Output, Result
+from fanout.core.records import ErrorKind, RunStatus, StepOutcome, Usage
+from fanout.runs.branch_output import Output
+from fanout.runs.results import Result
 from fanout.runs.rows import RowLayout
 
 
@@ -62,11 +63,16 @@ def test_a_result_as_a_dictionary_says_all_of_it():
 
 
 def test_an_error_says_where_in_the_input_its_branch_is():
-    bad = replace(branch(1, ErrorKind.TIMEOUT), pages=[3, 4], headings="Terms")
+    steps = (
+        StepOutcome(name="kind", output="bill"),
+        StepOutcome(name="note", kind=ErrorKind.TIMEOUT),
+    )
+    bad = replace(branch(1, ErrorKind.TIMEOUT), pages=[3, 4], headings="Terms", step_records=steps)
     [error] = replace(result(3), branches=[branch(0), bad]).errors
     for field in fields(error):
         assert getattr(error, field.name) == getattr(bad, field.name)
     assert (error.pages, error.headings, error.columns) == ([3, 4], "Terms", {"who": "Ann"})
+    assert error.steps == {"kind": "bill"}
 
 
 def test_a_result_is_saved_to_a_folder_as_the_command_line_does(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from fanout.core.errors import RunError
 from fanout.core.records import ErrorKind, Usage
-from fanout.runs.results import Output
+from fanout.runs.branch_output import Output
 from fanout.runs.rows import RowLayout, error_row, output_row, stream_row
 from fanout.runs.tables import table as tables
 from fanout.runs.tables.arrow import arrow_batches, arrow_table

@@ -12,6 +12,7 @@ import pytest
 from fanout.core.ids import ShardId, StageId
 from fanout.core.records import Chunk, ErrorKind, RunStatus
 from fanout.policy.packing import pack
+from fanout.runs.retried_runs import retry_failed
 from tests.fakes import RUN, FakeContext
 from workers.reduce import entrants, reductions
 from workers.reduce.comparisons import _Tally
@@ -321,6 +322,22 @@ def test_failures_are_ties_and_all_of_them_fail_the_run():
     count = int(note.partition(" ")[0])
     assert note.endswith("counts as a tie" if count == 1 else "count as ties"), note
     assert {error.kind for error in made.errors} == {ErrorKind.INTERNAL}
+    # A retry makes them again, and the others from what is kept.
+    publisher, other = context.connections.publisher, frozenset({ErrorKind.TIMEOUT})
+    assert retry_failed(context.store, publisher, RUN, other) == 0
+    assert context.store.run(RUN).status is RunStatus.SUCCEEDED
+    context.answer = answer
+    assert retry_failed(context.store, publisher, RUN, None) == 0
+    context.process()
+    stage = context.store.run(RUN).base_stage
+    while not context.store.run(RUN).has_ended:
+        stage += 1
+        context.process(stage=stage)
+    ranked = context.result
+    assert [row["output"] for row in ranked.aggregates[""].value] == [
+        "x" * n for n in (5, 4, 3, 2, 1)
+    ]
+    assert (ranked.aggregates[""].notes, ranked.errors) == ([], [])
     context = judged(retries={"max_attempts": 1})
     context.answer = lambda request: (
         ValueError("no") if "winner" in request.prompt else request.prompt

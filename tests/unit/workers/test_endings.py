@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from fanout.core.ids import ShardId, StageId
 from fanout.core.records import Chunk, ErrorKind, RunStatus
 from fanout.policy.packing import pack
-from fanout.runs.enqueue import open_stage, retry_failed
+from fanout.runs.enqueue import open_stage
 from fanout.runs.reaper import Reaper
+from fanout.runs.retried_runs import retry_failed
 from tests.fakes import RUN, Clock, FakeContext, Publisher, run_branch
 from workers.branch.execution import BranchFailed
 from workers.reduce.stages import TooEarlyError, aggregate, collect, expand

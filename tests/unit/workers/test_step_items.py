@@ -73,22 +73,32 @@ class Died(BaseException):
     """The worker process has died."""
 
 
-def test_a_branch_that_kills_its_workers_names_the_step():
+@pytest.mark.parametrize(("step", "others"), [("a", []), ("b", []), ("b", ["another"])])
+def test_a_branch_that_kills_its_workers_names_the_step(step, others):
+    """Also one whose earlier answer was kept for another branch, and cost no call."""
     context = FakeContext(
         prompt=None,
-        steps=[{"name": "a", "prompt": "A {input}"}, {"name": "b", "prompt": "B {a}"}],
+        steps=[{"name": "a", "prompt": "A"}, {"name": "b", "prompt": "B {a} {input}"}],
     )
-    context.write(["text"])
+    context.llm.identity = "m"
+    context.write([*others, "deadly"])
+    asked = []
 
     def answer(request):
-        if request.prompt.startswith("B"):
+        asked.append(request.prompt)
+        is_deadly = "deadly" in request.prompt or step == "a"
+        if request.prompt.startswith(step.upper()) and is_deadly:
             raise Died
         return "an answer"
 
     context.answer = answer
-    for error in (Died, Died, BranchFailed):
+    for at in range(len(others)):
+        run_branch(context, BranchId(RUN, 0, 0, at))
+    # The kept answer is written down in the second delivery: that is progress, and counts anew.
+    for error in (Died, Died, *[Died] * len(others), BranchFailed):
         with pytest.raises(error):
-            run_branch(context, BranchId(RUN, 0, 0, 0))
-    outcome = context.store.outcomes(ShardId(RUN, 0, 0))[0]
+            run_branch(context, BranchId(RUN, 0, 0, len(others)))
+    assert asked.count("A") == (2 if step == "a" else 1)
+    outcome = context.store.outcomes(ShardId(RUN, 0, 0))[len(others)]
     assert outcome.kind is ErrorKind.POISONED
-    assert outcome.message == "step b: the worker died 2 times while it ran this branch"
+    assert outcome.message == f"step {step}: the worker died 2 times while it ran this branch"
