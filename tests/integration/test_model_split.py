@@ -1,4 +1,4 @@
-"""Documents that a model splits: exact calls, and nothing lost or paid twice wherever a process dies."""
+"""Documents that a model splits: exact calls, and nothing lost or paid twice wherever a client dies."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections import Counter
 
 import pytest
@@ -16,7 +15,8 @@ from fanout import RunStatus
 from fanout.core.plan_runs import plan_run
 from fanout.core.records import ErrorKind
 from fanout.core.spec import make_spec
-from tests.scripted_provider import ScriptedProvider, openai_reply
+from tests.held_provider import HeldProvider
+from tests.scripted_provider import openai_reply
 
 from .conftest import wait_for
 
@@ -37,41 +37,20 @@ PLAN = [
 ]
 
 
-class Provider(ScriptedProvider):
-    """Splits minutes into two items, and repeats what the map asks. A call may be held up."""
+class Provider(HeldProvider):
+    """Splits minutes into two items, and repeats what the map asks."""
 
     def __init__(self):
-        super().__init__()
-        self.respond = self._answer
-        self.order = []
-        self.held = None
-        self.is_held = threading.Event()
-        self.goes_on = threading.Event()
+        super().__init__(_kind, self._answer)
         self.wrong = Counter()
         self.subtasks = None
-        self._lock = threading.Lock()
 
-    def hold(self, number):
-        self.held, self.order = number, []
-        self.is_held.clear()
-        self.goes_on.clear()
+    def hold_first(self):
+        self.hold(lambda _: self.calls.total() == 1)
 
-    @property
-    def calls(self):
-        return Counter(self.order)
-
-    def _answer(self, _headers, request):
-        if request is None:
-            return 200, {"data": []}
-        said = [one["content"] for one in request["messages"] if one["role"] != "system"]
-        kind = "map" if said[0].startswith("MAP") else "plan"
-        with self._lock:
-            self.order.append(kind)
-            number = len(self.order)
-        if number == self.held:
-            self.is_held.set()
-            self.goes_on.wait(30)
-        if kind == "map":
+    def _answer(self, request):
+        said = _said(request)
+        if _kind(request) == "map":
             return 200, openai_reply(said[0].removeprefix("MAP "))
         if self.subtasks is not None:
             return 200, openai_reply(json.dumps({"subtasks": self.subtasks}))
@@ -82,11 +61,18 @@ class Provider(ScriptedProvider):
         return 200, openai_reply(json.dumps({"parts": PLAN}))
 
 
+def _said(request):
+    return [one["content"] for one in request["messages"] if one["role"] != "system"]
+
+
+def _kind(request):
+    return "map" if _said(request)[0].startswith("MAP") else "plan"
+
+
 @pytest.fixture
 def provider():
     made = Provider()
     yield made
-    made.goes_on.set()
     made.close()
 
 
@@ -242,29 +228,6 @@ def test_the_fleet_of_a_runner_splits_and_a_file_keeps_its_headings(tmp_path):
     assert result.usage_by_model.keys() == {"fake"}
 
 
-def test_a_killed_worker_costs_the_call_in_flight_wherever_it_is(
-    client, start_worker, provider, environment
-):
-    worker = start_worker("--concurrency", "1", **environment)
-    # The call that splits, and one of the map.
-    for number in (1, 3):
-        provider.hold(number)
-        made = []
-        thread = threading.Thread(
-            target=lambda made=made: made.append(client.submit(make_spec(**JOB), texts("may")))
-        )
-        thread.start()
-        assert provider.is_held.wait(30)
-        worker.kill()
-        provider.goes_on.set()
-        worker = start_worker("--concurrency", "1", **environment)
-        thread.join(40)
-        [run] = made
-        assert run.wait(40).status is RunStatus.SUCCEEDED
-        assert answers(run) == expected("may")
-        assert provider.calls == {"plan": 1 + (number == 1), "map": 4 + (number > 1)}
-
-
 CLIENT = """
 import sys
 from fanout import Client
@@ -281,39 +244,39 @@ def test_a_killed_client_loses_nothing_and_a_run_is_stopped_with_its_plan(
 ):
     start_worker(**environment)
 
-    def killed(number):
-        """A run whose client was killed during its call of this number."""
-        provider.hold(number)
+    def killed():
+        """A run whose client was killed during its first call."""
+        provider.hold_first()
         process = subprocess.Popen(
             [sys.executable, "-c", CLIENT, broker_url, json.dumps(JOB), json.dumps(texts("may"))],
             stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert process.stdout is not None
         run_id = process.stdout.readline().strip()
-        assert provider.is_held.wait(30)
+        wait_for(lambda: provider.held, "the call is held up")
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         process.stdout.close()
         return client.run(run_id)
 
-    run = killed(1)
+    run = killed()
     assert run.status().status is RunStatus.ENQUEUING
     assert run.pause()
     assert client.run(plan_run(run.run_id)).status().status is RunStatus.PAUSED
     assert run.unpause()
-    provider.goes_on.set()
+    provider.go_on()
     # Its documents are stored: they need not be given again.
     assert client.resume(run.run_id).wait(40).status is RunStatus.SUCCEEDED
     assert answers(run) == expected("may")
     assert provider.calls == {"plan": 1, "map": 4}
     assert run.status().usage.calls == 5
 
-    run = killed(1)
+    run = killed()
     assert run.cancel()
     wait_for(lambda: run.status().status is RunStatus.CANCELLED, "the run is cancelled")
     plan = client.run(plan_run(run.run_id))
     wait_for(lambda: plan.status().status is RunStatus.CANCELLED, "the plan is cancelled")
-    provider.goes_on.set()
+    provider.go_on()
     assert client.resume(run.run_id).status().total == 0
     assert provider.calls == {"plan": 1}
     run.delete()
@@ -336,9 +299,9 @@ def test_a_killed_client_loses_nothing_and_a_run_is_stopped_with_its_plan(
     assert provider.calls == {"plan": 1, "map": 4}
 
     # A client that is asked to stop cancels both.
-    provider.hold(1)
-    run = client.submit(make_spec(**JOB), texts("may"), should_stop=provider.is_held.is_set)
-    provider.goes_on.set()
+    provider.hold_first()
+    run = client.submit(make_spec(**JOB), texts("may"), should_stop=lambda: bool(provider.held))
+    provider.go_on()
     wait_for(lambda: run.status().status is RunStatus.CANCELLED, "the run is stopped")
     plan = client.run(plan_run(run.run_id))
     wait_for(lambda: plan.status().status is RunStatus.CANCELLED, "so is the plan")
