@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
+from typing import Any
 
 import pytest
 
@@ -49,7 +50,7 @@ def find(query, k):
 """
 FACTS = {"type": "object", "properties": {"days": {"type": "integer"}}, "required": ["days"]}
 ROWS = ["a bill", "a letter"]
-JOBS = {
+JOBS: dict[str, dict[str, Any]] = {
     "chain": {
         "steps": [
             {"name": "facts", "prompt": "FACTS {input}", "schema": FACTS},
