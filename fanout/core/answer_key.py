@@ -32,6 +32,7 @@ def answer_key(
     sample: int,
     output_format: str,
     on_truncated: str,
+    attempt: str = "",
 ) -> bytes:
     """Return the key of the answer to a request.
 
@@ -51,10 +52,12 @@ def answer_key(
         sample: The number of the sample: two samples of one prompt are two answers.
         output_format: What else the answer must be.
         on_truncated: What an answer that was cut off is.
+        attempt: What names the retry that asks anew for an answer that was kept; empty for none.
     """
     parts = (
         *(_VERSION, model, system, prompt, temperature, max_tokens, seed, stop, shape, turns),
         *(sample, output_format, on_truncated),
+        *filter(None, [attempt]),
     )
     try:
         data = _encode(parts)

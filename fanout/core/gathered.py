@@ -175,12 +175,14 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
         item: The last call that was answered; empty for none.
         result: Its result as JSON.
         is_promoted: Whether the branch no longer waits for batches.
+        followed: The last call that has waited for an identical one of another branch; empty for none.
         since: When the run was last retried; empty for never.
     """
 
     item: str = ""
     result: bytes = b""
     is_promoted: bool = False
+    followed: str = ""
     since: str = ""
 
     @property

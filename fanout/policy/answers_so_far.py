@@ -36,6 +36,8 @@ class AnswersSoFar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         question: How far the next question is, if it has begun.
         lessons: What further samples of a model have not to find out again, by model.
         steps: The steps that have their answers, in the order in which they ran.
+        asks_anew: Whether kept answers are not to be taken, as a judge has rejected what they led to.
+        found: The passages that functions have found, by a name of the search.
 
     The other fields are those of Outcome.
     """
@@ -51,6 +53,8 @@ class AnswersSoFar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     lessons: dict[str, Lesson] = {}
     saved: Usage = NO_CALL
     steps: tuple[StepOutcome, ...] = ()
+    asks_anew: bool = False
+    found: dict[str, msgspec.Raw] = {}
 
     @classmethod
     def of(cls, checkpoint: bytes | None) -> Self:
@@ -79,6 +83,11 @@ class AnswersSoFar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         return msgspec.structs.replace(
             self, usage_of=usage_of, attempts=attempts, elapsed_s=elapsed_s, question=None
         )
+
+    def with_found(self, name: str, passages: bytes) -> Self:
+        """Return this with the passages, as JSON, that a search has found."""
+        found = {**self.found, name: msgspec.Raw(passages)}
+        return msgspec.structs.replace(self, found=found)
 
     def with_lesson(self, model: str, lesson: Lesson) -> Self:
         """Return this with what further samples of a model have not to find out again."""

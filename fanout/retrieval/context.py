@@ -13,10 +13,12 @@ if TYPE_CHECKING:
 
     from fanout.retrieval.passages import Passage
 
-__all__ = ["NO_PASSAGE", "Context", "context_of", "rendered", "room_bytes"]
+__all__ = ["NO_PASSAGE", "Context", "context_of", "named", "rendered", "room_bytes"]
 
 # What a prompt says where nothing was found.
 NO_PASSAGE = "[no passage was found]"
+# What it says above passages whose texts it has not.
+_WITHOUT_TEXTS = "[the passages that were found, without their texts]"
 _CUT = " [...]"
 _BETWEEN = "\n\n"
 # A shorter piece of a passage says nothing.
@@ -43,6 +45,12 @@ def rendered(passage: Passage, text: str) -> str:
     """Return a passage as prompts have it: its id in brackets, where it is from, and its text."""
     source = f" {passage.source}:" if passage.source else ""
     return f"[{passage.id}]{source} {text.strip()}"
+
+
+def named(uses: Sequence[PassageUse]) -> str:
+    """Return what a prompt says of passages whose texts are not there: their ids, and where they are from."""
+    shown = [f"[{use.id}] {use.source}".strip() for use in uses if use.share > 0]
+    return "\n".join([_WITHOUT_TEXTS, *shown]) if shown else NO_PASSAGE
 
 
 def room_bytes(

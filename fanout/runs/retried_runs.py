@@ -151,7 +151,8 @@ def _checkpoints(
     found: dict[int, bytes] = {}
     for at, outcome in failed.items():
         kept = without_failed(steps, outcome.steps, is_rejected=outcome.is_rejected)
-        if kept:
+        if kept or outcome.is_rejected:
             # Their usage is counted already.
-            found[at] = msgspec.json.encode(AnswersSoFar(steps=kept))
+            so_far = AnswersSoFar(steps=kept, asks_anew=outcome.is_rejected)
+            found[at] = msgspec.json.encode(so_far)
     return found

@@ -39,6 +39,7 @@ class CachedAnswer:
         max_output_kb: The longest answer in kilobytes; None is any length.
         so_far: The calls of earlier deliveries.
         attempt: Returns what names the run until its next retry.
+        anew: That, if no answer from before the retry is to be taken; else empty.
 
     Attributes:
         key: The key of the answer.
@@ -58,6 +59,7 @@ class CachedAnswer:
         max_output_kb: int | None,
         so_far: CallsSoFar | None,
         attempt: Callable[[], Awaitable[str]],
+        anew: str = "",
     ) -> None:
         self.settling: Settling | None = None
         self._answers = answers
@@ -82,6 +84,7 @@ class CachedAnswer:
             sample=sample,
             output_format="json" if wants_json else "text",
             on_truncated=spec.on_truncated,
+            attempt=anew,
         )
 
     async def get(

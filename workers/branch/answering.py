@@ -70,11 +70,10 @@ async def answer(
     except LostDataError:
         raise
     except UnknownRunError:
-        return Outcome(index=index, kind=ErrorKind.LOST, message=LOST)
+        return unanswered(index, ErrorKind.LOST, LOST, calls)
     except (PromptError, StoredDataError) as error:
-        if calls.so_far.steps:
-            return unanswered(index, ErrorKind.BAD_REQUEST, _of_step(calls, error), calls)
-        return Outcome(index=index, kind=ErrorKind.BAD_REQUEST, message=_of_step(calls, error))
+        await count_unused(claim, context, calls)
+        return unanswered(index, ErrorKind.BAD_REQUEST, _of_step(calls, error), calls)
     except ModelError as error:
         kind = error.kind or ErrorKind.BAD_REQUEST
         # Another worker may have the model that this one lacks.
@@ -126,7 +125,7 @@ async def _call(  # noqa: C901 - each kind of branch in turn
         shape = PlanShape(shape, chunk.text)
     plan = None if stage else runs.plan(run_id)
 
-    retriever = None if stage else _retriever(context, run_id, spec, template)
+    retriever = None if stage else _retriever(claim, context, spec, calls, template)
     passages: dict[str, str] = {}
 
     def made(model: str, sample: int) -> LLMRequest:
@@ -155,17 +154,18 @@ async def _call(  # noqa: C901 - each kind of branch in turn
             outcome = await ask_until_certain(ask, claim, spec, calls, index)
     except RetrievalError as error:
         calls.stop_after = error.stop_after
+        await count_unused(claim, context, calls)
         outcome = unanswered(index, error.kind, str(error), calls)
     return outcome if retriever is None else structs.replace(outcome, passages=retriever.uses)
 
 
 def _retriever(
-    context: WorkerContext, run_id: str, spec: RunSpec, template: Template
+    claim: Claim, context: WorkerContext, spec: RunSpec, calls: Calls, template: Template
 ) -> Retriever | None:
     """Return what finds the passages of a prompt; None if it has none."""
-    if context.runs.query(run_id) is None or not has_context(template):
+    if context.runs.query(claim.branch_id.run_id) is None or not has_context(template):
         return None
-    return Retriever(context, run_id, spec)
+    return Retriever(claim, context, spec, calls)
 
 
 def _comparison(spec: RunSpec, prompt: str, shape: AnswerShape | None) -> LLMRequest:

@@ -94,6 +94,9 @@ class Asking:
         else:
             models = asked_in_turn(model, spec.fallback)
             result = await self._one_of(models, make, retries, begun)
+            if result.kind is None:
+                # That of a model whose place another one has taken.
+                self._calls.stop_after = 0
         self._elapsed_s += result.elapsed_s
         is_over = self._elapsed_s >= spec.retries.max_elapsed_s and result.kind in RETRYABLE
         self._calls.is_out_of_time = is_over or result.is_out_of_time

@@ -89,6 +89,11 @@ class GatheredCalls:
         return self._prepared.item == self._item(self._number + 1)
 
     @property
+    def has_followed(self) -> bool:
+        """Whether the next call has waited for an identical one of another branch."""
+        return self._prepared.followed == self._item(self._number + 1)
+
+    @property
     def has_reply(self) -> bool:
         """Whether that is an answer."""
         return self.has_result and result_of(self._prepared.result).reply is not None

@@ -178,6 +178,7 @@ class ModelCalls:
         gathered: GatheredCalls | None,
     ) -> CallResult:
         """Return a kept answer, or the result of calls, whose answer is kept."""
+        attempt = partial(self._context.models.broken.attempt, self._stage_id.run_id)
         cached = CachedAnswer(
             self._context.answers,
             identity,
@@ -187,7 +188,8 @@ class ModelCalls:
             wants_json=plan.wants_json,
             max_output_kb=self._context.settings.max_output_kb,
             so_far=question.so_far,
-            attempt=partial(self._context.models.broken.attempt, self._stage_id.run_id),
+            attempt=attempt,
+            anew=await attempt() if self._calls.so_far.asks_anew else "",
         )
 
         has_called = False
@@ -208,8 +210,7 @@ class ModelCalls:
                 called,
                 self._claim.waits_for_answer,
                 gathers=gathered is not None,
-                # An earlier delivery may have followed the call of another branch.
-                has_waited=gathered is not None and self._claim.has_checkpoint,
+                has_waited=gathered is not None and gathered.has_followed,
             )
             if gathered is not None and self._claim.has_checkpoint and not has_called:
                 # An earlier delivery may have reserved for its call.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import structs
 
-from fanout.core.errors import LLMError, ModelError
+from fanout.core.errors import LLMError
 from fanout.core.function_values import function_text
 from fanout.core.lanes import first_lane
 from fanout.core.model_names import takes_seed
@@ -17,16 +18,17 @@ from fanout.core.step_answers import step_text, value_of
 from fanout.inputs.fences import with_rule
 from fanout.inputs.prompt_layout import branch_values
 from fanout.inputs.step_prompts import feedback_reply
-from fanout.llm.base import LLMReply, LLMRequest, Turn
-from fanout.llm.callables import CallableLLM
-from fanout.llm.calls import complete_with_retries
+from fanout.llm.base import LLMRequest, Turn
 from fanout.policy.steps import Chain, final_answer, turn_of, verdict_of
+from workers.branch.functions import call_function
+from workers.branch.late_results import count_unused
 from workers.branch.retrieving import RetrievalError, Retriever
 
 if TYPE_CHECKING:
     from fanout.core.records import BranchRef, Chunk, Usage
     from fanout.core.spec import RunSpec
     from fanout.core.steps import StepSpec
+    from fanout.llm.callables import CallableLLM
     from fanout.llm.calls import CallResult
     from fanout.policy.prefixes import PromptCache
     from workers.branch.asking import Asking
@@ -73,12 +75,12 @@ async def ask_steps(
         PromptError: A prompt cannot be rendered.
         StoredDataError: The stored answers are not of these steps.
     """
-    run_id = claim.branch_id.run_id
     chain = Chain(spec.steps, calls.so_far.steps)
     maker = _Steps(
+        claim,
         context,
-        run_id,
         spec,
+        calls,
         asking,
         chunk,
         branch_values(chunk, ref, ref.sample, around),
@@ -141,9 +143,10 @@ class _Steps:
 
     def __init__(
         self,
+        claim: Claim,
         context: WorkerContext,
-        run_id: str,
         spec: RunSpec,
+        calls: Calls,
         asking: Asking,
         chunk: Chunk,
         values: dict[str, str],
@@ -151,17 +154,20 @@ class _Steps:
         chain: Chain,
         chunks: int,
     ) -> None:
+        self._claim = claim
         self._context = context
-        self._run_id = run_id
         self._spec = spec
+        self._calls = calls
         self._asking = asking
         self._chunk = chunk
         self._ref = ref
         self._chain = chain
         self._chunks = chunks
-        self._run: RunSteps = context.runs.steps(run_id)
+        self._run: RunSteps = context.runs.steps(claim.branch_id.run_id)
         self._values = values
-        self._retriever = Retriever(context, run_id, spec) if spec.retrieval_sources else None
+        self._retriever: Retriever | None = None
+        if spec.retrieval_sources:
+            self._retriever = Retriever(claim, context, spec, calls)
 
     def _model(self, step: StepSpec) -> str:
         return step.model or self._ref.model or self._spec.model
@@ -177,7 +183,8 @@ class _Steps:
         try:
             contexts = await self._contexts(step, model)
         except RetrievalError as error:
-            return self._unasked(step, error), {}
+            one = await self._unasked(step, error)
+            return one, dict.fromkeys(self._calls.models[-1:], one.usage)
         result = await self._asking.answer(
             model, lambda one: self._request(step, one, contexts), self._ref.sample, step=step
         )
@@ -197,10 +204,17 @@ class _Steps:
             model=model,
         )
 
-    def _unasked(self, step: StepSpec, error: RetrievalError) -> StepOutcome:
+    async def _unasked(self, step: StepSpec, error: RetrievalError) -> StepOutcome:
         """Return the outcome of a step for which no passages could be looked for."""
-        number = self._chain.round(step)
-        return StepOutcome(name=step.name, round=number, kind=error.kind, message=str(error))
+        calls = self._calls
+        calls.stop_after = error.stop_after
+        used = await count_unused(self._claim, self._context, calls)
+        # An earlier delivery may have called for it.
+        calls.so_far = calls.so_far.with_calls()
+        one = StepOutcome(
+            name=step.name, round=self._chain.round(step), kind=error.kind, message=str(error)
+        )
+        return one if used is None else structs.replace(one, attempts=1, usage=used)
 
     def _request(self, step: StepSpec, model: str, contexts: dict[str, str]) -> LLMRequest:
         spec, sample = self._spec, self._ref.sample
@@ -242,26 +256,31 @@ class _Steps:
 
     async def _called(self, step: StepSpec, path: str) -> StepOutcome:
         """Return what a function of the user returns. It is called again as a model is."""
-        models, spec = self._context.models, self._spec
-        llm = models.made.get(path) or await models.get(path)
-        if not isinstance(llm, CallableLLM):
-            raise ModelError(f"{path} is a model, not a function: give it as the model of a step")
-        function = _OfStep(llm, self._argument())
-        result = await models.in_flight.call(
-            self._run_id,
-            complete_with_retries(
-                function,
-                LLMRequest(prompt=""),
-                policy=spec.retries,
-                timeout_s=spec.timeout_s,
-                max_output_kb=self._context.settings.max_output_kb,
-                sleep=models.in_flight.wait,
-            ),
-            has_deadline=True,
+        given, is_json = self._argument(), False
+
+        async def ask(llm: CallableLLM) -> str:
+            nonlocal is_json
+            # It may change what it gets, which its next call and other branches get as well.
+            value = await llm.call(deepcopy(given))
+            is_json = not isinstance(value, str)
+            try:
+                return function_text(value)
+            except ValueError as error:
+                message = f"the function returned {error}"
+                raise LLMError(ErrorKind.INVALID_OUTPUT, message) from None
+
+        result = await call_function(
+            self._claim,
+            self._context,
+            self._spec,
+            path,
+            ask,
+            instead=": give it as the model of a step",
         )
+        self._calls.stop_after = result.stop_after
         # A function is no call of a model.
         result = structs.replace(result, attempts=0, usage=NO_CALL)
-        return self._outcome(step, result, model=None, is_json=function.is_json)
+        return self._outcome(step, result, model=None, is_json=is_json)
 
     def _argument(self) -> dict[str, Any]:
         answers = self._chain.answers
@@ -298,33 +317,3 @@ class _Steps:
 def _value(one: StepOutcome) -> Any:
     """Return the answer of a step as functions get it."""
     return value_of(one.output or "", "") if one.is_json else one.output
-
-
-class _OfStep:
-    """A function of the user as a model that is asked one question.
-
-    Attributes:
-        is_json: Whether it has returned something else than a string.
-    """
-
-    def __init__(self, llm: CallableLLM, argument: dict[str, Any]) -> None:
-        self._llm = llm
-        self._argument = argument
-        self.is_json = False
-
-    async def check(self) -> None:
-        """Do nothing: only a call shows whether a function works."""
-
-    async def complete(self, _request: LLMRequest) -> LLMReply:
-        """Return what the function returns; other values than strings as JSON. Raises LLMError."""
-        value = await self._llm.call(self._argument)
-        self.is_json = not isinstance(value, str)
-        try:
-            text = function_text(value)
-        except ValueError as error:
-            message = f"the function returned {error}"
-            raise LLMError(ErrorKind.INVALID_OUTPUT, message) from None
-        return LLMReply(text=text, usage=NO_CALL)
-
-    async def aclose(self) -> None:
-        """Do nothing: the function is closed with the worker."""

@@ -34,6 +34,8 @@ class ClaimedGate:
     async def enter(self, request: LLMRequest, *, left_s: float) -> float:
         """Wait until the call may begin, and check that this delivery still has the branch."""
         self._claim.waits()
+        if self._claim.has_left_place:
+            await self._claim.takes_place()
         for_rate_s = await self._gate.enter(request, left_s=left_s)
         if not self._claim.is_sure:
             await self._claim.confirm()

@@ -290,6 +290,11 @@ class Claim:
             self.leaves_place()
         await self._context.models.in_flight.wait(seconds)
 
+    @property
+    def has_left_place(self) -> bool:
+        """Whether the branch has left its place as it waited for the answer of another one."""
+        return self.place is not None and self.place.is_left
+
     async def takes_place(self, *, has_called: bool = True) -> None:
         """Wait for the place again that the branch has left.
 

@@ -249,7 +249,7 @@ class _Delivery:
             if isinstance(error, LostDataError) and await asyncio.to_thread(
                 is_lost, self._shard_id
             ):
-                return Outcome(index=index, kind=ErrorKind.LOST, message=LOST)
+                return unanswered(index, ErrorKind.LOST, LOST, calls)
             await self._leave_to_others(error)
             raise BranchHandedBack from None
 

@@ -98,6 +98,11 @@ class Place:
                 self._admission.returning -= 1
 
     @property
+    def is_left(self) -> bool:
+        """Whether the branch has left it, for no limit: it needs one before its next call."""
+        return not self._is_held and not self.is_away
+
+    @property
     def is_wanted(self) -> bool:
         """Whether a branch waits for a place to make a call for which it has room."""
         return self._admission.returning > 0

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
-from fanout.core.errors import LLMError, LostDataError, ModelError
-from fanout.core.records import NO_CALL, ErrorKind
+import msgspec
+
+from fanout.core.errors import LLMError, LostDataError
+from fanout.core.lanes import first_lane
+from fanout.core.records import ErrorKind
 from fanout.core.tokens import BYTES_PER_TOKEN, utf8_bytes
 from fanout.inputs.retrieval_prompts import has_context
 from fanout.inputs.step_prompts import context_of as context_of_step
 from fanout.inputs.token_counters import ratio_of
 from fanout.llm import context_tokens
-from fanout.llm.base import LLMReply, LLMRequest, unexpected
-from fanout.llm.callables import CallableLLM
-from fanout.llm.calls import complete_with_retries
+from fanout.llm.base import unexpected
 from fanout.retrieval.context import NO_PASSAGE, Context, context_of, room_bytes
-from fanout.retrieval.passages import passages_from
+from fanout.retrieval.passages import Passage, passages_from
+from workers.branch.functions import call_function
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,10 +31,14 @@ if TYPE_CHECKING:
     from fanout.core.steps import StepSpec
     from fanout.inputs.prompts import Template
     from fanout.inputs.step_prompts import StepPrompts
-    from fanout.retrieval.passages import Passage
+    from fanout.llm.callables import CallableLLM
+    from workers.branch.claims import Claim
     from workers.context.worker_context import WorkerContext
+    from workers.telemetry.reports import Calls
 
 __all__ = ["RetrievalError", "Retriever"]
+
+_NAME_BYTES = 12
 
 
 class RetrievalError(Exception):
@@ -52,18 +59,21 @@ class Retriever:
     """Finds the passages for the prompts of one branch; the same query is looked for once.
 
     Args:
+        claim: The right to make the calls of the branch.
         context: The context of this worker process.
-        run_id: The run.
-        spec: Its job.
+        spec: The job.
+        calls: Has what functions have found in earlier deliveries, and gets what they find in this one.
 
     Attributes:
         uses: The passages of the last prompt.
     """
 
-    def __init__(self, context: WorkerContext, run_id: str, spec: RunSpec) -> None:
+    def __init__(self, claim: Claim, context: WorkerContext, spec: RunSpec, calls: Calls) -> None:
+        self._claim = claim
         self._context = context
-        self._run_id = run_id
+        self._run_id = claim.branch_id.run_id
         self._spec = spec
+        self._calls = calls
         self._found: dict[tuple[Retrieval, str], list[Passage]] = {}
         self.uses: tuple[PassageUse, ...] = ()
 
@@ -189,55 +199,53 @@ class Retriever:
             raise RetrievalError(ErrorKind.LOST, str(error)) from None
 
     async def _called(self, retrieval: Retrieval, query: str) -> list[Passage]:
-        """Return what a function of the user finds. It is called again as a model is."""
-        models, spec, path = self._context.models, self._spec, retrieval.source
-        llm = models.made.get(path) or await models.get(path)
-        if not isinstance(llm, CallableLLM):
-            raise ModelError(f"{path} is a model, not a function that finds passages")
-        finder = _Finder(llm, query, retrieval.top_k)
-        result = await models.in_flight.call(
-            self._run_id,
-            complete_with_retries(
-                finder,
-                LLMRequest(prompt=""),
-                policy=spec.retries,
-                timeout_s=spec.timeout_s,
-                sleep=models.in_flight.wait,
-            ),
-            has_deadline=True,
+        """Return what a function of the user finds, or has found in an earlier delivery.
+
+        What a batch brings answers the prompt with those passages.
+        """
+        name = _name(retrieval, query)
+        kept = self._calls.so_far.found.get(name)
+        if kept is not None:
+            return msgspec.json.decode(kept, type=list[Passage])
+        found: list[Passage] = []
+
+        async def ask(llm: CallableLLM) -> str:
+            nonlocal found
+            returned = await llm.call(query, retrieval.top_k)
+            try:
+                found = passages_from(returned, most=retrieval.top_k)
+            except LLMError:
+                raise
+            except Exception as error:
+                # A generator runs only now.
+                raise unexpected(error) from error
+            return "found"
+
+        spec = self._spec
+        result = await call_function(
+            self._claim,
+            self._context,
+            spec,
+            retrieval.source,
+            ask,
+            instead=" that finds passages",
         )
         if result.kind is not None:
             message = result.message or "no passages"
             raise RetrievalError(result.kind, message, stop_after=result.stop_after)
-        return finder.found
+        await self._keep(name, found)
+        return found
+
+    async def _keep(self, name: str, found: list[Passage]) -> None:
+        """Keep what a function has found for further deliveries. Raises as Claim.checkpoint does."""
+        calls = self._calls
+        calls.so_far = calls.so_far.with_found(name, msgspec.json.encode(found))
+        if first_lane(self._spec.lane) == "batch":
+            # The call ends this delivery.
+            await self._claim.checkpoint(msgspec.json.encode(calls.so_far))
 
 
-class _Finder:
-    """A function of the user as a model that is asked one question.
-
-    Attributes:
-        found: What it has found.
-    """
-
-    def __init__(self, llm: CallableLLM, query: str, k: int) -> None:
-        self._llm = llm
-        self._arguments = (query, k)
-        self.found: list[Passage] = []
-
-    async def check(self) -> None:
-        """Do nothing: only a call shows whether a function works."""
-
-    async def complete(self, _request: LLMRequest) -> LLMReply:
-        """Call the function. Raises LLMError."""
-        returned = await self._llm.call(*self._arguments)
-        try:
-            self.found = passages_from(returned, most=self._arguments[1])
-        except LLMError:
-            raise
-        except Exception as error:
-            # A generator runs only now.
-            raise unexpected(error) from error
-        return LLMReply(text="found", usage=NO_CALL)
-
-    async def aclose(self) -> None:
-        """Do nothing: the function is closed with the worker."""
+def _name(retrieval: Retrieval, query: str) -> str:
+    """Return what names a search."""
+    searched = f"{retrieval.source} {retrieval.top_k} {query}".encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(searched, digest_size=_NAME_BYTES).hexdigest()

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from fanout.aggregators import Aggregate, row_place
-from fanout.core.errors import SpecError
 from fanout.core.ids import StageId
 from fanout.core.records import Chunk, ErrorKind
 from fanout.core.tokens import BYTES_PER_TOKEN
@@ -27,6 +26,7 @@ from fanout.inputs.comparison_prompts import (
 from fanout.inputs.prompt_layout import branch_values
 from fanout.policy.packing import pack
 from fanout.policy.tournaments import Knockout, Ranking
+from fanout.retrieval.context import named
 from fanout.runs.enqueue import open_stage
 from fanout.runs.status import ReduceError, StoredResult
 from fanout.runs.token_counts import comparison_tokens, packing_ratio
@@ -129,7 +129,8 @@ def compare(
         stage += 1
         round_id = StageId(run.run_id, stage)
         if stage > last:
-            return _open(context, spec, entrants, pairs, passes, round_id)
+            _open(context, spec, entrants, pairs, passes, round_id)
+            return None
         order = [at for one in passes for at in one]
         tournament.settle(_verdicts(context, round_id, order, tally))
         if tally.problem is not None:
@@ -153,17 +154,13 @@ def _open(
     pairs: list[Pair],
     passes: list[list[int]],
     round_id: StageId,
-) -> Compared | None:
+) -> None:
     store, publisher = context.connections.store, context.connections.publisher
-    try:
-        first = (outcome.output or "" for _, outcome in entrants.read(pairs[0]))
-        ratio = packing_ratio(store, round_id.run_id, spec, first)
-        prompts = _Prompts(context, round_id.run_id, spec, ratio)
-    except SpecError as error:
-        return Compared(StoredResult(), str(error))
+    first = (outcome.output or "" for _, outcome in entrants.read(pairs[0]))
+    ratio = packing_ratio(store, round_id.run_id, spec, first)
+    prompts = _Prompts(context, round_id.run_id, spec, ratio)
     chunks = _chunks(entrants, pairs, passes, prompts)
     open_stage(store, publisher, round_id, pack(chunks, branches_per_chunk=1))
-    return None
 
 
 def _chunks(
@@ -182,7 +179,7 @@ def _chunks(
             one, other = pairs[at]
             while outcome.index != one:
                 chunk, outcome = next(ones)
-            for text in prompts.of(chunk, one, outcome.output or "", others[other]):
+            for text in prompts.of(chunk, outcome, others[other]):
                 yield Chunk(
                     text=text,
                     document=chunk.document,
@@ -217,11 +214,11 @@ class _Prompts:
         )
         self._room = int(room * bytes_per_token / BYTES_PER_TOKEN)
 
-    def of(self, chunk: Chunk, index: int, first: str, second: str) -> tuple[str, str]:
+    def of(self, chunk: Chunk, first: Outcome, second: str) -> tuple[str, str]:
         """Return the prompts of two outputs of a chunk, and of other chunks where there is no task."""
-        texts = [first.strip(), second.strip()]
+        texts = [(first.output or "").strip(), second.strip()]
         if self._has_task:
-            texts.append(self._task(chunk, index))
+            texts.append(self._task(chunk, first))
         one, other, *tasks = fitted(texts, self._room)
         task = tasks[0] if tasks else None
         criteria = self._spec.criteria
@@ -230,14 +227,16 @@ class _Prompts:
             comparison_prompt(criteria, task, other, one, is_fenced=self._is_fenced),
         )
 
-    def _task(self, chunk: Chunk, index: int) -> str:
+    def _task(self, chunk: Chunk, outcome: Outcome) -> str:
         """Return what both outputs are answers to: their prompt, or the chunk if these differ."""
         spec = self._spec
-        ref = spec.variants.ref(index)
+        ref = spec.variants.ref(outcome.index)
         if spec.steps or len(spec.variants.models) * spec.variants.samples == 1:
             return chunk.text
         template = self._template(self._map_id, ref.aspect)
         values = branch_values(chunk, ref, ref.sample, chunk.around)
+        if spec.retrieval_sources:
+            values["context"] = named(outcome.passages)
         return template.render(values, chunk.columns, is_fenced=self._is_fenced)
 
 

@@ -50,6 +50,14 @@ _MAX_RESULT_BYTES = 256_000_000
 
 def reduce(context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunSpec) -> None:
     """Reduce the outcomes of a stage: end the run, or open the next stage."""
+    try:
+        _reduce(context, run, stage_id, spec)
+    except SpecError as error:
+        # It would be the same for ever.
+        _end(context, run.run_id, StoredResult(), problem=str(error))
+
+
+def _reduce(context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunSpec) -> None:
     run_id = run.run_id
     if spec.reduction == "none":
         _end(context, run_id, StoredResult())
@@ -131,12 +139,7 @@ def _reduce_by_calls(
     A group is done at the first reduce stage in which it has a single chunk.
     """
     reduce = reduce_rest if has_frontier(spec) else _reduce_groups
-    try:
-        goes_on = reduce(context, run, spec, stage_id)
-    except SpecError as error:
-        _end(context, run.run_id, StoredResult(), problem=str(error))
-        return
-    if not goes_on:
+    if not reduce(context, run, spec, stage_id):
         last = max(stage_id.stage, run.base_stage)
         is_json = spec.aggregate_schema is not None
         _end_with_answers(context, run.run_id, range(run.base_stage + 1, last + 1), is_json=is_json)

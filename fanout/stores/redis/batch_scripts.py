@@ -95,6 +95,7 @@ local function verdict(position, token, field, task, item, line, key, how)
     joins = joins or key ~= ''
     if follows then
         follow(key, task .. ' ' .. item)
+        redis.call('HSET', KEYS[4], 'w:' .. position, item)
         return 'joined'
     end
     if key ~= '' and not has_leader(key, task) then

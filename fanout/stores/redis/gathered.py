@@ -128,17 +128,19 @@ class RedisGathered(RedisBlobReferences):
         with self._redis.pipeline(transaction=False) as pipe:
             for branch_id in branch_ids:
                 pipe.hget(self._shard(branch_id, "checkpoints"), f"p:{branch_id.position}")
-                pipe.hexists(self._shard(branch_id, "state"), f"r:{branch_id.position}")
+                marks = [f"r:{branch_id.position}", f"w:{branch_id.position}"]
+                pipe.hmget(self._shard(branch_id, "state"), marks)
                 pipe.hget(self._run(branch_id.run_id), "reopened_at")
             answers = pipe.execute()
         prepared = []
-        for held, promoted, since in zip(answers[::3], answers[1::3], answers[2::3], strict=True):
-            item, _, result = (held or b"").partition(b" ")
+        for held, marks, since in zip(answers[::3], answers[1::3], answers[2::3], strict=True):
+            (promoted, followed), (item, _, result) = marks, (held or b"").partition(b" ")
             prepared.append(
                 Prepared(
                     item=item.decode(),
                     result=result,
                     is_promoted=bool(promoted),
+                    followed=(followed or b"").decode(),
                     since=(since or b"").decode(),
                 )
             )

@@ -61,6 +61,9 @@ def followed(store):
         store.put_shard(ShardId(run_id, 0, 0), make_shard())
     verdicts = [gathers(store, *each) for each in [(RUN, 0), ("r2", 0), (RUN, 1), ("r2", 1)]]
     assert verdicts == ["gathered", "joined", "joined", "joined"]
+    branches = [BranchId(run_id, 0, 0, at) for run_id in (RUN, "r2") for at in (0, 1)]
+    marks = [prepared.followed for prepared in store.prepared(branches)]
+    assert marks == ["", f"{RUN}1-1", "r20-1", "r21-1"]
     assert [queue.calls for queue in store.lane_queues()] == [1]
     # They count as gathered, and healing leaves them alone.
     assert [store.gathered(run_id) for run_id in (RUN, "r2")] == [2, 2]

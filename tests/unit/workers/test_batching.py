@@ -655,6 +655,15 @@ def test_only_the_result_of_the_next_call_is_a_result_of_it():
     assert not calls_of(structs.replace(landed, since="12.5")).has_result
 
 
+def test_only_a_call_that_has_followed_another_one_takes_its_failure():
+    item = calls_of(Prepared())._item(1)
+    followed = Prepared(followed=item)
+    assert calls_of(followed).has_followed
+    assert not calls_of(Prepared()).has_followed
+    assert not calls_of(followed, earlier=1).has_followed
+    assert not calls_of(structs.replace(followed, since="12.5")).has_followed
+
+
 def test_a_run_that_waits_no_more_is_not_remembered(monkeypatch):
     fleet = Fleet(monkeypatch, Provider(), count=1)
     wait_at_provider(fleet)

@@ -9,12 +9,14 @@ from functools import partial
 
 import pytest
 
+from fanout.core.errors import PromptError
 from fanout.core.ids import ShardId, StageId
 from fanout.core.records import Chunk, ErrorKind, RunStatus
+from fanout.llm.callables import CallableLLM
 from fanout.policy.packing import pack
 from fanout.runs.retried_runs import retry_failed
 from tests.fakes import RUN, FakeContext
-from workers.reduce import entrants, reductions
+from workers.reduce import comparisons, entrants, frontier, reductions
 from workers.reduce.comparisons import _Tally
 from workers.reduce.stages import aggregate
 
@@ -170,6 +172,51 @@ def test_best_sees_the_task_and_keeps_the_rest_of_the_job_from_the_judge():
         1,
         1,
     )
+
+
+@pytest.mark.parametrize("found", [[{"id": "a7", "source": "rules.md", "text": "No."}], []])
+def test_the_judge_sees_which_passages_a_prompt_had(found):
+    context = judged(
+        reduce="best", samples=2, prompt="{context} {input}", retrieve="mod:find", seed=1
+    )
+    asked = []
+
+    async def find(query, k):
+        return found
+
+    def answer(request):
+        if ANSWERS.search(request.prompt):
+            asked.append(request.prompt)
+            return longer(request)
+        return "n" * request.seed
+
+    context.models.made["mod:find"] = CallableLLM(find)
+    context.answer = answer
+    through(context, ["the text"])
+    assert context.result.aggregates[""].value["d0"]["output"] == "nn"
+    assert len(asked) == 2
+    shown = "[a7] rules.md" if found else "[no passage was found]"
+    assert all(shown in prompt for prompt in asked)
+
+
+@pytest.mark.parametrize("reduce", ["best", "pairwise", "llm"])
+def test_a_prompt_that_cannot_be_made_ends_the_run(reduce, monkeypatch):
+    fields = {"reduce": reduce} if reduce != "llm" else {"reduce": "llm", "criteria": None}
+    if reduce == "llm":
+        fields["aggregate_prompt"] = "{input}"
+    context = judged(samples=2, seed=1, **fields)
+    context.answer = lambda request: "n" * request.seed
+
+    def refuse(*_args, **_options):
+        raise PromptError("there is no {name}", field="prompt")
+
+    context.write(["the text"])
+    monkeypatch.setattr(comparisons, "comparison_prompt", refuse)
+    monkeypatch.setattr(frontier, "node_chunk", refuse)
+    monkeypatch.setattr(reductions, "node_chunk", refuse)
+    context.process()
+    run = context.store.run(RUN)
+    assert (run.status, run.error) == (RunStatus.FAILED, "prompt: there is no {name}")
 
 
 def test_best_without_samples_chooses_among_aspects_and_names_what_has_no_answer():
