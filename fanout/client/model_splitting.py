@@ -148,7 +148,13 @@ class _ModelSplit:
             now = self._store.now()
             spec = plan_spec(self._spec, deadline_s=self._left_s(now))
             connections.create_run(self._plan_id, spec, created_at=now)
-            if self._store.run(self._run_id).status is RunStatus.PAUSED:
+            run = self._store.run(self._run_id)
+            if run.halt is not None:
+                # Whoever stopped it may have found no splitting to stop.
+                self._store.halt(self._plan_id, run.halt)
+                close_input(self._store, connections.publisher, self._plan_id)
+                return
+            if run.status is RunStatus.PAUSED:
                 self._store.pause(self._plan_id)
             with connections.enqueuer(self._run_id, None, self._should_stop) as enqueuer:
                 enqueuer.enqueue(self._plan_id, spec, pieces(self._spec, read()))

@@ -89,7 +89,8 @@ class Asking:
         self._sample = sample
         begun = self._calls.so_far.question or Progress()
         if not spec.fallback and self._is_only(model):
-            result = await self._taught(model, make(model), retries, Progress(), begun.calls)
+            request = _taken(model, make(model))
+            result = await self._taught(model, request, retries, Progress(), begun.calls)
             self._calls.stop_after = result.stop_after
         else:
             models = asked_in_turn(model, spec.fallback)
@@ -145,12 +146,7 @@ class Asking:
         gives_up: bool,
     ) -> CallResult:
         """Ask a model, unless it fails for all branches of the run; note whether it does."""
-        broken = self._context.models.broken
-        if request.seed is not None and not takes_seed(model):
-            # A job is refused only where none of its models takes one.
-            request = structs.replace(request, seed=None)
-        if not takes_lane(model, request.lane):
-            request = structs.replace(request, lane="realtime")
+        broken, request = self._context.models.broken, _taken(model, request)
         if self._is_only(model):
             result = await self._taught(model, request, retries, before, so_far, gives_up=gives_up)
             self._calls.stop_after = result.stop_after
@@ -223,3 +219,12 @@ class Asking:
         if self._stage_id.stage > 0:
             return model == self._spec.reduce_model
         return model == self._spec.model and not self._spec.models
+
+
+def _taken(model: str, request: LLMRequest) -> LLMRequest:
+    """Return a request without what a model does not take: a job is refused only where none of its does."""
+    if request.seed is not None and not takes_seed(model):
+        request = structs.replace(request, seed=None)
+    if not takes_lane(model, request.lane):
+        request = structs.replace(request, lane="realtime")
+    return request

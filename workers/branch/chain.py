@@ -12,7 +12,6 @@ from msgspec import structs
 from fanout.core.errors import LLMError
 from fanout.core.function_values import function_text
 from fanout.core.lanes import first_lane
-from fanout.core.model_names import takes_seed
 from fanout.core.records import NO_CALL, ErrorKind, Outcome, StepOutcome
 from fanout.core.step_answers import step_text, value_of
 from fanout.inputs.fences import with_rule
@@ -227,7 +226,7 @@ class _Steps:
             system=with_rule(spec, model, system),
             temperature=spec.temperature if step.temperature is None else step.temperature,
             max_tokens=spec.max_tokens if step.max_tokens is None else step.max_tokens,
-            seed=None if spec.seed is None or not takes_seed(model) else spec.seed + sample,
+            seed=None if spec.seed is None else spec.seed + sample,
             stop=spec.stop,
             shape=self._run.shapes[step.name],
             turns=tuple(
