@@ -32,7 +32,7 @@ def test_a_run_that_is_cancelled_before_its_splitting_has_a_record_splits_nothin
         connections,
         RUN,
         spec,
-        find=lambda _run_id: SimpleNamespace(status=lambda: SimpleNamespace(total=0)),  # type: ignore[arg-type,return-value]
+        find=lambda _run_id: SimpleNamespace(status=lambda: SimpleNamespace(total=0)),
         notify=lambda _notice: None,
         should_stop=None,
         says_idle=False,

@@ -175,7 +175,7 @@ def test_best_sees_the_task_and_keeps_the_rest_of_the_job_from_the_judge():
     )
 
 
-def test_a_judge_that_takes_no_seed_or_lane_gets_none():
+def test_a_judge_that_takes_no_seed_gets_none():
     judge = "anthropic/claude-haiku-4-5"
     asked = []
 
@@ -183,16 +183,14 @@ def test_a_judge_that_takes_no_seed_or_lane_gets_none():
         asked.append(request)
         return longer(request)
 
-    context = judged(
-        model="openai/gpt-5-mini", reduce="best", samples=2, seed=1, lane="flex", judge_model=judge
-    )
+    context = judged(model="openai/gpt-5-mini", reduce="best", samples=2, seed=1, judge_model=judge)
     context.models.made = {
         "openai/gpt-5-mini": FakeLLM(script=lambda request: "n" * request.seed),
         judge: FakeLLM(script=compared),
     }
     through(context, ["the text"])
     assert context.result.aggregates[""].value["d0"]["output"] == "nn"
-    assert [(one.seed, one.lane) for one in asked] == [(None, "realtime")] * 2
+    assert [one.seed for one in asked] == [None] * 2
 
 
 @pytest.mark.parametrize("found", [[{"id": "a7", "source": "rules.md", "text": "No."}], []])
