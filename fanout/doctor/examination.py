@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+# First: it loads redis-py.
+import fanout.stores  # noqa: F401
 from fanout.client.client import Client
 from fanout.core.errors import BrokerError
 from fanout.doctor.collect import (

@@ -198,3 +198,11 @@ def test_the_metrics_that_redis_py_looks_for_are_loaded_in_a_program_of_a_user_o
     assert "opentelemetry" not in packages(modules)
     later = loaded(f"{own_code}import fanout.stores, {', '.join(metrics)}")
     assert metrics <= later, "who needs them has them"
+
+
+@pytest.mark.parametrize("module", ["fanout.broker.server_setup", "fanout.doctor.examination"])
+def test_no_command_loads_redis_py_before_that_is_arranged(module):
+    code = "from fanout.system.own_program import mark_own_program; mark_own_program()\n"
+    modules = loaded(f"{code}import {module}")
+    assert "redis" in modules
+    assert "opentelemetry" not in packages(modules)

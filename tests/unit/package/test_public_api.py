@@ -8,7 +8,6 @@ import json
 import pkgutil
 import subprocess
 import sys
-import textwrap
 from importlib import metadata
 from pathlib import Path
 
@@ -76,98 +75,88 @@ def test_every_kind_of_error_is_documented_for_users():
     assert len(fanout.ErrorKind) == 18
 
 
-def check_types(source, tmp_path):
-    path = tmp_path / "caller.py"
-    path.write_text(textwrap.dedent(source))
-    return subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--config-file=", str(path)],
-        capture_output=True, text=True, check=False, cwd=tmp_path,
-    )  # fmt: skip
+RIGHT = """
+from collections.abc import AsyncIterator
 
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Literal, TypedDict, assert_type
 
-def test_a_caller_is_type_checked(tmp_path):
-    done = check_types(
-        """
-        from collections.abc import AsyncIterator
+import polars
+from pydantic import BaseModel
+from fanout import Client, Document, Output, ParallelCalls, Result, Run, RunSpec
 
-        from dataclasses import dataclass
-        from enum import Enum
-        from typing import Any, Literal, TypedDict, assert_type
+def shout(prompt: str) -> str:
+    return prompt.upper()
 
-        import polars
-        from pydantic import BaseModel
-        from fanout import Client, Document, Output, ParallelCalls, Result, Run, RunSpec
+async def whisper(prompt: str) -> str:
+    return prompt.lower()
 
-        def shout(prompt: str) -> str:
-            return prompt.upper()
+def use() -> list[str | None]:
+    ParallelCalls(llm=whisper)
+    with ParallelCalls(llm=shout, max_workers=4) as runner:
+        result: Result = runner.run(["a"], "{input}", reduce="vote")
+    run: Run = Client().submit(RunSpec(model="fake", prompt="{input}"), ["a"])
+    tokens: int | None = run.status().usage.input_tokens
+    kinds: list[str] = [error.kind.value for error in result.errors]
+    return result.outputs
 
-        async def whisper(prompt: str) -> str:
-            return prompt.lower()
+async def texts() -> AsyncIterator[str]:
+    yield "a"
 
-        def use() -> list[str | None]:
-            ParallelCalls(llm=whisper)
-            with ParallelCalls(llm=shout, max_workers=4) as runner:
-                result: Result = runner.run(["a"], "{input}", reduce="vote")
-            run: Run = Client().submit(RunSpec(model="fake", prompt="{input}"), ["a"])
-            tokens: int | None = run.status().usage.input_tokens
-            kinds: list[str] = [error.kind.value for error in result.errors]
-            return result.outputs
+async def use_a_loop() -> list[str | None]:
+    async with ParallelCalls(llm=whisper) as runner:
+        for chunks in ([Document(name="d", index=0)], [{"text": "a"}], {"name": "text"}):
+            await runner.arun(chunks, "{input}", progress=True)
+        frame = polars.DataFrame({"text": ["a"]})
+        runner.run(frame, "{input}").to_parquet("out.parquet", wide=True)
+        result: Result = await runner.arun(frame.lazy().collect()["text"], "{input}")
+        seen: list[Output] = [one async for one in runner.astream(texts(), "{input}")]
+        seen += [one async for one in runner.client.run(result.run_id).astream()]
+        return [one.output for one in seen]
 
-        async def texts() -> AsyncIterator[str]:
-            yield "a"
+class Review(BaseModel):
+    stars: int
 
-        async def use_a_loop() -> list[str | None]:
-            async with ParallelCalls(llm=whisper) as runner:
-                for chunks in ([Document(name="d", index=0)], [{"text": "a"}], {"name": "text"}):
-                    await runner.arun(chunks, "{input}", progress=True)
-                frame = polars.DataFrame({"text": ["a"]})
-                runner.run(frame, "{input}").to_parquet("out.parquet", wide=True)
-                result: Result = await runner.arun(frame.lazy().collect()["text"], "{input}")
-                seen: list[Output] = [one async for one in runner.astream(texts(), "{input}")]
-                seen += [one async for one in runner.client.run(result.run_id).astream()]
-                return [one.output for one in seen]
+@dataclass
+class Point:
+    x: int
 
-        class Review(BaseModel):
-            stars: int
+class Row(TypedDict):
+    x: int
 
-        @dataclass
-        class Point:
-            x: int
+class Mood(Enum):
+    GOOD = "good"
 
-        class Row(TypedDict):
-            x: int
+def use_types(runner: ParallelCalls) -> None:
+    assert_type(runner.run(["a"], "{input}"), Result[str])
+    assert_type(runner.run(["a"], "{input}", choices=["a", "b"]), Result[str])
+    assert_type(runner.run(["a"], "{input}", schema=Review).outputs, list[Review | None])
+    assert_type(runner.run(["a"], "{input}", schema=Point).outputs, list[Point | None])
+    assert_type(runner.run(["a"], "{input}", schema=Row).outputs, list[Row | None])
+    assert_type(runner.run(["a"], "{input}", schema=Mood).outputs, list[Mood | None])
+    assert_type(runner.run(["a"], "{input}", schema=list[int]), Result[list[int]])
+    assert_type(runner.run(["a"], "{input}", schema={"type": "array"}), Result[Any])
+    assert_type(runner.run(["a"], "{input}", schema="review.json"), Result[Any])
+    steps = [{"name": "facts", "prompt": "{input}", "schema": Review}]
+    assert_type(runner.run(["a"], steps=steps), Result[Any])
+    assert_type(runner.run(["a"], "{input}", schema=Literal["a", "b"]), Result[Any])
 
-        class Mood(Enum):
-            GOOD = "good"
-
-        def use_types(runner: ParallelCalls) -> None:
-            assert_type(runner.run(["a"], "{input}"), Result[str])
-            assert_type(runner.run(["a"], "{input}", choices=["a", "b"]), Result[str])
-            assert_type(runner.run(["a"], "{input}", schema=Review).outputs, list[Review | None])
-            assert_type(runner.run(["a"], "{input}", schema=Point).outputs, list[Point | None])
-            assert_type(runner.run(["a"], "{input}", schema=Row).outputs, list[Row | None])
-            assert_type(runner.run(["a"], "{input}", schema=Mood).outputs, list[Mood | None])
-            assert_type(runner.run(["a"], "{input}", schema=list[int]), Result[list[int]])
-            assert_type(runner.run(["a"], "{input}", schema={"type": "array"}), Result[Any])
-            assert_type(runner.run(["a"], "{input}", schema="review.json"), Result[Any])
-            steps = [{"name": "facts", "prompt": "{input}", "schema": Review}]
-            assert_type(runner.run(["a"], steps=steps), Result[Any])
-            assert_type(runner.run(["a"], "{input}", schema=Literal["a", "b"]), Result[Any])
-
-        async def use_types_in_a_loop(runner: ParallelCalls) -> None:
-            assert_type(await runner.arun(["a"], "{input}", schema=Review), Result[Review])
-            steps = [{"name": "code", "function": shout}]
-            assert_type(await runner.arun(["a"], steps=steps), Result[Any])
-            async for one in runner.astream(["a"], "{input}", schema=Review):
-                assert_type(one, Output[Review])
-            async for text in runner.astream(["a"], "{input}"):
-                assert_type(text.output, str | None)
-        """,
-        tmp_path,
-    )
-    assert done.returncode == 0, done.stdout
-
-
+async def use_types_in_a_loop(runner: ParallelCalls) -> None:
+    assert_type(await runner.arun(["a"], "{input}", schema=Review), Result[Review])
+    steps = [{"name": "code", "function": shout}]
+    assert_type(await runner.arun(["a"], steps=steps), Result[Any])
+    async for one in runner.astream(["a"], "{input}", schema=Review):
+        assert_type(one, Output[Review])
+    async for text in runner.astream(["a"], "{input}"):
+        assert_type(text.output, str | None)
+"""
+WRONG_IMPORTS = [
+    "from pydantic import BaseModel",
+    "from fanout import ParallelCalls",
+    "class Review(BaseModel):",
+    "    stars: int",
+]
 WRONG = [
     "ParallelCalls(llm=3)",
     "ParallelCalls().run(3)",
@@ -180,16 +169,28 @@ WRONG = [
 ]
 
 
-def test_wrong_callers_are_told_by_the_type_checker(tmp_path):
-    lines = [
-        "from pydantic import BaseModel",
-        "from fanout import ParallelCalls",
-        "class Review(BaseModel):",
-        "    stars: int",
-        *WRONG,
-    ]
-    done = check_types("\n".join(lines) + "\n", tmp_path)
-    assert done.returncode == 1, done.stdout
-    told = {int(line.split(":")[1]) for line in done.stdout.splitlines() if ": error: " in line}
-    # One run of the checker for all, as each takes seconds.
-    assert told == set(range(5, 5 + len(WRONG))), done.stdout
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """What the type checker says of each file. It runs once, as it takes seconds."""
+    folder = tmp_path_factory.mktemp("callers")
+    (folder / "right.py").write_text(RIGHT)
+    (folder / "wrong.py").write_text("\n".join(WRONG_IMPORTS + WRONG) + "\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--config-file=", "right.py", "wrong.py"],
+        capture_output=True, text=True, check=False, cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr
+    lines = [line for line in done.stdout.splitlines() if ": error: " in line]
+    assert lines, done.stdout
+    return {name: [line for line in lines if line.startswith(f"{name}.py:")]
+            for name in ("right", "wrong")}  # fmt: skip
+
+
+def test_a_caller_is_type_checked(told):
+    assert told["right"] == []
+
+
+def test_wrong_callers_are_told_by_the_type_checker(told):
+    numbers = {int(line.split(":")[1]) for line in told["wrong"]}
+    first = len(WRONG_IMPORTS) + 1
+    assert numbers == set(range(first, first + len(WRONG))), told["wrong"]
