@@ -70,18 +70,33 @@ class Passages:
             with IndexBuilder(local.folder) as builder:
                 self._read(builder, spec, source)
                 name = store.share_passages(run_id, builder.content)
-                if name is not None:
-                    return name
-                path = _found(local, builder.content)
-                if path is None:
-                    builder.finish()
-                    path = local.adopt(builder.path, builder.content)
-                count, content = builder.count, builder.content
-                name = store.put_passages(run_id, content, pieces_of(path), digest=_digest(path))
+                if name is None:
+                    # Of several clients of a machine, one indexes the passages and sends them.
+                    with local.lock(builder.content):
+                        name = store.share_passages(run_id, builder.content)
+                        if name is None:
+                            return self._written(store, run_id, source, builder, local)
+                return name
         except OSError as error:
             raise StorageError(
                 f"the index of the passages in {local.folder} cannot be written: {error.strerror}"
             ) from None
+
+    def _written(
+        self,
+        store: RedisStore,
+        run_id: str,
+        source: str,
+        builder: IndexBuilder,
+        local: LocalIndexes,
+    ) -> str:
+        """Index passages, where no file of this machine has them, and send them; return their name."""
+        count, content = builder.count, builder.content
+        path = _found(local, content)
+        if path is None:
+            builder.finish()
+            path = local.adopt(builder.path, content)
+        name = store.put_passages(run_id, content, pieces_of(path), digest=_digest(path))
         self._notify(Notice(text=f"{plural(count, 'passage', 'passages')} of {source} indexed"))
         return name
 
@@ -90,7 +105,7 @@ class Passages:
         for number, passage in enumerate(passages):
             if not number % 1_000 and self._should_stop is not None and self._should_stop():
                 raise RunError("the run was stopped before it began")
-            builder.add(passage.text, passage.source)
+            builder.add(*passage)
 
 
 def _found(local: LocalIndexes, content: str) -> Path | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ANY_MODEL", "READER_MODEL", "has_fences", "takes_seed", "takes_system"]
+__all__ = ["ANY_MODEL", "READER_MODEL", "has_fences", "takes_seed"]
 
 # The function that reads a document; a run in which workers read has it as its model.
 READER_MODEL = "fanout.inputs.reader:read"
@@ -25,8 +25,3 @@ def has_fences(model: str) -> bool:
         return True
     name, _, options = model.partition("?")
     return name == "fake" and "fence=1" in options.split("&")
-
-
-def takes_system(model: str) -> bool:
-    """Say whether calls of a model may have a system prompt; a function takes none."""
-    return model == "local" or model.partition("?")[0] == "fake" or model.startswith(_PROVIDERS)

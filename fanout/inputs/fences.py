@@ -13,7 +13,6 @@ import re
 from typing import TYPE_CHECKING
 
 from fanout.core.marks import mark_of
-from fanout.core.model_names import takes_system
 from fanout.core.tokens import utf8_bytes
 
 if TYPE_CHECKING:
@@ -28,10 +27,13 @@ __all__ = [
     "PLAIN",
     "RULE",
     "SUBTASK_RULE",
+    "Fenced",
     "OwnText",
     "block",
+    "blocks",
     "inline",
     "is_in_quotes",
+    "is_rule",
     "with_rule",
 ]
 
@@ -72,10 +74,27 @@ class OwnText(str):
     __slots__ = ()
 
 
+class Fenced(str):  # noqa: SLOT000 - it has an attribute
+    """Texts of several origins as one value, which has a fence for each.
+
+    Attributes:
+        fenced: The value with fences.
+    """
+
+    fenced: str
+
+
 def block(name: str, text: str) -> str:
     """Return a text between the lines of a fence."""
     mark = mark_of(text)
     return f"<{name} id={mark}>\n{text}\n</{name} id={mark}>"
+
+
+def blocks(name: str, texts: Sequence[str]) -> Fenced:
+    """Return texts as one value that has each between a fence of its own, where it is fenced."""
+    found = Fenced("\n\n".join(texts))
+    found.fenced = "\n\n".join(block(name, text) for text in texts)
+    return found
 
 
 # What a fence adds to a text, and as tokens: letters of marks are few to a token.
@@ -152,6 +171,11 @@ def _quotes(text: str) -> int:
     return sum(one == '"' for one in _QUOTE.findall(text))
 
 
+def is_rule(system: str | None) -> bool:
+    """Say whether a system prompt is what fences mean, and nothing of the job."""
+    return system in (RULE, RULE + SUBTASK_RULE)
+
+
 def with_rule(spec: FenceFields, model: str, system: str | None) -> str | None:
     """Return the system prompt of calls to a model, with what fences mean if its prompts have some.
 
@@ -160,7 +184,7 @@ def with_rule(spec: FenceFields, model: str, system: str | None) -> str | None:
         model: The model.
         system: The system prompt that the job gives.
     """
-    if not spec.is_fenced(model) or not takes_system(model):
+    if not spec.is_fenced(model):
         return system
     rule = RULE + SUBTASK_RULE if spec.split == "model" else RULE
     return f"{system}\n\n{rule}" if system else rule

@@ -18,7 +18,7 @@ import msgspec
 
 from fanout.core.cells import COLUMN, OWN, cell_text, with_point
 from fanout.core.errors import PromptError
-from fanout.inputs.fences import BLOCKS, PLAIN, OwnText, block, inline, is_in_quotes
+from fanout.inputs.fences import BLOCKS, PLAIN, Fenced, OwnText, block, inline, is_in_quotes
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -174,6 +174,8 @@ class Template(msgspec.Struct, frozen=True):
 
     def _fenced(self, own: str, value: str, at: int) -> str:
         """Return a value between fences; ``own`` is the name of fanout, empty for a column."""
+        if isinstance(value, Fenced):
+            return value.fenced
         if own in BLOCKS:
             is_aggregate = own == "input" and self.field == "aggregate_prompt"
             return block("answers" if is_aggregate else BLOCKS[own], value)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fanout.core.errors import LLMError, ModelError
 from fanout.core.records import ErrorKind
+from fanout.inputs.fences import is_rule
 from fanout.llm.allowlist import require_allowed, require_home, split_path
 from fanout.llm.base import LLM, LLMReply, LLMRequest, unexpected
 from fanout.system.threads import ReadyThreads
@@ -113,7 +114,9 @@ def _require_prompt_only(request: LLMRequest) -> None:
 
     A client checks functions of its own process before a run. It knows only the names of others.
     """
-    options = (request.system, request.temperature, request.seed, request.stop or None)
+    # It has no place for what fences mean, which is for models.
+    system = None if is_rule(request.system) else request.system
+    options = (system, request.temperature, request.seed, request.stop or None)
     if options == (None, None, None, None):
         return
     names = ("system", "temperature", "seed", "stop")

@@ -53,9 +53,9 @@ class IndexBuilder:
         self._hash = blake2b(FORMAT, digest_size=_HASH_BYTES)
         self._offsets = array("q", [0])
 
-    def add(self, text: str, source: str) -> None:
+    def add(self, text: str, source: str, title: str = "") -> None:
         """Write a passage. Raises OSError."""
-        data = msgspec.json.encode(StoredPassage(text, source))
+        data = msgspec.json.encode(StoredPassage(text, source, title))
         self._hash.update(b"%d\n" % len(data))
         self._hash.update(data)
         self._file.write(data)
@@ -105,7 +105,7 @@ class IndexBuilder:
         return tokens, ends, hashes
 
     def _texts(self) -> Iterator[str]:
-        """Yield the text of each passage."""
+        """Yield the text of each passage, with its title."""
         if not self._offsets[-1]:
             return
         with (
@@ -114,7 +114,8 @@ class IndexBuilder:
         ):
             for first, last in zip(self._offsets, self._offsets[1:], strict=False):
                 data = mapped[len(FORMAT) + first : len(FORMAT) + last]
-                yield msgspec.json.decode(data, type=StoredPassage).text
+                passage = msgspec.json.decode(data, type=StoredPassage)
+                yield f"{passage.title}\n{passage.text}"
 
     def _scores(self, tokens: array[int], ends: array[int], words: Any) -> dict[str, Any]:
         numpy = numpy_module()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fanout.core.passage_uses import PassageUse
 from fanout.core.tokens import utf8_bytes
+from fanout.inputs.fences import FENCE_BYTES, OwnText, blocks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +34,7 @@ class Context(NamedTuple):
     """The passages of a prompt.
 
     Attributes:
-        text: What stands for ``{context}``.
+        text: What stands for ``{context}``: where texts have fences, each passage has its own.
         uses: The passages that were found, best first.
     """
 
@@ -43,8 +44,8 @@ class Context(NamedTuple):
 
 def rendered(passage: Passage, text: str) -> str:
     """Return a passage as prompts have it: its id in brackets, where it is from, and its text."""
-    source = f" {passage.source}:" if passage.source else ""
-    return f"[{passage.id}]{source} {text.strip()}"
+    place = " > ".join(filter(None, (passage.source, passage.title)))
+    return f"[{passage.id}]{place and f' {place}:'} {text.strip()}"
 
 
 def named(uses: Sequence[PassageUse]) -> str:
@@ -69,39 +70,38 @@ def room_bytes(
     return max(0, int(tokens * bytes_per_token))
 
 
-def context_of(passages: Sequence[Passage], room: int) -> Context:
+def context_of(passages: Sequence[Passage], room: int, *, is_fenced: bool = False) -> Context:
     """Return the passages for a prompt with so many bytes of room, the best ones first.
 
-    The last one that fits in part is cut; those after it are left out.
+    The last one that fits in part is cut; those after it are left out. If ``is_fenced``, fences take room.
     """
-    if not passages:
-        return Context(NO_PASSAGE, ())
-    blocks: list[str] = []
+    texts: list[str] = []
+    between = len(_BETWEEN) + FENCE_BYTES * is_fenced
     uses: list[PassageUse] = []
     left = room
     for passage in passages:
-        block, share = _fitted(passage, left)
+        text, share = _fitted(passage, left - between)
         # The one after a cut passage is no better than what was cut of it.
-        left = 0 if share < 1 else left - utf8_bytes(block) - len(_BETWEEN)
-        blocks += filter(None, [block])
+        left = 0 if share < 1 else left - utf8_bytes(text) - between
+        texts += filter(None, [text])
         score = None if passage.score is None else round(passage.score, 4)
-        use = PassageUse(id=passage.id, source=passage.source, score=score, share=share)
+        use = PassageUse(
+            id=passage.id, source=passage.source, title=passage.title, score=score, share=share
+        )
         uses.append(use)
-    return Context(_BETWEEN.join(blocks) or NO_PASSAGE, tuple(uses))
+    return Context(blocks("passage", texts) if texts else OwnText(NO_PASSAGE), tuple(uses))
 
 
 def _fitted(passage: Passage, room: int) -> tuple[str, float]:
     """Return as much of a passage as fits, as a prompt has it, and which part of its text that is."""
     whole = rendered(passage, passage.text)
-    if utf8_bytes(whole) + len(_BETWEEN) <= room:
-        return whole, 1.0
-    return _cut(passage, room)
+    return (whole, 1.0) if utf8_bytes(whole) <= room else _cut(passage, room)
 
 
 def _cut(passage: Passage, room: int) -> tuple[str, float]:
     """Return the beginning of a passage that fits, and which part of its text that is."""
     text = passage.text.strip()
-    frame = utf8_bytes(rendered(passage, _CUT)) + len(_BETWEEN)
+    frame = utf8_bytes(rendered(passage, _CUT))
     if room - frame < _LEAST_BYTES:
         return "", 0.0
     kept = text.encode("utf-8", "replace")[: room - frame].decode("utf-8", "ignore")

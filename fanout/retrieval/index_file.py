@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["FORMAT", "PassageIndex", "Sections", "StoredPassage", "word_hash"]
 
 # Changes with what is in a file: another version builds its own.
-FORMAT = b"fanout passages 1\n"
+FORMAT = b"fanout passages 2\n"
 _END = struct.Struct("<Q8s")
 _MARK = b"passages"
 # The words of a query that count: the rarest ones, where there are more.
@@ -39,6 +39,7 @@ class StoredPassage(msgspec.Struct, frozen=True, array_like=True):
 
     text: str
     source: str
+    title: str = ""
 
 
 class Section(msgspec.Struct, frozen=True, array_like=True):
@@ -122,7 +123,13 @@ class PassageIndex:
             self._texts + int(self._offsets[number + 1]),
         )
         stored = msgspec.json.decode(self._map[first:last], type=StoredPassage)
-        return Passage(id=f"p{number + 1}", text=stored.text, source=stored.source, score=score)
+        return Passage(
+            id=f"p{number + 1}",
+            text=stored.text,
+            source=stored.source,
+            title=stored.title,
+            score=score,
+        )
 
     def search(self, query: str, k: int) -> list[Passage]:
         """Return the passages that fit a query best, best first; of equal ones, the earlier first.

@@ -65,6 +65,10 @@ class LocalIndexes:
             return None
         return path
 
+    def lock(self, content: str) -> FileLock:
+        """Wait until no other process makes the file of an index. Raises OSError."""
+        return FileLock(self.path(content).with_suffix(".lock"))
+
     def adopt(self, unfinished: Path, content: str) -> Path:
         """Give a finished file its name; return that. Raises OSError."""
         path = self.path(content)
@@ -80,7 +84,7 @@ class LocalIndexes:
             StorageError: The file cannot be written.
         """
         try:
-            with FileLock(self.folder / f"{content}.lock"):
+            with self.lock(content):
                 return self.found(content) or self._written(content, pieces, digest)
         except OSError as error:
             raise StorageError(

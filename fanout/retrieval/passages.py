@@ -25,12 +25,14 @@ class Passage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         id: Its id, by which an answer may cite it.
         text: The text.
         source: Where it is from, for the reader: the name of its document, with its pages.
+        title: Its title, or the headings that it stands under.
         score: How well it fits the query; higher is better. None if that is unknown.
     """
 
     id: str
     text: str
     source: str = ""
+    title: str = ""
     score: float | None = None
 
 
@@ -38,8 +40,8 @@ def passages_from(returned: Any, *, most: int) -> list[Passage]:
     """Return what a function of the user found, the first ``most`` of it.
 
     Args:
-        returned: Strings, or mappings with ``text`` and perhaps ``id``, ``source`` and ``score``, best
-            first. None is no passage.
+        returned: Strings, or mappings with ``text`` and perhaps ``id``, ``source``, ``title`` and
+            ``score``, best first. None is no passage.
         most: The most passages.
 
     Raises:
@@ -60,7 +62,7 @@ def passages_from(returned: Any, *, most: int) -> list[Passage]:
 
 def _passage(one: Any, number: int) -> Passage:
     if isinstance(one, Passage):
-        return one
+        one = msgspec.structs.asdict(one)
     if isinstance(one, str):
         return Passage(id=f"p{number}", text=plain_text(one))
     if not isinstance(one, Mapping):
@@ -68,18 +70,19 @@ def _passage(one: Any, number: int) -> Passage:
     text = one.get("text")
     if not isinstance(text, str):
         raise _wrong(f"returned a passage without text (its keys: {', '.join(map(str, one))})")
-    source, own = one.get("source"), one.get("id")
+    own = one.get("id")
     return Passage(
         # A bracket or a line break would end the mark in the prompt.
         id=_line(own).replace("]", ")") if own not in (None, "") else f"p{number}",
         text=plain_text(text),
-        source="" if source is None else _line(source),
+        source=_line(one.get("source")),
+        title=_line(one.get("title")),
         score=_score(one.get("score")),
     )
 
 
 def _line(value: Any) -> str:
-    return " ".join(str(value).split())
+    return "" if value is None else " ".join(str(value).split())
 
 
 def _score(value: Any) -> float | None:

@@ -6,10 +6,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from fanout.core.cells import cell_text
 from fanout.core.errors import InputError
 from fanout.core.tokens import BYTES_PER_TOKEN
 from fanout.core.units import page_range
 from fanout.inputs.documents import FileSource, Notice
+from fanout.inputs.fences import blocks
 from fanout.inputs.splitters import make_splitter, split_documents
 from fanout.inputs.surrogates import encodable
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from fanout.core.spec import RunSpec
     from fanout.inputs.documents import Notify
     from fanout.inputs.documents.past_runs import OpenRun
+    from fanout.inputs.fences import Fenced
 
 __all__ = ["ReadPassage", "expected_contexts", "read_passages"]
 
@@ -29,6 +32,8 @@ _PATTERN = re.compile(r"[*?\[]")
 _SHOWN = 1_000
 # An id in brackets, where the passage is from, and what is between two of them.
 _FRAME_CHARS = 12
+_TITLE = "title"
+_LONGEST_TITLE = 200
 
 
 class ReadPassage(NamedTuple):
@@ -37,10 +42,12 @@ class ReadPassage(NamedTuple):
     Attributes:
         text: The text.
         source: Where it is from: the name of its document, with its pages.
+        title: The column ``title`` of its row, or the headings that it stands under; perhaps empty.
     """
 
     text: str
     source: str
+    title: str = ""
 
 
 def read_passages(
@@ -80,7 +87,7 @@ def read_passages(
                 continue
             if chunk.text.strip():
                 count += 1
-                yield ReadPassage(chunk.text, _source_of(chunk, source))
+                yield ReadPassage(chunk.text, _source_of(chunk, source), _title_of(chunk))
     except InputError as error:
         raise InputError(f"retrieve: {error}") from None
     if not count:
@@ -99,7 +106,14 @@ def _source_of(chunk: Chunk, source: str) -> str:
     return " ".join((f"{name}, page {pages}" if pages else name).split())
 
 
-def expected_contexts(spec: RunSpec, *, open_run: OpenRun | None = None) -> dict[str, str]:
+def _title_of(chunk: Chunk) -> str:
+    cell = chunk.columns.get(_TITLE)
+    title = chunk.headings if cell is None else cell_text(cell)
+    line = " ".join(title.split())
+    return line if len(line) <= _LONGEST_TITLE else f"{line[:_LONGEST_TITLE].rstrip()}..."
+
+
+def expected_contexts(spec: RunSpec, *, open_run: OpenRun | None = None) -> dict[str, Fenced]:
     """Return texts about as long as the ``{context}`` of each step, by the first passages there are.
 
     That of a job without steps has an empty name. What a function finds is taken to be as long as a
@@ -117,15 +131,16 @@ def expected_contexts(spec: RunSpec, *, open_run: OpenRun | None = None) -> dict
     }
 
 
-def _expected(spec: RunSpec, retrieval: Retrieval, open_run: OpenRun | None) -> str:
+def _expected(spec: RunSpec, retrieval: Retrieval, open_run: OpenRun | None) -> Fenced:
     most = spec.passage_tokens * BYTES_PER_TOKEN + _FRAME_CHARS
     if retrieval.is_function:
-        return "word " * (retrieval.top_k * most // len("word "))
+        return blocks("passage", ["word " * (most // len("word "))] * retrieval.top_k)
     shown: list[str] = []
     passages = read_passages(spec, retrieval.source, notify=lambda _notice: None, open_run=open_run)
     for passage in passages:
-        shown.append(f"{passage.text} {passage.source}{' ' * _FRAME_CHARS}")
+        shown.append(f"{passage.text} {passage.source} {passage.title}{' ' * _FRAME_CHARS}")
         if len(shown) >= _SHOWN:
             break
-    together = "".join(shown)
-    return together[: len(together) * min(len(shown), retrieval.top_k) // len(shown)]
+    together, count = "".join(shown), min(len(shown), retrieval.top_k)
+    size = max(1, len(together) // len(shown))
+    return blocks("passage", [together[at * size :][:size] for at in range(count)])

@@ -12,7 +12,7 @@ from fanout.core.asks import asks_of
 from fanout.core.records import BranchRef
 from fanout.core.step_answers import answer_fields
 from fanout.core.tokens import BYTES_PER_TOKEN, utf8_bytes
-from fanout.inputs.fences import with_rule
+from fanout.inputs.fences import blocks, with_rule
 from fanout.inputs.prompt_layout import branch_values
 from fanout.inputs.prompts import Template
 from fanout.inputs.step_prompts import StepPrompts, context_of
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from fanout.core.records import Chunk
     from fanout.core.spec import RunSpec
     from fanout.core.steps import StepSpec
+    from fanout.inputs.fences import Fenced
     from fanout.policy.token_ratio import TokenSums
 
 __all__ = ["AnswerTokens", "AskCounts"]
@@ -43,6 +44,7 @@ _FRAME_TOKENS = 2
 # Tokens that a server and fanout add to an answer that is sent back with feedback.
 _TURN_TOKENS = 60.0
 _LANE: Lane = "realtime"
+_PASSAGES = "[passages]"
 
 
 class AnswerTokens(msgspec.Struct, frozen=True):
@@ -96,11 +98,11 @@ class AskCounts:
         self,
         spec: RunSpec,
         seen: Mapping[str, TokenSums],
-        passages: Mapping[str, str] = MappingProxyType({}),
+        passages: Mapping[str, Fenced] = MappingProxyType({}),
     ) -> None:
         self._spec = spec
         self._seen = seen
-        self._passages = {"context": passages.get("", "")} | {
+        self._passages = {"context": passages.get("", blocks("passage", []))} | {
             context_of(name): text for name, text in passages.items()
         }
         self._steps = {step.name: step for step in spec.steps}
@@ -136,7 +138,7 @@ class AskCounts:
     def _without_passages(self, prompt: str) -> str:
         """Return a prompt with a word for passages: what it will have is not known."""
         for text in filter(None, self._passages.values()):
-            prompt = prompt.replace(text, "[passages]")
+            prompt = prompt.replace(text.fenced, _PASSAGES).replace(text, _PASSAGES)
         return prompt
 
     def _add(self, count: _Count, prompt: str) -> None:

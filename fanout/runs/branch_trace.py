@@ -15,7 +15,7 @@ from fanout.core.lanes import first_lane
 from fanout.core.neighbours import around_in
 from fanout.core.records import Usage  # noqa: TC001 - dataclasses read the annotation
 from fanout.core.step_answers import step_text
-from fanout.inputs.fences import with_rule
+from fanout.inputs.fences import OwnText, with_rule
 from fanout.inputs.prompt_layout import branch_values
 from fanout.inputs.prompts import Template
 from fanout.inputs.step_prompts import StepPrompts, context_of, feedback_reply
@@ -149,10 +149,10 @@ def _compared(spec: RunSpec, aggregate: Any) -> Iterator[dict[str, Any]]:
         yield from chain.from_iterable(aggregate.values()) if spec.group_by else aggregate
 
 
-def _listed(uses: Iterable[PassageUse]) -> str:
+def _listed(uses: Iterable[PassageUse]) -> OwnText:
     """Return what stands for passages, which are not kept with a branch: their ids and sources."""
     each = (f"[{one.id}] {one.source}".rstrip() for one in uses if one.share > 0)
-    return f"[passages: {', '.join(each) or 'none'}]"
+    return OwnText(f"[passages: {', '.join(each) or 'none'}]")
 
 
 def _single(

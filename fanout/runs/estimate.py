@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from fanout.core.asks import Ask
     from fanout.core.records import Chunk, Document
     from fanout.core.spec import RunSpec
+    from fanout.inputs.fences import Fenced
     from fanout.policy.routes import Route
 
     _ByModel = Mapping[str, Calls]
@@ -76,7 +77,7 @@ class Estimator:
         seen: Callable[[str], TokenSums],
         places: int | None,
         limits: Mapping[str, LimitState] = MappingProxyType({}),
-        passages: Mapping[str, str] = MappingProxyType({}),
+        passages: Mapping[str, Fenced] = MappingProxyType({}),
     ) -> None:
         self._spec = spec
         self._seen = {model: seen(model) for model in spec.all_models}

@@ -185,7 +185,7 @@ class Retriever:
             prompt_bytes=utf8_bytes(prompt) + utf8_bytes(system or ""),
             max_tokens=max_tokens,
         )
-        made = context_of(found, room)
+        made = context_of(found, room, is_fenced=spec.is_fenced(model))
         self.uses = made.uses
         return made
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fanout.core.marks import mark_of
 from fanout.core.spec import make_spec
-from fanout.inputs.fences import RULE, SUBTASK_RULE, block, inline, with_rule
+from fanout.inputs.fences import RULE, SUBTASK_RULE, Fenced, block, blocks, inline, with_rule
 from fanout.inputs.prompts import Template
 
 BLOCK = re.compile(r"<(\w+) id=(\w+)>\n(.*?)\n</\1 id=\2>", re.DOTALL)
@@ -137,6 +137,18 @@ def test_what_may_be_long_is_always_a_block(source, fence):
     assert rendered(source, **values) == block(fence, "x")
 
 
+@given(st.lists(st.text(max_size=40), min_size=1, max_size=4))
+def test_each_of_several_texts_has_a_fence_of_its_own(texts):
+    value = blocks("passage", texts)
+    assert value == "\n\n".join(texts) == Template.parse("{context}").render({"context": value})
+    shown = rendered("{context}", context=value)
+    assert shown == "\n\n".join(block("passage", text) for text in texts)
+    for name in ("task", "note"):
+        # Also in what stands between fences itself.
+        assert isinstance(value, Fenced)
+        assert rendered(f"{{{name}}}", **{name: value}) == shown
+
+
 def test_answers_of_an_aggregate_are_one_block():
     assert rendered("{input}", field="aggregate_prompt", input="x") == block("answers", "x")
 
@@ -168,7 +180,8 @@ def test_what_is_the_users_own_is_bare_and_a_column_of_the_same_name_is_not():
         ("openai/m", {"fence": False}, False, False),
         ("fake", {"fence": True}, True, True),
         ("fake?fence=1", {"fence": False}, False, False),
-        ("package.module:function", {"fence": True}, True, False),
+        # An LLM object gets it as models of providers do, and a function gets none: see test_callables.
+        ("package.module:object", {"fence": True}, True, True),
     ],
 )
 def test_the_model_or_the_job_says_whether_there_are_fences(model, fields, is_fenced, has_rule):

@@ -79,6 +79,15 @@ def test_scores_are_those_of_bm25(tmp_path):
     )
 
 
+def test_passages_are_found_by_their_titles(tmp_path):
+    with IndexBuilder(tmp_path) as builder:
+        builder.add("It ends in May.", "a", "Notice period")
+        builder.add("It ends in June.", "b")
+        builder.finish()
+        [found] = PassageIndex(builder.path).search("notice", 2)
+    assert (found.id, found.title, found.text) == ("p1", "Notice period", "It ends in May.")
+
+
 def test_equal_passages_come_in_their_order_and_no_more_than_fit(tmp_path):
     index, _ = build(tmp_path, ["same words"] * 50 + ["other"])
     assert [one.id for one in index.search("words", 3)] == ["p1", "p2", "p3"]

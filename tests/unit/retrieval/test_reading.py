@@ -40,6 +40,18 @@ def test_passages_are_called_as_in_their_folder_wherever_that_is(folder):
     assert second.source.startswith("faq.csv:")
 
 
+def test_passages_have_the_headings_they_stand_under_or_the_title_of_their_row(folder):
+    assert {one.title for one in read(folder, "kb/leave.md")} == {"Leave", "Sick leave"}
+    assert [one.title for one in read(folder, "kb/hr/pay.txt")] == [""]
+    (folder / "page.html").write_text("<h1>Staff</h1><h2>Tea</h2><p>At four.</p>")
+    assert read(folder, "page.html")[0].title == "Staff"
+    (folder / "faq.csv").write_text(f"text,title\nFour.,When is  tea?\nYes.,{'long ' * 90}\nNo.,\n")
+    titles = [one.title for one in read(folder, "faq.csv")]
+    assert (titles[0], titles[2]) == ("When is tea?", "")
+    assert titles[1].endswith("long...")
+    assert len(titles[1]) <= 203
+
+
 def test_passages_are_no_longer_than_the_job_says(folder):
     for tokens in (20, 200):
         passages = read(folder, "kb/leave.md", passage_tokens=tokens)
