@@ -139,8 +139,15 @@ def short_estimate(estimate: Estimate) -> str:
 def trial_lines(trial: Trial) -> Iterator[str]:
     """Yield what a trial has shown, line by line."""
     estimate = trial.estimate
+    total = estimate.documents - estimate.bad_documents
+    sample = (
+        f"{trial.documents:,} of {plural(total, 'document', 'documents')} in "
+        f"{plural(trial.chunks, 'part', 'parts')}"
+        if trial.documents
+        else f"{trial.chunks:,} of {plural(estimate.chunks, 'chunk', 'chunks')}"
+    )
     yield (
-        f"trial: {trial.chunks:,} of {plural(estimate.chunks, 'chunk', 'chunks')}, "
+        f"trial: {sample}, "
         f"{trial.succeeded:,} of {plural(trial.branches, 'branch', 'branches')} succeeded"
     )
     if trial.errors:
@@ -149,7 +156,12 @@ def trial_lines(trial: Trial) -> Iterator[str]:
         low, middle, high = trial.answers
         median = "" if low == high else f", median {middle:,}"
         yield f"answers: {_range(low, high)} {'token' if high == 1 else 'tokens'}{median}"
-    yield f"all {plural(estimate.branches, 'branch', 'branches')}, by the sample:"
+    all_of_it = (
+        plural(total, "document", "documents")
+        if trial.documents
+        else plural(estimate.branches, "branch", "branches")
+    )
+    yield f"all {all_of_it}, by the sample:"
     yield f"  cost: {_projection(trial.cost_usd, dollars)}"
     yield f"  tokens in: {_projection(trial.input_tokens, '{:,.0f}'.format)}"
     yield f"  tokens out: {_projection(trial.output_tokens, '{:,.0f}'.format)}"

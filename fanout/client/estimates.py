@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fanout.runs.estimate_result import Estimate
     from fanout.stores import RedisStore
 
-__all__ = ["estimate_job", "estimator_of"]
+__all__ = ["estimate_job", "estimator_of", "planner_of"]
 
 
 def estimate_job(
@@ -38,14 +38,14 @@ def estimate_job(
 ) -> Estimate:
     """Return the estimate of a job; see ``Client.estimate``."""
     spec, source, estimator = estimator_of(client, given, documents, notify=notify)
-    planner = _planner(client, spec)
+    planner = planner_of(client, spec)
     for _ in estimator.documents(source if planner is None else planner.counted(source)):
         pass
     found = estimator.result()
     return found if planner is None else planner.added_to(found)
 
 
-def _planner(client: Client, spec: RunSpec) -> PlanEstimator | None:
+def planner_of(client: Client, spec: RunSpec) -> PlanEstimator | None:
     """Return what counts the calls in which a model splits documents; None if it does not."""
     if spec.split != "model":
         return None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fanout.client.arguments import checked_spec
-from fanout.client.estimates import estimator_of
-from fanout.core.errors import SpecError
+from fanout.client.estimates import estimator_of, planner_of
+from fanout.core.plan_runs import plan_run
 from fanout.core.rate_limits import Rates
 from fanout.core.records import Document, total_usage
 from fanout.core.spec import RunSpec
@@ -23,7 +22,7 @@ from fanout.runs.estimate_result import Estimate  # noqa: TC001 - msgspec reads 
 from fanout.runs.one_line import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from fanout.client.client import Client
     from fanout.client.run import Run
@@ -42,6 +41,11 @@ _LEFT_OUT = (
     "aggregate_max_tokens", "group_by", "by", "measures", "k", "criteria", "judge_model",
     "context_tokens", "min_success", "deadline_s",
 )  # fmt: skip
+# What says how a model splits documents: its sample is one of documents, which it splits.
+_OF_MODEL_SPLIT = (
+    "split", "split_prompt", "split_model", "split_gaps", "chunk_tokens", "chunk_overlap_tokens",
+    "context_tokens",
+)  # fmt: skip
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +53,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         run_id: The run of the sample; it is kept as any other.
+        documents: How many documents a model has split; 0 where it does not, and chunks were chosen.
         chunks: How many chunks were run.
         branches: How many branches that were.
         succeeded: How many of these have an answer.
@@ -62,10 +67,12 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
         time_s: What the job takes at the known limits, by the calls of the sample; None if unknown, or
             in a batch.
         answers: The lengths of the answers in tokens: the shortest, the median and the longest.
-        estimate: The estimate of the whole job, made without the sample.
+        estimate: The estimate of the whole job, made without the sample. Where a model splits, it does
+            not know the chunks.
     """
 
     run_id: str
+    documents: int = 0
     chunks: int
     branches: int
     succeeded: int
@@ -101,12 +108,13 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BegunTrial(msgspec.Struct, frozen=True, kw_only=True):
-    """A trial whose run goes on."""
+    """A trial whose run goes on; ``plan`` is the run in which a model has split its documents."""
 
     run: Any
     estimate: Estimate
     places: int | None
     rates: Rates
+    plan: Any = None
 
 
 def begin_trial(
@@ -122,29 +130,60 @@ def begin_trial(
     """Choose the sample while the whole input is counted, and begin its run.
 
     The chunks of the sample are those of the job: same texts, same numbers, same seeds. So their
-    calls are those of the job, and the response cache has their answers when it runs.
+    calls are those of the job, and the response cache has their answers when it runs. Where a model
+    splits documents, the sample is one of documents, and the model splits these.
     """
-    if checked_spec(given, has_documents=documents is not None).split == "model":
-        raise SpecError("has no trial with split model, whose parts are not known", field="split")
     spec, source, estimator = estimator_of(client, given, documents, notify=notify)
-    numbered: Iterable[Any] = estimator.documents(source)
+    planner = planner_of(client, spec)
+    numbered: Iterable[Any] = (
+        estimator.documents(source)
+        if planner is None
+        else _whole(source, lambda them: estimator.documents(planner.counted(them)))
+    )
     # The whole sample is kept: a second reading of the input might differ.
     picked: list[Any] = list(sampled(numbered, size, seed=spec.seed or 0, again=None))
     run = client.begin(
         spec_of_trial(spec),
-        iter([_document(chunk) for chunk in picked]),
+        iter(picked if planner else [_document(chunk) for chunk in picked]),
         on_notice=notify,
         on_created=on_created,
         should_stop=should_stop,
     )
     rates, places = estimator.limits_of(spec.model)
-    return BegunTrial(run=run, estimate=estimator.result(), places=places, rates=rates)
+    found = estimator.result()
+    return BegunTrial(
+        run=run,
+        estimate=found if planner is None else planner.added_to(found),
+        places=places,
+        rates=rates,
+        plan=client.run(plan_run(run.run_id)) if planner and picked else None,
+    )
+
+
+def _whole(
+    documents: Iterable[Document], counted: Callable[[Iterable[Document]], Iterable[Chunk]]
+) -> Iterator[Document]:
+    """Yield the documents that can be used, while their chunks are counted."""
+    read: deque[Document] = deque()
+
+    def kept() -> Iterator[Document]:
+        for document in documents:
+            if document.error is None and document.text.strip():
+                read.append(document)
+            yield document
+
+    for _ in counted(kept()):
+        while read:
+            yield read.popleft()
+    yield from read
 
 
 def spec_of_trial(spec: RunSpec) -> RunSpec:
     """Return the job of a sample: its calls are those of the job, and there is no more to it."""
     # The lane ``auto`` goes by the deadline.
     names = [name for name in _LEFT_OUT if name != "deadline_s" or spec.lane != "auto"]
+    if spec.split == "model":
+        names = [name for name in names if name not in _OF_MODEL_SPLIT]
     kept = {name: getattr(spec, name) for name in RunSpec.model_fields if name not in names}
     bare = RunSpec.model_construct(**kept)
     left_out = {name: getattr(bare, name) for name in names}
@@ -174,18 +213,27 @@ def trial_of(begun: BegunTrial) -> Trial:
     """Return what a trial has shown, once its run has ended."""
     run: Run = begun.run
     outputs = list(run.outcomes())
+    plan = [] if begun.plan is None else list(begun.plan.outcomes())
     of_chunk: dict[int, list[Output[Any]]] = defaultdict(list)
-    for one in outputs:
-        of_chunk[one.chunk].append(one)
-    chunks, total = list(of_chunk.values()), begun.estimate.chunks
+    for one in [*plan, *outputs]:
+        of_chunk[one.chunk if begun.plan is None else one.document_index].append(one)
+    chunks, total, branches = (
+        list(of_chunk.values()),
+        begun.estimate.chunks,
+        begun.estimate.branches,
+    )
+    if plan:
+        # What the model makes of the other documents is not known.
+        total = begun.estimate.documents - begun.estimate.bad_documents
+        branches = round(len(outputs) * total / len(chunks))
     failed = sum(one.kind is not None for one in outputs)
     lengths = sorted(int(n) for one in outputs if (n := _used(one, "output_tokens")))
     elapsed_s = sum(one.elapsed_s for one in outputs)
     share = share_estimate(failed, len(outputs))
-    branches = begun.estimate.branches
     return Trial(
         run_id=run.run_id,
-        chunks=len(chunks),
+        documents=len(chunks) if plan else 0,
+        chunks=len({one.chunk for one in outputs}),
         branches=len(outputs),
         succeeded=len(outputs) - failed,
         errors=dict(Counter(one.kind.value for one in outputs if one.kind is not None)),
@@ -199,7 +247,7 @@ def trial_of(begun: BegunTrial) -> Trial:
             value=share.value * branches, low=share.low * branches, high=share.high * branches
         ),
         elapsed_s=elapsed_s,
-        time_s=_time_s(begun, [one for one in outputs if not one.cached]),
+        time_s=_time_s(begun, branches, [one for one in outputs if not one.cached]),
         answers=(lengths[0], lengths[len(lengths) // 2], lengths[-1]) if lengths else None,
         estimate=begun.estimate,
     )
@@ -221,7 +269,7 @@ def _projected(chunks: list[list[Output[Any]]], name: str, total: int) -> Projec
     return project([sum(one for one in some if one is not None) for some in values], total)
 
 
-def _time_s(begun: BegunTrial, called: list[Output[Any]]) -> float | None:
+def _time_s(begun: BegunTrial, branches: int, called: list[Output[Any]]) -> float | None:
     """Return how long the job takes by branches of which none was answered from the cache."""
     estimate = begun.estimate
     if estimate.lane == "batch":
@@ -231,7 +279,7 @@ def _time_s(begun: BegunTrial, called: list[Output[Any]]) -> float | None:
     branch_s = sum(one.elapsed_s for one in called) / len(called)
     # Of each step, and of those that are made again.
     each = max(1.0, sum(one.attempts + one.saved.calls for one in called) / len(called))
-    calls = estimate.branches * each
+    calls = branches * each + estimate.plan.calls_likely
     low, _ = time_range(
         Calls(calls_low=calls, calls_high=calls),
         # How many tokens the calls will use is not asked here.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fanout.retrieval.extra import bm25_module, numpy_module
+from fanout.retrieval.extra import numpy_module
 from fanout.retrieval.index_file import (
     FORMAT,
     Section,
@@ -22,7 +22,7 @@ from fanout.retrieval.index_file import (
 from fanout.retrieval.words import words_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
     from types import TracebackType
     from typing import Self
@@ -32,6 +32,10 @@ __all__ = ["UNFINISHED", "IndexBuilder"]
 UNFINISHED = ".unfinished"
 _HASH_BYTES = 16
 _ALIGNED = 8
+# Passages that are counted at once: more take more memory.
+_BLOCK = 65_536
+# BM25 as Lucene has it, and as bm25s adds it up.
+_K1, _B = 1.5, 0.75
 
 
 class IndexBuilder:
@@ -119,18 +123,32 @@ class IndexBuilder:
 
     def _scores(self, tokens: array[int], ends: array[int], words: Any) -> dict[str, Any]:
         numpy = numpy_module()
-        if not len(tokens):
-            empty = numpy.zeros(0)
-            return {"indptr": numpy.zeros(1), "indices": empty, "data": empty}
         # By their hashes, in whose order they are searched.
         distinct, places = numpy.unique(words, return_inverse=True)
-        ordered = array("i")
-        ordered.frombytes(places.astype("i4")[numpy.asarray(tokens)].tobytes())
-        bm25 = bm25_module().BM25(method="lucene", backend="numpy", csc_backend="numpy")
-        made: dict[str, Any] = bm25.build_index_from_ids(
-            range(len(distinct)), _Passages(ordered, ends), show_progress=False
-        )
-        return made
+        ends_of = numpy.concatenate(([0], numpy.asarray(ends)))
+        lengths = numpy.diff(ends_of)
+        blocks = [
+            _counted(places, numpy.asarray(tokens), ends_of[first : first + _BLOCK + 1], first)
+            for first in range(0, self.count, _BLOCK)
+        ]
+        passages_of = numpy.zeros(len(distinct), "i8")
+        for words_in, _, _ in blocks:
+            passages_of += numpy.bincount(words_in, minlength=len(distinct))
+        starts = numpy.concatenate(([0], numpy.cumsum(passages_of)))
+        rarity = numpy.log(1 + (self.count - passages_of + 0.5) / (passages_of + 0.5))
+        weight = _K1 * (1 - _B + _B * lengths / max(1.0, lengths.sum() / max(1, self.count)))
+        found, scores = numpy.empty(starts[-1], "i4"), numpy.empty(starts[-1], "f4")
+        free = starts[:-1].copy()
+        while blocks:
+            words_in, numbers, times = blocks.pop(0)
+            here = numpy.bincount(words_in, minlength=len(distinct))
+            # The passages of a word follow those of earlier blocks.
+            shift = free - (numpy.cumsum(here) - here)
+            at = shift[words_in] + numpy.arange(len(words_in))
+            found[at] = numbers
+            scores[at] = rarity[words_in] * times / (times + weight[numbers])
+            free += here
+        return {"indptr": starts, "indices": found, "data": scores}
 
     def close(self) -> None:
         """Remove the file, unless it was given another name."""
@@ -150,18 +168,18 @@ class IndexBuilder:
         self.close()
 
 
-class _Passages:
-    """The words of passages, by number, as bm25s reads them: one passage after another."""
+def _counted(places: Any, tokens: Any, ends: Any, first: int) -> tuple[Any, Any, Any]:
+    """Return the words of a block of passages in order, with the passages and how often they have them.
 
-    def __init__(self, tokens: array[int], ends: array[int]) -> None:
-        self._tokens = tokens
-        self._ends = ends
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __iter__(self) -> Iterator[Iterable[int]]:
-        first = 0
-        for last in self._ends:
-            yield self._tokens[first:last]
-            first = last
+    Args:
+        places: The place of each word in the order, by its number.
+        tokens: The words of all passages, by number.
+        ends: Where the words of each passage of the block end, after where the first one begins.
+        first: The number of its first passage.
+    """
+    numpy = numpy_module()
+    own = numpy.repeat(numpy.arange(len(ends) - 1), numpy.diff(ends))
+    keys = places[tokens[ends[0] : ends[-1]]].astype("i8") * _BLOCK + own
+    keys, times = numpy.unique(keys, return_counts=True)
+    words, numbers = (keys // _BLOCK).astype("i4"), (keys % _BLOCK + first).astype("i4")
+    return words, numbers, times.astype("f4")

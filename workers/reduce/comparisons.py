@@ -23,13 +23,12 @@ from fanout.inputs.comparison_prompts import (
     fitted,
     winner_of,
 )
-from fanout.inputs.prompt_layout import branch_values
 from fanout.policy.packing import pack
 from fanout.policy.tournaments import Knockout, Ranking
-from fanout.retrieval.context import named
 from fanout.runs.enqueue import open_stage
 from fanout.runs.status import ReduceError, StoredResult
 from fanout.runs.token_counts import comparison_tokens, packing_ratio
+from workers.reduce.compared_tasks import Tasks
 from workers.reduce.entrants import Entrants
 from workers.reduce.items import item_of
 
@@ -201,8 +200,7 @@ class _Prompts:
         self, context: WorkerContext, run_id: str, spec: RunSpec, bytes_per_token: float
     ) -> None:
         self._spec = spec
-        self._template = context.runs.template
-        self._map_id = StageId(run_id, 0)
+        self._tasks = Tasks(context, run_id, spec)
         self._is_fenced = spec.is_fenced(spec.reduce_model)
         self._has_task = spec.reduction == "best"
         window, answer = comparison_tokens(spec)
@@ -218,7 +216,7 @@ class _Prompts:
         """Return the prompts of two outputs of a chunk, and of other chunks where there is no task."""
         texts = [(first.output or "").strip(), second.strip()]
         if self._has_task:
-            texts.append(self._task(chunk, first))
+            texts.append(self._tasks.of(chunk, first))
         one, other, *tasks = fitted(texts, self._room)
         task = tasks[0] if tasks else None
         criteria = self._spec.criteria
@@ -226,18 +224,6 @@ class _Prompts:
             comparison_prompt(criteria, task, one, other, is_fenced=self._is_fenced),
             comparison_prompt(criteria, task, other, one, is_fenced=self._is_fenced),
         )
-
-    def _task(self, chunk: Chunk, outcome: Outcome) -> str:
-        """Return what both outputs are answers to: their prompt, or the chunk if these differ."""
-        spec = self._spec
-        ref = spec.variants.ref(outcome.index)
-        if spec.steps or len(spec.variants.models) * spec.variants.samples == 1:
-            return chunk.text
-        template = self._template(self._map_id, ref.aspect)
-        values = branch_values(chunk, ref, ref.sample, chunk.around)
-        if spec.retrieval_sources:
-            values["context"] = named(outcome.passages)
-        return template.render(values, chunk.columns, is_fenced=self._is_fenced)
 
 
 def _verdicts(

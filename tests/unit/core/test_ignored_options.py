@@ -30,6 +30,7 @@ from fanout.core.field_names import ALIASES, PARTS, inner_name
 from fanout.core.records import Document
 from fanout.core.settings import Settings, load_settings
 from fanout.core.spec import RunSpec, make_spec, stored_spec
+from fanout.inputs.fences import RULE, SUBTASK_RULE
 from fanout.inputs.intake import checked_documents
 from fanout.llm import FakeLLM, LLMRequest, context_tokens
 from fanout.llm.callables import CallableLLM, register_callable, unregister_callable
@@ -569,6 +570,22 @@ def test_a_function_that_only_workers_know_fails_of_what_it_would_ignore(name):
     with pytest.raises(LLMError, match=f"takes the prompt only: leave out {name}") as caught:
         asyncio.run(CallableLLM(str.upper, concurrency=1).complete(request))
     assert (caught.value.kind.value, caught.value.stop_after) == ("bad_request", 1)
+
+
+def test_an_object_hears_what_fences_mean_and_a_function_does_not():
+    for rule in (RULE, RULE + SUBTASK_RULE):
+        request = LLMRequest(prompt="p", system=rule)
+        reply = asyncio.run(CallableLLM(str.upper, concurrency=1).complete(request))
+        assert reply.text == "P"
+    heard = []
+    model = FakeLLM(script=lambda request: heard.append(request.system) or "x")
+    with ParallelCalls(model) as runner:
+        runner.run(["a"], "{input}", fence=True)
+        runner.run(["a"], "{input}", fence=True, system="S")
+    assert heard == [RULE, f"S\n\n{RULE}"]
+    with ParallelCalls(str.upper) as runner:
+        result = runner.run(["a"], "{input}", fence=True)
+    assert result.outputs[0].startswith("<DOCUMENT ID=")
 
 
 # The arguments of a client.

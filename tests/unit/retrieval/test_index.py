@@ -57,7 +57,9 @@ def test_a_known_passage_is_the_first_among_thousands(thousands, query):
     assert len(found) == 5
 
 
-def test_scores_are_those_of_bm25(tmp_path):
+@pytest.mark.parametrize("block", [1, 3, 65_536])
+def test_scores_are_those_of_bm25(tmp_path, monkeypatch, block):
+    monkeypatch.setattr("fanout.retrieval.building._BLOCK", block)
     passages = ["a b b c", "b c d", "d d d e", "a"]
     index, _ = build(tmp_path, passages)
     lengths = [len(one.split()) for one in passages]

@@ -89,8 +89,8 @@ def test_its_tokens_are_those_that_the_model_is_known_to_make():
         ({"fence": None, "model": "fake?fence=1"}, len(RULE) + FENCE_BYTES),
         ({"fence": None, "model": "fake"}, 0),
         ({"fence": None, "model": "x:y"}, 0),
-        # A function takes no system prompt.
-        ({"fence": True, "model": "x:y"}, FENCE_BYTES),
+        # Only workers know whether it is a function, which gets no rule.
+        ({"fence": True, "model": "x:y"}, len(RULE) + FENCE_BYTES),
     ],
 )
 def test_fences_and_their_rule_are_counted(fields, adds):
