@@ -32,9 +32,11 @@ __all__ = [
     "speed_parts",
     "stop_hint",
     "token_counts",
+    "vanished_parts",
     "wait_hint",
 ]
 
+_MOST_VANISHED = 3
 # A label and its facts.
 Row = tuple[str, list[str]]
 
@@ -71,6 +73,7 @@ def run_rows(status: Status, speed: Speed | None) -> list[Row]:
         else [],
         "errors": _kinds(status.errors),
         "kept": kept_notes(status),
+        "vanished": vanished_parts(status),
     }
     return [(label, parts) for label, parts in rows.items() if parts]
 
@@ -124,6 +127,18 @@ def day_parts(budgets: Mapping[str, BudgetStatus]) -> list[str]:
         f"{'all models' if name == ALL_MODELS else name}: {one.day_words}"
         for name, one in sorted(budgets.items())
     ]
+
+
+def vanished_parts(status: Status) -> list[str]:
+    """Return which workers have vanished with branches in hand."""
+    names = sorted(status.vanished)
+    parts = [
+        f"worker {name} has vanished with {plural(status.vanished[name], 'branch', 'branches')} in hand"
+        for name in names[:_MOST_VANISHED]
+    ]
+    if len(names) > _MOST_VANISHED:
+        parts.append(f"and {plural(len(names) - _MOST_VANISHED, 'more worker', 'more workers')}")
+    return parts
 
 
 def batch_parts(status: Status) -> list[str]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from fanout.runs.branch_output import Output
     from fanout.runs.branch_trace import BranchTrace, TracedCall
+    from fanout.runs.traced_comparisons import TracedComparison
 
 __all__ = ["command"]
 
@@ -51,6 +52,7 @@ def command(run_id: str, index: int, broker_url: str | None, as_json: bool) -> N
                 **trace.standing,
                 "text": trace.branch.text,
                 "calls": [call.to_dict() for call in trace.calls],
+                "compared": [one.to_dict() for one in trace.compared],
             }
         )
         return
@@ -68,6 +70,23 @@ def _lines(run_id: str, trace: BranchTrace) -> Iterator[str]:
         yield ""
         yield f"{number}. {' · '.join(_head(call))}"
         yield from _parts(call)
+    for one in trace.compared:
+        yield ""
+        yield " · ".join(_compared(one))
+        yield from _part("prompt", one.prompt)
+        if one.kind is not None:
+            yield from _part("failed", f"{one.kind.value}: {one.message or ''}")
+        else:
+            yield from _part("reasons", one.reasons)
+
+
+def _compared(one: TracedComparison) -> Iterator[str]:
+    yield f"compared with branch {one.other:,}, round {one.round}"
+    yield "seen first" if one.was_first else "seen second"
+    yield one.verdict or "no verdict"
+    yield plural(one.attempts, "call", "calls")
+    yield f"cost {cost_of(one.usage)}"
+    yield duration(one.elapsed_s)
 
 
 def _place(branch: Output[Any]) -> str:

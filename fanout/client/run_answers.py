@@ -24,6 +24,7 @@ from fanout.runs.outputs import output_of, refused_note, typed_value
 from fanout.runs.results import Result
 from fanout.runs.rows import layout_of
 from fanout.runs.status import StageStatus, Status, StoredResult, kept_notes
+from fanout.runs.traced_comparisons import comparisons_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from fanout.runs.branch_output import Output
     from fanout.runs.branch_trace import BranchTrace
     from fanout.runs.evaluation import Evaluation
+    from fanout.runs.traced_comparisons import TracedComparison
     from fanout.stores import RedisStore
 
 __all__ = ["RunAnswers"]
@@ -98,7 +100,12 @@ class RunAnswers:
             stages[0] = stages[0].without_retried(run.retry)
         branches = stages[0]
         gathered, batches = (0, []) if run.has_ended else self._store.in_batches(self.run_id)
-        workers = self._store.workers()
+        workers, vanished = self._store.known_workers()
+        lost = {
+            one.name: one.in_flight
+            for one in vanished
+            if one.in_flight and one.seen_at >= run.created_at and not run.has_ended
+        }
         lane, days = self._lane_and_days(workers, has_ended=run.has_ended)
         budget = None
         if run.has_budget:
@@ -138,6 +145,7 @@ class RunAnswers:
             is_late=run.is_late,
             is_stopping=run.is_stopping,
             day_budgets=days,
+            vanished=lost,
             limits={} if run.has_ended else self._limits(),
             asks_providers=self._called is not None and any("/" in one for one in self._called[1]),
             plan=None if plan is None else _stage_status(0, plan),
@@ -306,8 +314,19 @@ class RunAnswers:
         if outcome is None:
             raise RunError(f"branch {index:,} of run {self.run_id} has not ended")
         spec = self.spec
-        aggregate = self.aggregate()[0] if spec.compares else None
-        return trace_of(spec, shard, outcome, aggregate=aggregate)
+        if not spec.compares:
+            return trace_of(spec, shard, outcome)
+        aggregate, compared = self.aggregate()[0], self._comparisons(index)
+        return trace_of(spec, shard, outcome, aggregate=aggregate, comparisons=compared)
+
+    def _comparisons(self, index: int) -> Iterator[TracedComparison]:
+        """Yield the comparisons of a branch, round by round; one shard is in memory at a time."""
+        run = self._store.run(self.run_id)
+        for number, stage in enumerate(range(run.base_stage + 1, run.last_stage + 1), 1):
+            stage_id = StageId(self.run_id, stage)
+            for shard_id in map(stage_id.shard, range(self._store.stage(stage_id).shards)):
+                shard, outcomes = self._store.shard(shard_id), self._store.outcomes(shard_id)
+                yield from comparisons_in(shard, outcomes, index, number=number)
 
     def _shard_of(self, index: int) -> ShardId:
         """Return the shard of a branch: shards have consecutive indices."""

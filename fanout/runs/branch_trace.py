@@ -24,6 +24,7 @@ from fanout.llm.step_plans import step_plan_of
 from fanout.policy.packing import shard_chunk
 from fanout.policy.steps import Chain, SentBack
 from fanout.runs.outputs import output_of
+from fanout.runs.traced_comparisons import TracedComparison  # noqa: TC001 - as above
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -100,15 +101,22 @@ class BranchTrace:
         calls: Its questions in the order in which they were asked.
         standing: What comparisons have found, as the aggregate has it: ``rank``, or ``wins`` and
             ``comparisons``; empty if the aggregate does not have the branch.
+        compared: The calls that compared its answer with others, in the order of the rounds.
     """
 
     branch: Output[Any]
     calls: tuple[TracedCall, ...]
     standing: Mapping[str, int] = field(default_factory=dict)
+    compared: tuple[TracedComparison, ...] = ()
 
 
 def trace_of(
-    spec: RunSpec, shard: Shard, outcome: Outcome, *, aggregate: Any = None
+    spec: RunSpec,
+    shard: Shard,
+    outcome: Outcome,
+    *,
+    aggregate: Any = None,
+    comparisons: Iterable[TracedComparison] = (),
 ) -> BranchTrace:
     """Return a branch from end to end.
 
@@ -117,6 +125,7 @@ def trace_of(
         shard: The shard of the branch.
         outcome: Its outcome.
         aggregate: What comparisons have found; None if the job has none, or not yet.
+        comparisons: Those of the branch.
 
     Raises:
         StoredDataError: What is stored does not fit the job.
@@ -136,7 +145,7 @@ def trace_of(
     else:
         calls = (_single(spec, chunk, ref, branch, len(shard.chunks)),)
     standing = {name: own[name] for name in _STANDING if name in own}
-    return BranchTrace(branch=branch, calls=calls, standing=standing)
+    return BranchTrace(branch=branch, calls=calls, standing=standing, compared=tuple(comparisons))
 
 
 def _compared(spec: RunSpec, aggregate: Any) -> Iterator[dict[str, Any]]:

@@ -126,6 +126,9 @@ class Status:
         limits: The limits that the fleet has learnt of its models and keeps to now; none once it has
             ended.
         asks_providers: Whether it calls models of providers, which cost something.
+        vanished: The workers of the fleet that have died, or were cut off, since the run was submitted
+            (in the last hour), with the branches that they had in hand, of any run, which others
+            take over. Empty once the run has ended.
     """
 
     run_id: str
@@ -161,6 +164,7 @@ class Status:
     limits: dict[str, LimitState] = field(default_factory=dict)
     asks_providers: bool = False
     plan: StageStatus | None = None
+    vanished: dict[str, int] = field(default_factory=dict)
 
     @property
     def slowed(self) -> list[str]:

@@ -119,9 +119,13 @@ class RedisFleet(RedisBase):
             pipe.hdel(records, name)
             pipe.execute()
 
-    @translated
     def workers(self) -> list[WorkerRecord]:
         """Return the live workers, by name."""
+        return self.known_workers()[0]
+
+    @translated
+    def known_workers(self) -> tuple[list[WorkerRecord], list[WorkerRecord]]:
+        """Return the live workers, and those that have vanished without a farewell of late, by name."""
         known, records = self._workers
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.time()
@@ -129,8 +133,13 @@ class RedisFleet(RedisBase):
             pipe.hgetall(records)
             time, until, stored = pipe.execute()
         now = seconds(time)
-        live = ((name, lapses) for name, lapses in until if lapses > now and name in stored)
-        return [codec.decode_worker(stored[name], lapses) for name, lapses in sorted(live)]
+        live: list[WorkerRecord] = []
+        vanished: list[WorkerRecord] = []
+        for name, lapses in sorted(until):
+            if name in stored:
+                of = live if lapses > now else vanished
+                of.append(codec.decode_worker(stored[name], lapses))
+        return live, vanished
 
     @translated
     def count_dropped(self, messages: int) -> None:

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from fanout.cli.run_facts import vanished_parts
 from fanout.client.client import Client
 from fanout.client.run import Run
 from fanout.core.errors import BrokerError, InputError, RunError, UnknownRunError
@@ -410,6 +411,19 @@ def test_branches_that_are_retried_are_neither_done_nor_failed_meanwhile(store, 
     assert counts() == (5, {BAD: 1, SLOW: 1}), "it failed again"
     store.halt(RUN, RunStatus.CANCELLED)
     assert counts() == (6, {BAD: 2, SLOW: 1}), "what is not taken back stays as it was"
+
+
+def test_a_status_names_workers_that_vanished_with_branches_in_hand(store, publisher):
+    store.worker_alive(WorkerRecord(name="idle@x"), ttl_s=-1)
+    store.worker_alive(WorkerRecord(name="dead@x", in_flight=2), ttl_s=-1)
+    store.create_run(RUN, spec=SPEC.model_dump_json(), created_at=time.time() - 9, deadline_at=None)
+    enqueue(store, publisher, texts(1), SPEC)
+    run = run_handle(store, publisher)
+    assert run.status().vanished == run.status().to_dict()["vanished"] == {"dead@x": 2}
+    said = ["worker dead@x has vanished with 2 branches in hand"]
+    assert vanished_parts(run.status()) == said
+    store.end_run(RUN, RunStatus.SUCCEEDED, ended_at=time.time())
+    assert run.status().vanished == {}
 
 
 def test_of_two_that_retry_a_run_one_reopens_it(store, publisher):

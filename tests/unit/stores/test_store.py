@@ -855,8 +855,9 @@ def names(store) -> list[str]:
 def test_workers_are_known_until_they_go_or_fall_silent(store):
     store.worker_alive(WorkerRecord(name="b@x:1"), ttl_s=60)
     store.worker_alive(WorkerRecord(name="a@x"), ttl_s=60)
-    store.worker_alive(WorkerRecord(name="c@x"), ttl_s=-1)
+    store.worker_alive(WorkerRecord(name="c@x", in_flight=2), ttl_s=-1)
     assert names(store) == ["a@x", "b@x:1"]
+    assert [(one.name, one.in_flight) for one in store.known_workers()[1]] == [("c@x", 2)]
     store.worker_gone("a@x")
     assert names(store) == ["b@x:1"]
 

@@ -9,6 +9,8 @@ from functools import partial
 
 import pytest
 
+from fanout.cli.show import _lines
+from fanout.client.run import Run
 from fanout.core.errors import PromptError
 from fanout.core.ids import ShardId, StageId
 from fanout.core.records import Chunk, ErrorKind, RunStatus
@@ -115,6 +117,17 @@ def test_a_ranking_counts_calls_and_asks_for_equal_texts_once():
     stages = [context.store.stage(StageId(RUN, number)).total for number in (1, 2, 3, 4)]
     assert context.llm.calls == len(texts) + sum(stages)
     assert max(stages) == 2 * 3, "four texts differ: one of them is the pivot"
+    run = Run(RUN, context.store, context.connections.publisher, lambda: None)
+    for index, verdict in ((4, "won"), (1, "lost")):
+        trace = run.trace(index)
+        compared = [(one.other, one.was_first) for one in trace.compared]
+        assert {one.verdict for one in trace.compared} == {verdict}
+        assert len(compared) == len(set(compared)) > 0
+        assert {(other, not was_first) for other, was_first in compared} == set(compared)
+        said = [line for line in _lines(RUN, trace) if line.startswith("compared with branch")]
+        assert len(said) == len(compared)
+        assert f"seen first · {verdict} · 1 call" in "\n".join(said)
+        assert json.loads(json.dumps(trace.compared[0].to_dict()))["reasons"] == "r"
 
 
 @pytest.mark.parametrize("fields", [{}, {"reduce": "best", "aspects": {"a": "{input}a", "b": "b"}}])
