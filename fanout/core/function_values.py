@@ -26,8 +26,12 @@ _AS_TEXT = (UUID, PurePath)
 
 
 def plain_text(text: str) -> str:
-    """Return a text as a plain string: subclasses have characters of their own, and no encoding."""
-    return text if type(text) is str else str.__str__(text)
+    """Return a text as a plain string: subclasses have characters of their own, and no encoding.
+
+    A lone surrogate, which UTF-8 cannot encode, is replaced, as in the answers of models.
+    """
+    plain = text if type(text) is str else str.__str__(text)
+    return plain if plain.isascii() else plain.encode("utf-8", "replace").decode("utf-8")
 
 
 def function_text(value: object) -> str:
@@ -66,7 +70,7 @@ def _json(value: Any, path: tuple[str, ...], parents: tuple[int, ...]) -> Cell:
     if isinstance(value, (int, float)):
         return _number(value, path)
     text = _text_of(value, path)
-    return _nested(value, path, parents) if text is None else text
+    return _nested(value, path, parents) if text is None else plain_text(text)
 
 
 def _is_missing(value: object) -> bool:

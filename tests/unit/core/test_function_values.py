@@ -124,3 +124,19 @@ def test_what_json_does_not_have_is_refused_with_the_reason_and_the_place(value,
     with pytest.raises(ValueError, match=r"^[^<]+$") as caught:
         function_text(value)
     assert str(caught.value).startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("a\ud800", "a?"),
+        (["\ud83d"], '["?"]'),
+        (
+            {"k\udfff": {"of": ("x\udc00", pathlib.PurePath("y\udcff"))}},
+            '{"k?":{"of":["x?","y?"]}}',
+        ),
+        (["K\u00fcche \U0001f600"], '["K\u00fcche \U0001f600"]'),
+    ],
+)
+def test_lone_surrogates_are_replaced_as_in_answers_of_models(value, text):
+    assert function_text(value) == text

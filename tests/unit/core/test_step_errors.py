@@ -97,11 +97,17 @@ def test_an_error_has_the_name_of_the_step_and_the_field(steps, field, reason, t
     assert str(found.exception).startswith(f"{job}: {field}: ")
 
 
-def test_a_stored_run_may_have_empty_conditions():
-    stored = json.loads(make_spec(model="fake", steps=[FREE]).model_dump_json())
+def test_a_stored_run_may_have_what_a_new_one_is_refused_for():
+    check = {"name": "check", "judge": "free", "criteria": "good"}
+    made = make_spec(model="fake", steps=[FREE, check], reduce="pairwise", criteria="good")
+    stored = json.loads(made.model_dump_json())
     assert "when" not in stored["steps"][0]
     stored["steps"][0]["when"] = {}
-    assert stored_spec(json.dumps(stored)).steps[0].when == {}
+    stored["steps"][1]["criteria"] = stored["criteria"] = [" "]
+    stored["price"] = {}
+    found = stored_spec(json.dumps(stored))
+    assert found.steps[0].when == {}
+    assert found.steps[1].criteria == found.criteria == (" ",)
 
 
 def test_an_unknown_name_in_a_prompt_is_told_which_steps_come_before():
