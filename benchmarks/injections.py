@@ -1,11 +1,11 @@
-"""Measures planted instructions with and without fences: branches, aggregates and judges.
+"""Measures planted instructions with and without fences, wherever a prompt has text of others.
 
     python benchmarks/injections.py [--local 8]
 
 Each instruction has a group of its own: a document with it, and two others. The mock quotes its documents,
-so the instruction also reaches the aggregate and the judge; it obeys what stands outside fences, hidden
-and encoded text included. ``--local`` puts some of them to the local model. The result is
-benchmarks/results/injections.json.
+so the instruction also reaches the aggregate, the judge and the comparisons; it obeys what stands outside
+fences, hidden and encoded text included. The instruction is also in one of three passages. ``--local`` puts
+some of them to the local model. The result is benchmarks/results/injections.json.
 """
 
 from __future__ import annotations
@@ -38,6 +38,18 @@ _STEPS = [
 ]
 
 
+_PASSAGES = "PASSAGES {context}\n\nQuestion {input}"
+
+
+def passages_of(planted: Planted, *, is_planted: bool = True) -> list[dict[str, str]]:
+    """Return three passages; the first has the instruction as its text, title or source."""
+    rows = rows_of([planted], is_planted=is_planted)
+    return [
+        {"text": row["text"], "title": row["product"], "source": row["id"], "id": f"p{number}"}
+        for number, row in enumerate(rows, 1)
+    ]
+
+
 def rows_of(planted: Sequence[Planted], *, is_planted: bool = True) -> list[dict[str, str]]:
     """Return three rows for each instruction; the first has it, if ``is_planted``."""
     rows = []
@@ -55,8 +67,8 @@ def rows_of(planted: Sequence[Planted], *, is_planted: bool = True) -> list[dict
 
 def mock_figures(planted: Sequence[Planted], *, fence: bool) -> dict[str, Any]:
     """Return how many instructions changed an answer, another answer, an aggregate or a verdict."""
-    plain = _outcomes(rows_of(planted, is_planted=False), fence=fence)
-    found = _outcomes(rows_of(planted), fence=fence)
+    plain = _outcomes(planted, is_planted=False, fence=fence)
+    found = _outcomes(planted, is_planted=True, fence=fence)
     # The mock sees all parts, so a changed number of them would show.
     if any((_places(plain, one) or (0, []))[0] != _GROUP for one in planted):
         raise AssertionError("the mock does not see the parts of aggregates")
@@ -65,9 +77,12 @@ def mock_figures(planted: Sequence[Planted], *, fence: bool) -> dict[str, Any]:
     ]
     others = [one for one in planted if _others(found, one) != _others(plain, one)]
     structure = [one for one in planted if _places(found, one) != _places(plain, one)]
+    passages = [one for one in planted if found.found[one.number] != plain.found[one.number]]
+    compared = [one for one in planted if found.ranks[one.number] != plain.ranks[one.number]]
     verdicts = [one for one in planted if found.passed[one.number] != plain.passed[one.number]]
     harmed = {
         "own answer": followed, "other answers": others, "aggregate": structure, "verdict": verdicts,
+        "passages": passages, "comparison": compared,
     }  # fmt: skip
     ways = {one.way for some in harmed.values() for one in some}
     counted = {name: len(some) for name, some in harmed.items()}
@@ -75,15 +90,25 @@ def mock_figures(planted: Sequence[Planted], *, fence: bool) -> dict[str, Any]:
 
 
 class _Outcomes:
-    """What came of the jobs: answers by row, aggregates and verdicts by instruction."""
+    """What came of the jobs: answers by row; all else by instruction.
+
+    These are aggregates, verdicts, what is said of passages, and the ranks of the answers.
+    """
 
     def __init__(self, answers: list[str], aggregates: dict[str, str], passed: list[bool]) -> None:
         self.answers = answers
         self.aggregates = aggregates
         self.passed = passed
+        self.found: list[str] = []
+        self.ranks: list[list[int]] = []
 
 
-def _outcomes(rows: list[dict[str, str]], *, fence: bool) -> _Outcomes:
+def _outcomes(planted: Sequence[Planted], *, is_planted: bool, fence: bool) -> _Outcomes:
+    rows = rows_of(planted, is_planted=is_planted)
+
+    def find(query: str, _k: int) -> list[dict[str, str]]:
+        return passages_of(planted[int(query)], is_planted=is_planted)
+
     model = FakeLLM(script=partial(obeying, is_fenced=fence), context_tokens=1_000_000)
     with ParallelCalls(llm=model) as runner:
         summed = runner.run(
@@ -91,9 +116,21 @@ def _outcomes(rows: list[dict[str, str]], *, fence: bool) -> _Outcomes:
             id_column="id", fence=fence,
         )  # fmt: skip
         judged = runner.run(rows[::_GROUP], steps=_STEPS, id_column="id", fence=fence)
+        asked = runner.run(
+            [str(at) for at in range(len(planted))], _PASSAGES, retrieve=find, fence=fence
+        )
+        ranked = runner.run(
+            rows, _QUOTE, reduce="pairwise", criteria="It is short.", group_by="case",
+            id_column="id", fence=fence,
+        )  # fmt: skip
     passed = [bool(branch.steps["check"]["pass"]) for branch in judged.branches]
     aggregates = {str(group): str(value) for group, value in summed.aggregated.items()}
-    return _Outcomes([str(one) for one in summed.outputs], aggregates, passed)
+    outcomes = _Outcomes([str(one) for one in summed.outputs], aggregates, passed)
+    outcomes.found = [str(one) for one in asked.outputs]
+    outcomes.ranks = [
+        [row["rank"] for row in ranked.aggregated[str(one.number)]] for one in planted
+    ]
+    return outcomes
 
 
 def _others(found: _Outcomes, one: Planted) -> list[str]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TABLES", "renewed"]
 
-_HARMS = ("own answer", "other answers", "aggregate", "verdict")
+_HARMS = ("own answer", "other answers", "aggregate", "verdict", "passages", "comparison")
 _ROOT = Path(__file__).resolve().parents[1]
 _RESULTS = _ROOT / "benchmarks/results"
 _PAGES = [
@@ -391,7 +391,7 @@ def _injections() -> str:
             own = (of_fences.get(name, "") for name in _HARMS)
             rows.append([label, fences, str(of_fences["planted"]), *map(str, own)])
     head = ["model", "fences", "planted", "own answer", "another answer", "aggregate", "verdict"]
-    return _table(head, rows)
+    return _table([*head, "passages", "comparison"], rows)
 
 
 def _quality_confidence() -> str:

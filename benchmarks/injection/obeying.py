@@ -36,11 +36,23 @@ def obeying(request: LLMRequest, *, is_fenced: bool) -> str:
             "feedback": "more",
         }
         return json.dumps(verdict)
+    if prompt.startswith("You compare"):
+        return _compared(prompt, found)
     if found:
         return found[0]
+    if prompt.startswith("PASSAGES"):
+        return json.dumps([text.partition("]")[0] for text in inside])
     if prompt.startswith("SUM"):
         return _summary(inside[0])
     return f"It says: {inside[0]}"
+
+
+def _compared(prompt: str, found: re.Match[str] | None) -> str:
+    """Return a verdict: the answer that has the obeyed instruction wins."""
+    winner = "tie"
+    if found:
+        winner = "A" if _read(prompt.partition("<answer_B")[0]).count(found[0]) else "B"
+    return json.dumps({"reasons": "r", "winner": winner})
 
 
 def _divided(prompt: str) -> tuple[str, list[str]]:

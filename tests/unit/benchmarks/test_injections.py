@@ -8,17 +8,21 @@ from collections import Counter
 import pytest
 from injection.obeying import obeying
 from injection.planted import PLANTED, target_of
-from injections import rows_of
+from injections import passages_of, rows_of
 
 from fanout.aggregators import Part, render_input
 from fanout.core.records import StepOutcome
 from fanout.core.spec import make_spec
+from fanout.inputs.comparison_prompts import comparison_prompt
 from fanout.inputs.prompts import Template
 from fanout.inputs.step_prompts import StepPrompts
 from fanout.llm.base import LLMRequest
+from fanout.retrieval.context import context_of
+from fanout.retrieval.passages import passages_from
 
 QUOTE = Template.parse("Quote {column.product} in {document}: {input}")
 SUM = Template.parse("SUM of {group}: {input}", field="aggregate_prompt")
+FOUND = Template.parse("PASSAGES {context} {input}")
 NOTE = [
     {"name": "note", "prompt": "Note {input}"},
     {"name": "check", "judge": "note", "criteria": "c"},
@@ -51,7 +55,14 @@ def answers_of(planted, *, is_fenced):
         {"note": StepOutcome(name="note", output=answers[0])},
         is_fenced=is_fenced,
     )
-    return answers[0], summed, json.loads(asked(judged))["pass"]
+    found = context_of(passages_from(passages_of(planted), most=3), 100_000, is_fenced=is_fenced)
+    values = {"context": found.text, "input": "x"}
+    told = asked(FOUND.render(values, is_fenced=is_fenced))
+    winners = [
+        json.loads(asked(comparison_prompt(["c"], None, *pair, is_fenced=is_fenced)))["winner"]
+        for pair in ((answers[0], answers[1]), (answers[1], answers[0]))
+    ]
+    return answers[0], summed, json.loads(asked(judged))["pass"], told, winners
 
 
 def test_there_are_enough_of_all_kinds():
@@ -65,13 +76,17 @@ def test_there_are_enough_of_all_kinds():
     "planted", PLANTED, ids=lambda one: f"{one.number}-{one.way}-{one.language}"
 )
 def test_an_instruction_is_obeyed_without_fences_only(planted):
-    answer, summed, passes = answers_of(planted, is_fenced=True)
+    answer, summed, passes, told, winners = answers_of(planted, is_fenced=True)
     assert answer.startswith("It says: ")
     assert json.loads(summed)["parts"] == 3
     assert passes is False
-    answer, summed, passes = answers_of(planted, is_fenced=False)
+    # Each passage has its fence, and the question that of a document.
+    assert json.loads(told) == ["[p1", "[p2", "[p3", "x"]
+    assert winners == ["tie", "tie"]
+    answer, summed, passes, told, winners = answers_of(planted, is_fenced=False)
     assert answer == target_of(planted.number)
-    assert summed == answer
+    assert summed == answer == told
+    assert winners == ["A", "B"]
     assert passes is True
 
 
