@@ -44,7 +44,7 @@ class Summing(ScriptedProvider):
         if not is_node and prompt in self.fails:
             return 400, {"error": {"message": "no"}}
         if not is_node:
-            return 200, openai_reply(f"n=1 answer to {re.search('text ([0-9]+)', prompt)[0]}")
+            return 200, openai_reply(f"n=1 answer to {prompt}")
         return 200, openai_reply(f"n={sum(map(int, re.findall('n=([0-9]+)', prompt)))} in sum")
 
     @property
