@@ -9,6 +9,8 @@ It listens on loopback, prints one line of JSON with its URL, and serves until i
     GET  /stats                  the counters since the last reset, as JSON
     POST /reset                  reset the counters, and restart the latencies and errors
     POST /outage?sort=500&lasts_s=120    fail for all clients: see provider_outages.py
+    GET  /events                 with --log: arrival and answer of each request in seconds, and whether the
+                                 word of --log is in it
 
 Latencies and errors follow the order of arrival: N requests always get the same ones. The server
 parses the first request of a connection and refuses one that is not a chat completion. It does not
@@ -24,6 +26,7 @@ import json
 import math
 import random
 import sys
+import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -113,6 +116,7 @@ class Plan:
     tpm: float = 0.0
     limit_kind: str = "bucket"
     limit_tells: str = "headers"
+    log: str = ""
     connections: int = 0
     in_flight: int = 0
     by_status: Counter[int] = field(default_factory=Counter)
@@ -141,6 +145,7 @@ class Plan:
         )
         self._has_fates = self.error_rate > 0 or self.refuse_rate > 0
         self.by_status.clear()
+        self.events: list[tuple[float, float, bool]] = []
         self.arrived = 0
         self.abandoned = 0
         self.bytes_in = 0
@@ -156,6 +161,11 @@ class Plan:
         if self.quota is not None and status == 200:  # noqa: PLR2004 - OK
             return self._by_quota(self.quota, size)
         return next(self._latencies), status, self._response(status, size)
+
+    def note(self, body: bytearray, latency_s: float) -> None:
+        """Log a request."""
+        now = time.monotonic()
+        self.events.append((now, now + latency_s, self.log.encode() in body))
 
     def _by_quota(self, quota: Quota, size: int) -> tuple[float, int, bytes]:
         is_accepted, headers = quota.take((size + self.answer_bytes) // 4)
@@ -293,7 +303,8 @@ class Connection(asyncio.Protocol):
             self._needed = size - 1
             return False
         self._needed = 0
-        self._handle(head, buffer[end + 4 : size] if not self._is_checked else None, length)
+        is_read = not self._is_checked or self._plan.log
+        self._handle(head, buffer[end + 4 : size] if is_read else None, length)
         del buffer[:size]
         self._is_closing = b"\r\nconnection: close" in fields
         return True
@@ -312,6 +323,8 @@ class Connection(asyncio.Protocol):
             self._say(_json_response(200, {"object": "list", "data": models}))
         elif method == b"GET" and path == b"/stats":
             self._say(_json_response(200, self._plan.stats()))
+        elif method == b"GET" and path == b"/events":
+            self._say(_json_response(200, self._plan.events))
         elif method == b"POST" and path == b"/reset":
             self._plan.reset()
             self._say(_json_response(200, {}))
@@ -333,6 +346,8 @@ class Connection(asyncio.Protocol):
             self._suffer(told)
             return
         latency_s, status, response = self._plan.arrive(length)
+        if self._plan.log and body is not None:
+            self._plan.note(body, latency_s)
         answer = _Answer()
         answer.status = status
         self._answers.append(answer)
@@ -442,6 +457,12 @@ class Provider(MockProcess):
         """Return its counters."""
         return dict(self._ask("/stats"))
 
+    def events(self) -> list[tuple[float, float, bool]]:
+        """Return what ``--log`` logs."""
+        return [
+            (arrived, answered, is_marked) for arrived, answered, is_marked in self._ask("/events")
+        ]
+
     def reset(self) -> None:
         """Reset it."""
         self._ask("/reset", b"")
@@ -470,6 +491,7 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("--rpm", type=float, default=0.0, help="requests a minute; 0 is no limit")
     parser.add_argument("--tpm", type=float, default=0.0, help="tokens a minute; 0 is no limit")
     parser.add_argument("--limit-kind", choices=KINDS, default="bucket")
+    parser.add_argument("--log", default="", help="log requests, and whether they have this word")
     parser.add_argument("--limit-tells", choices=TELLS, default="headers")
     options = parser.parse_args()
     try:

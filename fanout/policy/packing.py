@@ -31,19 +31,22 @@ def pack(
     max_bytes: int = MAX_SHARD_BYTES,
     neighbours: int = 0,
     first: int = 0,
+    first_branches: int | None = None,
 ) -> Iterator[Shard]:
     """Yield shards of up to ``max_branches`` branches and about ``max_bytes`` of input, lazily.
 
     The input of a chunk is its text and its columns. With ``neighbours``, a shard has that many of the
     chunks beside its first and its last one, which count, too.
 
-    ``first`` is the index of the first branch, where others precede these chunks.
+    ``first`` is the index of the first branch, where others precede these chunks. The first shard has up
+    to ``first_branches``, and each further one twice as many, where the first answers are soon of use.
 
     A chunk whose branches do not fit into one shard is repeated in the next, so that any number
     of samples works. A chunk larger than ``max_bytes`` gets a shard of its own.
     """
     count = size_bytes = first_chunk = 0
     begins_at = first // branches_per_chunk
+    most = min(max_branches, first_branches or max_branches)
     packed: list[Chunk] = []
     before: Sequence[Chunk] = ()
     after: Sequence[Chunk] = ()
@@ -58,13 +61,14 @@ def pack(
             size_bytes += len(chunk.text)
             if chunk.columns:
                 size_bytes += cell_size(chunk.columns)
-            taken = min(remaining, max_branches - count)
+            taken = min(remaining, most - count)
             count += taken
             remaining -= taken
-            if count >= max_branches or size_bytes + _text_size(after) >= max_bytes:
+            if count >= most or size_bytes + _text_size(after) >= max_bytes:
                 yield _shard(first, count, first_chunk, packed, (before, after))
                 first += count
                 count = 0
+                most = min(max_branches, 2 * most)
                 packed = []
     if packed:
         yield _shard(first, count, first_chunk, packed, (before, after))

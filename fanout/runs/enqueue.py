@@ -37,6 +37,7 @@ __all__ = [
     "close_stopped_input",
     "delete",
     "fleet_window",
+    "has_frontier",
     "open_stage",
     "seal_reduce_stage",
     "unpark",
@@ -46,6 +47,8 @@ __all__ = [
 # The answers of a shard are in memory together; in a run that reads, each is a whole document.
 _MAX_READ_BRANCHES = 64
 _MAX_READ_MB = 256.0
+# The first shards of a run whose reduce begins with its first shard.
+_FIRST_BRANCHES = 50
 
 
 class Enqueuer:
@@ -125,6 +128,7 @@ class Enqueuer:
             branches_per_chunk=spec.branches_per_chunk,
             max_branches=_max_branches(spec),
             neighbours=spec.neighbours,
+            first_branches=_FIRST_BRANCHES if has_frontier(spec) else None,
         )
         return self._stoppable(run_id, shards)
 
@@ -140,6 +144,11 @@ class Enqueuer:
                 self._store.halt(run_id, RunStatus.CANCELLED)
                 return
             yield shard
+
+
+def has_frontier(spec: RunSpec) -> bool:
+    """Return whether the tree of a job begins before its branches have ended."""
+    return spec.reduction == "llm" and spec.group_by is None
 
 
 def _max_branches(spec: RunSpec) -> int:

@@ -19,7 +19,7 @@ from fanout.core.ids import StageId
 from fanout.core.records import Chunk
 from fanout.core.state import Frontier
 from fanout.policy.packing import pack
-from fanout.runs.enqueue import fleet_window, seal_reduce_stage
+from fanout.runs.enqueue import fleet_window, has_frontier, seal_reduce_stage
 from fanout.runs.token_counts import packing_ratio, reduce_room
 from workers.reduce.items import ended_branches, item_of
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 __all__ = [
     "follow",
     "group_counts",
-    "has_frontier",
     "leaf_of",
     "node_chunk",
     "part_of",
@@ -62,11 +61,6 @@ def follow(context: WorkerContext, shard_id: ShardId) -> None:
     # What the job cannot do is reported once all branches have ended.
     with suppress(SpecError):
         _Feed(context, run, spec, shard_id.stage_id).advance(is_complete=False)
-
-
-def has_frontier(spec: RunSpec) -> bool:
-    """Return whether the tree of a job begins before its branches have ended."""
-    return spec.reduction == "llm" and spec.group_by is None
 
 
 def reduce_rest(context: WorkerContext, run: RunRecord, spec: RunSpec, stage_id: StageId) -> bool:

@@ -20,13 +20,12 @@ from fanout.core.errors import SpecError
 from fanout.core.ids import StageId
 from fanout.core.records import ErrorKind, RunStatus
 from fanout.policy.packing import pack
-from fanout.runs.enqueue import open_stage
+from fanout.runs.enqueue import has_frontier, open_stage
 from fanout.runs.status import ReduceError, StoredResult
 from fanout.runs.token_counts import packing_ratio, reduce_room
 from workers.reduce.comparisons import compare
 from workers.reduce.frontier import (
     group_counts,
-    has_frontier,
     leaf_of,
     node_chunk,
     part_of,

@@ -19,14 +19,18 @@ def chunk(i, size=1):
     per_chunk=st.integers(1, 25),
     max_branches=st.integers(1, 20),
     max_bytes=st.integers(1, 500),
+    first_branches=st.none() | st.integers(1, 30),
 )
-def test_every_branch_is_in_one_shard_with_its_chunk(chunks, per_chunk, max_branches, max_bytes):
+def test_every_branch_is_in_one_shard_with_its_chunk(
+    chunks, per_chunk, max_branches, max_bytes, first_branches
+):
     shards = list(
         pack(
             (chunk(i, size=10) for i in range(chunks)),
             branches_per_chunk=per_chunk,
             max_branches=max_branches,
             max_bytes=max_bytes,
+            first_branches=first_branches,
         )
     )
     seen = []
@@ -37,6 +41,14 @@ def test_every_branch_is_in_one_shard_with_its_chunk(chunks, per_chunk, max_bran
             assert shard_chunk(shard, index, per_chunk).document_index == index // per_chunk
             seen.append(index)
     assert len(seen) == chunks * per_chunk
+
+
+def test_the_first_shards_may_be_small_and_others_may_precede_them():
+    few = pack(map(chunk, range(40)), branches_per_chunk=1, max_branches=16, first_branches=4)
+    assert [shard.count for shard in few] == [4, 8, 16, 12]
+    [later] = pack(map(chunk, range(3)), branches_per_chunk=1, first=70)
+    assert (later.first, later.first_chunk) == (70, 70)
+    assert shard_chunk(later, 72, 1).document == "d2"
 
 
 def test_a_shard_is_closed_when_its_text_is_large():
