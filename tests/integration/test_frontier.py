@@ -64,7 +64,7 @@ def submit(client, **fields):
     fields = {
         "cache": False,
         "tokenizer": "bytes/4",
-        "context_tokens": 700,
+        "context_tokens": 560,
         "aggregate_max_tokens": 20,
         **fields,
     }
