@@ -26,7 +26,7 @@ from fanout.policy.refusal_noise import compared, noisy
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["CallWindow", "Member", "WindowReport", "reported", "shares", "total_of"]
+__all__ = ["CallWindow", "Member", "WindowReport", "are_alone", "reported", "shares", "total_of"]
 
 _DECREASE = 0.75
 _SUCCESSES = 25
@@ -326,6 +326,12 @@ def _judged(window: CallWindow, now: float) -> CallWindow | None:
     return msgspec.structs.replace(
         window, size=None, slow_s=None, calm_until=now + _CALM_S, members={}
     )
+
+
+def are_alone(window: CallWindow) -> bool:
+    """Return whether a refused call says nothing of others: it was so at random, or they have a pace."""
+    quota = window.quota
+    return window.noise is not None or (quota.pace is not None and not quota.is_used_up)
 
 
 def total_of(window: CallWindow, *, now: float) -> int | None:

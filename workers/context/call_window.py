@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from fanout.core.records import ErrorKind
-from fanout.policy.adaptive import WindowReport, shares
+from fanout.policy.adaptive import WindowReport, are_alone, shares
 from workers.context.fair_line import ANYBODY, FairLine
 from workers.context.pacing import ask_store
 
@@ -36,6 +36,8 @@ _MANY = 0.05
 _MARGIN = 1e-9
 # Seconds without a success, and without twice the time of a call, after which a provider does not answer.
 _QUIET_S = 2.0
+# Refusals without a success among them that are too many to be random.
+_ROW = 8
 
 _log = logging.getLogger(__name__)
 
@@ -81,8 +83,9 @@ class CallPlaces:
         self._busy_s = 0.0
         self._refused = 0
         self._refused_at: float | None = None
-        # Whether a refusal says nothing of other calls: some are refused however few there are.
-        self.has_noise = False
+        # Whether a single refusal says nothing of other calls; and the refusals since the last success.
+        self._has_noise = False
+        self._row = 0
         # The calls a minute of the fleet, if its provider has a quota that it does not tell.
         self.pace: float | None = None
         # Moving means: the seconds of a call, how many were in flight when one succeeded, and the shares of
@@ -98,6 +101,11 @@ class CallPlaces:
     def is_bounded(self) -> bool:
         """Whether the fleet has a window, so that calls may have to wait."""
         return self._share is not None
+
+    @property
+    def has_noise(self) -> bool:
+        """Whether a refusal says nothing of other calls: some are refused however few there are."""
+        return self._has_noise and self._row < _ROW
 
     def begin(self) -> None:
         """Begin a call at once: the fleet has no window."""
@@ -133,6 +141,7 @@ class CallPlaces:
 
     def succeeded(self, elapsed_s: float, timeout_s: float | None) -> None:
         """Count a call that was answered."""
+        self._row = 0
         before = self._call_s
         self._call_s = elapsed_s if before is None else before + _ALPHA * (elapsed_s - before)
         # It has just left.
@@ -163,6 +172,7 @@ class CallPlaces:
         if error.kind is ErrorKind.RATE_LIMITED:
             self._refused_share += _ALPHA * (1 - self._refused_share)
             self._refused += 1
+            self._row += 1
             if not is_paced or self._refused_share > _MANY:
                 self._refused_at = max(began, self._refused_at or began)
                 self._open(timeout_s)
@@ -190,7 +200,7 @@ class CallPlaces:
                 await asyncio.sleep(_REPORT_S if goes_on else 0)
         finally:
             self._keeper, self._share = None, None
-            self.has_noise, self.pace = False, None
+            self._has_noise, self.pace = False, None
             self._admit()
 
     async def _report(self) -> bool:
@@ -208,7 +218,7 @@ class CallPlaces:
             return not is_idle
         window, now = told
         before, self._share = self._share, self._part(window, now)
-        self.has_noise = window is not None and window.noise is not None
+        self._has_noise = window is not None and are_alone(window)
         self.pace = None if window is None else window.quota.pace
         if (before is None) != (self._share is None):
             _log.warning(

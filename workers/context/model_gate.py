@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fanout.core.rate_limits import CallTokens
+from fanout.core.rate_limits import BURST_S, CallTokens
 from fanout.core.records import ErrorKind
 from fanout.policy.outages import SHARED, Failure, FailureVerdict, cost_alone, cost_of_own
 from workers.context.fair_line import ANYBODY
@@ -114,18 +114,29 @@ class ModelGate:
         return place.leaves_place(in_outage=self._model.is_down_lately(self._limiter.clock()))
 
     async def _enter(self, request: LLMRequest, left_s: float) -> float:
-        limiter, model, for_rate_s = self._limiter, self._model, 0.0
-        now = came = limiter.clock()
+        limiter, model = self._limiter, self._model
+        came = limiter.clock()
         await model.places.enter(self._turn)
         self._has_place = True
-        rates = self._rates = model.rates(self._told, now)
-        if rates.is_limited:
-            await self._wait_for_slot(request)
-        if rates.is_limited or model.places.is_bounded:
+        is_bounded = model.places.is_bounded
+        for_rate_s = limiter.clock() - came if is_bounded else 0.0
+        while True:
+            began = limiter.clock()
+            self._rates = model.rates(self._told, began)
+            if self._rates.is_limited:
+                await self._wait_for_slot(request)
+                for_rate_s += limiter.clock() - began
             now = limiter.clock()
-            for_rate_s = now - came
-        if not model.is_well(now):
+            if model.is_well(now):
+                break
             await self._wait_until_well(left_s)
+            held_s, now = limiter.clock() - now, limiter.clock()
+            left_s -= held_s
+            # Calls that were held back together must not begin together where they have a pace.
+            if held_s <= BURST_S or left_s <= 0 or not model.is_well(now):
+                break
+            if not model.rates(self._told, now).is_limited:
+                break
         return for_rate_s
 
     async def _wait_until_well(self, left_s: float) -> None:
@@ -231,6 +242,9 @@ class ModelGate:
 
     async def _wait_for_slot(self, request: LLMRequest) -> None:
         pacer, tokens = self._model.pacer, CallTokens()
+        if self._booked is not None:
+            pacer.unused(self._booked)
+            self._booked = None
         if self._rates.counts_tokens:
             # Where they are not limited, nobody asks how many they are.
             tokens = self._booked = self._expected_tokens(request, pacer)

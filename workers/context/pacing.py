@@ -207,6 +207,10 @@ class Pacer:
             loop = asyncio.get_running_loop()
             self._settling = loop.call_later(_SETTLE_S, self._settle)
 
+    def unused(self, booked: CallTokens) -> None:
+        """Correct what was booked for a call that has not been made at its time."""
+        self._owes(_less(CallTokens(), booked))
+
     def _owed(self, rates: Rates) -> CallTokens:
         owed = CallTokens(self._owed_input, self._owed_output) if rates.counts_tokens else None
         self._owed_input = self._owed_output = 0.0

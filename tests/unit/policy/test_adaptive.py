@@ -240,7 +240,7 @@ def refused_at(share_of, *, calls, seconds=300):
     return seen
 
 
-@pytest.mark.parametrize("share", [0.05, 0.25, 0.4])
+@pytest.mark.parametrize("share", [0.025, 0.05, 0.25, 0.4, 0.5])
 def test_refusals_that_fewer_calls_do_not_lower_are_noise(share):
     *_, last = seen = refused_at(lambda _size: share, calls=64)
     assert last.noise == pytest.approx(share, abs=0.05)

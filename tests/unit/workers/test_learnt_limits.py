@@ -14,7 +14,7 @@ from fanout.core.spec_fields import RetrySpec
 from fanout.llm import FakeLLM, LLMReply, LLMRequest
 from fanout.llm.calls import complete_with_retries
 from fanout.policy.adaptive import WindowReport
-from workers.context import pacing
+from workers.context import model_gate, pacing
 from workers.context.call_window import CallPlaces, plainly
 from workers.context.limiter import Limiter
 
@@ -313,3 +313,55 @@ def test_calls_that_wait_for_a_limit_go_on_when_it_turns_out_to_be_another(store
 
     asyncio.run(calls())
     assert store.limits()["m"].learnt == Rates(requests_per_minute=60e3, tokens_per_minute=60e3)
+
+
+async def eventually(is_so):
+    """Wait until something is so."""
+    for _ in range(10_000):
+        if is_so():
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError
+
+
+def test_many_refusals_in_a_row_are_none_at_random(store):
+    places = CallPlaces(store, "m", clock=lambda: 0.0, until=plainly)
+    places._has_noise = True
+    refusal = LLMError(ErrorKind.RATE_LIMITED, "too many", status=429)
+
+    async def calls():
+        for _ in range(8):
+            assert places.has_noise
+            places.failed(refusal, began=0.0, is_paced=True, timeout_s=None)
+        assert not places.has_noise
+        places.succeeded(1.0, None)
+        assert places.has_noise
+        await places.aclose()
+
+    asyncio.run(calls())
+
+
+def test_calls_that_were_held_back_together_keep_to_a_pace_that_is_known_by_then(
+    store, monkeypatch
+):
+    monkeypatch.setattr(model_gate, "BURST_S", 0.0)
+    limiter, begun = Limiter(store), []
+
+    async def enters(gate):
+        await gate.enter(LLMRequest(prompt="p"), left_s=60)
+        begun.append(limiter.clock())
+
+    async def calls():
+        gates = [limiter.gate("m", Rates()) for _ in range(200)]
+        model = limiter._models["m"]
+        model.refused_until = limiter.clock() + 0.1
+        tasks = [asyncio.create_task(enters(gate)) for gate in gates]
+        await asyncio.sleep(0.02)
+        model.places.pace = 600.0
+        await eventually(lambda: begun)
+        assert len(begun) < 50, "as many as in the burst of a second, not all"
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(calls())
