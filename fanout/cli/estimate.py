@@ -9,7 +9,8 @@ import click
 
 from fanout.cli.delivery import quiet_option
 from fanout.cli.estimate_view import estimate_lines, short_estimate
-from fanout.cli.options import in_words, job_options, job_spec
+from fanout.cli.job_options import job_options
+from fanout.cli.options import in_words, job_spec
 from fanout.cli.progress import Progress
 from fanout.cli.session import EMBEDDED, Faults, any_client, broker_option, one_object, print_json
 from fanout.core.asks import first_models

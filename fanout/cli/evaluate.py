@@ -13,7 +13,8 @@ import click
 from fanout.cli.delivery import Delivery, Scoring, deliver, quiet_option
 from fanout.cli.destinations import out_options, require_room
 from fanout.cli.evaluation_view import Threshold
-from fanout.cli.options import in_words, job_options, labels_of
+from fanout.cli.job_options import job_options
+from fanout.cli.options import in_words, labels_of
 from fanout.cli.progress import Progress
 from fanout.cli.run import JOB_EPILOG, carry_out, report_option, sure_option
 from fanout.cli.session import EMBEDDED, broker_option, one_run

@@ -9,7 +9,7 @@ import click
 from fanout.cli.delivery import quiet_option
 from fanout.cli.estimate import estimated
 from fanout.cli.estimate_view import estimate_lines
-from fanout.cli.options import job_options
+from fanout.cli.job_options import job_options
 from fanout.cli.session import EMBEDDED, broker_option, one_object, print_json
 from fanout.runs.job_drawing import job_drawing
 from fanout.system.terminal import print_text

@@ -22,7 +22,8 @@ from fanout.cli.destinations import (
 )
 from fanout.cli.exits import FAILURE, INTERRUPTED
 from fanout.cli.following import enqueue_monitor, follow
-from fanout.cli.options import in_words, job_options, job_spec
+from fanout.cli.job_options import job_options
+from fanout.cli.options import in_words, job_spec
 from fanout.cli.progress import Progress
 from fanout.cli.session import (
     EMBEDDED,

@@ -12,7 +12,8 @@ from fanout.cli.delivery import quiet_option
 from fanout.cli.estimate_view import trial_lines
 from fanout.cli.exits import INTERRUPTED
 from fanout.cli.following import follow
-from fanout.cli.options import in_words, job_options, job_spec
+from fanout.cli.job_options import job_options
+from fanout.cli.options import in_words, job_spec
 from fanout.cli.session import (
     EMBEDDED,
     Faults,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -138,8 +139,7 @@ class Client(ConnectedClient):
         run_id = self._create_run(connections, spec, passages)
         if on_created is not None:
             on_created(run_id)
-        if spec.split == "model":
-            source = self._split(connections, run_id, spec, lambda: read, on_notice, should_stop)
+        source = self._split(connections, run_id, spec, lambda: read, on_notice, should_stop)
         with connections.enqueuer(run_id, on_bad_document, should_stop) as enqueuer:
             enqueuer.enqueue(run_id, spec, source)
         return self.run(run_id).typed(spec.types)
@@ -272,17 +272,9 @@ class Client(ConnectedClient):
             return run
         self._check_storage()
         connections.require_storage()
-        spec = run.spec
-
-        def read() -> Iterator[Document]:
-            return checked_documents(spec, documents, notify=on_notice, open_run=run_opener(self))
-
-        by_model = spec.split == "model"
-        source = (
-            self._split(connections, run_id, spec, read, on_notice, should_stop)
-            if by_model
-            else read()
-        )
+        spec, open_run = run.spec, run_opener(self)
+        read = partial(checked_documents, spec, documents, notify=on_notice, open_run=open_run)
+        source = self._split(connections, run_id, spec, read, on_notice, should_stop)
         with connections.enqueuer(run_id, on_bad_document, should_stop) as enqueuer:
             enqueuer.resume(run_id, spec, source)
         return run
@@ -296,6 +288,9 @@ class Client(ConnectedClient):
         notify: Notify,
         should_stop: Callable[[], bool] | None,
     ) -> Iterator[Document]:
+        """Return the documents of a job; the parts of these, where a model splits them."""
+        if spec.split != "model":
+            return read()
         from fanout.client.model_splitting import split_by_model
 
         return split_by_model(

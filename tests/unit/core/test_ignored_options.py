@@ -22,8 +22,9 @@ from click.testing import CliRunner
 import fanout
 import workers
 from fanout import Client, ParallelCalls
+from fanout.cli.job_options import job_options
 from fanout.cli.main import _COMMANDS
-from fanout.cli.options import _OPTION_OF, job_options, job_spec
+from fanout.cli.options import _OPTION_OF, job_spec
 from fanout.core.errors import BrokerError, LLMError, ModelError, SettingsError, SpecError
 from fanout.core.field_effects import CONFLICTS, FUNCTION_RULES, RULES, require_used
 from fanout.core.field_names import ALIASES, PARTS, inner_name

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from fanout import ParallelCalls
-from fanout.cli.options import job_options, job_spec
+from fanout.cli.job_options import job_options
+from fanout.cli.options import job_spec
 from fanout.cli.run import run
 from fanout.client.arguments import checked_count
 from fanout.client.client import Client
