@@ -150,7 +150,7 @@ class _ModelSplit:
             connections.create_run(self._plan_id, spec, created_at=now)
             run = self._store.run(self._run_id)
             if run.halt is not None:
-                # Whoever stopped it may have found no splitting to stop.
+                # The client that stopped it may have found no splitting to stop.
                 self._store.halt(self._plan_id, run.halt)
                 close_input(self._store, connections.publisher, self._plan_id)
                 return

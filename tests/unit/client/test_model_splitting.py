@@ -20,7 +20,7 @@ def test_a_run_that_is_cancelled_before_its_splitting_has_a_record_splits_nothin
     store.create_run(RUN, spec=spec.model_dump_json(), created_at=1.0)
 
     def create_run(run_id, made, *, created_at):
-        # Whoever cancels the run finds no splitting yet.
+        # A client that cancels the run finds no splitting yet.
         store.halt(RUN, RunStatus.CANCELLED)
         store.create_run(run_id, spec=made.model_dump_json(), created_at=created_at)
 
