@@ -54,8 +54,8 @@ def command(
     """Run a random sample of a job, show the answers, and project the rest.
 
     Cost, time, failures and lengths are projected with 95 % intervals. --sample is the size of the
-    sample in chunks (20 without it); --seed chooses another one. The calls are those of the job, so that
-    the response cache has them when it runs. There is no aggregate.
+    sample in chunks, with --split model in documents (20 without it); --seed chooses another one. The
+    calls are those of the job, so that the response cache has them when it runs. There is no aggregate.
     """
     size = checked_count("--sample", options["sample"]) or _SAMPLE
     options["sample"] = None
