@@ -4,7 +4,7 @@
 
 Each schedule has its own server, workers and client. Prints a table and the violations. The exit
 status is 1 if a branch was lost, a run hung, an outcome was counted twice, an aggregate is wrong, or
-a call was repeated without a reason.
+a call was repeated without a reason. With ``--steps`` so is a finished step that was called again.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def parsed() -> argparse.Namespace:
     add("--bound", type=float, default=default.bound_s, help="seconds to end after the last fault")
     add("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=_kinds())
     add("--max-workers", type=int, help="the cap of the run")
+    add("--steps", type=int, default=default.steps, help="calls of a branch, one after the other")
     add("--no-namespaces", action="store_true", help="leave out cut_network")
     add("--folder", type=Path, help="where ledgers and logs are kept; else only of bad schedules")
     add("--out", type=Path, help="a file for JSON; a table in markdown is put beside it")
@@ -84,6 +85,7 @@ def chosen(given: argparse.Namespace) -> Options:
         trickle_s=given.trickle,
         bound_s=given.bound,
         max_workers=given.max_workers,
+        steps=given.steps,
     )
 
 

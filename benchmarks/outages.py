@@ -4,7 +4,9 @@
 
 Each kind of outage begins some seconds after the first call of its own run, with its own fleet and
 mock provider. The result is benchmarks/results/outages.json: the number of failed branches and of
-failed calls, and the seconds from the end of the outage to the next answer.
+failed calls, and the seconds from the end of the outage to the next answer. Failed calls are told apart by
+the breaker of the fleet: those until it opened, those until each worker had heard of that, and those since
+then, which are probes if no call can succeed.
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ from fanout import RunSpec
 _BEGINS_S = 5.0
 _LOOK_S = 0.1
 _BOUND_S = 3_000.0
+_MODEL = "openai/mock"
+# A worker hears of the breaker within half a second, and a call takes a moment to its provider.
+_HEARS_S = 1.0
 
 
 def parsed() -> argparse.Namespace:
@@ -50,20 +55,26 @@ def once(sort: str, given: argparse.Namespace) -> dict[str, Any]:
         Provider(latency=latency) as provider,
         Fleet(folder, workers=given.workers, base_url=provider.base_url) as fleet,
     ):
-        spec = RunSpec(model="openai/mock", prompt="{input}")
+        spec = RunSpec(model=_MODEL, prompt="{input}")
         run = fleet.client.submit(spec, documents(given.branches))
         while run.status().succeeded == 0:
             time.sleep(_LOOK_S)
         time.sleep(_BEGINS_S)
+        # Calls of the same length begin and end together.
+        in_flight = max(_in_flight(provider) for _ in range(round(given.latency / _LOOK_S)))
+        began_at = time.time()
         provider.fail(sort, given.lasts)
-        ended, before = time.monotonic() + given.lasts, 0
+        ended, before, opened_s = time.monotonic() + given.lasts, 0, None
         while time.monotonic() < ended:
             before = run.status().succeeded
+            if opened_s is None and (opened_at := _opened_at(fleet)) is not None:
+                opened_s = opened_at - began_at
             time.sleep(_LOOK_S)
         while not run.status().status.has_ended and run.status().succeeded <= before:
             time.sleep(_LOOK_S)
         back_s = time.monotonic() - ended
         status = run.wait(_BOUND_S)
+        struck_s = provider.stats()["struck_s"]
     result = {
         "sort": sort,
         "what": SORTS[sort],
@@ -72,11 +83,37 @@ def once(sort: str, given: argparse.Namespace) -> dict[str, Any]:
         "succeeded": status.succeeded,
         "failed": status.failed,
         "calls_in_vain": status.usage.calls - status.succeeded,
+        "in_flight": in_flight,
+        "breaker_after_s": None if opened_s is None else rounded(opened_s),
+        **_parts(struck_s, opened_s),
         "back_s": rounded(back_s),
         "seconds": rounded(status.elapsed_s),
     }
     print(result, file=sys.stderr, flush=True)
     return result
+
+
+def _in_flight(provider: Provider) -> int:
+    time.sleep(_LOOK_S)
+    return int(provider.stats()["in_flight"])
+
+
+def _opened_at(fleet: Fleet) -> float | None:
+    """Return when the fleet's breaker opened, in seconds since the epoch; None if it has not."""
+    store = fleet.client._connected().store  # noqa: SLF001 - to ask for it would count as a probe
+    opened_at: Any = store._redis.hget(store._limits, f"o:{_MODEL}")  # noqa: SLF001 - see there
+    return None if opened_at is None else float(opened_at)
+
+
+def _parts(struck_s: list[float], opened_s: float | None) -> dict[str, int]:
+    """Tell the struck requests apart; those of refused connections are not known."""
+    opened_s = float("inf") if opened_s is None else opened_s
+    heard_s = opened_s + _HEARS_S
+    return {
+        "until_open": sum(one <= opened_s for one in struck_s),
+        "until_heard": sum(opened_s < one <= heard_s for one in struck_s),
+        "since": sum(one > heard_s for one in struck_s),
+    }
 
 
 def main() -> None:

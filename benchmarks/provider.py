@@ -211,6 +211,7 @@ class Plan:
             "max_in_flight": self.max_in_flight,
             "connections": self.connections,
             "bytes_in": self.bytes_in,
+            "struck_s": self.outage.struck_s if self.outage is not None else [],
             "by_second": self.quota.by_second if self.quota is not None else [],
         }
 

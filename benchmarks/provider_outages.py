@@ -69,7 +69,8 @@ class Outage:
         if sort not in SORTS:
             raise ValueError(f"no outage {sort!r} (known: {', '.join(SORTS)})")
         self.sort = sort
-        self.struck = 0
+        # When each request was struck, in seconds of the outage.
+        self.struck_s: list[float] = []
         self._clock = clock
         self._began = clock()
         self._until = self._began + lasts_s
@@ -80,11 +81,16 @@ class Outage:
         """Whether the outage continues."""
         return self._clock() < self._until
 
+    @property
+    def struck(self) -> int:
+        """How many requests were struck."""
+        return len(self.struck_s)
+
     def reply(self) -> bytes | str | None:
         """Return the reply in place of an answer, or RESET, SILENCE, or None for the answer."""
         if not self.is_on or self._spares():
             return None
-        self.struck += 1
+        self.struck_s.append(self._clock() - self._began)
         if self.sort in _STATUSES:
             return _error(_STATUSES[self.sort], _RETRY_AFTER_S.get(self.sort))
         if self.sort == "html":

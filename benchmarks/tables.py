@@ -304,13 +304,24 @@ def _chaos_faults() -> str:
     return _table(["fault", "times"], rows)
 
 
+def _in_vain(outage: dict[str, Any]) -> list[str]:
+    """Return when the breaker opened, and the calls in vain until then and since then."""
+    opened_s = outage["breaker_after_s"]
+    before, since = outage["until_open"] + outage["until_heard"], outage["since"]
+    return [
+        "-" if opened_s is None else _shown(opened_s),
+        *(f"{count:,}" if before + since else "-" for count in (before, since)),
+    ]
+
+
 def _outages() -> str:
     rows = [
         [each["what"], f"{each['branches']:,}", each["failed"], f"{each['calls_in_vain']:,}",
-         _shown(each["back_s"]), _shown(each["seconds"])]
+         *_in_vain(each), _shown(each["back_s"]), _shown(each["seconds"])]
         for each in _read("outages")["outages"]
     ]  # fmt: skip
-    head = ["outage of 120 s", "branches", "failed", "calls in vain"]
+    head = ["outage of 120 s", "branches", "failed", "calls in vain", "breaker opens after (s)"]
+    head += ["until then", "since then"]
     return _table([*head, "next answer after (s)", "the run took (s)"], rows)
 
 

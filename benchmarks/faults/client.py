@@ -17,13 +17,17 @@ import msgspec
 
 from fanout import Client, RunSpec
 from fanout.core.errors import WaitTimeoutError
+from fanout.core.spec import make_spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fanout import Run
 
-__all__ = ["RunPlan", "documents", "spec"]
+__all__ = ["MARK", "RunPlan", "documents", "key", "spec"]
+
+# What each further step adds to the key of a branch.
+MARK = "+"
 
 
 class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +41,7 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
         trickle_s: How long it takes until the last is there.
         bound_s: How long it waits at most.
         max_workers: The cap of the run; None where it has none.
+        steps: Calls of a branch, one after the other.
     """
 
     url: str
@@ -46,18 +51,29 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
     trickle_s: float
     bound_s: float
     max_workers: int | None = None
+    steps: int = 1
 
 
-def spec(max_workers: int | None = None) -> RunSpec:
-    """Return what the run is asked to do: its aggregate counts every answer."""
-    return RunSpec(
-        model="faults.model:llm", prompt="{input}", reduce="vote", max_workers=max_workers
-    )
+def spec(max_workers: int | None = None, steps: int = 1) -> RunSpec:
+    """Return what the run is asked to do: its aggregate counts every answer.
+
+    The model answers with the first word of a prompt: that of a further step is the answer of the step
+    before it and a mark.
+    """
+    model = "faults.model:llm"
+    if steps == 1:
+        return RunSpec(model=model, prompt="{input}", reduce="vote", max_workers=max_workers)
+    chain = [{"name": "s1", "prompt": "{input}"}]
+    chain += [
+        {"name": f"s{number}", "prompt": f"{{s{number - 1}}}{MARK} and more"}
+        for number in range(2, steps + 1)
+    ]
+    return make_spec(model=model, steps=chain, reduce="vote", max_workers=max_workers)
 
 
-def key(index: int) -> str:
-    """Return the key of a branch in the ledger."""
-    return f"b{index}"
+def key(index: int, step: int = 1) -> str:
+    """Return the key of a step of a branch in the ledger; it is its answer, too."""
+    return f"b{index}{MARK * (step - 1)}"
 
 
 def documents(plan: RunPlan) -> Iterator[str]:
@@ -72,7 +88,9 @@ def _run(client: Client, plan: RunPlan, note: Path) -> Run:
     if note.exists():
         return client.resume(note.read_text(), documents(plan))
     return client.submit(
-        spec(plan.max_workers), documents(plan), on_created=lambda run_id: _keep(note, run_id)
+        spec(plan.max_workers, plan.steps),
+        documents(plan),
+        on_created=lambda run_id: _keep(note, run_id),
     )
 
 

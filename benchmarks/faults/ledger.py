@@ -15,7 +15,16 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Call", "Injury", "Verdict", "analyse", "most_in_flight", "parse", "repeats"]
+__all__ = [
+    "Call",
+    "Injury",
+    "Verdict",
+    "analyse",
+    "finished_again",
+    "most_in_flight",
+    "parse",
+    "repeats",
+]
 
 # An answer that came so shortly before its worker died may not have been written down: the one
 # window in which a crash makes a call twice.
@@ -133,6 +142,26 @@ def repeats(calls: Iterable[Call]) -> dict[str, list[Call]]:
     for call in calls:
         by_key[call.key].append(call)
     return {key: some for key, some in by_key.items() if len(some) > 1}
+
+
+def finished_again(calls: Iterable[Call], *, mark: str) -> list[str]:
+    """Return the keys of steps that were called after a later step of their branch.
+
+    The answer of a step is written down before the next one begins, so that no fault excuses that.
+
+    Args:
+        calls: In the order in which they began.
+        mark: What each further step adds to the key of its branch.
+    """
+    reached: defaultdict[str, int] = defaultdict(int)
+    again = []
+    for call in calls:
+        branch = call.key.rstrip(mark)
+        step = len(call.key) - len(branch)
+        if step < reached[branch]:
+            again.append(call.key)
+        reached[branch] = max(reached[branch], step)
+    return again
 
 
 def most_in_flight(calls: list[Call], injuries: list[Injury]) -> int:

@@ -28,6 +28,7 @@ _COLUMNS = {
     "struck": "twice: on something struck",
     "unwritten": "of these answered, not written",
     "other": "twice: other",
+    "again": "finished steps again",
     "hung": "hung",
     "worker_s": "recovery, worker (max s)",
     "server_s": "recovery, server (max s)",
@@ -61,6 +62,7 @@ def _row(report: Report) -> dict[str, Any]:
         "struck": verdict.repeated_struck,
         "unwritten": verdict.repeated_unwritten,
         "other": verdict.repeated_other,
+        "again": len(report.steps_again),
         "hung": report.is_hung,
         "worker_s": max(verdict.worker_recovery_s.values(), default=None),
         "server_s": max(verdict.server_recovery_s.values(), default=None),
@@ -72,7 +74,7 @@ def totals(reports: list[Report]) -> dict[str, Any]:
     """Return the sums over all trials, and the distributions of seconds to recover."""
     rows = [_row(report) for report in reports]
     summed = ["faults", "branches", "outcomes", "lost", "duplicated", "calls", "struck"]
-    summed += ["unwritten", "other", "hung"]
+    summed += ["unwritten", "other", "again", "hung"]
     failed: Counter[str] = Counter()
     for report in reports:
         failed.update(report.failed)

@@ -14,9 +14,9 @@ from fanout.core.errors import FanoutError
 from fanout.core.ids import StageId
 from fanout.core.records import ErrorKind
 from fanout.policy.packing import MAX_SHARD_BYTES
-from faults.client import RunPlan, key
+from faults.client import MARK, RunPlan, key
 from faults.injector import ClientKeeper, Injector, Slot
-from faults.ledger import Injury, Verdict, analyse, most_in_flight, parse
+from faults.ledger import Injury, Verdict, analyse, finished_again, most_in_flight, parse
 from faults.nodes import Server, Worker, storage
 from faults.schedule import KINDS, FleetShape, make_schedule
 
@@ -53,6 +53,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         trickle_s: Seconds over which the documents come in.
         bound_s: Seconds after the last fault within which the run must end.
         max_workers: The cap of the run; None where it has none.
+        steps: Calls of a branch, one after the other.
     """
 
     branches: int = 600
@@ -67,6 +68,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     trickle_s: float = 15.0
     bound_s: float = 120.0
     max_workers: int | None = None
+    steps: int = 1
 
     def schedule(self, seed: int) -> list[Fault]:
         """Return the schedule of a seed."""
@@ -106,6 +108,7 @@ class Report(msgspec.Struct, kw_only=True):
         worker_deaths: Workers that died though nothing struck them.
         most_in_flight: Calls in flight at once at most, on what nothing had struck.
         max_workers: The cap of the run; None where it has none.
+        steps_again: Steps that were called again after a later step of their branch had begun.
         verdict: What the ledger says.
         injuries: What was done.
         evidence: The lines of the ledger of each branch that was called again for no reason, or
@@ -128,6 +131,7 @@ class Report(msgspec.Struct, kw_only=True):
     worker_deaths: list[str] = []
     most_in_flight: int = 0
     max_workers: int | None = None
+    steps_again: list[str] = []
     verdict: Verdict | None = None
     injuries: list[dict[str, Any]] = []
     evidence: dict[str, list[str]] = {}
@@ -139,7 +143,7 @@ class Report(msgspec.Struct, kw_only=True):
         others = self.verdict.repeated_other if self.verdict else 0
         is_over = self.max_workers is not None and self.most_in_flight > self.max_workers
         bad = self.lost or self.duplicated or self.is_hung or others or is_over
-        return not bad and self.is_aggregate_right
+        return not (bad or self.steps_again) and self.is_aggregate_right
 
 
 def run_trial(seed: int, options: Options, folder: Path, hosts: Hosts | None) -> Report:
@@ -188,6 +192,7 @@ class _Trial:
             trickle_s=self._options.trickle_s,
             bound_s=3600,
             max_workers=self._options.max_workers,
+            steps=self._options.steps,
         )
         path = self._folder / "plan.json"
         path.write_bytes(msgspec.json.encode(plan))
@@ -250,9 +255,11 @@ class _Trial:
         injuries = sorted(injector.injuries, key=lambda injury: injury.number)
         calls = parse(lines)
         verdict = analyse(calls, injuries, ended_at=ended_at or time.time())
-        odd = [*verdict.others, *(key(index) for index in sorted(gone))]
+        steps = self._options.steps
+        again = finished_again(calls, mark=MARK)
+        odd = [*verdict.others, *again, *(key(index) for index in sorted(gone))]
         odd += [key(outcome.index) for outcome in outcomes if outcome.kind is ErrorKind.LOST]
-        succeeded = {key(outcome.index) for outcome in outcomes if outcome.kind is None}
+        succeeded = {key(outcome.index, steps) for outcome in outcomes if outcome.kind is None}
         return Report(
             seed=self._seed,
             faults=sum(injury.skipped is None for injury in injuries),
@@ -268,6 +275,7 @@ class _Trial:
             is_hung=ended_at is None,
             seconds=round((ended_at or time.time()) - zero, 1),
             worker_deaths=injector.deaths,
+            steps_again=again,
             verdict=verdict,
             injuries=[_relative(injury, zero) for injury in injuries],
             evidence={one: _lines_of(one, lines, zero) for one in odd},

@@ -50,11 +50,13 @@ __all__ = [
     "neighbour_calls",
     "reaches_s",
     "spent",
+    "spread",
     "trip",
 ]
 
 FIRST_PROBE_S = 1.0
 MAX_PROBE_S = 4.0
+_SPREAD = 0.25
 # An open breaker that no caller has asked for this long counts as closed.
 FORGET_S = 120.0
 # After another worker's success has closed the breaker, it cannot open again for this long: the
@@ -328,11 +330,20 @@ def trip(breaker: Breaker, *, now: float, reopen_s: float = REOPEN_S) -> Breaker
     return msgspec.structs.replace(breaker, opened_at=now, until=now + FIRST_PROBE_S, probes=0)
 
 
-def ask(breaker: Breaker, *, now: float) -> tuple[BreakerReply, Breaker]:
+def spread(draw: float) -> float:
+    """Return the share of the usual time after which the next probe comes, by a ``draw`` of 0 to 1.
+
+    A provider that fails at regular intervals would else be down at each probe.
+    """
+    return 1.0 - _SPREAD * draw
+
+
+def ask(breaker: Breaker, *, now: float, share: float = 1.0) -> tuple[BreakerReply, Breaker]:
     """Return whether a call may begin, and the breaker after the request.
 
     The first caller after the time of the next probe is let through as that probe, and the time to
-    the next one doubles. So a failed probe needs no report, and neither does one whose worker dies.
+    the next one doubles, but for its ``share``. So a failed probe needs no report, and neither does one
+    whose worker dies.
     """
     since_s = down_s(breaker, now=now)
     if since_s is None:
@@ -340,7 +351,7 @@ def ask(breaker: Breaker, *, now: float) -> tuple[BreakerReply, Breaker]:
     if now < breaker.until:
         return BreakerReply(wait_s=breaker.until - now, down_s=since_s), breaker
     probes = breaker.probes + 1
-    wait_s = min(MAX_PROBE_S, FIRST_PROBE_S * 2.0 ** min(probes, 30))
+    wait_s = share * min(MAX_PROBE_S, FIRST_PROBE_S * 2.0 ** min(probes, 30))
     after = msgspec.structs.replace(breaker, until=now + wait_s, probes=probes)
     return BreakerReply(wait_s=wait_s, down_s=since_s, is_probe=True), after
 

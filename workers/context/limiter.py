@@ -14,7 +14,7 @@ from fanout.policy.outages import close, trip
 from workers.context.call_window import CallPlaces, plainly
 from workers.context.fair_line import ANYBODY
 from workers.context.model_gate import GIVEN_UP, ModelGate
-from workers.context.model_state import LOOK_S, PROBES, ModelState
+from workers.context.model_state import PROBES, ModelState
 from workers.context.pacing import Pacer, ask_store
 from workers.context.token_ratios import TokenRatios
 
@@ -137,13 +137,13 @@ class Limiter:
         poll_s = _POLL_S * (_FAILED_POLL_FACTOR if has_failed else 1.0)
         while True:
             now = self.clock()
-            if now - model.looked_at >= LOOK_S:
+            if model.must_look(now):
                 # Set first, so that other calls do not read it as well.
                 model.looked_at = now
                 await self._look(model)
                 now = self.clock()
-            elif not model.is_read:
-                # Another call is reading them for the first time.
+            elif model.first_look.locked() and not (model.is_read and model.down_at is None):
+                # Another call is reading them for the first time, or asks whether to probe.
                 async with model.first_look:
                     continue
             hold_s = model.hold_s(now)

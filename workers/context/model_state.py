@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import TYPE_CHECKING
 
 from fanout.core.errors import LLMError
 from fanout.core.rate_limits import Rates
-from fanout.policy.outages import CLOSED, ask, close
+from fanout.policy.outages import CLOSED, ask, close, spread
 from workers.context.model_health import ModelHealth
 
 if TYPE_CHECKING:
@@ -52,11 +53,23 @@ class ModelState:
         # When calls were last held back.
         self.heard_at = 0.0
 
+    def must_look(self, now: float) -> bool:
+        """Return whether the next call that waits is to read whether the model is well.
+
+        At the end of a wait in an outage one call of the fleet probes: which one, the server decides.
+        """
+        is_due = self.down_at is not None and self.looked_at < self.fleet_until <= now
+        return is_due or now - self.looked_at >= LOOK_S
+
     def hold_s(self, now: float) -> float:
         """Return the seconds for which no call should begin."""
         until = max(self.fleet_until, self.refused_until)
         if until <= now and self.breaker.opened_at is not None:
-            standing, self.breaker = ask(self.breaker, now=now)
+            standing, self.breaker = ask(
+                self.breaker,
+                now=now,
+                share=spread(random.random()),  # noqa: S311 - see there
+            )
             if standing.is_probe:
                 self.probes = PROBES
             return standing.wait_s

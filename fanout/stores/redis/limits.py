@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING, Any, cast
 
 from fanout.core.errors import StoredDataError
@@ -15,7 +16,14 @@ from fanout.core.rate_limits import (
     starts_s,
 )
 from fanout.policy.adaptive import reported
-from fanout.policy.outages import FIRST_PROBE_S, FORGET_S, MAX_PROBE_S, REOPEN_S, BreakerReply
+from fanout.policy.outages import (
+    FIRST_PROBE_S,
+    FORGET_S,
+    MAX_PROBE_S,
+    REOPEN_S,
+    BreakerReply,
+    spread,
+)
 from fanout.stores import codec
 from fanout.stores.redis import branch_scripts, fleet_scripts
 from fanout.stores.redis.base import RedisBase, seconds, translated
@@ -168,7 +176,8 @@ class RedisLimits(RedisBase):
         if pause_s > 0:
             down_s = max(0.0, seconds(now) - float(opened_at))
             return BreakerReply(wait_s=pause_s, down_s=down_s, learnt=learnt)
-        args = [model, FIRST_PROBE_S, MAX_PROBE_S, FORGET_S]
+        share = spread(random.random())  # noqa: S311 - see there
+        args = [model, share * FIRST_PROBE_S, share * MAX_PROBE_S, FORGET_S]
         wait_s, down_s, is_probe = self._call(fleet_scripts.ASK_BREAKER, [self._limits], args)
         return BreakerReply(
             wait_s=float(wait_s),

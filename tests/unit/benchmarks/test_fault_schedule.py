@@ -192,3 +192,17 @@ def test_nothing_is_to_recover_where_a_branch_has_its_answer(ledger):
     )
     kill = ledger.Injury(number=0, kind="kill_worker", at=13.0, dead_at=13.0, worker="w1")
     assert ledger.analyse(calls, [kill], ended_at=30.0).worker_recovery_s == {}
+
+
+@pytest.mark.parametrize(
+    ("keys", "again"),
+    [
+        ("b1 b2 b1+ b2+ b1++ b2++", []),
+        # A call that a fault has cut off.
+        ("b1 b1 b1+ b1+ b1++", []),
+        ("b1 b1+ b1 b2 b2+ b2++ b2+", ["b1", "b2+"]),
+    ],
+)
+def test_a_finished_step_is_not_to_be_called_again(ledger, keys, again):
+    lines = [f"{at}.0 1 w start {key}" for at, key in enumerate(keys.split())]
+    assert ledger.finished_again(ledger.parse(lines), mark="+") == again

@@ -9,6 +9,7 @@ import math
 import random
 import selectors
 from functools import partial
+from itertools import pairwise
 
 import pytest
 
@@ -39,6 +40,7 @@ from fanout.policy.outages import (
 from fanout.stores import RedisStore
 from tests.fakes import fake_redis, fake_store, set_server_clock
 from workers.context.limiter import Limiter
+from workers.context.model_state import PROBES
 
 
 def error(kind=ErrorKind.SERVER_ERROR, **options):
@@ -245,6 +247,7 @@ class SimulatedProvider:
 
     def __init__(self, fate, latency_s):
         self.calls = 0
+        self.struck_s = []
         self._latencies = random.Random(11)
         self._fate = fate
         self._latency_s = latency_s
@@ -254,6 +257,7 @@ class SimulatedProvider:
         began = asyncio.get_running_loop().time() - 1_000.0
         told = self._fate(request.prompt, began)
         if told is not None:
+            self.struck_s.append(began)
             # An error comes sooner than an answer, but for one that is a time-out.
             await asyncio.sleep(30.0 if told.kind is ErrorKind.TIMEOUT else 0.01)
             raise told
@@ -343,6 +347,24 @@ def test_an_outage_costs_no_branch(fleet, sort, begins_s, shape):
     assert len(results) == branches
     # The model was left alone meanwhile: what was called in vain is little.
     assert fleet.provider.calls <= 1.3 * branches + 12 * workers * in_flight + 60
+
+
+@pytest.mark.parametrize(
+    ("sort", "shape"), [("500", (2, 60)), ("503", (4, 10)), ("refused", (1, 20))]
+)
+def test_only_probes_are_made_while_an_outage_lasts(fleet, sort, shape):
+    workers, in_flight = shape
+    fate = lambda _prompt, now: SORTS[sort]() if 4 <= now < 64 else None  # noqa: E731
+    fleet.run(fate, branches=20 * workers * in_flight, workers=workers, in_flight=in_flight)
+    # The breaker opens when no call has succeeded for 2 s, and soon all workers have heard of it.
+    probes = [began for began in fleet.provider.struck_s if began > 4 + 0.5 + 2 + 1.5]
+    turns = [0]
+    for before, began in pairwise(probes):
+        turns += [0] if began - before > MAX_PROBE_S / 2 else []
+        turns[-1] += 1
+    assert len(turns) >= 60 / MAX_PROBE_S - 3
+    # Each time two calls of one worker.
+    assert max(turns) <= PROBES
 
 
 def down(lasts_s, up_s=math.inf, share=1.0):

@@ -61,8 +61,9 @@ def test_behind_a_pause_slots_are_spaced_too(store):
     assert waits(store, 4, EACH_SECOND) == [4, 4, 5, 6]
 
 
-def test_the_probes_of_the_fleet_are_those_of_a_worker_alone(store, clock):
+def test_the_probes_of_the_fleet_are_those_of_a_worker_alone(store, clock, monkeypatch):
     """A worker that cannot ask the server goes by fanout.policy.outages: both are one policy."""
+    monkeypatch.setattr("random.random", lambda: 0.0)
     began, probes, of_worker = clock.now, [], []
     assert store.trip_breaker("m")
     breaker = trip(CLOSED, now=began)
