@@ -76,7 +76,12 @@ def prompt_tokens_at_most(request: LLMRequest, *, has_frame: bool = True) -> int
     A tokenizer makes at most one token of a byte. ``has_frame``: whether a server adds something.
     """
     turns = request.turns
-    size = sum(map(utf8_bytes, request.texts))
+    if turns:
+        size = sum(map(utf8_bytes, request.texts))
+    else:
+        size = utf8_bytes(request.prompt)
+        if request.system:
+            size += utf8_bytes(request.system)
     if request.shape is not None:
         size += (1 + len(turns)) * request.shape.most_bytes + _ADDED_TO_SCHEMA_TOKENS
     return size + has_frame * (_ADDED_TOKENS + 2 * len(turns) * _ADDED_TO_MESSAGE_TOKENS)
@@ -103,20 +108,21 @@ class CallBounds:
         self._prices_anew = self.price != of_job
         self._where = _IN_JOB if trusts_job else _OF_WORKERS
         self._model = model
+        self._is_fake = _is_fake(model)
         self._llm = llm
+        self._own_longest = getattr(llm, "longest_answer_tokens", None)
         self._window = known_context_tokens(model)
         self._longest = longest_answer(model)
 
     def answer_tokens(self, request: LLMRequest | None, max_tokens: int | None) -> int | None:
         """Return the most tokens of an answer; None if they are unknown."""
-        own = getattr(self._llm, "longest_answer_tokens", None)
-        if own is not None and request is not None:
-            return int(own(request))
+        if self._own_longest is not None and request is not None:
+            return int(self._own_longest(request))
         return max_tokens or self._longest or self._window
 
     def most(self, request: LLMRequest) -> Amounts:
         """Return the most that a call can use; what is unknown counts as nothing."""
-        prompt_tokens = prompt_tokens_at_most(request, has_frame=not _is_fake(self._model))
+        prompt_tokens = prompt_tokens_at_most(request, has_frame=not self._is_fake)
         answer_tokens = self.answer_tokens(request, request.max_tokens)
         return most_of_call(prompt_tokens, answer_tokens, price=self.price, lane=request.lane)
 
@@ -128,7 +134,7 @@ class CallBounds:
             max_tokens: The longest answer that the job allows; None if it sets no limit.
             lane: The cheapest lane of the calls.
         """
-        is_fake = _is_fake(self._model)
+        is_fake = self._is_fake
         # What a fake answers goes by its prompt.
         answer = max_tokens or (1 if is_fake else self.answer_tokens(None, None))
         prompt_tokens = prompt_bytes + (not is_fake) * _ADDED_TOKENS

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["FakeLLM"]
 
 _MALFORMED = '{"answer": not json'
+_MALFORMED_TOKENS = estimate_tokens(_MALFORMED)
 _SPAN = 2.0**64
 _ANY_DIGEST = bytes(hashlib.sha512().digest_size)
 
@@ -151,7 +152,7 @@ class FakeLLM:
             # Without a shape, all have the same length.
             digest = _ANY_DIGEST if request.shape is None else self._digest(request)
             answer = _default_answer(digest, request)
-        return max(estimate_tokens(answer), estimate_tokens(_MALFORMED))
+        return max(estimate_tokens(answer), _MALFORMED_TOKENS)
 
     def _digest(self, request: LLMRequest) -> bytes:
         key = json.dumps([self.seed, request.seed, request.system, request.whole_prompt])

@@ -54,11 +54,12 @@ class Fit(Enum):
 
 def fits(most: Amounts, *, used: Amounts, limits: BudgetLimits) -> bool:
     """Say whether a further call that uses at most ``most`` stays within the limits."""
-    for name in _NAMES:
-        limit = getattr(limits, name)
-        if limit is not None and getattr(used, name) + getattr(most, name) > limit:
-            return False
-    return True
+    usd, calls, tokens = limits.nano_usd, limits.calls, limits.tokens
+    return (
+        (usd is None or used.nano_usd + most.nano_usd <= usd)
+        and (calls is None or used.calls + most.calls <= calls)
+        and (tokens is None or used.tokens + most.tokens <= tokens)
+    )
 
 
 def fit(most: Amounts, state: BudgetState, *, is_reduce: bool) -> Fit:
@@ -138,7 +139,11 @@ def guessed_of_call(usage: Usage | None, most: Amounts) -> Amounts:
     That a call was made is known.
     """
     knows_cost = usage is not None and usage.cost_usd is not None
-    knows_tokens = usage is not None and None not in {usage.input_tokens, usage.output_tokens}
+    knows_tokens = (
+        usage is not None and usage.input_tokens is not None and usage.output_tokens is not None
+    )
+    if knows_cost and knows_tokens:
+        return NO_AMOUNTS
     return Amounts(
         nano_usd=0 if knows_cost else most.nano_usd, tokens=0 if knows_tokens else most.tokens
     )

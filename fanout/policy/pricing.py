@@ -43,8 +43,10 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
 
     def of(self, lane: Lane, input_tokens: int = 0) -> Price:
         """Return the price of a call in a lane, with a prompt of a length."""
-        own = {"flex": self.flex, "batch": self.batch}.get(lane) or self
-        found = own
+        own: Price | None = None
+        if lane != "realtime":
+            own = self.flex if lane == "flex" else self.batch
+        found = own = own or self
         for above, longer in own.longer:
             if input_tokens > above:
                 found = longer
@@ -72,26 +74,27 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
 
         A provider that bills cached tokens apart says how many there were: else there were none.
         """
-        prompt, answer = self._prompt_usd(usage, lane), usage.output_tokens
+        prompt, answer = usage.input_tokens, usage.output_tokens
         if prompt is None or answer is None:
             return 0.0 if self.is_free else None
-        return prompt + answer * self.of(lane, usage.input_tokens or 0).output_mtok / _MTOK
+        rates = self.of(lane, prompt)
+        return _prompt_usd(usage, prompt, rates) + answer * rates.output_mtok / _MTOK
 
     def least_usd(self, usage: Usage, lane: Lane = "realtime") -> float:
         """Return what the known tokens of one call cost."""
-        answer = usage.output_tokens or 0
-        rate = self.of(lane, usage.input_tokens or 0).output_mtok
-        return (self._prompt_usd(usage, lane) or 0.0) + answer * rate / _MTOK
+        prompt, answer = usage.input_tokens, usage.output_tokens or 0
+        rates = self.of(lane, prompt or 0)
+        prompt_usd = 0.0 if prompt is None else _prompt_usd(usage, prompt, rates)
+        return prompt_usd + answer * rates.output_mtok / _MTOK
 
-    def _prompt_usd(self, usage: Usage, lane: Lane) -> float | None:
-        tokens = usage.input_tokens
-        if tokens is None:
-            return None
-        rates = self.of(lane, tokens)
-        cached, written = usage.cached_input_tokens or 0, usage.cache_write_tokens or 0
-        plain = max(0, tokens - cached - written)
-        usd = plain * rates.input_mtok + cached * rates.of_cached + written * rates.of_written
-        return usd / _MTOK
+
+def _prompt_usd(usage: Usage, tokens: int, rates: Price) -> float:
+    cached, written = usage.cached_input_tokens or 0, usage.cache_write_tokens or 0
+    if not cached and not written:
+        return tokens * rates.input_mtok / _MTOK
+    plain = max(0, tokens - cached - written)
+    usd = plain * rates.input_mtok + cached * rates.of_cached + written * rates.of_written
+    return usd / _MTOK
 
 
 # The price of a model that runs on the own machines.
@@ -106,14 +109,20 @@ def most_usd(
     Its whole prompt may be written to a cache, and it may be cheaper if it is longer.
     """
     own = price.of(lane)
-    reached = [own]
-    if own.longer:
-        reached += [longer for above, longer in own.longer if input_tokens > above]
-    return max(
-        input_tokens * max(one.input_mtok, one.of_cached, one.of_written)
-        + max_output_tokens * one.output_mtok
-        for one in reached
-    ) / _MTOK  # fmt: skip
+    usd = _most_at(own, input_tokens, max_output_tokens)
+    for above, longer in own.longer:
+        if input_tokens > above:
+            usd = max(usd, _most_at(longer, input_tokens, max_output_tokens))
+    return usd / _MTOK
+
+
+def _most_at(price: Price, input_tokens: int, max_output_tokens: int) -> float:
+    """Return the most that a call can cost at one price, in millionths of a US dollar."""
+    rate = price.input_mtok
+    for own in (price.cached_input_mtok, price.cache_write_mtok):
+        if own is not None and own > rate:
+            rate = own
+    return input_tokens * rate + max_output_tokens * price.output_mtok
 
 
 def priced(usage: Usage, price: Price | None, lane: Lane = "realtime") -> Usage:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from fanout.core.records import NO_CALL, total_usage
 from fanout.llm.answers import rechecked_answer, validate_json
 from fanout.llm.calls import CallResult
 from workers.branch.shared_failures import SHARED, failed_as, shared_failure, terms_of
+from workers.context.batches import until_ended
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -68,9 +68,9 @@ class CachedAnswer:
         self._validate = validate_json if wants_json else None
         self._max_output_kb = max_output_kb
         self._attempt = attempt
-        self._terms = terms_of(spec, request)
+        self._spec = spec
         self._patience_s = spec.retries.max_elapsed_s
-        shape = request.shape
+        shape, turns = request.shape, request.turns
         self.key = answer_key(
             identity,
             prompt=request.prompt,
@@ -80,12 +80,16 @@ class CachedAnswer:
             seed=request.seed,
             stop=request.stop,
             shape=None if shape is None else shape.text,
-            turns=[(turn.answer, turn.reply) for turn in request.turns],
+            turns=[(turn.answer, turn.reply) for turn in turns] if turns else (),
             sample=sample,
             output_format="json" if wants_json else "text",
             on_truncated=spec.on_truncated,
             attempt=anew,
         )
+
+    @property
+    def _terms(self) -> str:
+        return terms_of(self._spec, self._request)
 
     async def get(
         self,
@@ -138,7 +142,7 @@ class CachedAnswer:
         result = await self._asked(self._answers.begin_alone(self.key), call)
         if self.settling is not None:
             # Branches of other processes may wait for it.
-            await asyncio.wait([self.settling])
+            await until_ended(self.settling)
         return result
 
     async def _lead(
@@ -151,7 +155,7 @@ class CachedAnswer:
         answers = self._answers
         try:
             found = await answers.found(flight, until=until, on_wait=on_wait)
-            usable = await self._usable(found, flight)
+            usable = found and await self._usable(found, flight)
             if found is not None and usable is None:
                 # What is kept cannot be waited for; calls for it may have begun after a failure.
                 until = 0.0 if isinstance(found, KeptAnswer) else until

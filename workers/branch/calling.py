@@ -194,11 +194,10 @@ class ModelCalls:
 
         has_called = False
 
-        async def called() -> CallResult:
+        def called() -> Coroutine[Any, Any, CallResult]:
             nonlocal has_called
             has_called = True
-            await self._claim.takes_place()
-            return await calls()
+            return calls() if self._claim.has_place else self._back_in_place(calls)
 
         if gathered is not None:
             gathered.key = cached.key.hex()
@@ -221,6 +220,13 @@ class ModelCalls:
         if cached.settling is not None:
             self._calls.settling.append(cached.settling)
         return result
+
+    async def _back_in_place(
+        self, calls: Callable[[], Coroutine[Any, Any, CallResult]]
+    ) -> CallResult:
+        """Make calls after a wait without a place."""
+        await self._claim.takes_place()
+        return await calls()
 
 
 async def _at_once(_seconds: float) -> None:

@@ -268,6 +268,11 @@ class Claim:
         """Whether the branch has left its place until its next call."""
         return self.place is not None and self.place.is_away
 
+    @property
+    def has_place(self) -> bool:
+        """Whether a call of the branch may begin without a wait for a place."""
+        return self.place is None or self.place.is_held
+
     def leaves_place(self, *, in_outage: bool = False) -> bool:
         """Leave the place until the next call of the branch, which has to wait long for it.
 

@@ -38,6 +38,7 @@ from workers.branch.delivery_ends import (
 from workers.branch.late_results import count_unused
 from workers.branch.outcomes import presentable, unanswered
 from workers.branch.places import Place
+from workers.context.batches import until_ended
 from workers.context.inflight import BEFORE_CALL, StopReason, run_ending
 from workers.telemetry.reports import Calls
 
@@ -208,9 +209,9 @@ class _Delivery:
                 usage_of=usage_of,
             )
         )
-        settling = [one for one in calls.settling if not one.done()]
-        if settling:
-            await asyncio.wait(settling)
+        for settling in calls.settling:
+            if not settling.done():
+                await until_ended(settling)
         if not recorded.first:
             # It had an outcome, or its run was deleted during the call: then this raises
             # UnknownRunError, and no chord counts the branch.

@@ -44,7 +44,8 @@ class Place:
         self._run_id = run_id
         self._on_admitted = on_admitted
         self._patience_s = patience_s
-        self._is_held = False
+        # Whether the branch has it.
+        self.is_held = False
         # Whether the branch waits without it for a limit.
         self.is_away = False
 
@@ -65,14 +66,14 @@ class Place:
         if self.is_away:
             self.is_away = False
             self._admission.away -= 1
-        if self._is_held:
-            self._is_held = False
+        if self.is_held:
+            self.is_held = False
             self._admission.leave(self._run_id)
 
     def leave_for_now(self) -> None:
         """Leave the place to another branch, as this one waits for a limit; see ``enter``."""
         # In a pool of threads or processes, a branch keeps its thread anyway.
-        if self._is_held and self._admission.places is not None:
+        if self.is_held and self._admission.places is not None:
             self.leave()
             self.is_away = True
             self._admission.away += 1
@@ -86,7 +87,7 @@ class Place:
         Raises:
             BranchHandedBack: It has waited for so long, or this worker stops.
         """
-        if not self._is_held:
+        if not self.is_held:
             self.leave()
             self._admission.returning += 1
             try:
@@ -100,7 +101,7 @@ class Place:
     @property
     def is_left(self) -> bool:
         """Whether the branch has left it, for no limit: it needs one before its next call."""
-        return not self._is_held and not self.is_away
+        return not self.is_held and not self.is_away
 
     @property
     def is_wanted(self) -> bool:
@@ -121,4 +122,4 @@ class Place:
                 await asyncio.wait_for(entering, self._patience_s)
         except (AdmissionClosedError, TimeoutError):
             raise BranchHandedBack from None
-        self._is_held = True
+        self.is_held = True

@@ -14,9 +14,7 @@ import secrets
 import time
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
-
-from msgspec import structs
+from typing import TYPE_CHECKING, Any
 
 from fanout.core.errors import FanoutError
 from fanout.core.kept_answers import AnswerCounts, AnswerRequest, AnswerSettled, KeptAnswer
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
     from fanout.core.settings import Settings
     from fanout.stores import RedisStore
 
-    Settling = asyncio.Future[None]
+    Settling = asyncio.Future[bool]
     # None if there is no answer, and nobody is to wait for the next one.
     Ended = KeptAnswer | SharedFailure | None
 
@@ -62,17 +60,49 @@ class Flight:
         key: The key of the answer.
         has_lease: Whether other processes wait for it.
         has_waited: Whether the branch has waited for the calls of another process.
-        ended: Becomes the answer, or how the calls failed if that is shared; None if nobody is to wait for
-            the next one. Cancelled, if the branch was stopped: then the next one asks.
     """
 
-    __slots__ = ("ended", "has_lease", "has_waited", "key")
+    __slots__ = ("_ended", "_is_left", "_result", "has_lease", "has_waited", "key")
 
     def __init__(self, key: bytes) -> None:
         self.key = key
         self.has_lease = False
         self.has_waited = False
-        self.ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
+        self._result: tuple[Ended] | None = None
+        self._is_left = False
+        # Made when the first one waits: most often nobody does.
+        self._ended: asyncio.Future[Ended] | None = None
+
+    @property
+    def ended(self) -> asyncio.Future[Ended]:
+        """Becomes the answer, or how the calls failed if that is shared.
+
+        None if nobody is to wait for the next one. Cancelled if the branch was stopped: the next one asks.
+        """
+        if self._ended is None:
+            self._ended = asyncio.get_running_loop().create_future()
+            self._tell()
+        return self._ended
+
+    def ends(self, result: Ended) -> None:
+        """Tell those who wait what came of the calls; only the first end counts."""
+        if self._result is None and not self._is_left:
+            self._result = (result,)
+            self._tell()
+
+    def leaves(self) -> None:
+        """Tell those who wait that the branch was stopped."""
+        if self._result is None:
+            self._is_left = True
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._ended is None or self._ended.done():
+            return
+        if self._is_left:
+            self._ended.cancel()
+        elif self._result is not None:
+            self._ended.set_result(self._result[0])
 
 
 class Answers:
@@ -115,9 +145,10 @@ class Answers:
         # When each lease of this process was last known to be its own.
         self._leases: dict[bytes, float] = {}
         self._renewer: asyncio.Task[None] | None = None
-        self._settling: set[Settling] = set()
+        self._under_way: set[asyncio.Future[Any]] = set()
         self._away_until = float("-inf")
-        self._counts = AnswerCounts()
+        self._hits = self._misses = 0
+        self._saved_usd = 0.0
         self._counting: asyncio.TimerHandle | None = None
 
     def flight(self, key: bytes) -> Flight | None:
@@ -135,12 +166,11 @@ class Answers:
 
     def count(self, *, saved: KeptAnswer | None = None) -> None:
         """Count a call that was made, or an answer that a branch has got of the calls of another one."""
-        before = self._counts
         if saved is None:
-            self._counts = structs.replace(before, misses=before.misses + 1)
+            self._misses += 1
         else:
-            usd = before.saved_usd + (saved.usage.cost_usd or 0.0)
-            self._counts = structs.replace(before, hits=before.hits + 1, saved_usd=usd)
+            self._hits += 1
+            self._saved_usd += saved.usage.cost_usd or 0.0
         if self._counting is None:
             loop = asyncio.get_running_loop()
             self._counting = loop.call_later(_COUNTED_S, self._report_counts)
@@ -151,14 +181,16 @@ class Answers:
         self._counting.cancel()
         self._counting = None
         task = asyncio.get_running_loop().create_task(self.tell_counts())
-        self._settling.add(task)
-        task.add_done_callback(self._settling.discard)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
 
     async def tell_counts(self) -> None:
         """Tell the store what was counted."""
-        if self._counts == AnswerCounts():
+        if not self._hits and not self._misses:
             return
-        counts, self._counts = self._counts, AnswerCounts()
+        counts = AnswerCounts(hits=self._hits, misses=self._misses, saved_usd=self._saved_usd)
+        self._hits = self._misses = 0
+        self._saved_usd = 0.0
         with suppress(FanoutError, OSError, RuntimeError):
             await asyncio.to_thread(self._store.count_answers, counts, ttl_s=self._ttl_s)
 
@@ -228,17 +260,16 @@ class Answers:
 
     def land(self, flight: Flight, found: KeptAnswer | SharedFailure) -> None:
         """End a flight with what another one has brought."""
-        flight.ended.set_result(found)
+        flight.ends(found)
         self._end(flight)
 
     def keep(self, flight: Flight, ended: Ended) -> Settling | None:
         """End a flight with a new answer, and keep it, or with a failure for those that wait.
 
         Returns:
-            Ends when that is done; None without either.
+            Ends when that is done, or has failed; None without either, and while the store is away.
         """
-        if not flight.ended.done():
-            flight.ended.set_result(ended)
+        flight.ends(ended)
         if isinstance(ended, KeptAnswer):
             # Who asks meanwhile gets it from the flight.
             return self._settle_later(AnswerSettled(flight.key, "kept", ended), flight)
@@ -252,7 +283,7 @@ class Answers:
 
     def leave(self, flight: Flight) -> None:
         """End a flight whose branch was stopped: the next one that waits asks."""
-        flight.ended.cancel()
+        flight.leaves()
         self._end(flight)
         if flight.has_lease:
             self._settle_later(AnswerSettled(flight.key, "left"))
@@ -267,29 +298,29 @@ class Answers:
         if request.key not in self._flights:
             self._settle_later(AnswerSettled(request.key, "left"))
 
-    def _settle_later(self, settled: AnswerSettled, flight: Flight | None = None) -> Settling:
-        ended: Settling = asyncio.get_running_loop().create_future()
+    def _settle_later(
+        self, settled: AnswerSettled, flight: Flight | None = None
+    ) -> Settling | None:
         if self._clock() < self._away_until:
-            self._has_settled(ended, flight)
-        else:
-            # No task: most branches of a run with new answers get here.
-            self._settling.add(ended)
-            step = self._settle(settled)
-            step.add_done_callback(partial(self._has_settled, ended, flight))
-        return ended
+            if flight is not None:
+                self._end(flight)
+            return None
+        # No task: most branches of a run with new answers get here.
+        step = self._settle(settled)
+        self._under_way.add(step)
+        step.add_done_callback(
+            self._has_settled if flight is None else partial(self._has_settled, flight=flight)
+        )
+        return step
 
-    def _has_settled(
-        self, ended: Settling, flight: Flight | None, step: asyncio.Future[bool] | None = None
-    ) -> None:
-        error = None if step is None or step.cancelled() else step.exception()
+    def _has_settled(self, step: Settling, *, flight: Flight | None = None) -> None:
+        error = None if step.cancelled() else step.exception()
         if isinstance(error, Exception):
             # The answer is there, whether it is kept or not.
             self._is_away(error)
-        self._settling.discard(ended)
+        self._under_way.discard(step)
         if flight is not None:
             self._end(flight)
-        if not ended.done():
-            ended.set_result(None)
 
     def _is_away(self, error: Exception) -> None:
         """Do without the cache for a while: the run goes on."""
@@ -339,8 +370,8 @@ class Answers:
     async def aclose(self) -> None:
         """Keep what has landed; the loop is about to end."""
         self._report_counts()
-        if self._settling:
-            await asyncio.wait(self._settling)
+        if self._under_way:
+            await asyncio.wait(self._under_way)
         if self._renewer is not None:
             self._renewer.cancel()
             await asyncio.gather(self._renewer, return_exceptions=True)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
     from concurrent.futures import Executor
 
-__all__ = ["Batches", "LoadingCache"]
+__all__ = ["Batches", "LoadingCache", "until_ended"]
 
 _Asked = TypeVar("_Asked")
 _Given = TypeVar("_Given")
@@ -128,6 +128,18 @@ class Batches(Generic[_Asked, _Given]):
                 future.set_result(cast("_Given", given))
             else:
                 future.set_exception(error)
+
+
+async def until_ended(step: asyncio.Future[Any]) -> None:
+    """Wait until a step has ended, in whatever way; it goes on if this wait is cancelled."""
+    waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def wake(_step: asyncio.Future[Any]) -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    step.add_done_callback(wake)
+    await waiter
 
 
 def _one_for_each(given: Sequence[_Given], asked: list[_Asked]) -> Sequence[_Given]:

@@ -9,14 +9,14 @@ import secrets
 import time
 from contextlib import suppress
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from msgspec import structs
 
 from fanout.core.budgets import NO_AMOUNTS, Amounts, BudgetReport
 from fanout.core.errors import BrokerError, LLMError, UnknownRunError
 from fanout.core.records import ErrorKind
-from fanout.policy.budgets import Fit, fit, fits, over_budget, too_large
+from fanout.policy.budgets import fits, over_budget, too_large
 from fanout.system.logs import RateLimitFilter
 from workers.context.inflight import CallStoppedError, StopReason
 
@@ -49,12 +49,15 @@ _log = logging.getLogger(__name__)
 _log.addFilter(RateLimitFilter(_LOG_S))
 
 
-class _Ask(NamedTuple):
+class _Ask:
     """A call that waits for its part of the budget."""
 
-    most: Amounts
-    is_reduce: bool
-    granted: asyncio.Future[None]
+    __slots__ = ("granted", "is_reduce", "most")
+
+    def __init__(self, most: Amounts, is_reduce: bool) -> None:  # noqa: FBT001 - one for each call
+        self.most = most
+        self.is_reduce = is_reduce
+        self.granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
 class BudgetAccount:
@@ -92,6 +95,7 @@ class BudgetAccount:
         # Whether some of these have not been asked for.
         self._has_new = False
         self._state: BudgetState | None = None
+        self._used = NO_AMOUNTS
         self._read_at = -math.inf
         self._poll_s, self._poll_at = _FIRST_POLL_S, math.inf
         self._unsent_since: float | None = None
@@ -123,7 +127,8 @@ class BudgetAccount:
     def closes(self) -> None:
         """End what ``opens`` has begun."""
         self._users -= 1
-        self._idle_since = self._clock()
+        if not self._users:
+            self._idle_since = self._clock()
 
     async def take(self, most: Amounts, *, is_reduce: bool) -> None:
         """Wait until a call that uses at most ``most`` fits.
@@ -133,7 +138,7 @@ class BudgetAccount:
             CallStoppedError: The run is gone, or this worker stops.
         """
         self.require_room(most, is_reduce=is_reduce)
-        ask = _Ask(most, is_reduce, asyncio.get_running_loop().create_future())
+        ask = _Ask(most, is_reduce)
         self._waiting[ask] = None
         self._has_new, self._poll_at = True, -math.inf
         self._start()
@@ -151,8 +156,11 @@ class BudgetAccount:
         ``guessed`` is the part of that which is only the most that it can be.
         """
         self._held -= most
-        self._spent += used
-        self._guessed += guessed
+        # Most calls are known to have used something.
+        if used is not NO_AMOUNTS:
+            self._spent += used
+        if guessed is not NO_AMOUNTS:
+            self._guessed += guessed
         if self._unsent_since is None:
             self._unsent_since = self._clock()
         self._start()
@@ -171,7 +179,10 @@ class BudgetAccount:
     def require_room(self, most: Amounts, *, is_reduce: bool) -> None:
         """Raise LLMError if it was known a moment ago that a call does not fit."""
         state = self._state
-        if state is not None and self._clock() - self._read_at < _FRESH_S:
+        if state is None or self._clock() - self._read_at >= _FRESH_S:
+            return
+        limits = state.limits if is_reduce else state.map_limits
+        if not fits(most, used=self._used, limits=limits):
             require_fit(most, state, is_reduce=is_reduce, day=self._day)
 
     def _start(self) -> None:
@@ -228,7 +239,7 @@ class BudgetAccount:
             report = self._report(asks)
             self._unsent_since = None
         try:
-            reply = await asyncio.to_thread(self._send, report)
+            reply = await asyncio.get_running_loop().run_in_executor(None, self._send, report)
         except UnknownRunError:
             self._end()
             return
@@ -244,7 +255,7 @@ class BudgetAccount:
             return
         self._failed = None
         self._reported_at = self._read_at = self._clock()
-        self._state = reply.state
+        self._state, self._used = reply.state, reply.state.used
         if is_again:
             self._unsent_since = self._reported_at
         self._hand_out(asks, reply)
@@ -276,6 +287,8 @@ class BudgetAccount:
 
     def _never(self, state: BudgetState) -> list[_Ask]:
         """Return what waits for which there is no room left."""
+        if not self._waiting:
+            return []
         used = state.used
         return [
             ask
@@ -314,4 +327,5 @@ def require_fit(most: Amounts, state: BudgetState, *, is_reduce: bool, day: str)
 
 
 def _never_fits(most: Amounts, state: BudgetState, *, is_reduce: bool) -> bool:
-    return fit(most, state, is_reduce=is_reduce) is Fit.NEVER
+    limits = state.limits if is_reduce else state.map_limits
+    return not fits(most, used=state.used, limits=limits)

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 from workers.context.held_places import LongWait
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Any
+
     from fanout.core.errors import LLMError
     from fanout.llm.base import LLMReply, LLMRequest
     from fanout.llm.calls import CallGate
@@ -38,8 +41,8 @@ class BudgetGate:
             self._calls.give_back()
             raise
 
-    async def leave(
+    def leave(
         self, request: LLMRequest, reply: LLMReply | None, error: LLMError | None
-    ) -> FailureVerdict | None:
+    ) -> Coroutine[Any, Any, FailureVerdict | None]:
         """See CallGate."""
-        return await self._gate.leave(request, reply, error)
+        return self._gate.leave(request, reply, error)

@@ -40,16 +40,6 @@ __all__ = ["BudgetPlan", "BudgetedCalls", "Budgets"]
 _REMEMBERED = 64
 
 
-class _Used(NamedTuple):
-    """What a call has used, and the part of it that is only the most that it can be."""
-
-    amounts: Amounts = NO_AMOUNTS
-    guessed: Amounts = NO_AMOUNTS
-
-
-_NOTHING = _Used()
-
-
 class BudgetPlan(NamedTuple):
     """The budgets that the calls of a stage to one model must fit into.
 
@@ -284,25 +274,23 @@ class BudgetedCalls:
         """Note what a call has used; one of which nothing is known has used what it may."""
         usage = billed(attempt.kind, attempt.usage) if attempt.kind else attempt.usage
         # It has its cost, by the lane that it was bought in.
-        self._settle(self._used(usage, self._most, attempt.lane or self._lane))
+        lane = attempt.lane or self._lane
+        most, self._most = self._most, ()
+        for account, bound, one in zip(self._accounts, self._bounds, most, strict=False):
+            used, guessed = _used(bound, usage, one, lane)
+            account.settle(one, used, guessed)
 
     def _most_of(self, request: LLMRequest) -> list[Amounts]:
         """Return the most that a call can use, by each budget."""
         return [bound.most(request) for bound in self._bounds]
 
-    def _used(self, usage: Usage | None, most: Sequence[Amounts], lane: Lane) -> list[_Used]:
-        """Return what a call has used, by each budget; all that it may, if nothing is known."""
-        found = []
-        for bound, one in zip(self._bounds, most, strict=False):
-            own = None if usage is None else bound.own(usage, lane)
-            used = one if own is None else used_by_call(own, one)
-            found.append(_Used(used, guessed_of_call(own, one)))
-        return found
-
     def give_back(self) -> None:
         """Give back what is reserved for a call that has not begun."""
-        if self._most:
-            self._settle([_NOTHING] * len(self._most))
+        if not self._most:
+            return
+        most, self._most = self._most, ()
+        for account, one in zip(self._accounts, most, strict=False):
+            account.settle(one, NO_AMOUNTS)
 
     async def reserve(self, request: LLMRequest) -> None:
         """Wait until a call fits into all budgets.
@@ -312,10 +300,16 @@ class BudgetedCalls:
             CallStoppedError: The run or this worker stops.
         """
         most = self._most_of(request)
-        if len(most) > 1:
-            # None of them is to wait for one that has no room. A single one sees for itself.
-            for account, one in zip(self._accounts, most, strict=True):
-                account.require_room(one, is_reduce=self._is_reduce)
+        if len(most) == 1:
+            await self._accounts[0].take(most[0], is_reduce=self._is_reduce)
+        else:
+            await self._take_all(most)
+        self._most, self._lane = most, request.lane
+
+    async def _take_all(self, most: Sequence[Amounts]) -> None:
+        # None of them is to wait for one that has no room. A single one sees for itself.
+        for account, one in zip(self._accounts, most, strict=True):
+            account.require_room(one, is_reduce=self._is_reduce)
         taken: list[tuple[BudgetAccount, Amounts]] = []
         try:
             for account, one in zip(self._accounts, most, strict=True):
@@ -325,7 +319,6 @@ class BudgetedCalls:
             for account, one in taken:
                 account.settle(one, NO_AMOUNTS)
             raise
-        self._most, self._lane = most, request.lane
 
     async def hold(self, item: str, request: LLMRequest) -> None:
         """Reserve the most that a call can use that goes into a batch.
@@ -361,15 +354,25 @@ class BudgetedCalls:
 
     async def landed(self, item: str, request: LLMRequest, usage: Usage) -> None:
         """Note what a call has used whose result a batch has brought, with its cost."""
-        used = self._used(usage, self._most_of(request), "batch")
-        for hold, one in zip(self._holds, used, strict=True):
-            await hold.end(item, one.amounts, guessed=one.guessed)
+        most = self._most_of(request)
+        for hold, bound, one in zip(self._holds, self._bounds, most, strict=True):
+            used, guessed = _used(bound, usage, one, "batch")
+            await hold.end(item, used, guessed=guessed)
 
-    def _settle(self, used: Sequence[_Used]) -> None:
-        """Settle what is reserved, if something is."""
-        most, self._most = self._most, ()
-        for account, reserved, one in zip(self._accounts, most, used, strict=False):
-            account.settle(reserved, one.amounts, one.guessed)
+
+def _used(
+    bound: CallBounds, usage: Usage | None, most: Amounts, lane: Lane
+) -> tuple[Amounts, Amounts]:
+    """Return what a call has used, and the part of it that is only the most that it can be.
+
+    Of one of which nothing is known, that is all that it may use.
+    """
+    own = None if usage is None else bound.own(usage, lane)
+    # What most calls report.
+    known = known_use(own) if own is not None and own.calls == 1 else None
+    if known is not None:
+        return known, NO_AMOUNTS
+    return most if own is None else used_by_call(own, most), guessed_of_call(own, most)
 
 
 def _known(bound: CallBounds, usage: Usage | None) -> Amounts | None:

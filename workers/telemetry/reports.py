@@ -80,7 +80,7 @@ class Calls:
         self.is_batched = False
         self.step = ""
         self.earlier = self.so_far = AnswersSoFar()
-        self.settling: list[Future[None]] = []
+        self.settling: list[Future[bool]] = []
 
     def asks(self, model: str, request: LLMRequest) -> None:
         """Record a request, without its prompt."""

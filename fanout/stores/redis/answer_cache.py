@@ -53,6 +53,13 @@ _MEGABYTE = 1_000_000
 _NAME_CHARS = 8
 _FILE = re.compile(rb"@([0-9a-f]{8}):\d+(?=@)")
 
+# Replies that have no answer.
+_PLAIN = {
+    b"ask": AnswerFound("ask"),
+    b"wait": AnswerFound("wait"),
+    b"free": AnswerFound("free"),
+}
+
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(KeptAnswer).decode
 _decode_failure = msgspec.json.Decoder(SharedFailure).decode
@@ -108,10 +115,12 @@ class RedisAnswers(RedisBlobReferences):
         replies: list[AnswerFound] = []
         for start in range(0, len(requests), _AT_ONCE):
             some = requests[start : start + _AT_ONCE]
-            keys = [*self._answers, *(self._lease(one.key) for one in some)]
+            keys, before = self._answers, leases(self._prefix)
             args: list[Any] = [ttl_s, round(1_000 * lease_s), token]
             for one in some:
-                args += [one.key.hex(), one.how]
+                name = one.key.hex()
+                keys.append(before + name)
+                args += (name, one.how)
             found = self._call(answer_scripts.FIND_ANSWERS, keys, args)
             replies += [self._found(one, held) for one, held in zip(some, found, strict=True)]
         again = [at for at, one in enumerate(replies) if one.verdict == "hit" and not one.answer]
@@ -124,13 +133,14 @@ class RedisAnswers(RedisBlobReferences):
         return replies
 
     def _found(self, request: AnswerRequest, held: bytes) -> AnswerFound:
+        plain = _PLAIN.get(held)
+        if plain is not None:
+            return plain
         if held.startswith(b"!"):
             try:
                 return AnswerFound("failed", failure=_decode_failure(held[1:]))
             except (msgspec.MsgspecError, RecursionError):
                 return AnswerFound("free")
-        if not held.startswith(b"="):
-            return AnswerFound(held.decode())  # type: ignore[arg-type]
         # After the time and the cost.
         blob = held.split(b" ", 2)[-1]
         if blob.startswith(b"@"):
@@ -177,13 +187,15 @@ class RedisAnswers(RedisBlobReferences):
             blobs = [self._blob(one, room) for one in some]
             name = self._young_name(new_name) if any(map(self._is_file, blobs)) else new_name
             values = [self._value(one, blob, name) for one, blob in zip(some, blobs, strict=True)]
-            keys = [*self._answers, *(self._lease(one.key) for one in some)]
+            keys, before = self._answers, leases(self._prefix)
             args: list[Any] = [ttl_s, room, token, round(1_000 * FREE_S), new_name]
             args += [self._answer_files, int(self._blobs.root is not None)]
             for one, value in zip(some, values, strict=True):
                 end = "left" if one.end == "kept" and value is None else one.end
                 failure = one.failure and b"!" + _encode(one.failure)
-                args += [one.key.hex(), end, value or failure or b""]
+                key = one.key.hex()
+                keys.append(before + key)
+                args += (key, end, value or failure or b"")
             self._call(answer_scripts.SETTLE_ANSWERS, keys, args)
             are_kept += [value is not None for value in values]
         return are_kept
@@ -223,7 +235,7 @@ class RedisAnswers(RedisBlobReferences):
                 return None
             blob = f"@{name}:{len(blob)}".encode() + held
         cost = settled.answer.usage.cost_usd
-        return f" {'?' if cost is None else cost!r} ".encode() + blob
+        return b" %b %b" % (b"?" if cost is None else repr(cost).encode(), blob)
 
     def _server_memory(self) -> tuple[int, int]:
         """Return what the server uses and its limit, in bytes, as of some seconds ago; 0 if unknown."""

@@ -31,6 +31,14 @@ end
 -- Most often some of the generations are empty: no answer is looked for in these.
 local has_answers = {}
 for at = 0, 3 do has_answers[at] = redis.call('EXISTS', KEYS[2 + at]) == 1 end
+-- Those that have some, the youngest first.
+local function filled()
+    local ages = {}
+    for age = 0, 3 do
+        if has_answers[(young - age) % 4] then ages[#ages + 1] = age end
+    end
+    return ages
+end
 -- What the counters change by is written once, at the end.
 local changes = {}
 local function add(name, by) changes[name] = (changes[name] or 0) + by end
@@ -41,6 +49,7 @@ end
 -- A file is as large as its value says.
 local function size_of(key, value)
     local size = #key + #value + @entry
+    if not value:find(' @', 1, true) then return size end
     return size + (tonumber(value:match('^%d+ %S+ @%x+:(%d+)@')) or 0)
 end
 -- The counters go when nobody has asked for an answer for twice the time that one is kept.
@@ -76,10 +85,11 @@ FIND_ANSWERS = (
     + """
 local kept_s = tonumber(ARGV[1]) or 0
 local has_moved = false
+local ages = filled()
 local function found(key, is_used)
-    for age = 0, 3 do
+    for _, age in ipairs(ages) do
         local at, hash = generation(age)
-        local value = has_answers[at] and redis.call('HGET', hash, key)
+        local value = redis.call('HGET', hash, key)
         if value then
             local kept_at, cost = value:match('^(%d+) (%S+) ')
             local is_good = is_used and kept_at and tonumber(kept_at) + kept_s > now
@@ -93,6 +103,7 @@ local function found(key, is_used)
                 redis.call('HSET', KEYS[2 + young], key, value)
                 count(young, 1, size)
                 has_moved, has_answers[young] = true, true
+                ages = filled()
             end
             if is_good then return value, cost end
         end
@@ -106,10 +117,12 @@ for i = 4, #ARGV, 2 do
         add('hits', 1)
         if tonumber(cost) then add('saved', tonumber(cost)) end
         replies[#replies + 1] = '=' .. value
+    elseif redis.call('SET', lease, ARGV[3], 'NX', 'PX', ARGV[2]) then
+        replies[#replies + 1] = 'ask'
     else
-        local holder = redis.call('GET', lease)
-        local has_failed = holder and holder:byte() == 33
-        if not holder or holder == ARGV[3] or (has_failed and ARGV[i + 1] == 'anew') then
+        local holder = redis.call('GET', lease) or ''
+        local has_failed = holder:byte() == 33
+        if holder == ARGV[3] or (has_failed and ARGV[i + 1] == 'anew') then
             redis.call('SET', lease, ARGV[3], 'PX', ARGV[2])
             replies[#replies + 1] = 'ask'
         elseif has_failed then
@@ -165,25 +178,38 @@ local function begin()
         redis.call('SET', ARGV[6] .. name, '1', 'EX', 2 * kept_s)
     end
 end
-local function keep(key, value)
-    for age = 0, 3 do
-        local at, hash = generation(age)
-        local before = has_answers[at] and redis.call('HGET', hash, key)
-        if before then
-            redis.call('HDEL', hash, key)
-            count(at, -1, -size_of(key, before))
-        end
+local ages, kept_at = filled(), string.format('%d', now)
+local function forget(key, age)
+    local at, hash = generation(age)
+    local before = redis.call('HGET', hash, key)
+    if before then
+        redis.call('HDEL', hash, key)
+        count(at, -1, -size_of(key, before))
     end
-    value = string.format('%d', now) .. value
+end
+local function keep(key, value)
+    for _, age in ipairs(ages) do
+        if age > 0 then forget(key, age) end
+    end
+    value = kept_at .. value
     local size = size_of(key, value)
     if is_young_over(size) then
+        forget(key, 0)
         young = (young + 1) % 4
         empty(young, ARGV[6])
         is_begun = false
     end
     if not is_begun then begin() end
-    redis.call('HSET', KEYS[2 + young], key, value)
-    has_answers[young] = true
+    local hash = KEYS[2 + young]
+    -- Most answers are new.
+    if redis.call('HSETNX', hash, key, value) == 0 then
+        forget(key, 0)
+        redis.call('HSET', hash, key, value)
+    end
+    if not has_answers[young] or ages[1] ~= 0 then
+        has_answers[young] = true
+        ages = filled()
+    end
     count(young, 1, size)
     add('kept', 1)
 end

@@ -14,22 +14,24 @@ local limits, map_limits = {}, {}
 for i = 1, 3 do limits[i], map_limits[i] = ARGV[4 + i] or '', ARGV[7 + i] or '' end
 if run then
     if redis.call('EXISTS', run) == 0 then return {} end
-    for i, name in ipairs(names) do
-        local of = redis.call('HMGET', run, 'budget_' .. name, 'budget_map_' .. name)
-        limits[i] = of[1] or ''
-        map_limits[i] = of[2] or limits[i]
+    local of = redis.call('HMGET', run, 'budget_usd', 'budget_calls', 'budget_tokens',
+        'budget_map_usd', 'budget_map_calls', 'budget_map_tokens')
+    for i = 1, 3 do
+        limits[i] = of[i] or ''
+        map_limits[i] = of[3 + i] or limits[i]
     end
 end
 local function text(number) return string.format('%.0f', number) end
-local function numbers_of(kind)
-    local found = {}
-    for i, name in ipairs(names) do
-        found[i] = tonumber(redis.call('HGET', KEYS[1], kind .. ':' .. name) or 0) or 0
-    end
-    return found
+local kinds, fields = {'spent', 'unsure', 'held', 'guessed'}, {}
+for _, kind in ipairs(kinds) do
+    for _, name in ipairs(names) do fields[#fields + 1] = kind .. ':' .. name end
 end
-local spent, unsure, held = numbers_of('spent'), numbers_of('unsure'), numbers_of('held')
-local guessed = numbers_of('guessed')
+local stored, sums = redis.call('HMGET', KEYS[1], unpack(fields)), {}
+for k in ipairs(kinds) do
+    sums[k] = {}
+    for i = 1, 3 do sums[k][i] = tonumber(stored[3 * (k - 1) + i] or 0) or 0 end
+end
+local spent, unsure, held, guessed = unpack(sums)
 local function parsed(record)
     local number, state, reported, h1, h2, h3, s1, s2, s3, g1, g2, g3, granted = record:match(
         '^(%d+) (%l) (%d+%.?%d*) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d*)$')
@@ -56,11 +58,14 @@ local function each(act)
     end
 end
 local function write_sums()
-    for i, name in ipairs(names) do
-        redis.call('HSET', KEYS[1], 'spent:' .. name, text(spent[i]),
-            'unsure:' .. name, text(unsure[i]), 'held:' .. name, text(held[i]),
-            'guessed:' .. name, text(guessed[i]))
+    local pairs_of = {}
+    for k, of in ipairs({spent, unsure, held, guessed}) do
+        for i = 1, 3 do
+            pairs_of[#pairs_of + 1] = fields[3 * (k - 1) + i]
+            pairs_of[#pairs_of + 1] = text(of[i])
+        end
     end
+    redis.call('HSET', KEYS[1], unpack(pairs_of))
     if redis.call('TTL', KEYS[1]) < ttl_s / 2 then redis.call('EXPIRE', KEYS[1], ttl_s) end
 end
 -- What is reserved for calls of batches, by the day on which it was; these days count.
