@@ -69,8 +69,9 @@ _WAITING_EACH = 8
 _WAITING = 500
 
 # Thresholds of the garbage collector: net new objects before a collection of the youngest
-# generation, and collections of one generation before one of the next.
-_GC_THRESHOLDS = (20_000, 50, 50)
+# generation, and collections of one generation before one of the next. Two hundred branches in flight
+# that look for kept answers and keep to a budget have more than 20,000.
+_GC_THRESHOLDS = (50_000, 50, 50)
 
 _log = logging.getLogger(__name__)
 

@@ -156,6 +156,13 @@ def test_an_answer_kept_again_is_there_once(store):
     assert find(store, key(1))[0].answer == answer("c")
     assert store.cache_stats().answers == 1
     assert store.cache_stats().bytes < 1_000
+    # Also if it is in an older generation by then.
+    fillers = [(key(number), answer(os.urandom(6_000).hex())) for number in range(2, 42)]
+    keep(store, *fillers, (key(1), answer("d")), limit_mb=1)
+    assert find(store, key(1))[0].answer == answer("d")
+    held = [store._redis.hlen(name) for name in store._answers[1:]]
+    assert sum(count > 0 for count in held) > 1
+    assert sum(held) == store.cache_stats().answers == 41
 
 
 def test_an_answer_that_is_too_large_for_the_room_is_not_kept(store):

@@ -12,7 +12,7 @@ import pytest
 from fanout.core.errors import BrokerError
 from fanout.core.ids import BranchId
 from fanout.core.state import BeginRequest
-from workers.context.batches import Batches, LoadingCache
+from workers.context.batches import Batches, LoadingCache, until_ended
 from workers.context.branch_steps import BranchSteps, ClaimReleases
 
 
@@ -234,7 +234,11 @@ def test_one_that_does_not_wait_any_more_keeps_nothing_from_the_others(threads):
         gone, stays = (asyncio.ensure_future(batches(number)) for number in (1, 2))
         await begun(step)
         gone.cancel()
+        waits, waits_on = (asyncio.create_task(until_ended(stays)) for _ in range(2))
+        await asyncio.sleep(0)
+        waits.cancel()
         step.go.release()
+        assert await waits_on is None
         assert await stays == 20
         assert gone.cancelled()
 
