@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import structs
 
@@ -37,6 +37,7 @@ from workers.context.inflight import CallStoppedError, StopReason, run_ending
 if TYPE_CHECKING:
     from fanout.core.answer_shape import AnswerShape
     from fanout.core.ids import ShardId
+    from fanout.core.records import BranchRef, Chunk
     from fanout.core.spec import RunSpec
     from fanout.inputs.prompts import Template
     from fanout.policy.prefixes import PromptCache
@@ -88,7 +89,7 @@ def _of_step(calls: Calls, error: Exception | str) -> str:
     return f"step {name}: {str(error).removeprefix(f'steps.{name}.')}" if name else str(error)
 
 
-async def _call(  # noqa: C901 - each kind of branch in turn
+async def _call(
     claim: Claim, context: WorkerContext, shard_id: ShardId, index: int, calls: Calls
 ) -> Outcome:
     run_id, stage = shard_id.run_id, shard_id.stage
@@ -118,6 +119,33 @@ async def _call(  # noqa: C901 - each kind of branch in turn
             around=around,
             chunks=len(shard.chunks),
         )
+    read = _Read(spec, chunk, ref, around, len(shard.chunks))
+    return await _prompted(claim, context, shard_id, index, calls, asking, read)
+
+
+class _Read(NamedTuple):
+    """What a branch asks about."""
+
+    spec: RunSpec
+    chunk: Chunk
+    ref: BranchRef
+    around: tuple[str, str] | None
+    # How many chunks its shard has.
+    chunks: int
+
+
+async def _prompted(
+    claim: Claim,
+    context: WorkerContext,
+    shard_id: ShardId,
+    index: int,
+    calls: Calls,
+    asking: Asking,
+    read: _Read,
+) -> Outcome:
+    """Return the outcome of a branch with a single prompt, of the map or of a reduce."""
+    run_id, stage, runs = shard_id.run_id, shard_id.stage, context.runs
+    spec, chunk, ref, around, chunks = read
     template = runs.template(shard_id.stage_id, ref.aspect)
     limit = spec.max_tokens if stage == 0 else spec.aggregate_max_tokens
     shape = runs.shape(run_id, is_aggregate=stage > 0)
@@ -134,7 +162,7 @@ async def _call(  # noqa: C901 - each kind of branch in turn
         if plan is None:
             prompt = template.render(values, chunk.columns, is_fenced=spec.is_fenced(model))
         else:
-            lane, chunks = first_lane(spec.lane), len(shard.chunks)
+            lane = first_lane(spec.lane)
             prompt, cache = plan.prompt(chunk, ref, values, model=model, chunks=chunks, lane=lane)
         return _request(spec, model, prompt, limit, sample, shape, cache)
 
