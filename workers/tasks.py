@@ -13,7 +13,7 @@ from celery.exceptions import CeleryError, Reject, SoftTimeLimitExceeded
 from fanout.broker import app as broker
 from fanout.broker.dropped import dropped_messages
 from fanout.broker.result_backend import TaskFault
-from fanout.core.errors import BrokerError, FanoutError, UnknownRunError
+from fanout.core.errors import BrokerError, FanoutError, LLMError, UnknownRunError
 from fanout.core.ids import BranchId, ShardId, StageId
 from workers.branch.delivery_ends import (
     BranchGathered,
@@ -92,8 +92,10 @@ def _without_contents(error: Exception) -> TaskFault:
     """
     frames = traceback.extract_tb(error.__traceback__)
     where = f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}" if frames else "nowhere"
-    # The message of a fanout error says what to do; other errors are named by their place only.
-    about = f": {error}" if isinstance(error, FanoutError) else ""
+    # The message of a fanout error says what to do; other errors are named by their place only, and so
+    # is that of a call, which may have the words of the provider about a prompt.
+    is_told = isinstance(error, FanoutError) and not isinstance(error, LLMError)
+    about = f": {error}" if is_told else ""
     lines = "".join(traceback.format_list(frames))
     _log.error("%s%s\n%s", type(error).__name__, about, lines)
     return TaskFault(f"{type(error).__name__} at {where}")

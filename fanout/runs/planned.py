@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
@@ -46,7 +47,6 @@ __all__ = ["PlannedDocuments", "pieces", "plan_spec"]
 _ANSWER_SHARE = 0.25
 _SAFETY = 0.85
 _LEAST_ROOM = 64
-_SHOWN_FAILURES = 3
 _NO_PART = "the model found no part in it"
 
 
@@ -128,8 +128,7 @@ class _Seen:
     chars: int = 0
     missed: int = 0
     overlaps: int = 0
-    failed: int = 0
-    failures: list[str] = field(default_factory=list)
+    failed: Counter[str] = field(default_factory=Counter)
 
 
 class PlannedDocuments:
@@ -199,7 +198,8 @@ class PlannedDocuments:
         if outcome is not None and outcome.output is not None:
             found, _ = proposed_parts(chunk.text, msgspec.json.decode(outcome.output))
         else:
-            self._note_failure(piece)
+            kind = None if outcome is None else outcome.kind
+            self._seen.failed["not asked" if kind is None else kind.value] += 1
             # Without a subtask, nobody knows what to do.
             spans = () if self._is_of_subtasks else self._cut(chunk.text)
             found = [Part(start=start, end=end) for start, end in spans]
@@ -207,12 +207,6 @@ class PlannedDocuments:
             structs.replace(one, start=chunk.start + one.start, end=chunk.start + one.end)
             for one in found
         ]
-
-    def _note_failure(self, piece: _Piece) -> None:
-        seen = self._seen
-        seen.failed += 1
-        if len(seen.failures) < _SHOWN_FAILURES:
-            seen.failures.append(f"{piece.chunk.document}: {_why(piece)}")
 
     def _why_none(self, some: list[_Piece]) -> str:
         failed = [one for one in some if one.outcome is None or one.outcome.output is None]
@@ -238,10 +232,12 @@ class PlannedDocuments:
             )
         if seen.failed:
             how = "make no branches" if self._is_of_subtasks else "are split as markdown"
-            texts = plural(seen.failed, "text", "texts")
+            texts = plural(seen.failed.total(), "text", "texts")
+            # Notices are logged, and messages quote the text.
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in seen.failed.most_common())
             yield Notice(
-                text=f"the model did not split {texts}, which {how} (`fanout errors "
-                f"{self._plan_id.run_id}`): {'; '.join(seen.failures)}",
+                text=f"the model did not split {texts}, which {how}: {kinds} (`fanout errors "
+                f"{self._plan_id.run_id}` says why)",
                 is_warning=True,
             )
 

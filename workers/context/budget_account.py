@@ -250,7 +250,8 @@ class BudgetAccount:
             # It may have arrived: the same report with the same number does not count twice. What it
             # asked for is given back with the next one.
             self._failed = structs.replace(report, asked=())
-            _log.warning("cannot report what is used of a budget: %s", error)
+            shown = error if isinstance(error, BrokerError) else type(error).__name__
+            _log.warning("cannot report what is used of a budget: %s", shown)
             self._reported_at = self._clock()
             return
         self._failed = None

@@ -238,7 +238,7 @@ class HttpBatches(ABC, Generic[_Model]):
         try:
             await self._http.delete(url, timeout_s=_REQUEST_S)
         except LLMError as error:
-            _log.info("the provider keeps a file: %s", error)
+            _log.info("the provider keeps a file: %s", error.kind)
 
     async def _upload(
         self,

@@ -11,7 +11,14 @@ import pytest
 import redis
 
 from fanout.broker.result_backend import TaskFault
-from fanout.core.errors import BrokerError, ModelError, SettingsError, SpecError, StoredDataError
+from fanout.core.errors import (
+    BrokerError,
+    LLMError,
+    ModelError,
+    SettingsError,
+    SpecError,
+    StoredDataError,
+)
 from fanout.core.records import Chunk, ErrorKind, Outcome, Shard
 from fanout.core.settings import load_settings
 from fanout.core.spec import RunSpec, make_spec
@@ -283,6 +290,9 @@ def test_what_a_spec_says_is_not_in_the_error_that_it_is_wrong():
 def test_an_unexpected_error_of_a_task_is_known_by_its_type_and_place_only(caplog):
     with pytest.raises(TaskFault) as caught, _not_done():
         msgspec.convert({CANARY: 1}, int)
+    with pytest.raises(TaskFault), _not_done():
+        # Providers quote prompts.
+        raise LLMError(ErrorKind.BAD_REQUEST, CANARY)
     with pytest.raises(TaskFault, match=r"KeyError at test_bounds\.py:") as caught, _not_done():
         dict[str, str]()[CANARY]
     assert "CANARY-VALUE" not in str(caught.value)

@@ -1,0 +1,43 @@
+"""What a job has of the documents that a model has split, and what it says of them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from fanout.core.records import Chunk, ErrorKind, Outcome
+from fanout.core.spec import make_spec
+from fanout.runs.planned import PlannedDocuments
+
+CANARY = "Patient Jane Roe, HIV positive"
+SPEC = make_spec(model="fake", prompt="{title} {input}", split="model")
+
+
+def planned(outcomes, spec=SPEC):
+    chunks = [
+        Chunk(text=CANARY, document=f"{at}.txt", document_index=at, position=0, start=0,
+              end=len(CANARY))
+        for at in range(len(outcomes))
+    ]  # fmt: skip
+    found = {at: one for at, one in enumerate(outcomes) if one is not None}
+    store = SimpleNamespace(
+        stage=lambda _id: SimpleNamespace(shards=1),
+        shard=lambda _id: SimpleNamespace(chunks=chunks, first_chunk=0),
+        outcomes=lambda _id: found,
+    )
+    return PlannedDocuments(store, "r-plan", spec)
+
+
+def test_notices_say_how_many_texts_were_not_split_and_nothing_of_them():
+    failed = [
+        Outcome(index=at, kind=kind, message=f"part 1 ({CANARY!r}): its first_words")
+        for at, kind in enumerate([ErrorKind.INVALID_OUTPUT, ErrorKind.INVALID_OUTPUT,
+                                   ErrorKind.TIMEOUT])
+    ]  # fmt: skip
+    documents = planned([*failed, None])
+    assert [len(one.parts) for one in documents] == [1] * 4
+    (text,) = [one.text for one in documents.notices() if one.is_warning]
+    assert CANARY not in text
+    assert text.startswith(
+        "the model did not split 4 texts, which are split as markdown: 2 invalid_output, "
+        "1 timeout, 1 not asked (`fanout errors r-plan`"
+    )
