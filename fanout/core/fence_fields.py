@@ -19,6 +19,11 @@ class FenceFields(BaseModel):
     if TYPE_CHECKING:
         # Of the other fields of a job.
         split: Any
+        steps: tuple[Any, ...]
+
+        @property
+        def prompts(self) -> dict[str | None, str]:
+            """The prompts, by aspect."""
 
     def is_fenced(self, model: str) -> bool:
         """Say whether the prompts of a model have fences around what is not the user's own."""

@@ -21,12 +21,14 @@ from fanout.inputs.prompt_checks import (
     group_column,
     label_leaks,
     names_of,
+    plan_templates,
     query_names,
     require_group,
     require_labels,
     require_prompts,
     templates_of,
 )
+from fanout.inputs.prompts import BRANCH_NAMES
 from fanout.inputs.reading_fields import require_used
 from fanout.inputs.retrieval_prompts import query_templates, step_prompts_of
 from fanout.inputs.selection import Selection
@@ -137,6 +139,7 @@ def _checked_head(
     needed |= frozenset[str]().union(
         *(one.columns(names_of(spec)) for one in query_templates(spec))
     )
+    needed |= frozenset[str]().union(*(one.columns(BRANCH_NAMES) for one in plan_templates(spec)))
     needed |= group_column(spec) | part_columns(spec) | names.columns | selection.columns
     needed |= {*spec.labels.values()}
     head, columns = _head(stream, needed, source)
@@ -150,6 +153,13 @@ def _checked_head(
         text_column=spec.text_column,
         text_columns=text_columns,
         needs_input=not spec.steps,
+    )
+    require_prompts(
+        plan_templates(spec),
+        columns,
+        text_column=spec.text_column,
+        text_columns=text_columns,
+        needs_input=False,
     )
     require_prompts(
         query_templates(spec),
@@ -184,6 +194,8 @@ def files_for_workers(spec: RunSpec, *, notify: Notify = log_notice) -> FilesToR
         template.require(names_of(spec), needs_input=not spec.steps)
     for template in query_templates(spec):
         template.require(query_names(spec), needs_input=False)
+    for template in plan_templates(spec):
+        template.require(BRANCH_NAMES, needs_input=False)
     require_group(spec, frozenset())
     require_parts(spec, frozenset())
     require_labels(spec, frozenset())

@@ -8,6 +8,7 @@ from fanout.core.answer_parts import known_fields, missing_in
 from fanout.core.cells import COLUMN, OWN
 from fanout.core.errors import PromptError, SpecError
 from fanout.core.step_answers import STEPS, step_of
+from fanout.inputs.plan_answers import plan_prompt
 from fanout.inputs.prompts import (
     AGGREGATE_NAMES,
     BRANCH_NAMES,
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
     from fanout.core.spec import RunSpec
 
-__all__ = ["group_column", "label_leaks", "names_of", "query_names", "require_group", "require_labels",
-           "require_prompts", "templates_of"]  # fmt: skip
+__all__ = ["group_column", "label_leaks", "names_of", "plan_templates", "query_names", "require_group",
+           "require_labels", "require_prompts", "templates_of"]  # fmt: skip
 
 _GROUPS = ("document", "aspect", "model")
 
@@ -36,6 +37,7 @@ def templates_of(spec: RunSpec) -> list[Template]:
         template = Template.parse(spec.aggregate_prompt, field="aggregate_prompt")
         template.require(AGGREGATE_NAMES)
     if spec.steps:
+        _require_other_names(spec)
         prompts = StepPrompts(spec.steps)
         if prompts.needs_input:
             raise PromptError(
@@ -51,6 +53,30 @@ def templates_of(spec: RunSpec) -> list[Template]:
     _require_neighbours(spec, found)
     require_context(spec, dict(enumerate(found)))
     return found
+
+
+def _require_other_names(spec: RunSpec) -> None:
+    """Check that no step is called as what a model that splits documents gives. Raises SpecError."""
+    for name in spec.step_names:
+        if spec.split == "model" and name in SPLIT_NAMES:
+            raise SpecError(
+                f"{name!r} is a name of fanout's own in a job with split: model "
+                f"({', '.join(SPLIT_NAMES)}); choose another one",
+                field=f"steps.{name}.name",
+            )
+
+
+def plan_templates(spec: RunSpec) -> list[Template]:
+    """Return the template with what a job says of how a model splits documents; empty without any.
+
+    Raises:
+        PromptError: It has a misplaced brace.
+    """
+    if spec.split != "model" or spec.split_prompt is None:
+        return []
+    # Its own braces come first: a message shows what stands there.
+    Template.parse(spec.split_prompt, field="split_prompt")
+    return [Template.parse(plan_prompt(spec), field="split_prompt")]
 
 
 def names_of(spec: RunSpec) -> tuple[str, ...]:

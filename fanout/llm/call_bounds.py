@@ -182,6 +182,10 @@ def unkept(spec: RunSpec, limits: BudgetLimits) -> tuple[str, str] | None:
     ]
     if spec.reduces_by_calls:
         lengths.append((spec.reduce_model, spec.aggregate_max_tokens))
+    if spec.split == "model":
+        # The calls that split documents have no limit of their own.
+        splitting = (spec.split_model or spec.model, *spec.fallback)
+        lengths += [(model, None) for model in dict.fromkeys(splitting)]
     for model, max_tokens in lengths:
         problem = CallBounds(spec, model).unkept(limits, max_tokens)
         if problem is not None:

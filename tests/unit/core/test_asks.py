@@ -64,6 +64,27 @@ def test_a_budget_must_be_kept_for_the_model_of_each_step(own, problem):
     assert problem in found[1] if found else problem is None
 
 
+@pytest.mark.parametrize(
+    ("own", "problem"),
+    [
+        ({"split_model": "openai/unheard-of"}, "the price of openai/unheard-of is unknown"),
+        ({"split_model": "own/s"}, "the longest answer of own/s is unknown"),
+        # Its max_tokens are of the map alone.
+        ({}, "the longest answer of own/m is unknown"),
+        ({"split_model": "openai/gpt-4.1", "fallback": ["own/f"]}, "longest answer of own/f"),
+        ({"split_model": "openai/gpt-4.1"}, None),
+        ({"split": "none"}, None),
+    ],
+)
+def test_a_budget_must_be_kept_for_the_model_that_splits(own, problem):
+    job = {"model": "own/m", "prompt": "{input}", "max_tokens": 9, "split": "model", **own}
+    asked = {job["model"], job.get("split_model", "own/m"), *job.get("fallback", ())}
+    price = {name: {"input_mtok": 1, "output_mtok": 1} for name in asked if name.startswith("own/")}
+    spec = make_spec(**job, price=price)
+    found = unkept(spec, BudgetLimits(nano_usd=10**9))
+    assert problem in found[1] if found and problem else (found, problem) == (None, None)
+
+
 def test_the_length_of_answers_must_be_known_for_each_step():
     price = {"own/m": {"input_mtok": 1, "output_mtok": 1}}
     made: list[dict[str, Any]] = [

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from fanout.cli.main import cli
 from fanout.core.errors import PromptError, SpecError
 from fanout.core.spec import make_spec, stored_spec
-from fanout.inputs.intake import checked_documents
+from fanout.inputs.intake import checked_documents, files_for_workers
 from fanout.inputs.step_prompts import StepPrompts
 
 KIND = {"name": "kind", "prompt": "{input}", "choices": ["bill", "letter"]}
@@ -108,6 +108,44 @@ def test_a_stored_run_may_have_what_a_new_one_is_refused_for():
     found = stored_spec(json.dumps(stored))
     assert found.steps[0].when == {}
     assert found.steps[1].criteria == found.criteria == (" ",)
+
+
+@pytest.mark.parametrize("name", ["title", "subtask"])
+def test_a_step_is_not_called_as_what_a_splitting_model_gives(name):
+    job = {"model": "fake", "steps": [last(name=name)]}
+    assert list(checked_documents(make_spec(**job), ["text"]))
+    with pytest.raises(
+        SpecError, match="is a name of fanout's own in a job with split: model"
+    ) as it:
+        list(checked_documents(make_spec(**job, split="model"), ["text"]))
+    assert it.value.field == f"steps.{name}.name"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reason"),
+    [
+        ("A part is one {clause}.", "there is no {clause}"),
+        ("A part is one {kin}.", "did you mean {kind}"),
+        ("A part of {title}.", "there is no {title}"),
+        ("A part is one {{clause.", None),
+        ("A part is one {clause.", "clause"),
+        ("A part is of the {kind} in {document}.", None),
+    ],
+)
+@pytest.mark.parametrize("prompt_of_job", ["{input}", "{subtask} {input}"])
+def test_what_a_splitting_model_is_told_is_checked_before_the_run(prompt, reason, prompt_of_job):
+    spec = make_spec(model="fake", prompt=prompt_of_job, split="model", split_prompt=prompt)
+    rows = [{"text": "x", "kind": "bill"}]
+    if reason is None:
+        assert list(checked_documents(spec, rows))
+        return
+    with pytest.raises(PromptError) as raised:
+        list(checked_documents(spec, rows))
+    assert raised.value.field == "split_prompt"
+    assert reason in str(raised.value)
+    if "{clause}" in prompt:
+        with pytest.raises(PromptError, match=r"there is no \{clause\}"):
+            files_for_workers(spec)
 
 
 def test_an_unknown_name_in_a_prompt_is_told_which_steps_come_before():

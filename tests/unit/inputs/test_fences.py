@@ -193,6 +193,23 @@ def test_the_model_or_the_job_says_whether_there_are_fences(model, fields, is_fe
 
 def test_a_subtask_is_the_one_fence_whose_text_says_what_to_do():
     job = {"model": "openai/m", "prompt": "{subtask} {input}"}
-    plain, planned = make_spec(**job), make_spec(**job, split="model")
-    assert with_rule(plain, "openai/m", None) == RULE
-    assert with_rule(planned, "openai/m", None) == RULE + SUBTASK_RULE
+    steps = [{"name": "one", "prompt": "{input}"}, {"name": "two", "prompt": "{subtask} {one}"}]
+    planned = [
+        make_spec(**job, split="model"),
+        make_spec(model="openai/m", steps=steps, split="model"),
+    ]
+    for spec in planned:
+        assert with_rule(spec, "openai/m", None) == RULE + SUBTASK_RULE
+    # A document may hold a block that looks as one of fanout's: without a subtask, none is followed.
+    parts = {"model": "openai/m", "prompt": "{title} {input} {{subtask}}", "split": "model"}
+    for spec in (make_spec(**parts), make_spec(**{**job, "prompt": "{subtask} {input}"})):
+        assert with_rule(spec, "openai/m", None) == RULE
+
+
+def test_a_subtask_in_a_document_stands_within_another_block():
+    prompt = rendered("{subtask} {input} {note}", subtask="Count.", input=f"x {block('subtask', EVIL)}",
+                      columns={"note": block("subtask", EVIL)})  # fmt: skip
+    outer = [(name, inside) for name, _, inside in BLOCK.findall(prompt)]
+    assert [name for name, _ in outer] == ["subtask", "document", "value"]
+    assert outer[0][1] == "Count."
+    assert "within another block" in SUBTASK_RULE

@@ -41,8 +41,9 @@ def leaks(source):
         for handler in tried.handlers:
             caught = set() if handler.type is None else _names(handler.type)
             for call in ast.walk(handler):
-                is_log = isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)
-                is_log = is_log and "log" in ast.unparse(call.func.value).lower()
+                if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+                    continue
+                is_log = "log" in ast.unparse(call.func.value).lower()
                 if not is_log or not any(_whole(one, handler.name) for one in call.args):
                     continue
                 told = TOLD | ({"FanoutError"} if "LLMError" in before else set())
