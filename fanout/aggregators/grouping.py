@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from fanout.aggregators.concat import Concat
@@ -11,7 +12,7 @@ from fanout.aggregators.rank import Rank, Top
 from fanout.aggregators.table import Table
 from fanout.aggregators.vote import Vote
 from fanout.core.cells import COLUMN, OWN, cell_text
-from fanout.core.step_answers import STEPS
+from fanout.core.step_answers import STEPS, child_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -75,9 +76,10 @@ def group_key(
 def _step_group(group_by: str, steps: Mapping[str, Any]) -> str:
     """Return the answer of a step, or a field of it, as the name of a group."""
     key, *path = group_by.removeprefix(STEPS).split(".")
-    value = steps.get(key)
-    for name in path:
-        value = value.get(name) if isinstance(value, dict) else None
+    try:
+        value = reduce(child_of, path, steps.get(key))
+    except KeyError:
+        value = None
     return f"(no {group_by})" if value is None else cell_text(value)
 
 

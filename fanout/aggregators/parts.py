@@ -10,6 +10,7 @@ import msgspec
 from fanout.core.answer_parts import EACH, part_of
 from fanout.core.json_text import found_json, parse_json
 from fanout.core.numbers import as_number, number_of_text
+from fanout.core.step_answers import child_of
 
 if TYPE_CHECKING:
     from fanout.aggregators.base import Item
@@ -166,14 +167,11 @@ def _at(value: Any, path: tuple[str, ...]) -> list[Any]:
     step, rest = path[0], path[1:]
     if step == EACH and isinstance(value, list):
         return [found for one in value for found in _at(one, rest)]
-    if not isinstance(value, dict):
-        return []
     whole = ".".join(path)
-    # A name may itself have points.
-    return (
-        [value[whole]]
-        if rest and whole in value
-        else _at(value[step], rest)
-        if step in value
-        else []
-    )
+    if rest and isinstance(value, dict) and whole in value:
+        # A name may itself have points.
+        return [value[whole]]
+    try:
+        return _at(child_of(value, step), rest)
+    except KeyError:
+        return []

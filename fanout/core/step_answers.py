@@ -19,7 +19,9 @@ __all__ = [
     "STEPS",
     "answer_fields",
     "answers_of",
+    "child_of",
     "is_single",
+    "last_answers",
     "likely_answer",
     "possible_values",
     "step_of",
@@ -40,6 +42,19 @@ def _decoded(answer: str) -> Any:
     return msgspec.json.decode(answer)
 
 
+def child_of(value: Any, name: str) -> Any:
+    """Return a field of a mapping, or the element of a list that a number names.
+
+    Raises:
+        KeyError: There is none.
+    """
+    if isinstance(value, dict) and name in value:
+        return value[name]
+    if isinstance(value, list) and name.isdecimal() and int(name) < len(value):
+        return value[int(name)]
+    raise KeyError(name)
+
+
 def value_of(answer: str, path: str) -> Any:
     """Return a field of an answer in JSON; points separate the steps to a nested one, "" is all of it.
 
@@ -49,18 +64,32 @@ def value_of(answer: str, path: str) -> Any:
     try:
         value = _decoded(answer)
         for name in path.split(".") if path else ():
-            value = value[int(name)] if isinstance(value, list) else value[name]
-    except (msgspec.DecodeError, LookupError, TypeError, ValueError):
+            value = child_of(value, name)
+    except (msgspec.DecodeError, KeyError):
         raise KeyError(path) from None
     return value
 
 
+def last_answers(done: Sequence[StepOutcome]) -> dict[str, StepOutcome]:
+    """Return the steps whose answers count, by name: those that no judge has sent back.
+
+    A step that runs again takes the answers of those behind it along, as they went by its answer.
+    """
+    found: dict[str, StepOutcome] = {}
+    for one in done:
+        if one.name in found:
+            for name in [*found][[*found].index(one.name) :]:
+                del found[name]
+        if one.output is not None:
+            found[one.name] = one
+    return found
+
+
 def answers_of(done: Sequence[StepOutcome]) -> dict[str, Any]:
-    """Return the last answer of each step that ran, by name: text, or a JSON value."""
+    """Return the answer of each step that counts, by name: text, or a JSON value. See last_answers."""
     return {
-        one.name: msgspec.json.decode(one.output) if one.is_json else one.output
-        for one in done
-        if one.output is not None
+        name: msgspec.json.decode(one.output) if one.is_json and one.output else one.output
+        for name, one in last_answers(done).items()
     }
 
 

@@ -117,7 +117,7 @@ class Output(Generic[AnswerT]):
 
     @property
     def steps(self) -> dict[str, Any]:
-        """The last answer of each step that ran: text, or a JSON value where it has a schema."""
+        """The answer of each step that ran in the last round: text, or a JSON value where it has a schema."""
         return answers_of(self.step_records)
 
     @property

@@ -12,6 +12,7 @@ import msgspec
 
 from fanout.core.cells import COLUMN
 from fanout.core.records import ErrorKind
+from fanout.core.step_answers import last_answers
 from fanout.core.strict_schema import object_properties
 from fanout.core.usage import rounded_usd
 
@@ -275,8 +276,11 @@ def _passages(branch: Output[Any]) -> Any:
     """Return the passages of a branch as JSON, by step if it has steps."""
     if not branch.step_records:
         return msgspec.to_builtins(branch.passages)
+    counts = last_answers(branch.step_records)
     return {
-        one.name: msgspec.to_builtins(one.passages) for one in branch.step_records if one.passages
+        one.name: msgspec.to_builtins(one.passages)
+        for one in branch.step_records
+        if one.passages and (one.name in counts or one.output is None)
     }
 
 

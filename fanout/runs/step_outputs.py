@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fanout.core.records import ErrorKind
+from fanout.core.step_answers import last_answers
 
 if TYPE_CHECKING:
     from fanout.runs.branch_output import Output
@@ -15,12 +16,11 @@ __all__ = ["output_of_step"]
 
 def output_of_step(branch: Output[Any], name: str) -> Output[Any]:
     """Return a branch with the last answer of a step as its output, failed if that did not run."""
-    answers = branch.steps
-    of_step = [one for one in branch.step_records if one.name == name and one.output is not None]
+    answers, found = branch.steps, last_answers(branch.step_records).get(name)
     return replace(
         branch,
         output=answers.get(name),
         json=None,
-        confidence=of_step[-1].confidence if of_step else None,
+        confidence=None if found is None else found.confidence,
         kind=None if name in answers else branch.kind or ErrorKind.INVALID_OUTPUT,
     )

@@ -24,6 +24,7 @@ from fanout.inputs.comparison_prompts import (
     winner_of,
 )
 from fanout.policy.packing import pack
+from fanout.policy.steps import output_step
 from fanout.policy.tournaments import Knockout, Ranking
 from fanout.runs.enqueue import open_stage
 from fanout.runs.status import ReduceError, StoredResult
@@ -353,7 +354,9 @@ def _rows(
         chars += len(output)
         if chars > most_chars:
             return None
-        if spec.answer_schema is not None:
+        step = output_step(spec, outcome.steps) if spec.steps else None
+        is_json = spec.schema is not None if step is None else step.is_json
+        if is_json:
             output = msgspec.json.decode(output)
         rows[outcome.index] = {**dict(row_place(item_of(spec, chunk, outcome))), "output": output}
     return rows

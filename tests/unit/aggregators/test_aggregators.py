@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from fanout.aggregators import (
     Aggregate,
+    Fields,
     Item,
     Part,
     aggregate_groups,
@@ -22,7 +23,10 @@ from fanout.aggregators import (
     score_of,
 )
 from fanout.aggregators.nodes import nodes_of
+from fanout.core.cells import cell_text
 from fanout.core.errors import SpecError
+from fanout.core.records import StepOutcome
+from fanout.core.step_answers import step_text
 from fanout.core.tokens import estimate_tokens
 
 ALL = ["concat", "merge", "vote", "rank", "top", "table"]
@@ -288,6 +292,36 @@ def test_ranks_are_shared_and_answers_without_a_number_come_last():
 )
 def test_what_a_branch_is_grouped_by(group_by, key):
     assert group_key(group_by, document="d", aspect="mood", columns={"team": "red"}) == key
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("", '{"parties": ["A", {"name": "B"}], "n": null}'),
+        ("parties.0", "A"),
+        ("parties.1.name", "B"),
+        ("parties.7", None),
+        ("parties.x", None),
+        ("parties.-1", None),
+        ("n", None),
+        ("n.0", None),
+        ("other", None),
+    ],
+)
+def test_groups_parts_and_prompts_read_the_same_field_of_a_step(path, found):
+    answer = {"parties": ["A", {"name": "B"}], "n": None}
+    name = f"steps.facts.{path}".rstrip(".")
+    key = group_key(name, document="d", aspect=None, columns={}, steps={"facts": answer})
+    assert key == (f"(no {name})" if found is None else found)
+    item = Item(index=0, document="d", output="x", steps={"facts": answer})
+    values = Fields(by=(name,), steps=("facts",)).reader(name).values(item, "x")
+    assert [cell_text(one) for one in values if one is not None] == [found] * (found is not None)
+    stored = {"facts": StepOutcome(name="facts", output=json.dumps(answer), is_json=True)}
+    try:
+        shown = step_text(f"facts.{path}".rstrip("."), stored)
+    except KeyError:
+        shown = ""
+    assert shown == (found or "")
 
 
 def test_groups_are_aggregated_apart_in_the_order_they_appear():

@@ -287,6 +287,21 @@ def test_the_outputs_of_steps_compete_too_and_the_judge_sees_the_text_of_their_c
     assert all("the text" in prompt and "NOTE" not in prompt for prompt in asked)
 
 
+def test_the_rows_of_a_ranking_have_json_where_the_step_that_answered_gave_some():
+    schema = {"type": "object", "properties": {"score": {"type": "integer"}}, "required": ["score"]}
+    steps = [
+        {"name": "kind", "prompt": "KIND {input}", "choices": ["a", "b"]},
+        {"name": "facts", "prompt": "FACTS {input}", "schema": schema, "when": {"kind": "a"}},
+        {"name": "text", "prompt": "TEXT {input}", "when": {"kind": "b"}},
+    ]
+    said = {"KIND a": "a", "KIND b": "b", "FACTS a": '{"score":1}'}
+    context = judged(steps=steps, prompt=None, fence=False)
+    context.answer = lambda request: said.get(request.prompt) or longer(request)
+    through(context, ["a", "b"])
+    rows = context.result.aggregates[""].value
+    assert {row["index"]: row["output"] for row in rows} == {0: {"score": 1}, 1: "TEXT b"}
+
+
 def test_the_judge_sees_what_was_around_a_chunk():
     context = judged(
         reduce="best",
