@@ -56,6 +56,7 @@ def parsed() -> argparse.Namespace:
     add("--bound", type=float, default=default.bound_s, help="seconds to end after the last fault")
     add("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=_kinds())
     add("--max-workers", type=int, help="the cap of the run")
+    add("--tree", action="store_true", help="a tree of calls sums up the answers")
     add("--steps", type=int, default=default.steps, help="calls of a branch, one after the other")
     add("--no-namespaces", action="store_true", help="leave out cut_network")
     add("--folder", type=Path, help="where ledgers and logs are kept; else only of bad schedules")
@@ -86,6 +87,7 @@ def chosen(given: argparse.Namespace) -> Options:
         bound_s=given.bound,
         max_workers=given.max_workers,
         steps=given.steps,
+        tree=given.tree,
     )
 
 

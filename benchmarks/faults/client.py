@@ -42,6 +42,7 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
         bound_s: How long it waits at most.
         max_workers: The cap of the run; None where it has none.
         steps: Calls of a branch, one after the other.
+        tree: Whether a tree of calls sums up the answers.
     """
 
     url: str
@@ -52,15 +53,26 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
     bound_s: float
     max_workers: int | None = None
     steps: int = 1
+    tree: bool = False
 
 
-def spec(max_workers: int | None = None, steps: int = 1) -> RunSpec:
+def spec(max_workers: int | None = None, steps: int = 1, *, tree: bool = False) -> RunSpec:
     """Return what the run is asked to do: its aggregate counts every answer.
 
     The model answers with the first word of a prompt: that of a further step is the answer of the step
     before it and a mark.
     """
     model = "faults.model:llm"
+    if tree:
+        return make_spec(
+            model=model,
+            prompt="{input}",
+            aggregate_prompt="NODE {input}",
+            context_tokens=512,
+            aggregate_max_tokens=40,
+            tokenizer="bytes/4",
+            max_workers=max_workers,
+        )
     if steps == 1:
         return RunSpec(model=model, prompt="{input}", reduce="vote", max_workers=max_workers)
     chain = [{"name": "s1", "prompt": "{input}"}]
@@ -88,7 +100,7 @@ def _run(client: Client, plan: RunPlan, note: Path) -> Run:
     if note.exists():
         return client.resume(note.read_text(), documents(plan))
     return client.submit(
-        spec(plan.max_workers, plan.steps),
+        spec(plan.max_workers, plan.steps, tree=plan.tree),
         documents(plan),
         on_created=lambda run_id: _keep(note, run_id),
     )

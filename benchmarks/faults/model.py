@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import threading
 import time
 from pathlib import Path
@@ -22,8 +23,12 @@ if TYPE_CHECKING:
 
     from fanout.llm.base import LLMReply, LLMRequest
 
-__all__ = ["LedgerLLM", "llm"]
+__all__ = ["LedgerLLM", "llm", "summed"]
 
+# How the prompt of a node of a tree begins.
+NODE = "NODE"
+_LEAF = re.compile(r"^b([0-9]+)$", re.MULTILINE)
+_SUMS = re.compile(r"^n=([0-9]+) s=([0-9]+) q=([0-9]+)$", re.MULTILINE)
 # After which a call that nobody answers is given up.
 _TIMEOUT_S = 10.0
 
@@ -35,7 +40,7 @@ class LedgerLLM:
         self._fake = FakeLLM(
             latency_s=float(os.environ.get("CHAOS_LATENCY_S", "0.5")),
             jitter_s=float(os.environ.get("CHAOS_JITTER_S", "1")),
-            script=lambda request: _key(request.prompt),
+            script=lambda request: _answer(request.prompt),
         )
         self._worker = os.environ.get("CHAOS_WORKER", "-")
         path = os.environ.get("CHAOS_LEDGER", os.devnull)
@@ -51,6 +56,8 @@ class LedgerLLM:
         _limit_threads()
         # A call that fails so is none of the ledger: it may be made again as often as that takes.
         await suffer(self._folder, timeout_s=_TIMEOUT_S)
+        if key == NODE:
+            return await self._fake.complete(request)
         self._write("start", key)
         try:
             reply = await self._fake.complete(request)
@@ -90,6 +97,21 @@ def _refused(thread: threading.Thread) -> None:
 
 def _key(prompt: str) -> str:
     return prompt.split(maxsplit=1)[0]
+
+
+def _answer(prompt: str) -> str:
+    key = _key(prompt)
+    return key if key != NODE else summed(prompt)
+
+
+def summed(text: str) -> str:
+    """Return the number of answers in a text, and the sums of their numbers and of their squares.
+
+    The answers of branches are their keys, those of nodes what this returns.
+    """
+    rows = [(1, number, number**2) for number in map(int, _LEAF.findall(text))]
+    rows += [tuple(map(int, found)) for found in _SUMS.findall(text)]
+    return "n={} s={} q={}".format(*(sum(column) for column in zip(*rows, strict=True)))
 
 
 llm = LedgerLLM()

@@ -17,6 +17,7 @@ from fanout.policy.packing import MAX_SHARD_BYTES
 from faults.client import MARK, RunPlan, key
 from faults.injector import ClientKeeper, Injector, Slot
 from faults.ledger import Injury, Verdict, analyse, finished_again, most_in_flight, parse
+from faults.model import summed
 from faults.nodes import Server, Worker, storage
 from faults.schedule import KINDS, FleetShape, make_schedule
 
@@ -54,6 +55,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         bound_s: Seconds after the last fault within which the run must end.
         max_workers: The cap of the run; None where it has none.
         steps: Calls of a branch, one after the other.
+        tree: Whether a tree of calls sums up the answers.
     """
 
     branches: int = 600
@@ -69,6 +71,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     bound_s: float = 120.0
     max_workers: int | None = None
     steps: int = 1
+    tree: bool = False
 
     def schedule(self, seed: int) -> list[Fault]:
         """Return the schedule of a seed."""
@@ -193,6 +196,7 @@ class _Trial:
             bound_s=3600,
             max_workers=self._options.max_workers,
             steps=self._options.steps,
+            tree=self._options.tree,
         )
         path = self._folder / "plan.json"
         path.write_bytes(msgspec.json.encode(plan))
@@ -271,7 +275,7 @@ class _Trial:
             lost=len(gone) + kinds.pop(ErrorKind.LOST.value, 0),
             failed=dict(kinds),
             duplicated=len(outcomes) - len(indices) + max(0, status.done - len(indices)),
-            is_aggregate_right=_votes(run) == dict.fromkeys(succeeded, 1),
+            is_aggregate_right=self._is_right(run, succeeded),
             is_hung=ended_at is None,
             seconds=round((ended_at or time.time()) - zero, 1),
             worker_deaths=injector.deaths,
@@ -280,6 +284,12 @@ class _Trial:
             injuries=[_relative(injury, zero) for injury in injuries],
             evidence={one: _lines_of(one, lines, zero) for one in odd},
         )
+
+    def _is_right(self, run: Run, succeeded: set[str]) -> bool:
+        aggregated, _ = run.aggregate()
+        if self._options.tree:
+            return bool(aggregated == summed("\n".join(succeeded)))
+        return dict(aggregated["votes"] if aggregated else {}) == dict.fromkeys(succeeded, 1)
 
     def _diagnostics(self, watcher: Client, run: Run) -> dict[str, Any]:
         store = watcher._connected().store  # noqa: SLF001 - nothing public shows so much
@@ -310,11 +320,6 @@ class _Trial:
 def _ages(client: redis.Redis) -> list[float]:
     index: Any = client.zrange("unacked_index", 0, 20, withscores=True)
     return [round(time.time() - score, 1) for _, score in index]
-
-
-def _votes(run: Run) -> dict[str, int]:
-    aggregated, _ = run.aggregate()
-    return dict(aggregated["votes"]) if aggregated else {}
 
 
 def _relative(injury: Injury, zero: float) -> dict[str, Any]:
