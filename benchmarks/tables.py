@@ -320,9 +320,9 @@ def _outages() -> str:
          *_in_vain(each), _shown(each["back_s"]), _shown(each["seconds"])]
         for each in _read("outages")["outages"]
     ]  # fmt: skip
-    head = ["outage of 120 s", "branches", "failed", "calls in vain", "breaker opens after (s)"]
+    head = ["outage of 120 s", "branches", "failed", "in vain", "breaker opens (s)"]
     head += ["until then", "since then"]
-    return _table([*head, "next answer after (s)", "the run took (s)"], rows)
+    return _table([*head, "back (s)", "run (s)"], rows)
 
 
 def _documents_formats() -> str:

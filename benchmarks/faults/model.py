@@ -109,8 +109,8 @@ def summed(text: str) -> str:
 
     The answers of branches are their keys, those of nodes what this returns.
     """
-    rows = [(1, number, number**2) for number in map(int, _LEAF.findall(text))]
-    rows += [tuple(map(int, found)) for found in _SUMS.findall(text)]
+    rows = [[1, number, number**2] for number in map(int, _LEAF.findall(text))]
+    rows += [list(map(int, found)) for found in _SUMS.findall(text)]
     return "n={} s={} q={}".format(*(sum(column) for column in zip(*rows, strict=True)))
 
 

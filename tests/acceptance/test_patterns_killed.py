@@ -2,7 +2,7 @@
 those in flight.
 
 All patterns run at once. The provider holds up each call when it comes for the first time; when each run
-waits for its next ones, whatever makes them is killed, and the next worker goes on.
+waits for its next ones, what makes them is killed, and the next worker goes on.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ FUNCTIONS = """
 import json, os, urllib.request
 
 def call(model, prompt):
-    said = {"model": model, "messages": [{"role": "user", "content": prompt}]}
-    request = urllib.request.Request(os.environ["OPENAI_BASE_URL"], json.dumps(said).encode())
+    asked = {"model": model, "messages": [{"role": "user", "content": prompt}]}
+    request = urllib.request.Request(os.environ["OPENAI_BASE_URL"], json.dumps(asked).encode())
     with urllib.request.urlopen(request) as reply:
         return json.load(reply)["choices"][0]["message"]["content"]
 
@@ -126,19 +126,19 @@ TIMES = re.compile(r".*(_at|_s)|run_id|workers")
 PATIENCE_S = 60
 
 
-def said(request):
+def text_of(request):
     """What a call asks, without the ids of fences, which are drawn for each."""
     texts = (one["content"] for one in request["messages"] if one["role"] != "system")
     return re.sub(r" id=\w+", "", "\n".join(texts))
 
 
 def named(request):
-    return request["model"], said(request), request.get("seed")
+    return request["model"], text_of(request), request.get("seed")
 
 
 def answered(request):
-    asked, word = bare(request["messages"][-1]["content"]), said(request).split()[0]
-    text = said(request)
+    asked, word = bare(request["messages"][-1]["content"]), text_of(request).split()[0]
+    text = text_of(request)
     if found := ANSWERS.search(text):
         one, other = map(len, found.groups())
         winner = "A" if one > other else "B" if other > one else "tie"
@@ -203,7 +203,7 @@ def started(fanout, out):
 
 
 def results(runs, out):
-    """What the commands said, and the rows that they wrote, without what differs between runs."""
+    """What the commands printed, and the rows that they wrote, without what differs between runs."""
     found = {}
     for name, run in runs.items():
         done = run.result()

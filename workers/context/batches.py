@@ -131,7 +131,7 @@ class Batches(Generic[_Asked, _Given]):
 
 
 async def until_ended(step: asyncio.Future[Any]) -> None:
-    """Wait until a step has ended, in whatever way; it goes on if this wait is cancelled."""
+    """Wait until a step has ended, well or not; it goes on if this wait is cancelled."""
     waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def wake(_step: asyncio.Future[Any]) -> None:

@@ -330,13 +330,15 @@ def test_many_refusals_in_a_row_are_none_at_random(store):
     refusal = LLMError(ErrorKind.RATE_LIMITED, "too many", status=429)
 
     async def calls():
+        seen = []
         for _ in range(8):
-            assert places.has_noise
+            seen.append(places.has_noise)
             places.failed(refusal, began=0.0, is_paced=True, timeout_s=None)
-        assert not places.has_noise
+        seen.append(places.has_noise)
         places.succeeded(1.0, None)
-        assert places.has_noise
+        seen.append(places.has_noise)
         await places.aclose()
+        assert seen == [True] * 8 + [False, True]
 
     asyncio.run(calls())
 
