@@ -320,8 +320,8 @@ def _outages() -> str:
          *_in_vain(each), _shown(each["back_s"]), _shown(each["seconds"])]
         for each in _read("outages")["outages"]
     ]  # fmt: skip
-    head = ["outage of 120 s", "branches", "failed", "in vain", "breaker opens (s)"]
-    head += ["until then", "since then"]
+    head = ["outage of 120 s", "branches", "failed", "in vain", "opens (s)"]
+    head += ["till then", "since"]
     return _table([*head, "back (s)", "run (s)"], rows)
 
 
