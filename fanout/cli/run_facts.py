@@ -55,7 +55,8 @@ _BATCH_STATES = {
 def run_rows(status: Status, speed: Speed | None) -> list[Row]:
     """Return the facts of a run besides its progress; its ``speed`` unless it has ended."""
     moves = speed is not None and not status.status.has_ended
-    answered = sum(stage.done for stage in status.stages) - status.saved.calls
+    planned = () if status.plan is None else (status.plan,)
+    answered = sum(stage.done for stage in (*planned, *status.stages)) - status.saved.calls
     again = status.usage.calls - max(0, answered)
     lane = lane_text(status)
     rows = {

@@ -182,6 +182,9 @@ def spec_of_trial(spec: RunSpec) -> RunSpec:
     """Return the job of a sample: its calls are those of the job, and there is no more to it."""
     # The lane ``auto`` goes by the deadline.
     names = [name for name in _LEFT_OUT if name != "deadline_s" or spec.lane != "auto"]
+    if spec.retrieval_sources:
+        # It decides how many passages a prompt has.
+        names.remove("context_tokens")
     if spec.split == "model":
         names = [name for name in names if name not in _OF_MODEL_SPLIT]
     kept = {name: getattr(spec, name) for name in RunSpec.model_fields if name not in names}

@@ -14,6 +14,7 @@ from fanout.core.function_values import function_text
 from fanout.core.lanes import first_lane
 from fanout.core.records import NO_CALL, ErrorKind, Outcome, StepOutcome
 from fanout.core.step_answers import step_text, value_of
+from fanout.core.tokens import utf8_bytes
 from fanout.inputs.fences import with_rule
 from fanout.inputs.prompt_layout import branch_values
 from fanout.inputs.step_prompts import feedback_reply
@@ -201,6 +202,16 @@ class _Steps:
             self._chunk.columns,
             self._chain.answers,
             model=model,
+            sent_bytes=sum(
+                utf8_bytes(one.answer) + utf8_bytes(one.reply) for one in self._turns(step, model)
+            ),
+        )
+
+    def _turns(self, step: StepSpec, model: str) -> tuple[Turn, ...]:
+        is_fenced = self._spec.is_fenced(model)
+        return tuple(
+            Turn(answer, feedback_reply(feedback, criteria, is_fenced=is_fenced))
+            for answer, feedback, criteria in self._chain.turns(step)
         )
 
     async def _unasked(self, step: StepSpec, error: RetrievalError) -> StepOutcome:
@@ -217,10 +228,8 @@ class _Steps:
 
     def _request(self, step: StepSpec, model: str, contexts: dict[str, str]) -> LLMRequest:
         spec, sample = self._spec, self._ref.sample
-        is_fenced = spec.is_fenced(model)
         prompt, cache = self._prompt(step, model, contexts)
         system = spec.system if step.system is None else step.system
-        turns = self._chain.turns(step)
         return LLMRequest(
             prompt=prompt,
             system=with_rule(spec, model, system),
@@ -229,10 +238,7 @@ class _Steps:
             seed=None if spec.seed is None else spec.seed + sample,
             stop=spec.stop,
             shape=self._run.shapes[step.name],
-            turns=tuple(
-                Turn(answer, feedback_reply(feedback, criteria, is_fenced=is_fenced))
-                for answer, feedback, criteria in turns
-            ),
+            turns=self._turns(step, model),
             lane=first_lane(spec.lane),
             cache=cache,
         )

@@ -121,8 +121,11 @@ class Retriever:
         answers: Mapping[str, StepOutcome],
         *,
         model: str,
+        sent_bytes: int = 0,
     ) -> dict[str, str]:
         """Return the values for ``{context}`` in the prompt of a step, and in the one that it judges.
+
+        ``sent_bytes``: those of the answers that were sent back, with the feedback.
 
         Raises as ``of_prompt`` does.
         """
@@ -136,14 +139,16 @@ class Retriever:
                 self.uses = ()
                 continue
             name = context_of_step(one.name)
-            empty = {**values, **contexts, name: ""}
+            # A judge has the prompt that it judges within its own, with the answer.
+            empty = {**values, context_of_step(step.name): "", **contexts, name: ""}
             found = await self.find(
                 retrieval,
                 prompts.query(one, values, columns, answers),
                 model=model,
-                prompt=prompts.render(one, empty, columns, answers),
-                system=spec.system if one.system is None else one.system,
-                max_tokens=spec.max_tokens if one.max_tokens is None else one.max_tokens,
+                prompt=prompts.render(step, empty, columns, answers),
+                system=spec.system if step.system is None else step.system,
+                max_tokens=spec.max_tokens if step.max_tokens is None else step.max_tokens,
+                sent_bytes=sent_bytes,
             )
             contexts[name] = found.text
         return contexts
@@ -157,6 +162,7 @@ class Retriever:
         prompt: str,
         system: str | None,
         max_tokens: int | None,
+        sent_bytes: int = 0,
     ) -> Context:
         """Return the passages for a prompt, as many as there is room for.
 
@@ -167,6 +173,7 @@ class Retriever:
             prompt: The prompt without the passages.
             system: Its system prompt.
             max_tokens: The longest answer; None is not known.
+            sent_bytes: The bytes of earlier answers and feedback behind the prompt.
 
         Raises:
             RetrievalError: They cannot be looked for.
@@ -182,7 +189,7 @@ class Retriever:
         room = room_bytes(
             spec.context_tokens or context_tokens(model),
             bytes_per_token=ratio_of(spec.tokenizer) or float(BYTES_PER_TOKEN),
-            prompt_bytes=utf8_bytes(prompt) + utf8_bytes(system or ""),
+            prompt_bytes=utf8_bytes(prompt) + utf8_bytes(system or "") + sent_bytes,
             max_tokens=max_tokens,
         )
         made = context_of(found, room, is_fenced=spec.is_fenced(model))

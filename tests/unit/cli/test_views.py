@@ -13,6 +13,7 @@ from fanout.cli.console import TerminalConsole
 from fanout.cli.facts import capacity_lines, fleet_line, runs_lines
 from fanout.cli.inspect_runs import _line
 from fanout.cli.progress import Progress
+from fanout.cli.run_facts import run_rows
 from fanout.cli.speed import Speed
 from fanout.cli.views import (
     findings_view,
@@ -81,6 +82,13 @@ def drawn(view, *given, width=80, encoding="utf-8", **more):
         patch.setattr(TerminalConsole, "size", ConsoleDimensions(width, 50))
         TerminalConsole(stream).print(view(*given, width=width, **more))
     return [line.rstrip() for line in stream.shown.decode().splitlines()]
+
+
+def test_calls_that_split_documents_are_no_calls_that_were_made_again():
+    plan = StageStatus(stage=0, total=4, succeeded=4, failed=0, done=4)
+    for calls, shown in ((105, []), (107, [("retries", ["2 calls were made again"])])):
+        now = seen(usage=Usage(calls=calls), plan=plan)
+        assert [row for row in run_rows(now, None) if row[0] == "retries"] == shown
 
 
 def test_a_frame_has_all_there_is_to_know_of_a_run():

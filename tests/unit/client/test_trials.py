@@ -27,6 +27,21 @@ def test_a_trial_has_the_lane_of_its_job_and_the_deadline_that_the_lane_goes_by(
     assert spec_of_trial(make_spec(**fields, lane="batch")).deadline_s is None
 
 
+@pytest.mark.parametrize(
+    ("fields", "kept"),
+    [
+        ({"retrieve": "mod:find", "prompt": "{context} {input}"}, True),
+        ({"steps": [{"name": "a", "prompt": "{context} {input}", "retrieve": "mod:find"}]}, True),
+        ({"split": "model", "prompt": "{input}"}, True),
+        ({"aggregate_prompt": "{input}", "prompt": "{input}"}, False),
+    ],
+)
+def test_a_trial_has_the_window_that_its_prompts_go_by(fields, kept):
+    own = spec_of_trial(make_spec(model="openai/m", context_tokens=3_000, **fields))
+    assert own.context_tokens == (3_000 if kept else None)
+    assert stored_spec(own.model_dump_json()) == own
+
+
 def test_a_trial_has_documents_that_a_model_splits_and_the_job_makes_their_calls():
     parts = [
         {"title": "a", "first_words": "Budget of", "last_words": ""},
