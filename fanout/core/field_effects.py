@@ -23,6 +23,7 @@ __all__ = [
     "FUNCTION_RULES",
     "READING",
     "RULES",
+    "SIZED_SPLITS",
     "FieldRule",
     "conflict",
     "require_used",
@@ -36,8 +37,8 @@ READING = frozenset({
 
 # The reduces that go by one field.
 _BY_ONE = ("vote", "rank", "top", "merge")
-# The splitters that fill chunks up to a size.
-_SIZED_SPLITS = ("tokens", "markdown", "sentences", "model")
+# The splitters that fill chunks up to a size; a model leaves its gaps to one of them.
+SIZED_SPLITS = ("tokens", "markdown", "sentences", "model")
 
 
 class FieldRule(NamedTuple):
@@ -156,9 +157,9 @@ CONFLICTS = (
 
 RULES = (
     FieldRule(("chunk_tokens", "chunk_overlap_tokens"), ("split",),
-              lambda spec: spec.split in _SIZED_SPLITS,
+              lambda spec: spec.split in SIZED_SPLITS,
               "has no effect with split {spec.split!r}; leave it out, or choose another split "
-              f"({', '.join(_SIZED_SPLITS)})"),
+              f"({', '.join(SIZED_SPLITS)})"),
     FieldRule(("split_prompt", "split_model", "split_gaps"), ("split",),
               lambda spec: spec.split == "model",
               "has no effect with split {spec.split!r}; leave it out, or choose split model"),

@@ -110,24 +110,18 @@ def covered(
 ) -> Covered:
     """Return the parts of a text so that none overlaps another, and no text is lost.
 
-    Of two parts that overlap, the later one has what both have. What no part has becomes parts of its
-    own without a title, unless it has no letter or digit: then it belongs to the part before it.
+    Of two parts that overlap, the later one has what both have; what a part has behind one within it is a
+    part with the same title. What no part has becomes parts of its own without a title, unless it has no
+    letter or digit: then it belongs to the part before it.
 
     Args:
         text: The text.
         parts: The parts, in any order.
         cut: Cuts text that no part has into pieces that are not too large; None leaves that text out.
     """
-    ordered = sorted(parts, key=lambda one: (one.start, one.end))
+    ordered = sorted(parts, key=lambda one: (one.start, -one.end))
     overlaps = sum(one.end > other.start for one, other in pairwise(ordered))
-    flat: list[Part] = []
-    end = 0
-    for number, one in enumerate(ordered):
-        # A part that holds others ends where the first of them begins; the rest of it is a gap.
-        until = min([one.end, *(other.start for other in ordered[number + 1 : number + 2])])
-        if until > one.start >= end:
-            flat.append(Part(start=one.start, end=until, title=one.title, subtask=one.subtask))
-            end = until
+    flat = _flat(text, ordered)
     found: list[Part] = []
     missed, at = 0, 0
     for part in [*flat, Part(start=len(text), end=len(text))]:
@@ -146,3 +140,24 @@ def covered(
             found.append(part)
         at = part.end
     return Covered(found, missed, overlaps)
+
+
+def _flat(text: str, ordered: Sequence[Part]) -> list[Part]:
+    """Return parts of which none overlaps another, from ones in the order in which they begin."""
+    flat: list[Part] = []
+    # Those that have begun, the last one on top.
+    begun: list[Part] = []
+    at = 0
+    for one in [*ordered, Part(start=len(text), end=len(text))]:
+        while begun and at < one.start:
+            part = begun[-1]
+            until = min(part.end, one.start)
+            is_first = at == part.start
+            if until > at and (is_first or any(map(str.isalnum, text[at:until]))):
+                flat.append(Part(start=at, end=until, title=part.title, subtask=part.subtask))
+            at = max(at, until)
+            if part.end <= at:
+                begun.pop()
+        at = max(at, one.start)
+        begun.append(one)
+    return flat

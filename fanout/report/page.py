@@ -142,7 +142,7 @@ def page(facts: Facts) -> str:
         spec=spec,
         answer_settings=answer_settings(spec),
         step_prompts=[(step.name, _asked(step)) for step in spec.steps],
-        drawing=job_drawing(spec) if spec.steps else [],
+        drawing=job_drawing(spec),
         kept_cut=kept_notes(facts.status),
         figures=figures,
         stored=facts.stored,

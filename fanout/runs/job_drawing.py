@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fanout.core.field_effects import SIZED_SPLITS
 from fanout.core.strict_schema import object_properties
 from fanout.core.units import plural
+from fanout.inputs.documents.urls import shown_input
 from fanout.inputs.plan_answers import wants_subtasks
+from fanout.inputs.retrieval_prompts import has_context
+from fanout.inputs.step_prompts import StepPrompts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Any
 
+    from fanout.core.retrieval import Retrieval
     from fanout.core.spec import RunSpec
     from fanout.core.steps import StepSpec
 
@@ -21,7 +26,6 @@ _ARROW = "▼"
 _BAR = "│"
 _SHOWN = 6
 _SHOWN_CHARS = 60
-_SIZED = ("tokens", "markdown", "sentences")
 
 
 def job_drawing(spec: RunSpec) -> list[str]:
@@ -38,7 +42,11 @@ def _below(details: Iterator[str]) -> Iterator[str]:
 
 
 def _documents(spec: RunSpec) -> str:
-    return f"documents: {_listed(spec.inputs)}" if spec.inputs else "documents"
+    return (
+        f"documents: {_listed(tuple(map(shown_input, spec.inputs)))}"
+        if spec.inputs
+        else "documents"
+    )
 
 
 def _chunks(spec: RunSpec) -> Iterator[str]:
@@ -49,7 +57,7 @@ def _chunks(spec: RunSpec) -> Iterator[str]:
     elif spec.split == "model":
         what = "subtasks" if wants_subtasks(spec) else "parts"
         yield f"{spec.split_model or spec.model} splits each into {what}, and fanout checks them"
-    elif spec.split in _SIZED:
+    elif spec.split in SIZED_SPLITS:
         yield f"chunks by {spec.split}, {spec.chunk_tokens:,} tokens at most"
     else:
         yield f"chunks by {spec.split}"
@@ -75,6 +83,9 @@ def _branch(spec: RunSpec) -> Iterator[str]:
     if spec.steps:
         yield from _table(spec)
     else:
+        retrieval = spec.retrieval()
+        if retrieval is not None:
+            yield f"finds {_passages(retrieval)}"
         yield f"asks {spec.named_models} for {_shape(spec.schema, spec.choices)}"
     if spec.certainty is not None:
         most = spec.samples * max(1, len(spec.models))
@@ -88,16 +99,23 @@ def _branch(spec: RunSpec) -> Iterator[str]:
 
 def _table(spec: RunSpec) -> Iterator[str]:
     """Yield the steps, in columns."""
-    rows = [_row(number, step, spec) for number, step in enumerate(spec.steps, 1)]
+    templates = StepPrompts(spec.steps).templates
+    with_context = {name for name, one in templates.items() if has_context(one)}
+    rows = [
+        _row(number, step, spec, has_passages=step.name in with_context)
+        for number, step in enumerate(spec.steps, 1)
+    ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         yield "  ".join(cells).rstrip()
+    if spec.fallback:
+        yield f"where a model fails: {_listed(spec.fallback)}"
     if spec.output is not None:
         yield f"the output is the answer of {spec.output}"
 
 
-def _row(number: int, step: StepSpec, spec: RunSpec) -> tuple[str, ...]:
+def _row(number: int, step: StepSpec, spec: RunSpec, *, has_passages: bool) -> tuple[str, ...]:
     if step.function is not None:
         answer = "a value"
     elif step.judge is not None:
@@ -106,7 +124,15 @@ def _row(number: int, step: StepSpec, spec: RunSpec) -> tuple[str, ...]:
     else:
         answer = _shape(step.schema, step.choices)
     asked = step.function or step.model or _model(spec)
-    return f"{number}. {step.name}", asked, answer, _when(step.when)
+    retrieval = spec.retrieval(step) if has_passages else None
+    passages = "" if retrieval is None else f"with {_passages(retrieval)}"
+    more = ", ".join(filter(None, (passages, _when(step.when))))
+    return f"{number}. {step.name}", asked, answer, more
+
+
+def _passages(retrieval: Retrieval) -> str:
+    count = plural(retrieval.top_k, "passage", "passages")
+    return f"{count} of {_cut(shown_input(retrieval.source))} for {_cut(' '.join(retrieval.query.split()))}"
 
 
 def _model(spec: RunSpec) -> str:

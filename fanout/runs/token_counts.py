@@ -7,6 +7,7 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from fanout.aggregators import room_tokens
+from fanout.core.field_effects import SIZED_SPLITS
 from fanout.core.tokens import BYTES_PER_TOKEN, utf8_bytes
 from fanout.inputs.fences import FENCE_TOKENS, with_rule
 from fanout.inputs.token_counters import bytes_tokenizer, ratio_of
@@ -32,8 +33,6 @@ __all__ = [
 
 # Tokens reserved for an aggregate without a length limit.
 ANSWER_TOKENS = 512
-# The splitters that fill chunks up to a number of tokens.
-_SIZED_SPLITS = ("tokens", "markdown", "sentences", "model")
 
 # The characters of an input that show how it is to be cut.
 _SHOWN_CHARS = 20_000
@@ -56,7 +55,7 @@ def with_tokenizer(
     """
     if spec.tokenizer is not None or store is None:
         return spec, documents
-    if spec.split not in _SIZED_SPLITS and (plan_of(spec) or step_plan_of(spec)) is None:
+    if spec.split not in SIZED_SPLITS and (plan_of(spec) or step_plan_of(spec)) is None:
         return spec, documents
     head: list[Document] = []
     shown = ""

@@ -180,6 +180,28 @@ def test_of_two_parts_that_overlap_the_later_has_what_both_have():
     assert (found.missed, found.overlaps) == (0, 1)
 
 
+@pytest.mark.parametrize(
+    ("spans", "flat"),
+    [
+        (["a 0 9", "b 3 5"], ["a 0 3", "b 3 5", "a 5 9"]),
+        (["a 0 9", "b 2 3", "c 4 5"], ["a 0 2", "b 2 3", "a 3 4", "c 4 5", "a 5 9"]),
+        (["a 0 9", "b 2 7", "c 3 5"], ["a 0 2", "b 2 3", "c 3 5", "b 5 7", "a 7 9"]),
+        (["a 0 6", "b 3 5", "c 4 9"], ["a 0 3", "b 3 4", "c 4 9"]),
+        (["a 0 9", "b 0 4"], ["b 0 4", "a 4 9"]),
+        (["a 0 5", "b 0 5"], ["b 0 5"]),
+        (["a 0 5", "b 5 9"], ["a 0 5", "b 5 9"]),
+    ],
+)
+def test_text_behind_a_part_within_another_is_of_the_outer_one(spans, flat):
+    parts = [
+        Part(start=int(start), end=int(end), title=title)
+        for title, start, end in map(str.split, spans)
+    ]
+    found = covered("abcdefghi", parts, cut=None)
+    assert [f"{one.title} {one.start} {one.end}" for one in found.parts] == flat
+    assert found.missed == 9 - sum(one.end - one.start for one in found.parts)
+
+
 def test_marks_between_parts_belong_to_the_part_before_and_other_text_makes_parts():
     text = "one\n---\ntwo. Then three"
     parts = [Part(start=0, end=3, title="1"), Part(start=8, end=11, title="2")]

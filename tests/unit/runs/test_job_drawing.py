@@ -15,6 +15,21 @@ STEPS = [
 ]  # fmt: skip
 
 
+def test_the_passages_of_steps_are_drawn():
+    steps = [
+        {"name": "topic", "prompt": "{input}"},
+        {"name": "rules", "prompt": "{context} {topic}", "query": "{topic}", "retrieve": "rules/",
+         "top_k": 1},
+        {"name": "end", "prompt": "{context} {rules}", "when": {"topic": "x"}},
+    ]  # fmt: skip
+    lines = job_drawing(make_spec(model="fake", steps=steps, retrieve="docs/"))
+    assert [" ".join(line.split()) for line in lines if "│ " in line][1:] == [
+        "│ 1. topic fake a text",
+        "│ 2. rules fake a text with 1 passage of rules/ for {topic}",
+        "│ 3. end fake a text with 5 passages of docs/ for {input}, only if topic is x",
+    ]
+
+
 def test_steps_are_drawn_with_their_models_answers_and_conditions():
     spec = make_spec(model="fake", inputs=["a/*.txt"], steps=STEPS, output="note",
                      aggregate_prompt="{input}", group_by="document", split="tokens")  # fmt: skip
@@ -50,6 +65,15 @@ def test_steps_are_drawn_with_their_models_answers_and_conditions():
             "│  again, 9 times at most, until a majority is 0.9 certain",
         ),
         ({"prompt": "{input}", "reduce": "vote", "by": "x"}, "reduce: vote by x"),
+        ({"prompt": "{context} {input}", "retrieve": "docs/", "top_k": 3},
+         "│  finds 3 passages of docs/ for {input}"),
+        ({"prompt": "{context} {input}", "retrieve": "own.search:find", "query": "of {document}"},
+         "│  finds 5 passages of own.search:find for of {document}"),
+        ({"steps": STEPS, "fallback": ["fake?seed=7"]}, "│  where a model fails: fake?seed=7"),
+        ({"prompt": "{input}", "inputs": ["https://ann:s3cretpassword@host/a.pdf"]},
+         "documents: https://ann:[key]@host/a.pdf"),
+        ({"prompt": "{input}", "split": "model"},
+         "│  fake splits each into parts, and fanout checks them"),
         ({"steps": STEPS, "on_rejected": "fail"}, "│  what no round of a judge passes is a failure"),
         ({"prompt": "{input}", "choices": [f"label {n}" for n in range(9)]},
          "│  asks fake for one of label 0, label 1, label 2, label 3, label 4, label 5 and 3 more"),
