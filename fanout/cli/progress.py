@@ -202,6 +202,10 @@ class Progress(Follower):
         if status.stage and len(status.stages) > 1:
             reduce = status.stages[-1]
             parts.append(f"reduce {len(status.stages) - 1}: {reduce.done:,}/{reduce.total:,}")
+        elif len(status.stages) > 1 and not status.status.has_ended:
+            begun = status.stages[1:]
+            done, total = (sum(getattr(one, name) for one in begun) for name in ("done", "total"))
+            parts.append(f"reduce {done:,}/{total:,}+")
         hint = self.hint(status)
         parts += self._parts(status)
         return " · ".join([*parts, *([hint] if hint else [])])

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from fanout.cli.speed import Speed
     from fanout.doctor import Finding
     from fanout.observe.fleet import FleetStatus
-    from fanout.runs.status import Status
+    from fanout.runs.status import StageStatus, Status
 
 __all__ = [
     "SHOWN_RUNS",
@@ -237,11 +237,18 @@ def _stages(status: Status, width: int) -> RenderableType:
             done=stage.done,
             total=stage.total,
             failed=stage.failed,
-            is_open=status.status is RunStatus.ENQUEUING and not number,
+            is_open=_is_open(status, stage),
         )
         for number, stage in enumerate(status.stages)
     ]
     return _bars(bars, width)
+
+
+def _is_open(status: Status, stage: StageStatus) -> bool:
+    """Return whether a stage still gets branches: it is written while the one before it goes on."""
+    if stage.stage == 0:
+        return status.status is RunStatus.ENQUEUING
+    return stage.stage > status.stage and not status.status.has_ended
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -101,6 +101,8 @@ def test_a_line_says_how_far_the_aggregate_is(clock):
     )
     reducing = status(status=RunStatus.REDUCING, done=1000, stage=4, stages=stages)
     assert Progress().line(reducing) == "reducing 1,000/1,000 · 2 failed · reduce 2: 1/2"
+    early = status(status=RunStatus.RUNNING, done=600, stage=0, stages=stages)
+    assert Progress().line(early).startswith("running 600/1,000 · 2 failed · reduce 9/10+")
 
 
 def test_a_dumb_terminal_gets_lines(clock, monkeypatch):

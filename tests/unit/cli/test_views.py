@@ -41,6 +41,8 @@ STAGES = (
 )
 SPEED = Speed(branches=12.0, calls=12.5, input_tokens=1000.0, output_tokens=50.0, lately=10.0)
 NOW = 5_000.0
+# It still grows, as branches go on.
+REDUCE = f"reduce 1 ┄┄┄{'━' * 10}{'┄' * 10}{'━' * 10}{'┄' * 7}       1/4+"
 
 
 def fleet(**fields):
@@ -97,7 +99,7 @@ def test_a_frame_has_all_there_is_to_know_of_a_run():
     assert drawn(run_view, seen(usage=usage, errors=errors), SPEED, fleet(), "openai/x") == [
         "run r1  running · 2.0 s  openai/x",
         f"branches {'━' * 20}{'┄' * 20} 50.0% 100/200 · 10 failed",
-        f"reduce 1 {'━' * 10}{'┄' * 30} 25.0% 1/4",
+        REDUCE,
         "speed    12.5 calls/s · 1,000 tokens/s in, 50 out · ETA 10.0 s",
         "latency  p50 0.4 s · p90 0.48 s · p99 0.498 s",
         "usage    120 calls · 9,000 tokens in, 800 out · cost $0.25",
@@ -167,7 +169,8 @@ def test_without_colours_what_is_done_and_what_is_left_differ(encoding, marks):
 
 def test_the_stages_of_a_second_aggregate_are_counted_from_one():
     again = StageStatus(stage=4, total=4, succeeded=1, failed=0, done=1)
-    lines = drawn(run_view, seen(stages=(STAGES[0], again)), SPEED, None, "")
+    run = seen(stages=(STAGES[0], again), stage=4, status=RunStatus.REDUCING)
+    lines = drawn(run_view, run, SPEED, None, "")
     assert lines[2].startswith("reduce 1 ━")
 
 
@@ -204,7 +207,7 @@ def test_a_narrow_terminal_has_no_bars_and_more_lines():
     lines = drawn(run_view, seen(), SPEED, fleet(), "openai/x", width=36)
     assert lines[1:5] == [
         "branches 50.0% 100/200 · 10 failed",
-        "reduce 1 25.0% 1/4",
+        "reduce 1       1/4+",
         "speed    12.5 calls/s",
         "         1,000 tokens/s in, 50 out",
     ]
