@@ -18,9 +18,10 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     """One branch, as the input of an aggregator.
 
     ``output`` is None if the branch failed, ``model``, the one that answered, if the run has only one,
-    and ``asked_model`` if the run has no ``fallback``. ``group`` is empty if the run has no groups, and
-    ``columns`` are those of the row. ``votes`` are those of a branch that asked for several answers: see
-    Outcome. ``steps`` are the answers of its steps, where the aggregate goes by one.
+    ``asked_model``, if the run has no ``fallback``, and ``sample``, if it has one of each. ``group`` is
+    empty if the run has no groups, and ``columns`` are those of the row. ``votes`` are those of a branch
+    that asked for several answers: see Outcome. ``steps`` are the answers of its steps, where the
+    aggregate goes by one.
     """
 
     index: int
@@ -28,7 +29,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     aspect: str | None = None
     model: str | None = None
     asked_model: str | None = None
-    sample: int = 0
+    sample: int | None = None
     group: str = ""
     output: str | None = None
     votes: dict[str, int] = {}

@@ -30,7 +30,8 @@ class Merge:
     With ``by``, it merges that part of each answer, and leaves out answers without it. A label is a
     text, also if it looks like other JSON.
 
-    Failed branches, and answers that are not JSON, are left out and named in a note.
+    Failed branches, and answers that are not JSON, are left out and named in a note; with ``by``, only
+    those where the part is to be in the answer.
     """
 
     def __init__(self, fields: Fields = _ALL) -> None:
@@ -49,14 +50,14 @@ class Merge:
             self._missing.add(item)
             return
         self._succeeded += 1
-        try:
-            answer = item.output if self._is_label else parse_json(item.output)
-        except ValueError:
+        answer, is_text = _value(item.output, is_label=self._is_label)
+        reader = self._reader
+        if is_text and (reader is None or reader.is_whole):
             self._unusable.add(item)
             return
-        values = [answer] if self._reader is None else self._reader.values(item, answer)
-        if not values:
-            self._without.add(item)
+        values = [answer] if reader is None else reader.values(item, answer)
+        if reader is not None and not values:
+            (self._unusable if is_text and reader.may_be_of_answer else self._without).add(item)
         self._values += [(item.index, msgspec.json.encode(value)) for value in values]
 
     def merge(self, other: Self) -> None:
@@ -83,6 +84,16 @@ class Merge:
             failed=self._missing.count,
             notes=notes,
         )
+
+
+def _value(output: str, *, is_label: bool) -> tuple[Any, bool]:
+    """Return the value of an answer, and whether it is a text and no JSON."""
+    if is_label:
+        return output, False
+    try:
+        return parse_json(output), False
+    except ValueError:
+        return output, True
 
 
 class _Merged:

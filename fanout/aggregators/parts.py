@@ -106,9 +106,14 @@ class PartReader:
         """Whether the part is the answer itself."""
         return self._part.sources == ("answer",) and not self._part.path
 
+    @property
+    def may_be_of_answer(self) -> bool:
+        """Whether the part may be in the answer itself."""
+        return "answer" in self._part.sources
+
     def of_answer(self, answer: Any) -> list[Any]:
         """Return the values of the part in the answer itself; empty if it is none of that."""
-        return _at(answer, self._part.path) if "answer" in self._part.sources else []
+        return _at(answer, self._part.path) if self.may_be_of_answer else []
 
     def values(self, item: Item, answer: Any) -> list[Any]:
         """Return the values of the part; empty if there is none.

@@ -173,6 +173,6 @@ def row_place(item: Item) -> tuple[tuple[str, Any], ...]:
         place.append(("model", item.model))
     if item.asked_model is not None:
         place.append(("asked_model", item.asked_model))
-    if item.sample:
+    if item.sample is not None:
         place.append(("sample", item.sample))
     return tuple(place)

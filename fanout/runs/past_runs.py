@@ -1,10 +1,11 @@
 """The outputs of a run that has ended, as the documents of another one.
 
 Each branch that succeeded is a row: the columns of its own row, its text among them; ``aspect`` and
-``sample`` where the run has several; the answers of its steps, ``rejected`` and ``is_best``, as its tables
-have them; ``output``, which is the text; and the fields of an answer that is a JSON object. A name of
-fanout's own always means fanout's: a column of that name is called ``column.NAME``, and a field of an
-answer that has the name of a column ``output.NAME``.
+``sample`` where the run has several; ``title``, ``subtask`` and ``passages`` where its parts and prompts
+have them; the answers of its steps, ``rejected`` and ``is_best``, as its tables have them; ``output``,
+which is the text; and the fields of an answer that is a JSON object. A name of fanout's own always means
+fanout's: a column of that name is called ``column.NAME``, and a field of an answer that has the name of a
+column ``output.NAME``.
 
 A branch of a run in which workers read is the document that it has read, or the reason why it has not.
 """
@@ -23,7 +24,7 @@ from fanout.core.records import Document, RunStatus
 from fanout.inputs.documents.parsed import Parsed
 from fanout.inputs.documents.past_runs import RUN_TEXT_COLUMN
 from fanout.inputs.documents.rows import checked, document_of_row, faulty
-from fanout.runs.rows import free_name, layout_of, source_cells
+from fanout.runs.rows import free_name, layout_of, part_cells, source_cells
 from fanout.runs.status import retry_help
 from fanout.runs.tables.table import step_columns
 
@@ -148,6 +149,7 @@ class RunOutputs:
             own["asked_model"] = output.asked_model
         if self._spec.variants.samples > 1:
             own["sample"] = output.sample
+        own |= part_cells(output, self._layout)
         own |= dict.fromkeys(self._step_names)
         for of_step in self._steps.cells(output):
             own |= of_step

@@ -15,11 +15,13 @@ from fanout.core.records import ErrorKind
 from fanout.core.step_answers import last_answers
 from fanout.core.strict_schema import object_properties
 from fanout.core.usage import rounded_usd
+from fanout.inputs.plan_answers import wants_subtasks
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Container, Sequence
 
     from fanout.core.cells import Cell
+    from fanout.core.passage_uses import PassageUse
     from fanout.core.spec import RunSpec
     from fanout.core.steps import StepSpec
     from fanout.runs.branch_output import Output
@@ -34,6 +36,7 @@ __all__ = [
     "full_row",
     "layout_of",
     "output_row",
+    "part_cells",
     "place",
     "source_cells",
     "stream_row",
@@ -58,11 +61,13 @@ class StepRow(msgspec.Struct, frozen=True, kw_only=True):
         name: The name of the step.
         fields: The fields of its answers, by their schema.
         is_open: Whether its answers may be anything, as those of a function.
+        is_final: Whether its answer may be the output, which is in the columns of the output then.
     """
 
     name: str
     fields: tuple[str, ...] = ()
     is_open: bool = False
+    is_final: bool = False
 
 
 class RowLayout(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,9 +85,12 @@ class RowLayout(msgspec.Struct, frozen=True, kw_only=True):
         has_confidence: Whether answers are labels, which may have a confidence.
         keeps_cut: Whether answers that were cut off are kept, so that tables must mark them.
         has_lane: Whether the job says how calls are bought, so that tables say how each one was.
-        steps: The steps whose answers are not the output; they have columns of their own.
+        steps: The steps, with columns of their own for answers that are not the output.
         has_judge: Whether a step judges answers, so that tables mark those that it rejected.
         has_best: Whether the job finds the best answer of each chunk.
+        has_titles: Whether a model splits documents, so that chunks have titles.
+        has_subtasks: Whether it splits the work, so that chunks have subtasks, too.
+        has_passages: Whether prompts have passages.
     """
 
     has_fields: bool = False
@@ -99,6 +107,9 @@ class RowLayout(msgspec.Struct, frozen=True, kw_only=True):
     steps: tuple[StepRow, ...] = ()
     has_judge: bool = False
     has_best: bool = False
+    has_titles: bool = False
+    has_subtasks: bool = False
+    has_passages: bool = False
 
     @property
     def variants(self) -> int:
@@ -134,16 +145,33 @@ def layout_of(spec: RunSpec) -> RowLayout:
         keeps_cut=spec.on_truncated == "keep",
         has_lane=spec.lane != "realtime",
         steps=tuple(
-            _step_row(step) for step in spec.steps if step not in final or step.name in routes
+            _step_row(step, is_final=step in final and step.name not in routes)
+            for step in spec.steps
         ),
         has_judge=spec.has_judge,
         has_best=spec.reduction == "best",
+        has_titles=spec.split == "model",
+        has_subtasks=spec.split == "model" and wants_subtasks(spec),
+        has_passages=bool(spec.retrieval_sources),
     )
 
 
-def _step_row(step: StepSpec) -> StepRow:
+def _step_row(step: StepSpec, *, is_final: bool) -> StepRow:
     fields = object_properties(step.answer_schema or {})
-    return StepRow(name=step.name, fields=fields, is_open=step.function is not None)
+    is_open = step.function is not None
+    return StepRow(name=step.name, fields=fields, is_open=is_open, is_final=is_final)
+
+
+def part_cells(branch: Output[Any], layout: RowLayout) -> dict[str, Cell]:
+    """Return what a model called the part of a branch, and the passages of its prompt, by column."""
+    cells: dict[str, Cell] = {}
+    if layout.has_titles:
+        cells["title"] = branch.title or None
+    if layout.has_subtasks:
+        cells["subtask"] = branch.subtask or None
+    if layout.has_passages:
+        cells["passages"] = None if branch.passages is None else _passages(branch)
+    return cells
 
 
 def source_cells(branch: Output[Any]) -> dict[str, Cell]:
@@ -275,13 +303,17 @@ def _steps(branch: Output[Any]) -> dict[str, Any]:
 def _passages(branch: Output[Any]) -> Any:
     """Return the passages of a branch as JSON, by step if it has steps."""
     if not branch.step_records:
-        return msgspec.to_builtins(branch.passages)
+        return _listed(branch.passages or ())
     counts = last_answers(branch.step_records)
     return {
-        one.name: msgspec.to_builtins(one.passages)
+        one.name: _listed(one.passages)
         for one in branch.step_records
         if one.passages and (one.name in counts or one.output is None)
     }
+
+
+def _listed(passages: Sequence[PassageUse]) -> list[Any]:
+    return [msgspec.to_builtins(one) for one in passages]
 
 
 def _figures(branch: Output[Any]) -> dict[str, Any]:

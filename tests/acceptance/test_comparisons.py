@@ -43,6 +43,7 @@ def test_the_best_of_each_row_and_a_ranking_on_the_command_line(fanout, here):
     assert {name: row["output"] for name, row in said["aggregated"].items()} == {
         "in.csv:2": "a a a", "in.csv:3": "bb bb bb", "in.csv:4": "ccc ccc ccc",
     }  # fmt: skip
+    assert {row["sample"] for row in said["aggregated"].values()} == {1}
     assert {row["wins"] for row in said["aggregated"].values()} <= {1, 2}
     assert said["usage"]["calls"] == 9 + 12
     assert (here / "judged").read_text() == "x" * 12

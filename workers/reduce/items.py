@@ -65,7 +65,7 @@ def item_of(spec: RunSpec, chunk: Chunk, outcome: Outcome) -> Item:
         aspect=ref.aspect,
         model=(outcome.model or ref.model) if has_models else None,
         asked_model=ref.model if spec.fallback else None,
-        sample=ref.sample,
+        sample=ref.sample if spec.variants.samples > 1 else None,
         group=group_key(
             spec.group_by,
             document=chunk.document,

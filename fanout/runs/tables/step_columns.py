@@ -33,15 +33,23 @@ class StepColumns:
         self._steps = layout.steps
 
     def names(self) -> Iterator[list[str]]:
-        """Yield for each step the names of the columns that are known before the answers are."""
+        """Yield for each step the names of the columns that are known before the answers are.
+
+        One whose answer may be the output has none: only rows show that it is not.
+        """
         for step in self._steps:
             name = self._names[step.name]
             fields = [f"{name}.{field}" for field in step.fields]
-            yield [] if step.is_open else fields or [name]
+            yield [] if step.is_open or step.is_final else fields or [name]
 
     def cells(self, branch: Output[Any]) -> list[dict[str, Cell]]:
         """Return for each step the cells of a branch by column; one that did not run has none."""
         answers = branch.steps
+        # The last of these that ran; a judge behind it may have failed, and so the branch.
+        final = [step.name for step in self._steps if step.is_final and step.name in answers]
+        if final and branch.kind is None:
+            output = max(final, key=list(answers).index)
+            answers = {name: answer for name, answer in answers.items() if name != output}
         return [_cells(name, answers.get(step)) for step, name in self._names.items()]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from fanout.core.json_text import parse_json
 from fanout.core.records import total_saved, total_usage
 from fanout.core.units import plural
 from fanout.core.usage import rounded_usd
-from fanout.runs.rows import RowLayout, free_name, source_cells
+from fanout.runs.rows import RowLayout, free_name, part_cells, source_cells
 from fanout.runs.tables.columns import (
     Column,
     ColumnType,
@@ -23,7 +24,7 @@ from fanout.runs.tables.columns import (
 from fanout.runs.tables.step_columns import STEP, StepColumns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Container, Iterable, Iterator, Sequence
 
     from fanout.core.cells import Cell
     from fanout.runs.branch_output import Output
@@ -45,6 +46,8 @@ _FIGURES = {
 }  # fmt: skip
 _VARIANT = {"aspect": _TEXT, "model": _TEXT, "asked_model": _TEXT, "sample": _INTEGER}
 _VOTES = {"share": _FLOAT, "samples": _INTEGER}
+# Of each chunk, in runs whose documents a model splits, or whose prompts have passages.
+_TITLE, _SUBTASK, _PASSAGES = "title", "subtask", "passages"
 # Of each answer, in runs that may have them.
 _CONFIDENCE, _FINISH, _LANE = "confidence", "finish_reason", "lane"
 _REJECTED, _BEST = "rejected", "is_best"
@@ -94,7 +97,8 @@ class _Section:
         found = {name: sorts for name, sorts in self._sorts.items() if name not in self._last}
         if self._fallback is not None and (self._fallback in found or not found):
             found = {self._fallback: 0, **found}
-        columns = {**found, **self._last}
+        last = {name: sorts | self._sorts.get(name, 0) for name, sorts in self._last.items()}
+        columns = {**found, **last}
         return {name: sorts for name, sorts in columns.items() if name not in self._absent}
 
 
@@ -206,7 +210,8 @@ class _Long:
         if layout.has_votes:
             variant |= _VOTES
         self._marks = _marks(layout)
-        own = {**self._marks, **_ERROR, **_CHUNK, **_FIGURES, **variant}
+        parts = _parts(layout)
+        own = {**self._marks, **_ERROR, **_CHUNK, **parts, **_FIGURES, **variant}
         self._variant = tuple(variant)
         self._layout = layout
         self._steps = step_columns(layout)
@@ -225,6 +230,7 @@ class _Long:
                 "error_kind": None if branch.kind is None else branch.kind.value,
                 "error": branch.message,
                 **_chunk(branch),
+                **part_cells(branch, self._layout),
                 **_figures([branch]),
             }
             for name in self._variant:
@@ -245,9 +251,12 @@ class _Wide:
         }
         # In the order of the branches of a chunk.
         self.labels = list(distinct(_labels(layout)))
-        own = _Section({**_CHUNK, **_FIGURES})
+        # Passages are those of a prompt, and so of an answer.
+        self._parts = _parts(layout)
+        self._has_passages = self._parts.pop(_PASSAGES, None) is not None
+        own = _Section({**_CHUNK, **self._parts, **_FIGURES})
         self._steps = {
-            label: StepColumns(layout, (*_ERROR, *self._marks), f"{label}.")
+            label: StepColumns(layout, (*_ERROR, *self._marks, _PASSAGES), f"{label}.")
             for label in self.labels
         }
         self.sections = [_Section(), *self._variants(layout), own]
@@ -256,6 +265,8 @@ class _Wide:
         """Yield the sections of each variant: of its answer, and of its steps."""
         for label in self.labels:
             last = {**self._marks_of(label), **_errors_of(label)}
+            if self._has_passages:
+                last[f"{label}.{_PASSAGES}"] = _TEXT
             yield _answer_section(label, f"{label}.", layout, last)
             for names in self._steps[label].names():
                 yield _Section(names=names, step_prefix=f"{label}.")
@@ -276,10 +287,14 @@ class _Wide:
                 errors = dict(zip(_errors_of(label), (kind, branch.message), strict=True))
                 marks = {f"{label}.{name}": _mark(branch, name) for name in self._marks}
                 steps = self._steps[label].cells(branch)
-                answers[label] = [{**answer, **marks, **errors}, *steps]
+                parts = part_cells(branch, self._layout)
+                found = {f"{label}.{_PASSAGES}": parts.get(_PASSAGES)} if self._has_passages else {}
+                answers[label] = [{**answer, **marks, **errors, **found}, *steps]
             first = branches[0]
+            parts = part_cells(first, self._layout)
             own = {
                 **_chunk(first),
+                **{name: parts[name] for name in self._parts},
                 **_figures(branches),
             }
             yield [source_cells(first), *chain.from_iterable(answers.values()), own]
@@ -287,7 +302,21 @@ class _Wide:
 
 def step_columns(layout: RowLayout) -> StepColumns:
     """Return the columns that the steps of a run have in its table."""
-    return StepColumns(layout, {*OWN_COLUMNS, *_marks(layout)})
+    return StepColumns(layout, {*_own_names(layout), *_marks(layout)})
+
+
+def _parts(layout: RowLayout) -> dict[str, ColumnType]:
+    """Return the columns of what a model called the parts, and of the passages."""
+    there = {
+        _TITLE: layout.has_titles, _SUBTASK: layout.has_subtasks, _PASSAGES: layout.has_passages
+    }  # fmt: skip
+    return {name: _TEXT for name, is_there in there.items() if is_there}
+
+
+@lru_cache(maxsize=8)
+def _own_names(layout: RowLayout) -> frozenset[str]:
+    """Return the names that fields of answers do not have."""
+    return frozenset({*OWN_COLUMNS, *_parts(layout)})
 
 
 def _labels(layout: RowLayout) -> Iterator[str]:
@@ -296,8 +325,9 @@ def _labels(layout: RowLayout) -> Iterator[str]:
     Only what there are several of is in a name; a single prompt is called ``output``.
     """
     models = layout.models if len(layout.models) > 1 else ("",)
+    own = _own_names(layout)
     for aspect in layout.aspects or (_OUTPUT,):
-        name = _FIELD + aspect if aspect in OWN_COLUMNS and layout.aspects else aspect
+        name = _FIELD + aspect if aspect in own and layout.aspects else aspect
         for model in models:
             for sample in range(layout.samples):
                 yield ".".join(
@@ -329,7 +359,8 @@ def _answer_section(
     label: str, prefix: str, layout: RowLayout, last: dict[str, ColumnType] | None = None
 ) -> _Section:
     if layout.has_fields:
-        names = (_field_name(name, prefix) for name in layout.fields)
+        own = _own_names(layout)
+        names = (_field_name(name, prefix, own) for name in layout.fields)
         return _Section(last=last, fallback=label, names=names)
     optional = [prefix + _CONFIDENCE] if layout.has_confidence else []
     return _Section({label: _TEXT}, last, optional=optional)
@@ -342,7 +373,8 @@ def _answer(branch: Output[Any], label: str, prefix: str, layout: RowLayout) -> 
         return {}
     value = answer if layout.is_typed else _json(answer) if layout.has_fields else None
     if isinstance(value, dict):
-        return {_field_name(name, prefix): field_cell(field) for name, field in value.items()}
+        own = _own_names(layout)
+        return {_field_name(name, prefix, own): field_cell(field) for name, field in value.items()}
     return {label: field_cell(answer)}
 
 
@@ -353,8 +385,8 @@ def _json(answer: str) -> Any:
         return None
 
 
-def _field_name(name: str, prefix: str) -> str:
-    return prefix + free_name(name, OWN_COLUMNS, _FIELD)
+def _field_name(name: str, prefix: str, own: Container[str]) -> str:
+    return prefix + free_name(name, own, _FIELD)
 
 
 def _chunk(branch: Output[Any]) -> dict[str, Cell]:

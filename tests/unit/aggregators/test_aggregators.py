@@ -324,6 +324,38 @@ def test_groups_parts_and_prompts_read_the_same_field_of_a_step(path, found):
     assert shown == (found or "")
 
 
+@pytest.mark.parametrize(
+    ("by", "merged", "words"),
+    [
+        ("steps.kind", ["dear", "short"], None),
+        ("column.n", [0, 1], None),
+        ("fanout.document", ["d0", "d1"], None),
+        ("n", [0, 1], None),
+        ("steps.other", {}, "have no steps.other"),
+        ("output", {}, "are not JSON"),
+        ("missing", {}, "are not JSON"),
+    ],
+)
+def test_a_part_that_is_not_in_the_answer_is_merged_whatever_the_answer_is(by, merged, words):
+    branches = [
+        Item(index=n, document=f"d{n}", output="plain text", columns={"n": n}, steps={"kind": kind})
+        for n, kind in enumerate(["dear", "short"])
+    ]
+    fields = Fields(by=(by,), steps=("kind", "other"))
+    made = aggregate_groups("merge", branches, fields)[""]
+    assert made.value == merged
+    assert words in made.notes[0] if words else made.notes == []
+
+
+@pytest.mark.parametrize("sample", [None, 0, 1])
+def test_a_ranked_answer_has_its_sample_if_there_are_several(sample):
+    [row] = aggregate_groups("rank", [Item(index=0, document="d", sample=sample, output="7")])[
+        ""
+    ].value
+    assert row.get("sample") == sample
+    assert ("sample" in row) is (sample is not None)
+
+
 def test_groups_are_aggregated_apart_in_the_order_they_appear():
     branches = [
         Item(index=i, document="d", group=group, output=str(i))

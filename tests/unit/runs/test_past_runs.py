@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from fanout.core.errors import InputError, SpecError
+from fanout.core.passage_uses import PassageUse
 from fanout.core.records import ErrorKind, RunStatus, StepOutcome, Usage
 from fanout.core.spec import make_spec
 from fanout.inputs.intake import checked_documents
@@ -78,9 +79,20 @@ def test_an_output_is_a_row_with_the_columns_of_its_own():
         ({**JOB, "samples": 2}, {"sample": 1}, {"sample": 1}),
         ({**ASPECTS, "samples": 2}, {"aspect": "a", "sample": 1}, {"aspect": "a", "sample": 1}),
         ({"model": "fake", "aspects": {"a": "{input}"}}, {"aspect": "a"}, {}),
+        ({**JOB, "split": "model"}, {"title": "Part"}, {"title": "Part"}),
+        (
+            {**JOB, "split": "model", "prompt": "{subtask} {input}"},
+            {"title": "Part", "subtask": "Do it."},
+            {"title": "Part", "subtask": "Do it."},
+        ),
+        (
+            {**JOB, "prompt": "{context} {input}", "retrieve": "notes.md"},
+            {"passages": (PassageUse(id="p1", source="a.md"),)},
+            {"passages": [{"id": "p1", "source": "a.md"}]},
+        ),
     ],
 )
-def test_the_aspect_and_the_sample_are_columns_where_a_run_has_several(job, fields, columns):
+def test_what_a_run_has_of_a_branch_is_in_columns(job, fields, columns):
     (document,) = documents([output(0, **fields)], job)
     assert document.columns == columns
 

@@ -193,3 +193,37 @@ def test_the_steps_of_a_route_may_have_outputs_of_several_shapes():
         {"kind": "bill", "days": 3, "output": None},
         {"kind": "letter", "days": None, "output": "dear"},
     ]
+
+
+@pytest.mark.parametrize("is_json", [False, True])
+@pytest.mark.parametrize("is_wide", [False, True])
+def test_the_answer_for_the_output_is_there_where_a_judge_behind_it_failed(is_json, is_wide):
+    note = {"name": "note", "prompt": "{input}", **({"schema": FACTS} if is_json else {})}
+    judge = {"name": "check", "judge": "note", "criteria": "polite"}
+    spec = make_spec(model="fake", steps=(note, judge))
+    answer = ran("note", {"days": 3}, is_json=True) if is_json else ran("note", "dear")
+    failed = branch(spec, answer, output=None, kind=ErrorKind.TIMEOUT, message="late")
+    done = branch(spec, answer, ran("check", VERDICT, is_json=True), output=answer.output)
+    prefix = "output." if is_wide else ""
+    name, value = ("note.days", 3) if is_json else ("note", "dear")
+    [row], _ = table(spec, failed, is_wide=is_wide)
+    assert row[prefix + name] == value
+    [row], columns = table(spec, done, is_wide=is_wide)
+    assert prefix + name not in {column.name for column in columns}
+
+
+def test_each_answer_that_may_be_the_output_is_in_the_table():
+    # Two ways that both run: the output is the later one's.
+    steps = (
+        {"name": "a", "prompt": "{input}", "schema": FACTS},
+        {"name": "b", "prompt": "{input}", "when": {"a.term": "x"}},
+        {"name": "c", "prompt": "{input}", "when": {"a.days": "3"}},
+    )
+    spec = make_spec(model="fake", steps=steps)
+    first = ran("a", {"days": 3, "term": "x"}, is_json=True)
+    both = branch(spec, first, ran("b", "B"), ran("c", "C"), output="C")
+    one = branch(spec, first, ran("b", "B"), output="B", index=0)
+    rows, _ = table(spec, both, one)
+    assert [(row["output"], row.get("b"), row.get("c")) for row in rows] == [
+        ("C", "B", None), ("B", None, None),
+    ]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fanout.core.errors import RunError
+from fanout.core.passage_uses import PassageUse
 from fanout.core.records import ErrorKind, Usage
 from fanout.runs.branch_output import Output
 from fanout.runs.rows import RowLayout, error_row, output_row, stream_row
@@ -63,10 +64,44 @@ def test_a_row_has_the_columns_of_the_input_with_the_text_at_its_place_and_then_
         (RowLayout(aspects=("a", "b")), ["aspect"]),
         (RowLayout(samples=2), ["sample"]),
         (RowLayout(aspects=("a", "b"), samples=2), ["aspect", "sample"]),
+        (RowLayout(has_titles=True), ["title"]),
+        (RowLayout(has_titles=True, has_subtasks=True), ["title", "subtask"]),
+        (RowLayout(has_passages=True), ["passages"]),
     ],
 )
 def test_a_table_without_rows_has_its_columns_too(layout, more):
-    assert list(read([], layout)[0]) == [*OWN, *more]
+    parts = [name for name in more if name in ("title", "subtask", "passages")]
+    at = OWN.index("chunk") + 1
+    last = [name for name in more if name not in parts]
+    assert list(read([], layout)[0]) == [*OWN[:at], *parts, *OWN[at:], *last]
+
+
+@pytest.mark.parametrize("is_wide", [False, True])
+def test_what_a_model_called_a_part_and_the_passages_of_a_prompt_are_columns(is_wide):
+    layout = RowLayout(
+        aspects=("title", "b"), has_titles=True, has_subtasks=True, has_passages=True, has_fields=True,
+        fields=("title",),
+    )  # fmt: skip
+    use = PassageUse(id="p1", source="a.md", title="Leave", score=2.5)
+    found = [
+        branch(n, '{"title": "of the answer"}', chunk=0, aspect=aspect, title="Part", subtask="Do it.",
+               passages=(use,) if n else (), columns={"title": "of the input"})
+        for n, aspect in enumerate(layout.aspects)
+    ]  # fmt: skip
+    types, rows = read(found, layout, is_wide=is_wide)
+    shown = '[{"id": "p1", "source": "a.md", "title": "Leave", "score": 2.5}]'
+    assert types["title"] == "text"
+    for row in rows:
+        assert (row["title"], row["subtask"], row["column.title"]) == (
+            "Part", "Do it.", "of the input",
+        )  # fmt: skip
+    if is_wide:
+        assert [rows[0][name] for name in ("output.title.passages", "b.passages")] == ["[]", shown]
+        assert rows[0]["b.output.title"] == "of the answer"
+        assert "passages" not in types
+    else:
+        assert [row["passages"] for row in rows] == ["[]", shown]
+        assert [row["output.title"] for row in rows] == ["of the answer"] * 2
 
 
 @pytest.mark.parametrize("confidence", [None, 0.75])
