@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
 from fanout.core.units import dollars, duration, plural
@@ -17,6 +18,7 @@ __all__ = ["estimate_lines", "short_estimate", "trial_lines"]
 
 _SHOWN_CHARS = 2_000
 _STEP_LINES, _STEP_CHARS = 6, 500
+_TRIED = "a trial shows it"
 _NARROWER = "--max-tokens, or a trial, narrows it"
 
 
@@ -24,7 +26,12 @@ def estimate_lines(estimate: Estimate) -> Iterator[str]:
     """Yield an estimate, line by line."""
     yield from _counts(estimate)
     for lane in estimate.lanes:
-        yield f"{lane.lane}{_mark(estimate, lane)}: {cost_text(lane)}{_time(lane)}"
+        yield f"{lane.lane}{_mark(estimate, lane)}: {_cost(estimate, lane)}{_time(lane)}"
+    if estimate.unknown_parts:
+        yield (
+            f"how many {estimate.unknown_parts} the model will name is unknown, so this is the least, with "
+            f"one for each text: {_TRIED}"
+        )
     if estimate.is_wide:
         yield f"the high end has the longest answers that the model can give: {_NARROWER}"
     yield from _unpriced(estimate)
@@ -64,10 +71,11 @@ def _mark(estimate: Estimate, lane: LaneEstimate) -> str:
 
 def _counts(estimate: Estimate) -> Iterator[str]:
     bad = f" ({estimate.bad_documents:,} cannot be used)" if estimate.bad_documents else ""
+    least, many = _least(estimate), estimate.unknown_parts or "chunks"
     yield (
         f"{plural(estimate.documents, 'document', 'documents')}{bad}, "
-        f"{plural(estimate.chunks, 'chunk', 'chunks')}, "
-        f"{plural(estimate.branches, 'branch', 'branches')}"
+        f"{least}{plural(estimate.chunks, many.removesuffix('s'), many)}, "
+        f"{least}{plural(estimate.branches, 'branch', 'branches')}"
     )
     if estimate.plan.calls_high:
         yield f"split by the model: {_calls(estimate.plan)}"
@@ -81,31 +89,40 @@ def _counts(estimate: Estimate) -> Iterator[str]:
             yield f"  {model}: {_calls(calls)}"
 
 
+def _least(estimate: Estimate) -> str:
+    return "at least " if estimate.unknown_parts else ""
+
+
 def _calls(calls: Calls) -> str:
+    most = calls.calls_low if calls.calls_high == inf else calls.calls_high
     return (
         f"{_range(calls.calls_low, calls.calls_high)} "
-        f"{'call' if round(calls.calls_high) == 1 else 'calls'}, "
+        f"{'call' if round(most) == 1 else 'calls'}, "
         f"{_range(calls.input_low, calls.input_high)} tokens in, "
         f"{_range(calls.output_low, calls.output_high)} out"
     )
 
 
 def _range(low: float, high: float | None) -> str:
-    if high is None:
+    if high is None or high == inf:
         return f"at least {low:,.0f}"
     return f"{low:,.0f}" if round(low) == round(high) else f"{low:,.0f} to {high:,.0f}"
 
 
-def cost_text(lane: LaneEstimate) -> str:
-    """Return the cost of a lane."""
+def cost_text(lane: LaneEstimate, *, is_least: bool = False) -> str:
+    """Return the cost of a lane; ``is_least`` if what is likely of it is the least, too."""
     low, high = lane.cost_usd_low, lane.cost_usd_high
     if low is None:
         return "cost unknown"
     least = f"at least {dollars(low)}"
     span = least if high is None else f"{dollars(low)} to {dollars(high)}"
-    if low == high or lane.cost_usd_likely is None:
+    if low == high or lane.cost_usd_likely is None or is_least:
         return dollars(low) if low == high else span
     return f"about {dollars(lane.cost_usd_likely)} ({span})"
+
+
+def _cost(estimate: Estimate, lane: LaneEstimate) -> str:
+    return cost_text(lane, is_least=estimate.unknown_parts is not None)
 
 
 def _time(lane: LaneEstimate) -> str:
@@ -129,10 +146,12 @@ def short_estimate(estimate: Estimate) -> str:
     """Return an estimate as one line."""
     unpriced = "".join(f"; {line}" for line in _unpriced(estimate))
     wide = f"; {_NARROWER}" if estimate.is_wide else ""
+    if estimate.unknown_parts:
+        wide = f"; how many {estimate.unknown_parts} the model will name is unknown: {_TRIED}"
     return (
-        f"estimate: {plural(estimate.branches, 'branch', 'branches')}, "
+        f"estimate: {_least(estimate)}{plural(estimate.branches, 'branch', 'branches')}, "
         f"{_calls(estimate.all_calls)}, "
-        f"{cost_text(estimate.chosen)}{_time(estimate.chosen)}{wide}{unpriced}"
+        f"{_cost(estimate, estimate.chosen)}{_time(estimate.chosen)}{wide}{unpriced}"
     )
 
 

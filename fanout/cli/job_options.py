@@ -101,6 +101,8 @@ _OPTIONS = [
     _option("--split-model", "MODEL", "The model that splits documents. [default: the model]"),
     click.option("--split-gaps", type=click.Choice(get_args(SplitGaps)),
                  help="What becomes of text that is in no part. [default: fill]"),
+    _option("--split-max-tokens", "N",
+            "The longest answer that splits a document, in tokens. [default: the model's]"),
     _option("--neighbours", "N",
             "How many chunks {before} and {after} its own a prompt has. [default: 0]"),
     _option("--tokenizer", "NAME",

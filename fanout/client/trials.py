@@ -36,15 +36,15 @@ __all__ = ["Trial", "begin_trial", "spec_of_trial", "trial_of"]
 _LEFT_OUT = (
     "inputs", "base_dir", "text_column", "delimiter", "sheet", "id_column", "where", "sample", "limit",
     "encoding", "parse_timeout_s", "strict", "read_on", "labels", "split", "split_prompt",
-    "split_model", "split_gaps", "chunk_tokens",
+    "split_model", "split_gaps", "split_max_tokens", "chunk_tokens",
     "chunk_overlap_tokens", "tokenizer", "reduce", "aggregate_prompt", "aggregate_schema",
     "aggregate_max_tokens", "group_by", "by", "measures", "k", "criteria", "judge_model",
     "context_tokens", "min_success", "deadline_s",
 )  # fmt: skip
 # What says how a model splits documents: its sample is one of documents, which it splits.
 _OF_MODEL_SPLIT = (
-    "split", "split_prompt", "split_model", "split_gaps", "chunk_tokens", "chunk_overlap_tokens",
-    "context_tokens",
+    "split", "split_prompt", "split_model", "split_gaps", "split_max_tokens", "chunk_tokens",
+    "chunk_overlap_tokens", "context_tokens",
 )  # fmt: skip
 
 

@@ -160,7 +160,7 @@ RULES = (
               lambda spec: spec.split in SIZED_SPLITS,
               "has no effect with split {spec.split!r}; leave it out, or choose another split "
               f"({', '.join(SIZED_SPLITS)})"),
-    FieldRule(("split_prompt", "split_model", "split_gaps"), ("split",),
+    FieldRule(("split_prompt", "split_model", "split_gaps", "split_max_tokens"), ("split",),
               lambda spec: spec.split == "model",
               "has no effect with split {spec.split!r}; leave it out, or choose split model"),
     FieldRule(("neighbours",), ("split",), lambda spec: spec.split != "none",

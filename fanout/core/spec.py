@@ -151,6 +151,7 @@ class RunSpec(
         split_prompt: What a model is to split documents into, such as ``A part is one decision.``
         split_model: The model that splits documents; None is the (first) model of the job.
         split_gaps: Whether text that is in no part becomes chunks, too (``fill``), or is left out.
+        split_max_tokens: The longest answer that splits a document, in tokens; see ``max_tokens``.
         chunk_tokens: The largest chunk, in tokens.
         chunk_overlap_tokens: The overlap of neighbouring chunks, in tokens.
         neighbours: How many chunks before and after its own a prompt has as ``{before}`` and ``{after}``.

@@ -21,6 +21,7 @@ class SplitFields(BaseModel):
     split_prompt: Annotated[str | None, Field(min_length=1)] = None
     split_model: Annotated[str | None, Field(min_length=1, max_length=512)] = None
     split_gaps: SplitGaps = "fill"
+    split_max_tokens: Annotated[int | None, Field(ge=1), NUMBER] = None
     neighbours: Annotated[int, Field(ge=0, le=100), NUMBER] = 0
 
     @property

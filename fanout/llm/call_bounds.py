@@ -146,12 +146,15 @@ class CallBounds:
             return usage
         return priced(structs.replace(usage, cost_usd=None, at_least={}), self.price, lane)
 
-    def unkept(self, limits: BudgetLimits, max_tokens: int | None) -> tuple[str, str] | None:
+    def unkept(
+        self, limits: BudgetLimits, max_tokens: int | None, *, give: str = "max_tokens"
+    ) -> tuple[str, str] | None:
         """Return the field of a budget that cannot be kept, and why; None if it can be.
 
         Args:
             limits: The budget.
             max_tokens: The longest answer that the job allows; None if it sets no limit.
+            give: The field of the job with that limit.
         """
         model = self._model
         is_function = takes_prompt_only(model) or isinstance(self._llm, CallableLLM)
@@ -167,27 +170,26 @@ class CallBounds:
         )
         if needs_length and self.answer_tokens(None, max_tokens) is None:
             field = "usd" if limits.tokens is None else "tokens"
-            return field, (
-                f"cannot be kept: the longest answer of {model} is unknown; give max_tokens"
-            )
+            return field, (f"cannot be kept: the longest answer of {model} is unknown; give {give}")
         return None
 
 
 def unkept(spec: RunSpec, limits: BudgetLimits) -> tuple[str, str] | None:
     """Return the field of a job's budget that cannot be kept, and why; None if it can be."""
     lengths = [
-        (model, ask.max_tokens)
+        (model, ask.max_tokens, "max_tokens")
         for ask in asks_of(spec)
         for model in dict.fromkeys((*ask.models, *spec.fallback))
     ]
     if spec.reduces_by_calls:
-        lengths.append((spec.reduce_model, spec.aggregate_max_tokens))
+        lengths.append((spec.reduce_model, spec.aggregate_max_tokens, "aggregate_max_tokens"))
     if spec.split == "model":
-        # The calls that split documents have no limit of their own.
         splitting = (spec.split_model or spec.model, *spec.fallback)
-        lengths += [(model, None) for model in dict.fromkeys(splitting)]
-    for model, max_tokens in lengths:
-        problem = CallBounds(spec, model).unkept(limits, max_tokens)
+        lengths += [
+            (model, spec.split_max_tokens, "split_max_tokens") for model in dict.fromkeys(splitting)
+        ]
+    for model, max_tokens, name in lengths:
+        problem = CallBounds(spec, model).unkept(limits, max_tokens, give=name)
         if problem is not None:
             return problem
     return None

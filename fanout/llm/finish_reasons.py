@@ -85,7 +85,8 @@ def require_complete(reply: LLMReply) -> None:
         return
     if kind is ErrorKind.TRUNCATED:
         message = (
-            f"the answer was cut off ({_shown_reason(reply)}): raise max_tokens, or ask for less"
+            f"the answer was cut off ({_shown_reason(reply)}): raise max_tokens (split_max_tokens where a "
+            "model splits, aggregate_max_tokens for a reduce), or ask for less"
         )
     elif kind is ErrorKind.CONTENT_FILTER:
         message = "the provider refused to answer"

@@ -55,7 +55,8 @@ _ASSUMED_ANSWER_TOKENS = 500.0
 class Calls(msgspec.Struct, frozen=True, kw_only=True):
     """Calls of a model, and their tokens, each as a range, and what is likely of it.
 
-    An upper end that is unknown is None.
+    An upper end of tokens out that is unknown is None; calls and tokens in are infinite where nothing
+    limits them.
     """
 
     calls_low: float = 0

@@ -57,6 +57,7 @@ __all__ = ["Estimator"]
 
 # Groups that are told apart; the chunks of more are taken to be in groups of the same sizes.
 _MOST_GROUPS = 100_000
+_TITLE, _SUBTASK = "[title]", "[subtask]"
 
 
 class Estimator:
@@ -96,9 +97,10 @@ class Estimator:
             if chunk.error is not None:
                 self._bad_chunks += 1
                 continue
-            # What a model will call a part is unknown.
-            title = "" if self._spec.split == "model" else None
-            numbered = msgspec.structs.replace(chunk, number=number, title=title)
+            numbered = msgspec.structs.replace(chunk, number=number)
+            if self._spec.split == "model":
+                # What a model will call a part, or ask for, is unknown.
+                numbered = msgspec.structs.replace(numbered, title=_TITLE, subtask=_SUBTASK)
             self.add(numbered, number)
             yield numbered
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import msgspec
@@ -59,8 +60,10 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
         prompt: The first prompt, as it would be sent.
         system: The system prompt.
         steps: The same for each step that calls a model, in order.
-        plan: The calls in which a model splits documents, and their tokens; what it will split them into
-            is not known, and is taken to be chunks of ``chunk_tokens``.
+        plan: The calls in which a model splits documents, and their tokens.
+        unknown_parts: ``parts`` or ``subtasks`` where a model splits documents: nobody knows into how many
+            before it has. Each text that it is shown counts as one, so chunks, branches, calls, tokens,
+            costs and times are the least, and upper ends are infinite or None. Otherwise None.
     """
 
     documents: int
@@ -79,6 +82,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     system: str | None
     steps: list[StepEstimate] = []
     plan: Calls = Calls()
+    unknown_parts: str | None = None
 
     @property
     def chosen(self) -> LaneEstimate:
@@ -102,7 +106,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
         return one_line("Estimate", shown)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON values; unknown values are None."""
+        """Return all of it as JSON values; unknown values, and infinite ones, are None."""
         made: dict[str, Any] = msgspec.to_builtins(self)
         of_steps = [step["calls"] for step in made["steps"]]
         for calls in (
@@ -112,7 +116,9 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
             *made["by_model"].values(),
             *of_steps,
         ):
-            calls.update({name: n if n is None else round(n) for name, n in calls.items()})
+            calls.update(
+                {name: None if n in (None, inf) else round(n) for name, n in calls.items()}
+            )
         if self.learnt_calls is not None:
             made["learnt_calls"] = round(self.learnt_calls)
         return made

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
 from msgspec import structs
 
+from fanout.inputs.plan_answers import wants_subtasks
 from fanout.inputs.splitters import split_documents, splitter_of
 from fanout.policy.estimates import Calls
 from fanout.runs.estimate import Estimator
@@ -42,29 +44,46 @@ class PlanEstimator:
         self._number = 0
 
     def counted(self, documents: Iterable[Document]) -> Iterator[Document]:
-        """Yield documents, and count the calls that split them."""
+        """Yield documents as the pieces that the model is shown, and count the calls that split them.
+
+        Each piece has one part at least.
+        """
         for document in documents:
-            for chunk in split_documents(pieces(self._spec, [document]), self._splitter):
-                if chunk.error is None:
-                    self._estimator.add(chunk, self._number)
-                    self._number += 1
-            yield document
+            for piece in pieces(self._spec, [document]):
+                for chunk in split_documents([piece], self._splitter):
+                    if chunk.error is None:
+                        self._estimator.add(chunk, self._number)
+                        self._number += 1
+                yield document if piece.error is not None else piece
 
     def added_to(self, estimate: Estimate) -> Estimate:
-        """Return the estimate of a job with what was counted here."""
+        """Return the estimate of a job with what was counted here; that of the job is now the least."""
         own = self._estimator.result()
-        by_model = dict(estimate.by_model)
+        by_model = {model: _least(calls) for model, calls in estimate.by_model.items()}
         for model, calls in own.by_model.items():
             by_model[model] = by_model.get(model, Calls()).plus(calls)
         lanes = {one.lane: one for one in own.lanes}
         return structs.replace(
             estimate,
             plan=own.calls,
+            calls=_least(estimate.calls),
+            reduce=_least(estimate.reduce) if estimate.reduce.calls_high else estimate.reduce,
+            steps=[structs.replace(one, calls=_least(one.calls)) for one in estimate.steps],
             by_model=by_model,
-            lanes=[_plus(one, lanes[one.lane]) for one in estimate.lanes if one.lane in lanes],
+            lanes=[
+                structs.replace(_plus(one, lanes[one.lane]), cost_usd_high=None, time_s_high=None)
+                for one in estimate.lanes
+                if one.lane in lanes
+            ],
             unpriced=list(dict.fromkeys([*estimate.unpriced, *own.unpriced])),
-            is_wide=estimate.is_wide or own.is_wide,
+            is_wide=False,
+            unknown_parts="subtasks" if wants_subtasks(self._spec) else "parts",
         )
+
+
+def _least(calls: Calls) -> Calls:
+    """Return calls of which there may be any number more."""
+    return structs.replace(calls, calls_high=inf, input_high=inf, output_high=None)
 
 
 def _plus(one: LaneEstimate, other: LaneEstimate) -> LaneEstimate:

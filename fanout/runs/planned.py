@@ -69,6 +69,8 @@ def plan_spec(spec: RunSpec, *, deadline_s: float | None) -> RunSpec:
         schema=plan_schema(spec),
         # A quote that is not there is asked for once more.
         max_reasks=1,
+        temperature=spec.temperature if model == spec.model else None,
+        max_tokens=spec.split_max_tokens,
         seed=spec.seed if takes_seed(model) else None,
         tokenizer=spec.tokenizer,
         max_workers=spec.max_workers,
@@ -121,7 +123,7 @@ class _Piece(NamedTuple):
 
 @dataclass(kw_only=True, slots=True)
 class _Seen:
-    """What documents have become."""
+    """What documents have become: how many the model has split, and into how many parts that it named."""
 
     documents: int = 0
     parts: int = 0
@@ -178,17 +180,17 @@ class PlannedDocuments:
             error=first.error,
             parts=[],
         )
-        seen.documents += 1
         if first.error is not None:
             return document
+        before = seen.parts
         parts = [part for one in some for part in self._parts(one)]
+        seen.documents += seen.parts > before
         if not self._is_of_subtasks:
             found = covered(document.text, parts, cut=self._cut if self._fills else None)
             seen.missed += found.missed
             seen.overlaps += found.overlaps
             seen.chars += sum(not char.isspace() for char in document.text)
             parts = found.parts
-        seen.parts += len(parts)
         error = None if parts else self._why_none(some)
         return structs.replace(document, parts=parts, error=error)
 
@@ -197,6 +199,7 @@ class PlannedDocuments:
         chunk, outcome = piece
         if outcome is not None and outcome.output is not None:
             found, _ = proposed_parts(chunk.text, msgspec.json.decode(outcome.output))
+            self._seen.parts += len(found)
         else:
             kind = None if outcome is None else outcome.kind
             self._seen.failed["not asked" if kind is None else kind.value] += 1

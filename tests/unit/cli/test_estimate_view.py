@@ -14,6 +14,7 @@ from fanout.core.records import NO_CALL, Document, Usage
 from fanout.core.spec import make_spec
 from fanout.policy.token_ratio import TokenSums
 from fanout.runs.estimate import Estimator
+from fanout.runs.plan_estimate import PlanEstimator
 
 
 def estimate(documents=200, **fields):
@@ -63,6 +64,50 @@ def test_in_python_an_estimate_and_a_trial_are_shown_in_one_short_line():
     assert shown[3].startswith(
         "<Trial run_id='r' branches=0 succeeded=0 cost_usd=None failures=None"
     )
+
+
+def split_estimate(prompt, **fields):
+    fields = {
+        "model": "openai/gpt-5-mini",
+        "fence": False,
+        "split": "model",
+        "max_tokens": 9,
+        **fields,
+    }
+    spec = make_spec(prompt=prompt, **fields)
+    estimator = Estimator(spec, seen=lambda _model: TokenSums(), places=8)
+    planner = PlanEstimator(spec, seen=lambda _model: TokenSums(), places=8)
+    texts = ["word " * 5_000, "word", " "]
+    documents = (Document(name=f"{at}", index=at, text=text) for at, text in enumerate(texts))
+    list(estimator.documents(planner.counted(documents)))
+    return planner.added_to(estimator.result())
+
+
+@pytest.mark.parametrize(
+    ("prompt", "fields", "many"),
+    [
+        ("{title}: {input}", {}, "parts"),
+        ("{title}, {subtask}: {input}", {"aggregate_prompt": "Sum: {input}"}, "subtasks"),
+        (None, {"steps": [{"name": "a", "prompt": "{title}, {subtask}, {input}"}]}, "subtasks"),
+    ],
+)
+def test_what_a_model_will_split_is_counted_as_the_least(prompt, fields, many):
+    found = split_estimate(prompt, **fields)
+    short, lines = short_estimate(found), list(estimate_lines(found))
+    assert lines[0].startswith(f"3 documents, at least 2 {many}, at least 3 branches")
+    for line in [*lines[1:], short]:
+        if " tokens in" in line and not line.startswith("split by the model: 2 calls"):
+            assert line.count("at least ") >= 3, line
+    assert any(f"how many {many} the model will name is unknown" in line for line in lines)
+    assert f"how many {many} the model will name is unknown" in short
+    assert "[title]" in lines[-1]
+    assert ("[subtask]" in lines[-1]) is (many == "subtasks")
+    assert found.calls.input_low > 6_000, "all of a long text"
+    assert not any("about" in line or "inf" in line.split() for line in [*lines, short])
+    as_json = found.to_dict()
+    assert as_json["calls"]["calls_low"] == 2
+    assert as_json["calls"]["calls_high"] is as_json["lanes"][0]["cost_usd_high"] is None
+    assert as_json["unknown_parts"] == many
 
 
 def test_a_short_one_says_what_narrows_it():

@@ -62,6 +62,7 @@ SOMETIMES: dict[str, tuple[Any, list[Any], list[Any]]] = {
                      [{}, {"split": "none"}, {"split": "lines"}]),
     "split_prompt": ("x", [{"split": "model"}], [{}, {"split": "tokens"}]),
     "split_model": ("fake?seed=4", [{"split": "model"}], [{}, {"split": "tokens"}]),
+    "split_max_tokens": (9, [{"split": "model"}], [{}, {"split": "tokens"}]),
     "split_gaps": ("leave_out", [{"split": "model"}], [{}, {"split": "tokens"}]),
     "neighbours": (1, [{"split": s} for s in ("lines", "tokens")], [{}, {"split": "none"}]),
     "chunk_overlap_tokens": (5, [{"split": "tokens"}], [{}, {"split": "lines"}]),

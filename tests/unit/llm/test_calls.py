@@ -230,7 +230,7 @@ def test_an_answer_that_is_cut_is_asked_for_once_more_with_twice_the_room(
     rooms = Rooms(*[cut(tokens)] * 9)
     result = rooms.call(max_tokens)
     assert (result.output, result.kind) == (None, ErrorKind.TRUNCATED)
-    assert "raise max_tokens" in result.message
+    assert "raise max_tokens (split_max_tokens where a model splits" in result.message
     assert (rooms.asked, result.attempts) == (asked, len(asked))
 
 

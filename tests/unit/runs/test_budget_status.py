@@ -57,7 +57,16 @@ def test_after_the_end_of_a_run_no_call_is_in_flight():
                 "aggregate_prompt": "{input}",
                 "budget": {"tokens": 9},
             },
-            "tokens.*give max_tokens",
+            "tokens.*give aggregate_max_tokens",
+        ),
+        (
+            {
+                "model": "fake",
+                "split": "model",
+                "split_model": "openai/unheard-of",
+                "budget": {"tokens": 9},
+            },
+            "tokens.*give split_max_tokens",
         ),
     ],
 )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 from fanout.core.records import Chunk, ErrorKind, Outcome
 from fanout.core.spec import make_spec
-from fanout.runs.planned import PlannedDocuments
+from fanout.runs.planned import PlannedDocuments, plan_spec
 
 CANARY = "Patient Jane Roe, HIV positive"
 SPEC = make_spec(model="fake", prompt="{title} {input}", split="model")
@@ -41,3 +42,28 @@ def test_notices_say_how_many_texts_were_not_split_and_nothing_of_them():
         "the model did not split 4 texts, which are split as markdown: 2 invalid_output, "
         "1 timeout, 1 not asked (`fanout errors r-plan`"
     )
+
+
+def test_only_what_the_model_has_split_is_told_as_such():
+    failed = Outcome(index=0, kind=ErrorKind.INVALID_OUTPUT, message="no")
+    quotes = [
+        {"title": "a", "first_words": "Patient Jane", "last_words": "Roe"},
+        {"title": "b", "first_words": "HIV", "last_words": "positive"},
+    ]
+    for outcomes, told in [
+        ([failed, failed], None),
+        ([failed, Outcome(index=1, output=json.dumps({"parts": quotes}).encode())],
+         "a model split 1 document into 2 parts"),
+    ]:  # fmt: skip
+        documents = planned(outcomes)
+        list(documents)
+        texts = [one.text for one in documents.notices() if one.text.startswith("a model split")]
+        assert texts == ([told] if told else [])
+
+
+def test_splitting_calls_have_a_limit_of_their_own_and_the_temperature_of_the_same_model():
+    job = {"split": "model", "temperature": 0, "max_tokens": 5, "split_max_tokens": 900}
+    for split_model, temperature in [(None, 0), ("fake", 0), ("fake?seed=4", None)]:
+        given = make_spec(model="fake", prompt="{title} {input}", split_model=split_model, **job)
+        own = plan_spec(given, deadline_s=None)
+        assert (own.temperature, own.max_tokens) == (temperature, 900)
