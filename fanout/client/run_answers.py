@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -290,13 +291,15 @@ class RunAnswers:
             with_text: Whether each has the text of its chunk; those of rows have it in any case.
         """
         spec = self.spec
-        best = self._best(spec)
+        best, ranks = self._best(spec), self._ranks(spec)
         for shard_id in map(self._map_id.shard, range(self._store.stage(self._map_id).shards)):
             outcomes = self._store.outcomes(shard_id)
             if outcomes:
                 shard = self._store.shard(shard_id)
                 for _, outcome in sorted(outcomes.items()):
-                    yield self._output(spec, shard, outcome, with_text=with_text, best=best)
+                    yield self._output(
+                        spec, shard, outcome, with_text=with_text, best=best, ranks=ranks
+                    )
 
     def trace(self, index: int) -> BranchTrace:
         """Return a branch from end to end: every prompt and answer, with what it took.
@@ -350,8 +353,11 @@ class RunAnswers:
         *,
         with_text: bool,
         best: frozenset[int] | None = None,
+        ranks: dict[int, int] | None = None,
     ) -> Output[Any]:
-        return output_of(spec, shard, outcome, with_text=with_text, types=self._types, best=best)
+        return output_of(
+            spec, shard, outcome, with_text=with_text, types=self._types, best=best, ranks=ranks
+        )
 
     def _best(self, spec: RunSpec) -> frozenset[int] | None:
         """Return the indices of the best answers; None if the job has none, or none yet."""
@@ -359,6 +365,13 @@ class RunAnswers:
             return None
         value, _ = self.aggregate()
         return None if value is None else frozenset(row["index"] for row in value.values())
+
+    def _ranks(self, spec: RunSpec) -> dict[int, int] | None:
+        """Return the ranks of answers by index; None if the job has none, or none yet."""
+        if not spec.ranks_answers:
+            return None
+        rankings = [one.value or () for one in self.stored_result().aggregates.values()]
+        return {row["index"]: row["rank"] for row in chain.from_iterable(rankings)} or None
 
 
 def _stages(stages: Sequence[StageRecord], base_stage: int) -> tuple[StageStatus, ...]:

@@ -21,6 +21,7 @@ COMPARISON_SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 _COMPARING = ("best", "pairwise")
+_RANKING = ("rank", "top", "pairwise")
 
 
 class ComparisonFields(BaseModel):
@@ -46,6 +47,11 @@ class ComparisonFields(BaseModel):
     def compares(self) -> bool:
         """Whether a model compares the outputs, by two."""
         return self.reduction in _COMPARING
+
+    @property
+    def ranks_answers(self) -> bool:
+        """Whether the aggregate ranks the outputs."""
+        return self.reduction in _RANKING
 
     @property
     def reduces_by_calls(self) -> bool:

@@ -203,7 +203,7 @@ RULES = (
     FieldRule(("measures",), ("reduce", "aggregate_prompt"), lambda spec: spec.reduction == "table",
               "has no effect with reduce {spec.reduction!r}; leave it out, or choose reduce table"),
     FieldRule(("k",), ("reduce", "aggregate_prompt"),
-              lambda spec: spec.reduction in ("rank", "top", "pairwise"),
+              lambda spec: spec.ranks_answers,
               "has no effect with reduce {spec.reduction!r}; leave it out, or choose another reduce "
               "(top, rank or pairwise)"),
     FieldRule(("output_format",), ("schema", "choices"),

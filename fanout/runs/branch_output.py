@@ -70,6 +70,9 @@ class Output(Generic[AnswerT]):
         is_rejected: Whether a judge did not pass the output; None in a run without a judge.
         is_best: Whether it is the best output of its chunk; None in a run that does not look for it, or
             has not found it yet.
+        has_rank: Whether the run ranks answers.
+        rank: Its rank among those of its group, from 1; None if it is not among those that the ranking
+            has, or if there is no ranking yet.
         passages: The passages that were found for the prompt, best first, with how much of each there was
             room for; of a branch with steps each step has its own. None in a run without ``retrieve``.
     """
@@ -113,6 +116,8 @@ class Output(Generic[AnswerT]):
     step_records: tuple[StepOutcome, ...] = ()
     is_rejected: bool | None = None
     is_best: bool | None = None
+    has_rank: bool = False
+    rank: int | None = None
     passages: tuple[PassageUse, ...] | None = None
 
     @property

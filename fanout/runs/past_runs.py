@@ -2,10 +2,10 @@
 
 Each branch that succeeded is a row: the columns of its own row, its text among them; ``aspect`` and
 ``sample`` where the run has several; ``title``, ``subtask`` and ``passages`` where its parts and prompts
-have them; the answers of its steps, ``rejected`` and ``is_best``, as its tables have them; ``output``,
-which is the text; and the fields of an answer that is a JSON object. A name of fanout's own always means
-fanout's: a column of that name is called ``column.NAME``, and a field of an answer that has the name of a
-column ``output.NAME``.
+have them; the answers of its steps, ``rejected``, ``is_best`` and ``rank``, as its tables have them;
+``output``, which is the text; and the fields of an answer that is a JSON object. A name of fanout's own
+always means fanout's: a column of that name is called ``column.NAME``, and a field of an answer that has
+the name of a column ``output.NAME``.
 
 A branch of a run in which workers read is the document that it has read, or the reason why it has not.
 """
@@ -157,6 +157,8 @@ class RunOutputs:
             own["rejected"] = output.is_rejected
         if self._layout.has_best:
             own["is_best"] = output.is_best
+        if self._layout.has_rank:
+            own["rank"] = output.rank
         own[RUN_TEXT_COLUMN] = cell_text(output.value)
         row = {free_name(name, own): cell for name, cell in cells.items()} | own
         for field, value in self._fields(output.value).items():

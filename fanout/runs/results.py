@@ -122,8 +122,8 @@ class Result(Generic[AnswerT]):
         ``model``, ``sample``, ``output``, ``kind``, ``message``, ``attempts``, ``usage``, ``elapsed_s`` and
         ``columns``, ``finish_reason``, and ``pages``, ``headings``, ``lane`` and ``confidence`` where they
         are known, ``steps`` and ``rejected`` in jobs with steps, ``is_best`` with the reduce ``best``,
-        ``asked_model`` in jobs with a ``fallback``, and ``votes``, ``share`` and ``samples`` in a run with
-        ``certainty``; an unknown value is None.
+        ``rank`` with ``rank``, ``top`` and ``pairwise``, ``asked_model`` in jobs with a ``fallback``, and
+        ``votes``, ``share`` and ``samples`` in a run with ``certainty``; an unknown value is None.
         The result of a job with ``labels`` also has its ``evaluation``.
         """
         return {**self._record(), "branches": [full_row(branch) for branch in self.branches]}

@@ -88,6 +88,7 @@ class RowLayout(msgspec.Struct, frozen=True, kw_only=True):
         steps: The steps, with columns of their own for answers that are not the output.
         has_judge: Whether a step judges answers, so that tables mark those that it rejected.
         has_best: Whether the job finds the best answer of each chunk.
+        has_rank: Whether the job ranks answers.
         has_titles: Whether a model splits documents, so that chunks have titles.
         has_subtasks: Whether it splits the work, so that chunks have subtasks, too.
         has_passages: Whether prompts have passages.
@@ -107,6 +108,7 @@ class RowLayout(msgspec.Struct, frozen=True, kw_only=True):
     steps: tuple[StepRow, ...] = ()
     has_judge: bool = False
     has_best: bool = False
+    has_rank: bool = False
     has_titles: bool = False
     has_subtasks: bool = False
     has_passages: bool = False
@@ -150,6 +152,7 @@ def layout_of(spec: RunSpec) -> RowLayout:
         ),
         has_judge=spec.has_judge,
         has_best=spec.reduction == "best",
+        has_rank=spec.ranks_answers,
         has_titles=spec.split == "model",
         has_subtasks=spec.split == "model" and wants_subtasks(spec),
         has_passages=bool(spec.retrieval_sources),
@@ -295,6 +298,8 @@ def _steps(branch: Output[Any]) -> dict[str, Any]:
         fields["rejected"] = branch.is_rejected
     if branch.is_best is not None:
         fields["is_best"] = branch.is_best
+    if branch.has_rank:
+        fields["rank"] = branch.rank
     if branch.passages is not None:
         fields["passages"] = _passages(branch)
     return fields

@@ -90,6 +90,14 @@ def test_the_best_of_each_row_and_a_ranking_on_the_command_line(fanout, here):
     done = fanout("run", "in.csv", *ranked, "--json")
     both = json.loads(done.stdout)["aggregated"]
     assert [(row["rank"], row["output"]) for row in both["y"]] == [(1, "bb bb bb"), (2, "bb bb")]
+    # Rows have the ranks, and none behind the first.
+    assert fanout("results", "latest", "--out", "ranked.csv").status == 0
+    with (here / "ranked.csv").open() as file:
+        ranks = {row["output"]: row["rank"] for row in csv.DictReader(file)}
+    assert ranks == {
+        "a a": "", "a a a": "", "a": "", "bb bb": "2", "bb bb bb": "1", "bb": "",
+        "ccc ccc": "2", "ccc ccc ccc": "1", "ccc": "",
+    }  # fmt: skip
     drawn = fanout("explain", "in.csv", *ranked)
     assert "drafts:judge compares answers by two" in drawn.stdout
 

@@ -50,7 +50,7 @@ _VOTES = {"share": _FLOAT, "samples": _INTEGER}
 _TITLE, _SUBTASK, _PASSAGES = "title", "subtask", "passages"
 # Of each answer, in runs that may have them.
 _CONFIDENCE, _FINISH, _LANE = "confidence", "finish_reason", "lane"
-_REJECTED, _BEST = "rejected", "is_best"
+_REJECTED, _BEST, _RANK = "rejected", "is_best", "rank"
 OWN_COLUMNS = (_OUTPUT, *_ERROR, *_CHUNK, *_FIGURES, *_VARIANT)
 # A table of more columns is none: each row of the input, or each answer, has names of its own.
 MOST_COLUMNS = 16_384
@@ -302,7 +302,7 @@ class _Wide:
 
 def step_columns(layout: RowLayout) -> StepColumns:
     """Return the columns that the steps of a run have in its table."""
-    return StepColumns(layout, {*_own_names(layout), *_marks(layout)})
+    return StepColumns(layout, _own_names(layout))
 
 
 def _parts(layout: RowLayout) -> dict[str, ColumnType]:
@@ -316,7 +316,7 @@ def _parts(layout: RowLayout) -> dict[str, ColumnType]:
 @lru_cache(maxsize=8)
 def _own_names(layout: RowLayout) -> frozenset[str]:
     """Return the names that fields of answers do not have."""
-    return frozenset({*OWN_COLUMNS, *_parts(layout)})
+    return frozenset({*OWN_COLUMNS, *_parts(layout), *_marks(layout)})
 
 
 def _labels(layout: RowLayout) -> Iterator[str]:
@@ -343,6 +343,7 @@ def _marks(layout: RowLayout) -> dict[str, ColumnType]:
         _LANE: (_TEXT, layout.has_lane),
         _REJECTED: (_BOOLEAN, layout.has_judge),
         _BEST: (_BOOLEAN, layout.has_best),
+        _RANK: (_INTEGER, layout.has_rank),
     }
     return {name: type_ for name, (type_, is_there) in marks.items() if is_there}
 

@@ -77,6 +77,7 @@ def test_an_output_is_a_row_with_the_columns_of_its_own():
         (JOB, {}, {}),
         ({**ASPECTS, "samples": 1}, {"aspect": "b"}, {"aspect": "b"}),
         ({**JOB, "samples": 2}, {"sample": 1}, {"sample": 1}),
+        ({**JOB, "reduce": "rank"}, {"has_rank": True, "rank": 3}, {"rank": 3}),
         ({**ASPECTS, "samples": 2}, {"aspect": "a", "sample": 1}, {"aspect": "a", "sample": 1}),
         ({"model": "fake", "aspects": {"a": "{input}"}}, {"aspect": "a"}, {}),
         ({**JOB, "split": "model"}, {"title": "Part"}, {"title": "Part"}),

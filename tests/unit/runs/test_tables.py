@@ -67,13 +67,35 @@ def test_a_row_has_the_columns_of_the_input_with_the_text_at_its_place_and_then_
         (RowLayout(has_titles=True), ["title"]),
         (RowLayout(has_titles=True, has_subtasks=True), ["title", "subtask"]),
         (RowLayout(has_passages=True), ["passages"]),
+        (RowLayout(has_best=True), ["is_best"]),
+        (RowLayout(has_rank=True), ["rank"]),
     ],
 )
 def test_a_table_without_rows_has_its_columns_too(layout, more):
     parts = [name for name in more if name in ("title", "subtask", "passages")]
     at = OWN.index("chunk") + 1
-    last = [name for name in more if name not in parts]
-    assert list(read([], layout)[0]) == [*OWN[:at], *parts, *OWN[at:], *last]
+    marks = [name for name in more if name in ("is_best", "rank")]
+    last = [name for name in more if name not in {*parts, *marks}]
+    assert list(read([], layout)[0]) == [OWN[0], *marks, *OWN[1:at], *parts, *OWN[at:], *last]
+
+
+@pytest.mark.parametrize("is_wide", [False, True])
+@pytest.mark.parametrize("name", ["rank", "is_best", "rejected", "lane", "finish_reason"])
+def test_a_mark_beside_answers_keeps_its_name(name, is_wide):
+    layout = RowLayout(
+        has_fields=True, fields=(name,), has_rank=True, has_best=True, has_judge=True, has_lane=True,
+        keeps_cut=True, samples=2 if is_wide else 1,
+    )  # fmt: skip
+    answer = branch(
+        0, f'{{"{name}": "of the answer"}}', has_rank=True, rank=2, is_best=True, is_rejected=True,
+        lane="flex", finish_reason="stop",
+    )  # fmt: skip
+    _, [row] = read([answer], layout, is_wide=is_wide)
+    prefix = "output.0." if is_wide else ""
+    assert row[f"{prefix}output.{name}"] == "of the answer"
+    marks = {"rank": 2, "is_best": True, "rejected": True, "lane": "flex", "finish_reason": "stop"}
+    assert row[prefix + name] == marks[name]
+    assert {"rank": 2}.items() <= output_row(answer).items()
 
 
 @pytest.mark.parametrize("is_wide", [False, True])
