@@ -259,6 +259,8 @@ def _solved(rows: list[list[float]]) -> list[float]:
 # Chunks keep their boundaries, and so their answers in the response cache, while the ratio that they
 # were made with is not further off than this.
 _MOST_WRONG = 1.2
+# No tokenizer makes more of a text, in any script: a server that reports fewer tokens has not counted all.
+_MOST_BYTES = 8.0
 
 
 def kept_ratio(kept: float | None, learnt: float) -> float:
@@ -268,7 +270,7 @@ def kept_ratio(kept: float | None, learnt: float) -> float:
         kept: What such texts were last cut by; None is the estimate without a tokenizer.
         learnt: What is known now.
     """
-    before = kept or float(BYTES_PER_TOKEN)
+    before, learnt = kept or float(BYTES_PER_TOKEN), min(learnt, _MOST_BYTES)
     is_near = 1 / _MOST_WRONG <= learnt / before <= _MOST_WRONG
     return before if is_near else round(learnt, 2)
 

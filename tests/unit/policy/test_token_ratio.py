@@ -125,6 +125,7 @@ def test_sums_survive_their_numbers():
         (1.5, 1.6, 1.5),
         (1.5, 1.25, 1.5),
         (1.5, 2.0, 2.0),
+        (None, 24.0, 8.0),  # not all tokens were counted
     ],
 )
 def test_boundaries_move_only_for_a_ratio_that_is_far_off(kept, learnt, used):
