@@ -60,8 +60,10 @@ def test_what_waits_for_a_permit_leaves_its_place_to_other_runs(
     worker = start_worker("--concurrency", "4", PYTHONPATH=path, FANOUT_POOL=pool)
     capped = submit(client, "capped", 60, max_workers=1)
     wait_for(lambda: capped.status().done > 1, "the capped run is under way")
+    # Between two calls a process under load may have given its permit back.
+    wait_for(lambda: capped.status().permits_used == 1, "its permit is in use")
     seen = capped.status()
-    assert (seen.max_workers, seen.permits_used, seen.priority) == (1, 1, 1.0)
+    assert (seen.max_workers, seen.priority) == (1, 1.0)
     free = submit(client, "free", 12)
     assert free.wait(60).succeeded == 12
     assert capped.status().status is RunStatus.RUNNING

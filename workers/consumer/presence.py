@@ -35,6 +35,8 @@ _EVERY_S = 2.0
 _TTL_S = 15.0
 # By this beat the record of a predecessor of the same name has expired.
 _CHECK_NAME_AT_BEAT = int(_TTL_S / _EVERY_S) + 2
+# From then on it is looked at so many times: the record may just have been the own one.
+_LOOKS = 20
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
         worker.app.conf.worker_concurrency = worker.concurrency
         self._who = (socket.gethostname(), os.getpid(), time.time())
         self._beats = 0
+        self._is_name_shared = False
         self._dropped = 0
         self._version = metadata.version("fanout-llm")
         self._ticker = Ticker("presence", _EVERY_S, lambda: self._beat(worker))
@@ -64,7 +67,8 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
     def _beat(self, worker: WorkController) -> None:
         if context_of(worker).version_gate.is_spoken():
             self._beats += 1
-            if self._beats == _CHECK_NAME_AT_BEAT:
+            looks = self._beats - _CHECK_NAME_AT_BEAT
+            if 0 <= looks < _LOOKS and not self._is_name_shared:
                 self._warn_about_shared_name(worker)
             context_of(worker).storage.look()
             _store_of(worker).worker_alive(self._record(worker), ttl_s=_TTL_S)
@@ -80,6 +84,7 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
         """Warn if another live worker has the same name: each hides the other."""
         records = [w for w in _store_of(worker).workers() if w.name == worker.hostname]
         if any((w.host, w.pid, w.started_at) != self._who for w in records):
+            self._is_name_shared = True
             _log.warning(
                 "another worker is called %s, too: give each a name of its own (--name), or none",
                 worker.hostname,

@@ -220,11 +220,11 @@ def test_a_process_gives_back_the_branches_for_whose_calls_it_has_no_place(store
 
 
 def test_a_branch_that_has_called_is_not_given_back(store, monkeypatch):
-    monkeypatch.setattr(claims, "RETURNS_S", 0.03)
+    monkeypatch.setattr(claims, "RETURNS_S", 0.15)
 
     async def run():
         process = Process(store)
-        branches = [process.branch(n, calls=2, call_s=0.04) for n in "abcd"]
+        branches = [process.branch(n, calls=2, call_s=0.2) for n in "abcd"]
         await has_ended(*branches)
         return "".join(process.called)
 
