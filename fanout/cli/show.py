@@ -22,6 +22,7 @@ from fanout.system.terminal import print_line
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from fanout.core.passage_uses import PassageUse
     from fanout.runs.branch_output import Output
     from fanout.runs.branch_trace import BranchTrace, TracedCall
     from fanout.runs.traced_comparisons import TracedComparison
@@ -154,6 +155,8 @@ def _parts(call: TracedCall) -> Iterator[str]:
         yield from _part("system", call.system)
     if call.prompt is not None:
         yield from _part("prompt", call.prompt)
+    if call.passages is not None:
+        yield from _part("passages", "\n".join(map(_passage, call.passages)) or "none was found")
     for answer, reply in call.turns:
         yield from _part("answered", answer)
         yield from _part("told", reply)
@@ -161,6 +164,19 @@ def _parts(call: TracedCall) -> Iterator[str]:
         yield from _part("failed", f"{call.kind.value}: {call.message or ''}")
     else:
         yield from _part("answer", _text(call.answer))
+
+
+def _passage(one: PassageUse) -> str:
+    """Return where a passage is from, how well it fits, and how much of it the prompt had."""
+    place = " > ".join(filter(None, (one.source, one.title)))
+    facts = [f"[{one.id}] {place}".rstrip()]
+    if one.score is not None:
+        facts.append(f"score {one.score:g}")
+    if not one.share:
+        facts.append("no room for it")
+    elif one.share < 1:
+        facts.append(f"{100 * one.share:.0f} % of it")
+    return ", ".join(facts)
 
 
 def _text(answer: Any) -> str:

@@ -56,15 +56,22 @@ def likely_typos(spec: RunSpec, columns: frozenset[str]) -> Iterator[str]:
         spec: The job.
         columns: The columns of its input. Without any, a name can only be meant as a field.
     """
-    if not columns or spec.answer_schema is not None or spec.output_format == "json":
+    if (
+        not (columns or spec.steps)
+        or spec.answer_schema is not None
+        or spec.output_format == "json"
+    ):
         return
     for field, part, _ in _parts(spec):
         if part.sources == ("answer", "column") and part.key not in columns:
-            known = sorted(columns)
+            known = [*sorted(columns), *(STEPS + name for name in spec.step_names)]
+            hint = near_hint(part.name, known)
+            if not columns and not hint:
+                continue
             listed = ", ".join(known[:_NAMED]) + (", ..." if len(known) > _NAMED else "")
             yield (
-                f"{field}: there is no column {part.name!r};{near_hint(part.name, known)} known: "
-                f"{listed}. It counts as a field of the answers, and only answers in JSON have fields"
+                f"{field}: there is no column {part.name!r};{hint} known: {listed}. It counts as a field "
+                "of the answers, and only answers in JSON have fields"
             )
 
 
@@ -95,7 +102,7 @@ def _problem(
     if "origin" in part.sources:
         return _problem_of_origin(spec, part, kinds, columns)
     if part.key in columns or "answer" in part.sources:
-        return None
+        return None if part.key in columns else _problem_like_step(spec, part)
     if part.name.startswith(COLUMN):
         known = [COLUMN + column for column in sorted(columns)]
         listed = ", ".join(known) or "none"
@@ -123,6 +130,16 @@ def _problem_of_origin(
     if key == "aspect" and not spec.aspects:
         return f"{name!r} needs aspects, and there are none"
     return f"{name!r} is no number" if kinds else None
+
+
+def _problem_like_step(spec: RunSpec, part: Part) -> str | None:
+    """Return why a plain name is not clear that may be a field of an answer, and is a step."""
+    if not part.path or part.path[0] not in spec.step_names:
+        return None
+    return (
+        f"{part.name!r} is not clear: there is a step {part.path[0]!r}; write {STEPS}{part.name} for its "
+        f"answer, or {ANSWER}.{part.name} for a field of the output"
+    )
 
 
 def _known(spec: RunSpec, columns: frozenset[str]) -> list[str]:

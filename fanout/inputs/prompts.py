@@ -18,6 +18,7 @@ import msgspec
 
 from fanout.core.cells import COLUMN, OWN, cell_text, with_point
 from fanout.core.errors import PromptError
+from fanout.core.step_answers import STEPS
 from fanout.inputs.fences import BLOCKS, PLAIN, Fenced, OwnText, block, inline, is_in_quotes
 
 if TYPE_CHECKING:
@@ -202,9 +203,13 @@ class Template(msgspec.Struct, frozen=True):
 
 
 def near_hint(name: str, known: Iterable[str], form: str = "{}") -> str:
-    """Return a question with the most similar known name, or an empty string."""
-    near = get_close_matches(name, list(known), n=1)
-    return f" did you mean {form.format(near[0])}?" if near else ""
+    """Return a question with the most similar known name, or an empty string.
+
+    A step may be meant by its name alone: ``kind`` is near ``steps.kind``.
+    """
+    names = {one.removeprefix(STEPS): one for one in known}
+    near = get_close_matches(name.removeprefix(STEPS), list(names), n=1)
+    return f" did you mean {form.format(names[near[0]])}?" if near else ""
 
 
 def ambiguous(name: str) -> str:

@@ -18,11 +18,13 @@ from fanout.core.step_answers import step_text
 from fanout.inputs.fences import OwnText, with_rule
 from fanout.inputs.prompt_layout import branch_values
 from fanout.inputs.prompts import Template
+from fanout.inputs.retrieval_prompts import has_context
 from fanout.inputs.step_prompts import StepPrompts, context_of, feedback_reply
 from fanout.llm.prompt_plans import plan_of
 from fanout.llm.step_plans import step_plan_of
 from fanout.policy.packing import shard_chunk
 from fanout.policy.steps import Chain, SentBack
+from fanout.retrieval.context import NO_PASSAGE
 from fanout.runs.outputs import output_of
 from fanout.runs.traced_comparisons import TracedComparison  # noqa: TC001 - as above
 
@@ -53,6 +55,8 @@ class TracedCall:
         system: The system prompt, or None.
         prompt: The prompt, made anew from the job and the stored input; None for a function, or if that
             is not possible.
+        passages: The passages that were found for the prompt, best first, without their texts, which are
+            not kept with a branch; None where none were looked for, or it may not have come to that.
         turns: Earlier answers to the same prompt, each with what the model was told of it.
         answer: The answer: text, or a JSON value where it has a schema; None if there is none.
         kind: Why there is none, or None.
@@ -71,6 +75,7 @@ class TracedCall:
     model: str | None
     system: str | None
     prompt: str | None
+    passages: tuple[PassageUse, ...] | None
     turns: tuple[tuple[str, str], ...]
     answer: Any
     kind: ErrorKind | None
@@ -86,6 +91,7 @@ class TracedCall:
         return {
             **{name: getattr(self, name) for name in self.__slots__},
             "kind": None if self.kind is None else self.kind.value,
+            "passages": msgspec.to_builtins(self.passages),
             "turns": [{"answer": answer, "reply": reply} for answer, reply in self.turns],
             "usage": self.usage.to_dict(),
             "elapsed_s": round(self.elapsed_s, 4),
@@ -158,10 +164,19 @@ def _compared(spec: RunSpec, aggregate: Any) -> Iterator[dict[str, Any]]:
         yield from chain.from_iterable(aggregate.values()) if spec.group_by else aggregate
 
 
-def _listed(uses: Iterable[PassageUse]) -> OwnText:
-    """Return what stands for passages, which are not kept with a branch: their ids and sources."""
-    each = (f"[{one.id}] {one.source}".rstrip() for one in uses if one.share > 0)
-    return OwnText(f"[passages: {', '.join(each) or 'none'}]")
+def _listed(uses: Iterable[PassageUse], kind: ErrorKind | None) -> OwnText:
+    """Return what stands for passages, which are not kept with a branch: their ids and sources.
+
+    Where there are none, the prompt says so; of a call that failed, it may not have come to that.
+    """
+    each = [f"[{one.id}] {one.source}".rstrip() for one in uses if one.share > 0]
+    if not each:
+        return OwnText(NO_PASSAGE if kind is None else "[passages]")
+    return OwnText(f"[passages: {', '.join(each)}]")
+
+
+def _found(uses: tuple[PassageUse, ...], kind: ErrorKind | None) -> tuple[PassageUse, ...] | None:
+    return None if kind is not None and not uses else uses
 
 
 def _single(
@@ -175,7 +190,10 @@ def _single(
         function=None,
         model=branch.model or model,
         system=with_rule(spec, model, spec.system),
-        prompt=_prompt(spec, chunk, ref, model, chunks, branch.passages or ()),
+        prompt=_prompt(
+            spec, chunk, ref, model, chunks, _listed(branch.passages or (), branch.kind)
+        ),
+        passages=None if branch.passages is None else _found(branch.passages, branch.kind),
         turns=(),
         answer=branch.value,
         kind=branch.kind,
@@ -194,10 +212,10 @@ def _prompt(
     ref: BranchRef,
     model: str,
     chunks: int,
-    passages: Iterable[PassageUse],
+    passages: OwnText,
 ) -> str | None:
     values = branch_values(chunk, ref, ref.sample, chunk.around)
-    values["context"] = _listed(passages)
+    values["context"] = passages
     plan = plan_of(spec)
     try:
         if plan is None:
@@ -215,7 +233,8 @@ def _steps(
 ) -> Iterator[TracedCall]:
     prompts, chain, plan = StepPrompts(spec.steps), Chain(spec.steps), step_plan_of(spec)
     values = branch_values(chunk, ref, ref.sample, chunk.around)
-    values |= {context_of(one.name): _listed(one.passages) for one in outcome.steps}
+    values |= {context_of(one.name): _listed(one.passages, one.kind) for one in outcome.steps}
+    looking = {name for name, one in prompts.templates.items() if has_context(one)}
     for one in outcome.steps:
         step = chain.next
         if step is None or step.name != one.name:
@@ -237,7 +256,8 @@ def _steps(
                     )
             except PromptError:
                 prompt = None
-        yield _step(spec, ref, step, one, prompt, chain.turns(step))
+        looks = step.name in looking
+        yield _step(spec, ref, step, one, prompt, chain.turns(step), looks=looks)
         if one.kind is None:
             chain.answered(one)
 
@@ -249,6 +269,8 @@ def _step(
     one: StepOutcome,
     prompt: str | None,
     turns: tuple[SentBack, ...],
+    *,
+    looks: bool,
 ) -> TracedCall:
     asked = None if step.function else one.model or step.model or ref.model or spec.model
     system = spec.system if step.system is None else step.system
@@ -262,6 +284,7 @@ def _step(
         model=asked,
         system=None if asked is None else with_rule(spec, asked, system),
         prompt=prompt,
+        passages=_found(one.passages, one.kind) if looks else None,
         turns=tuple(
             (one.answer, feedback_reply(one.feedback, one.criteria, is_fenced=is_fenced))
             for one in turns

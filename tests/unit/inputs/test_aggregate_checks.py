@@ -29,6 +29,20 @@ TYPED = {"schema": REVIEW}
 LABELS = {"choices": "good,bad"}
 
 
+STEPS = {
+    "prompt": None,
+    "steps": [
+        {"name": "kind", "prompt": "{input}", "choices": ["a", "b"]},
+        {
+            "name": "facts",
+            "prompt": "{input}",
+            "schema": {"properties": {"days": {"type": "integer"}}},
+        },
+        {"name": "note", "prompt": "{input} {kind}"},
+    ],
+}
+
+
 def checked(rows=ROWS, **fields):
     spec = make_spec(**{"model": "fake", "prompt": "{input}", **fields})
     return list(checked_documents(spec, rows))
@@ -80,6 +94,11 @@ def test_what_is_there_is_taken(fields):
         ({"reduce": "top", "by": "-nope"}, ["by: there is no column 'nope'"]),
         ({"by": "product,document,output,output.x", "measures": "sum:kilos"}, []),
         ({"by": "nope", "output_format": "json"}, []),
+        (
+            {"by": "knd", **STEPS},
+            ["by: there is no column 'knd'; did you mean steps.kind? known: "],
+        ),
+        ({"by": "steps.kind,output.kind,column.product", **STEPS}, []),
         ({"by": "anything", "schema": {"type": "object"}}, []),
     ],
 )
@@ -96,6 +115,12 @@ def test_texts_without_columns_have_only_fields():
     spec = make_spec(model="fake", prompt="{input}", reduce="table", by="nope")
     assert len(list(checked_documents(spec, ["a", "b"], notify=told.append))) == 2
     assert told == []
+    for name, words in [("xyz", []), ("kinds", ["did you mean steps.kind?"])]:
+        told.clear()
+        spec = make_spec(model="fake", reduce="table", by=name, **STEPS)
+        list(checked_documents(spec, ["a"], notify=told.append))
+        assert len(told) == len(words)
+        assert all(word in one.text for one, word in zip(told, words, strict=True)), told
 
 
 def test_known_names_are_listed_once():
@@ -128,6 +153,15 @@ REFUSED = [
     ({"reduce": "table", "by": "sentiment", **LABELS}, "by: answers are labels, and there is no"),
     ({"reduce": "table", "by": "output.sentiment", **LABELS}, "labels, which have no fields"),
     ({"reduce": "table", "measures": "mean:output", **LABELS}, "'output' is a label, and no number"),
+    *(({"reduce": name, "by": "kind", **STEPS},
+       "by: 'kind' is not clear: there is a step 'kind'; write steps.kind for its answer, or output.kind")
+      for name in ("vote", "rank", "top", "merge", "table")),
+    ({"reduce": "table", "measures": "mean:facts.days", **STEPS},
+     "measures: 'facts.days' is not clear: there is a step 'facts'; write steps.facts.days"),
+    ({"reduce": "vote", "group_by": "kind", **STEPS}, "there is no column 'kind'; did you mean steps.kind?"),
+    ({"reduce": "table", "by": "kind", **STEPS, "output": "kind"},
+     "there is no field or column 'kind'; did you mean steps.kind?"),
+    ({"reduce": "table", "by": "steps.knd", **STEPS}, "did you mean steps.kind?"),
     ({"reduce": "table", "by": "column.anything"}, "by: there is no column 'anything'"),
     ({"reduce": "table"}, "by: reduce 'table' needs by or measures"),
     ({"reduce": "table", "measures": "avg:stars", **TYPED},

@@ -6,6 +6,7 @@ import pytest
 
 from fanout.cli.show import _lines
 from fanout.core.errors import StoredDataError
+from fanout.core.passage_uses import PassageUse
 from fanout.core.records import Chunk, ErrorKind, Outcome, Shard, StepOutcome, Usage
 from fanout.core.spec import make_spec
 from fanout.runs.branch_trace import trace_of
@@ -111,3 +112,43 @@ def test_answers_of_other_steps_are_refused():
     outcome = Outcome(index=0, steps=(StepOutcome(name="note", output="N"),))
     with pytest.raises(StoredDataError, match="out of its order"):
         trace_of(spec, SHARD, outcome)
+
+
+FOUND = (
+    PassageUse(id="p1", source="leave.md", title="Parental leave", score=3.25),
+    PassageUse(id="p2", source="x.md", share=0.4),
+    PassageUse(id="p3", share=0.0),
+)
+SHOWN = """  passages:
+    [p1] leave.md > Parental leave, score 3.25
+    [p2] x.md, 40 % of it
+    [p3], no room for it"""
+
+
+@pytest.mark.parametrize("in_step", [False, True])
+@pytest.mark.parametrize(
+    ("uses", "kind", "context", "shown"),
+    [
+        (FOUND, None, "[passages: [p1] leave.md, [p2] x.md]", SHOWN),
+        ((), None, "[no passage was found]", "  passages:\n    none was found"),
+        (FOUND[2:], None, "[no passage was found]", "  passages:\n    [p3], no room for it"),
+        ((), ErrorKind.TIMEOUT, "[passages]", "[passages]\n  failed:\n    timeout:"),
+    ],
+)
+def test_passages_are_shown_as_the_prompt_had_them(uses, kind, context, shown, in_step):
+    job = {"retrieve": "handbook", "prompt": "{input}: {context}"}
+    ending = {"kind": kind, "output": None if kind else "O", "attempts": 1, "passages": uses}
+    outcome = Outcome(index=0, **ending)
+    if in_step:
+        prompt = job.pop("prompt")
+        steps = [{"name": "a", "prompt": "{input}"}, {"name": "b", "prompt": prompt}]
+        job["steps"] = steps
+        done = (StepOutcome(name="a", output="A"), StepOutcome(name="b", **ending))
+        outcome = Outcome(index=0, kind=kind, output=ending["output"], attempts=2, steps=done)
+    trace = trace_of(make_spec(model="fake", **job), SHARD, outcome)
+    assert trace.calls[-1].prompt == f"TEXT: {context}"
+    assert all(call.passages is None for call in trace.calls[:-1])
+    built = json.loads(json.dumps(trace.calls[-1].to_dict()))["passages"]
+    assert [one["id"] for one in built or []] == [one.id for one in uses]
+    assert (built is None) is (kind is not None)
+    assert shown in "\n".join(_lines("r", trace))
