@@ -104,6 +104,12 @@ def _name(name: str, column: str, spec: RunSpec) -> str:
             raise SpecError(f"there is no step {name!r} (known: {known})", field="labels")
         is_open = any(step.function is not None or step.is_json for step in spec.final_steps)
         is_open = is_open or spec.output_format == "json"
+        fields = _answer_fields(of.schema)
+        is_known = fields is not None or not _may_have_fields(of, is_open=is_open)
+        if name.partition(".")[0] in spec.step_names and is_known and name not in (fields or {}):
+            raise SpecError(
+                f"the output has no field {name!r}; did you mean {STEPS}{name}?", field="labels"
+            )
         return _field(of, column, is_open=is_open)
     is_open = next(step.function is not None for step in spec.steps if step.name == of.step)
     field = _field(of, column, is_open=is_open)

@@ -193,6 +193,11 @@ class StepSpec(SchemaField, StepRetrieveFields):
         return bool(self.choices) or self.answer_schema is not None
 
     @property
+    def is_text(self) -> bool:
+        """Whether its answer is any text of a model."""
+        return not self.has_shape and self.function is None
+
+    @property
     def rounds(self) -> int:
         """How often an answer is made and judged, at most."""
         return self.max_rounds or _DEFAULT_ROUNDS

@@ -52,10 +52,13 @@ def require_parts(spec: RunSpec, columns: frozenset[str]) -> None:
 def likely_typos(spec: RunSpec, columns: frozenset[str]) -> Iterator[str]:
     """Yield a warning for each name that no column has, where nothing is known of the answers.
 
+    And for each measure of the text that a step answers with.
+
     Args:
         spec: The job.
         columns: The columns of its input. Without any, a name can only be meant as a field.
     """
+    yield from _measured_texts(spec)
     if (
         not (columns or spec.steps)
         or spec.answer_schema is not None
@@ -72,6 +75,16 @@ def likely_typos(spec: RunSpec, columns: frozenset[str]) -> Iterator[str]:
             yield (
                 f"{field}: there is no column {part.name!r};{hint} known: {listed}. It counts as a field "
                 "of the answers, and only answers in JSON have fields"
+            )
+
+
+def _measured_texts(spec: RunSpec) -> Iterator[str]:
+    for field, part, _ in _parts(spec):
+        step = step_of(part.name, spec.steps)[0] if part.sources == ("step",) else None
+        if field == "measures" and step is not None and step.is_text:
+            yield (
+                f"{field}: step {step.name!r} answers with a text, of which only one that is a number "
+                "counts: a schema, as {type: number}, makes it one"
             )
 
 

@@ -194,6 +194,10 @@ def step_problem(spec: RunSpec, name: str) -> str | None:
         return f"there is no step {name!r};{near_hint(name, known)} known: {', '.join(known)}"
     if path and step.choices:
         return f"step {step.name!r} answers with a label, which has no field {path!r}"
+    if path and step.is_text:
+        return (
+            f"step {step.name!r} answers with a text, which has no field {path!r}: give it a schema"
+        )
     missing = missing_in(step.answer_schema, path)
     if missing:
         fields = known_fields(step.answer_schema or {})

@@ -136,12 +136,34 @@ def test_a_vote_a_top_and_groups_go_by_steps():
         ),
         ({"labels": {"steps.facts": "a"}}, "as steps.facts.days=a, or {steps.facts.days: a}"),
         ({"labels": {"steps.kind.a": "a"}}, "labels: answers have no fields, and so no 'a'"),
+        (
+            {"reduce": "vote", "by": "steps.note.x"},
+            "by: step 'note' answers with a text, which has no",
+        ),
+        (
+            {"labels": {"kind": "a"}},
+            "labels: the output has no field 'kind'; did you mean steps.kind?",
+        ),
     ],
 )
 def test_a_step_that_is_not_there_is_named_with_those_that_are(fields, message):
     with pytest.raises(SpecError) as raised:
         list(checked_documents(spec_of(**fields), ["text"]))
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("measure", "words"),
+    [
+        ("mean:steps.note", "measures: step 'note' answers with a text"),
+        ("mean:steps.facts.days", None),
+    ],
+)
+def test_a_measure_of_a_text_is_told_before_the_run(measure, words):
+    told = []
+    spec = spec_of(reduce="table", by="steps.kind", measures=measure)
+    list(checked_documents(spec, ["text"], notify=told.append))
+    assert [notice.text.startswith(words or "") for notice in told] == [True] * (words is not None)
 
 
 def test_labels_are_compared_with_the_answer_of_a_step_also_of_a_branch_that_failed_later():
