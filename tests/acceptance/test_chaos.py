@@ -1,4 +1,4 @@
-"""Nothing is lost, and no call is repeated for no reason, if any process dies."""
+"""Nothing is lost, and no call is repeated for no reason, if any process dies; with a tree that has begun."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_run_survives_a_schedule_of_faults(tmp_path, seed):
     words = [word for option in OPTIONS.items() for word in option]
     words += ["--seed", str(seed), "--out", str(out), "--folder", str(tmp_path / "kept")]
     done = subprocess.run(
-        [sys.executable, str(CHAOS), *words, "--no-namespaces"],
+        [sys.executable, str(CHAOS), *words, "--tree", "--no-namespaces"],
         capture_output=True,
         text=True,
         timeout=140,
