@@ -391,4 +391,5 @@ def _stage_status(number: int, record: StageRecord) -> StageStatus:
         failed=record.failed,
         done=record.done,
         kept_truncated=record.kept_truncated,
+        calls=record.usage.calls,
     )

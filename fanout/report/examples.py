@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from fanout.report.figures import ErrorExample, Rejections, ShownBranch, ShownStep
@@ -10,11 +11,12 @@ from fanout.report.text import one_line
 if TYPE_CHECKING:
     from fanout.runs.branch_output import Output
 
-__all__ = ["NAME_CHARS", "RejectionCounter", "shown_branch", "shown_steps"]
+__all__ = ["NAME_CHARS", "RejectionCounter", "shown_branch", "shown_passages", "shown_steps"]
 
 NAME_CHARS = 200
 _EXAMPLES = 5
 _STEPS = 12
+_PASSAGES = 10
 _ANSWER_CHARS = 300
 
 
@@ -57,6 +59,17 @@ def shown_steps(branch: Output[Any]) -> list[ShownStep]:
     ]
 
 
+def shown_passages(branch: Output[Any]) -> list[str]:
+    """Return the first passages of the prompts of a branch, each once: its id, and where it is from."""
+    uses = chain(branch.passages or (), *(step.passages for step in branch.step_records))
+    found = {
+        f"[{one.id}] {' > '.join(filter(None, (one.source, one.title)))}".rstrip(): None
+        for one in uses
+        if one.share > 0
+    }
+    return [one_line(shown, NAME_CHARS) for shown in islice(found, _PASSAGES)]
+
+
 def shown_branch(branch: Output[Any]) -> ShownBranch:
     """Return a branch without its texts."""
     return ShownBranch(
@@ -65,6 +78,7 @@ def shown_branch(branch: Output[Any]) -> ShownBranch:
         aspect=branch.aspect,
         model=branch.model,
         sample=branch.sample,
+        title=one_line(branch.title, NAME_CHARS) if branch.title else None,
         attempts=branch.attempts,
         elapsed_s=branch.elapsed_s,
         kind=branch.kind,

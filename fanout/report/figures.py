@@ -37,6 +37,7 @@ class ShownBranch(msgspec.Struct, frozen=True, kw_only=True):
         aspect: The name of its prompt, or None.
         model: The model that answered; the one that was asked first, if none did.
         sample: The 0-based number of the sample.
+        title: What the model that split the document calls its part; None if none has, or it gave none.
         elapsed_s: Seconds from its first call to its end.
     """
 
@@ -45,6 +46,7 @@ class ShownBranch(msgspec.Struct, frozen=True, kw_only=True):
     aspect: str | None
     model: str | None = None
     sample: int
+    title: str | None = None
     attempts: int
     elapsed_s: float
     kind: ErrorKind | None
@@ -85,12 +87,14 @@ class ErrorRow(msgspec.Struct, frozen=True, kw_only=True):
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """A branch with an output, with its text and output, truncated if they are long.
 
-    The text is None if it is not known.
+    The text is None if it is not known. Passages are those of its prompts: their ids, and where they are
+    from.
     """
 
     branch: ShownBranch
     output: str
     text: str | None = None
+    passages: list[str] = []
 
 
 class Rejections(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,7 +11,13 @@ import msgspec
 from fanout.core.cells import cell_text
 from fanout.core.redaction import redacted
 from fanout.report.durations import DurationCounter
-from fanout.report.examples import NAME_CHARS, RejectionCounter, shown_branch, shown_steps
+from fanout.report.examples import (
+    NAME_CHARS,
+    RejectionCounter,
+    shown_branch,
+    shown_passages,
+    shown_steps,
+)
 from fanout.report.figures import (
     Answer,
     AttemptRow,
@@ -112,7 +118,14 @@ class _AnswerSample:
             shown = one_line(output, _ANSWER_CHARS)
             # The chunk of a run that reads names the URL of a document.
             text = None if branch.text is None else redacted(one_line(branch.text, _ANSWER_CHARS))
-            self._sample.append(Answer(branch=shown_branch(branch), output=shown, text=text))
+            self._sample.append(
+                Answer(
+                    branch=shown_branch(branch),
+                    output=shown,
+                    text=text,
+                    passages=shown_passages(branch),
+                )
+            )
         self._count += 1
         if len(self._sample) > 2 * _ANSWERS:
             self._sample = self._sample[::2]

@@ -17,7 +17,7 @@ from fanout.report.answers import aggregates
 from fanout.report.charts import Bar, Chart, Tick, draw, log_ticks, time_ticks
 from fanout.report.evaluations import estimate, shown_evaluation
 from fanout.report.gathering import gather
-from fanout.report.settings import answer_settings
+from fanout.report.settings import answer_settings, input_settings
 from fanout.runs.evaluation import Evaluator
 from fanout.runs.job_drawing import job_drawing
 from fanout.runs.status import kept_notes
@@ -140,6 +140,7 @@ def page(facts: Facts) -> str:
         facts=facts,
         status=facts.status,
         spec=spec,
+        input_settings=input_settings(spec),
         answer_settings=answer_settings(spec),
         step_prompts=[(step.name, _asked(step)) for step in spec.steps],
         drawing=job_drawing(spec),

@@ -6,13 +6,46 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from fanout.core.strict_schema import object_properties
+from fanout.inputs.documents.urls import shown_input
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fanout.core.spec import RunSpec
 
-__all__ = ["answer_settings"]
+__all__ = ["answer_settings", "input_settings"]
+
+
+def input_settings(spec: RunSpec) -> list[tuple[str, str]]:
+    """Return the fields of a job about what prompts have of documents and passages, with their values.
+
+    What has no effect, or was not given and does nothing, is left out.
+    """
+    return list(_of_input(spec))
+
+
+def _of_input(spec: RunSpec) -> Iterator[tuple[str, str]]:
+    if spec.split == "model":
+        yield "split_model", spec.split_model or spec.model
+        yield from _given(spec, "split_prompt", "split_max_tokens")
+        yield "split_gaps", spec.split_gaps
+    if spec.neighbours:
+        yield "neighbours", f"{spec.neighbours:,}"
+    if spec.retrieval_sources:
+        yield "retrieve", ", ".join(map(shown_input, spec.retrieval_sources))
+        yield "top_k", f"{spec.top_k:,}"
+        yield from _given(spec, "query")
+        if spec.has_passage_files:
+            yield "passage_tokens", f"{spec.passage_tokens:,}"
+            yield from _given(spec, "passage_column")
+    yield from _given(spec, "tokenizer", "fence")
+
+
+def _given(spec: RunSpec, *names: str) -> Iterator[tuple[str, str]]:
+    for name in names:
+        value = getattr(spec, name)
+        if value is not None:
+            yield name, ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
 def answer_settings(spec: RunSpec) -> list[tuple[str, str]]:

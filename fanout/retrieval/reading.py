@@ -32,6 +32,15 @@ _PATTERN = re.compile(r"[*?\[]")
 _SHOWN = 1_000
 # An id in brackets, where the passage is from, and what is between two of them.
 _FRAME_CHARS = 12
+# What errors of inputs tell a user to give, and what it is for passages.
+_TOLD = (
+    (
+        "name one with text_column (--text-column)",
+        "name one with passage_column (--passage-column)",
+    ),
+    ("; see text_column", "; see passage_column"),
+    ("; give it as delimiter (--delimiter)", "; write it with commas between its cells"),
+)
 _TITLE = "title"
 _LONGEST_TITLE = 200
 
@@ -82,16 +91,23 @@ def read_passages(
         )
         for chunk in split_documents(map(encodable, files.documents()), splitter):
             if chunk.error is not None:
-                fault = f"{chunk.document}: {chunk.error}"
+                fault = _of_passages(f"{chunk.document}: {chunk.error}")
                 notify(Notice(text=f"no passages of {fault}", is_warning=True))
                 continue
             if chunk.text.strip():
                 count += 1
                 yield ReadPassage(chunk.text, _source_of(chunk, source), _title_of(chunk))
     except InputError as error:
-        raise InputError(f"retrieve: {error}") from None
+        raise InputError(_of_passages(f"retrieve: {error}")) from None
     if not count:
         raise InputError(f"retrieve: there is no passage in {source} ({fault or 'it is empty'})")
+
+
+def _of_passages(problem: str) -> str:
+    """Return what is wrong with an input as what is wrong with passages: their fields have other names."""
+    for ours, theirs in _TOLD:
+        problem = problem.replace(ours, theirs)
+    return problem
 
 
 def _source_of(chunk: Chunk, source: str) -> str:

@@ -71,6 +71,7 @@ class StageStatus(msgspec.Struct, frozen=True, kw_only=True):
         failed: Branches with an error.
         done: Branches that have ended.
         kept_truncated: Branches with an output that was cut off at its limit of tokens.
+        calls: Calls that were made, those before a retry included.
     """
 
     stage: int
@@ -79,6 +80,7 @@ class StageStatus(msgspec.Struct, frozen=True, kw_only=True):
     failed: int
     done: int
     kept_truncated: int = 0
+    calls: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

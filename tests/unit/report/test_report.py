@@ -18,7 +18,8 @@ from jinja2.filters import FILTERS
 from fanout.aggregators import Aggregate
 from fanout.cli.progress import summary
 from fanout.core.latency import Latency, bucket_of
-from fanout.core.records import ErrorKind, RunStatus, Usage, total_usage
+from fanout.core.passage_uses import PassageUse
+from fanout.core.records import ErrorKind, RunStatus, StepOutcome, Usage, total_usage
 from fanout.core.spec import make_spec
 from fanout.core.units import duration, plain
 from fanout.report import figures, gather
@@ -27,7 +28,7 @@ from fanout.report.page import Facts, _environment, page
 from fanout.report.slices import _WIDTHS_MS
 from fanout.report.text import clean, cut, one_line
 from fanout.runs.branch_output import Output
-from fanout.runs.status import ReduceError, Status, StoredResult
+from fanout.runs.status import ReduceError, StageStatus, Status, StoredResult
 from tests.memory import peak_bytes
 
 BORN = 1_700_000_000.0
@@ -308,9 +309,56 @@ def test_the_answers_of_a_vote_are_no_calls_that_were_made_again():
     assert "tried again" not in text
 
 
+def test_calls_are_told_apart_by_what_they_were_for():
+    plan = StageStatus(stage=0, total=3, succeeded=3, failed=0, done=3, calls=3)
+    for calls, fields, told in [
+        (5, {}, "Calls 5 3 to split documents"),
+        (6, {}, "Calls 6 3 to split documents; 1 before a retry of the run"),
+        (6, {"aggregate_prompt": "{input}"},
+         "3 to split documents; 1 by the aggregate, or before a retry of the run"),
+    ]:  # fmt: skip
+        spec = make_spec(model="fake", prompt="{input}", split="model", **fields)
+        text = read([branch(0), branch(1)], spec=spec, plan=plan, usage=Usage(calls=calls)).text
+        assert told in text
+    steps = [{"name": "a", "prompt": "{input}"}, {"name": "b", "prompt": "{a}"}]
+    text = read([branch(0, attempts=2)], spec=make_spec(model="fake", steps=steps)).text
+    assert "Each step of a branch that asks a model makes one" in text
+    assert "tried again" not in text
+
+
+def test_titles_of_parts_and_passages_stand_beside_answers():
+    uses = (
+        PassageUse(id="p1", source="leave.md", title=hostile("Leave")),
+        PassageUse(id="p2", share=0.0),
+    )
+    step = StepOutcome(name="a", output="x", passages=uses)
+    for fields in ({"passages": uses}, {"step_records": (step, step)}):
+        made = facts([branch(0, title=hostile("Payment"), text="T", **fields)])
+        source = page(made)
+        text = Reader(source).text
+        assert f"item 1 · {hostile('Payment')} #0" in text
+        assert f"passages: [p1] leave.md > {hostile('Leave')}" in text
+        assert "p2" not in text
+        assert "<script" not in source
+        shown = made.figures.to_dict()["answers"][0]
+        assert shown["branch"]["title"] == hostile("Payment")
+        assert len(shown["passages"]) == 1
+
+
 @pytest.mark.parametrize(
     ("fields", "shown", "absent"),
     [
+        ({"split": "model", "split_prompt": "A law.", "split_max_tokens": 9},
+         "1,000 tokens split_model fake split_prompt A law. split_max_tokens 9 split_gaps fill",
+         "neighbours"),
+        ({"split": "lines", "neighbours": 2, "prompt": "{before} {input}", "tokenizer": "bytes/3",
+          "fence": False}, "split lines neighbours 2 tokenizer bytes/3 fence no", "split_model"),
+        ({"retrieve": "https://ann:s3cretpassword@host/kb.csv", "prompt": "{input} {context}",
+          "top_k": 3, "query": "{input}?", "passage_column": "body"},
+         "host/kb.csv top_k 3 query {input}? passage_tokens 200 passage_column body",
+         "s3cretpassword"),
+        ({"retrieve": "own.module:find", "prompt": "{input} {context}"},
+         "retrieve own.module:find top_k 5", "passage_tokens"),
         ({}, "output_format text", "max_reasks"),
         ({"output_format": "json", "labels": {"a": "gold"}, "max_reasks": 1},
          "output_format json max_reasks 1 after an answer that does not fit labels a=gold", "schema"),

@@ -73,6 +73,25 @@ def test_what_cannot_be_read_is_said(folder):
             read(folder, source)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "given"),
+    [
+        ("a.csv", "body,n\nFirst,1\n", "passage_column (--passage-column)"),
+        ("a.jsonl", '{"body": "First", "n": 1}\n', "passage_column"),
+        ("a.csv", "a;b,text\n1;2,3\n4;5,6\n", None),
+    ],
+)
+def test_errors_name_the_fields_of_passages(folder, name, text, given):
+    (folder / name).write_text(text)
+    try:
+        told = " ".join(one.source for one in read(folder, name))
+    except InputError as error:
+        told = str(error)
+    assert "text_column" not in told
+    assert "delimiter" not in told or "--delimiter" not in told
+    assert given is None or given in told
+
+
 def test_an_estimate_has_as_much_context_as_prompts_will(folder):
     job = {"model": "fake", "base_dir": str(folder)}
     spec = make_spec(prompt="{input} {context}", retrieve="faq.csv", passage_column="body", **job)
