@@ -35,6 +35,7 @@ __all__ = [
     "StepFields",
     "StepSpec",
     "final_steps",
+    "may_not_run",
 ]
 
 _DEFAULT_ROUNDS = 3
@@ -356,6 +357,11 @@ def final_steps(steps: Sequence[StepSpec], output: str | None) -> list[StepSpec]
         if not step.when or _is_last_way(step, by_name, left):
             break
     return found[::-1]
+
+
+def may_not_run(step: StepSpec, steps: Sequence[StepSpec]) -> bool:
+    """Say whether a branch may go another way than through a step."""
+    return bool(step.when) and not _is_last_way(step, {one.name: one for one in steps}, {})
 
 
 def _is_last_way(step: StepSpec, steps: Mapping[str, StepSpec], left: dict[str, set[str]]) -> bool:

@@ -21,6 +21,7 @@ from fanout.inputs.prompt_checks import (
     group_column,
     label_leaks,
     names_of,
+    output_gaps,
     plan_templates,
     query_names,
     require_group,
@@ -113,7 +114,8 @@ def checked_documents(
         refuse_losses(None if again is None else chosen(again()), warnings)
     stream = read()
     head, columns = _checked_head(spec, templates, stream, source, names, selection)
-    for text in (*label_leaks(spec, templates), *likely_typos(spec, columns)):
+    told = (*label_leaks(spec, templates), *likely_typos(spec, columns), *output_gaps(spec))
+    for text in told:
         notify(Notice(text=text, is_warning=True))
     taken = chosen(chain(head, stream), notify)
     if selection.is_active:

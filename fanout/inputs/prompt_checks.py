@@ -8,6 +8,7 @@ from fanout.core.answer_parts import known_fields, missing_in
 from fanout.core.cells import COLUMN, OWN
 from fanout.core.errors import PromptError, SpecError
 from fanout.core.step_answers import STEPS, step_of
+from fanout.core.steps import may_not_run
 from fanout.inputs.plan_answers import plan_prompt
 from fanout.inputs.prompts import (
     AGGREGATE_NAMES,
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
     from fanout.core.spec import RunSpec
 
-__all__ = ["group_column", "label_leaks", "names_of", "plan_templates", "query_names", "require_group",
-           "require_labels", "require_prompts", "templates_of"]  # fmt: skip
+__all__ = ["group_column", "label_leaks", "names_of", "output_gaps", "plan_templates", "query_names",
+           "require_group", "require_labels", "require_prompts", "templates_of"]  # fmt: skip
 
 _GROUPS = ("document", "aspect", "model")
 
@@ -184,6 +185,17 @@ def require_group(spec: RunSpec, columns: frozenset[str]) -> None:
             f"there is no column {by!r};{near_hint(by, known)} known: {', '.join(known)}",
             field="group_by",
         )
+
+
+def output_gaps(spec: RunSpec) -> Iterator[str]:
+    """Yield a warning if branches may not run the step whose answer is to be their output."""
+    for step in spec.final_steps if spec.output is not None else ():
+        if may_not_run(step, spec.steps):
+            ways = [f"{name} is {' or '.join(values)}" for name, values in step.when.items()]
+            yield (
+                f"output: step {step.name!r} runs only where {' and '.join(ways)}: branches that go "
+                "another way have no output, and fail. Without output, the last step that ran gives it"
+            )
 
 
 def step_problem(spec: RunSpec, name: str) -> str | None:

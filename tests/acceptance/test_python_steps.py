@@ -72,7 +72,7 @@ DIES = """
 
     def slow(branch):
         # In the middle of the second branch.
-        if len(sys.argv) == 1 and branch["index"] == "1":
+        if len(sys.argv) == 1 and branch["index"] == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         return branch["kind"].upper()
 

@@ -292,6 +292,8 @@ class _Steps:
         return {
             **self._chunk.columns,
             **self._values,
+            # Prompts have texts, and functions what fanout counts.
+            **{name: int(self._values[name]) for name in ("index", "sample")},
             **{name: _value(one) for name, one in answers.items()},
         }
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from fanout.core.errors import PromptError
 from fanout.core.records import StepOutcome
 from fanout.core.spec import make_spec
+from fanout.core.steps import OWN_NAMES
 from fanout.inputs.intake import checked_documents
 from fanout.inputs.step_prompts import StepPrompts, feedback_reply
 from tests.fences import fenced_texts
@@ -205,3 +207,55 @@ def test_feedback_goes_back_between_fences(is_fenced):
     assert "does not meet the criteria" in feedback_reply(" ", is_fenced=is_fenced)
     reply = feedback_reply(" ", ["short", "true"], is_fenced=is_fenced)
     assert "does not meet all of these criteria:\n\n1. short\n2. true\n" in reply
+
+
+FLAG = {
+    "name": "flag",
+    "prompt": "{input}",
+    "schema": {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]},
+}
+
+
+@pytest.mark.parametrize(
+    ("when", "output", "words"),
+    [
+        (
+            {"kind": "a"},
+            "why",
+            "output: step 'why' runs only where kind is a: branches that go another way",
+        ),
+        (
+            {"kind": ["a", "b"], "flag.ok": True},
+            "why",
+            "only where kind is a or b and flag.ok is true",
+        ),
+        ({"word": "x"}, "why", "runs only where word is x"),
+        # In any case, or as the last one only where it runs.
+        ({"kind": ["a", "b"]}, "why", None),
+        ({"flag.ok": [True, False]}, "why", None),
+        ({}, "why", None),
+        ({"kind": "a"}, "kind", None),
+        ({"kind": "a"}, None, None),
+    ],
+)
+def test_an_output_of_a_step_that_a_route_leaves_out_is_told_before_the_run(when, output, words):
+    steps = [
+        {"name": "kind", "prompt": "{input}", "choices": ["a", "b"]},
+        FLAG,
+        {"name": "word", "prompt": "{input}"},
+        {"name": "why", "prompt": "{input}", **({"when": when} if when else {})},
+    ]
+    told = []
+    list(
+        checked_documents(
+            make_spec(model="fake", steps=steps, output=output), ["a"], notify=told.append
+        )
+    )
+    assert len(told) == (words is not None)
+    assert all(words in one.text and one.is_warning for one in told)
+
+
+def test_the_docs_name_the_names_that_steps_cannot_have():
+    text = (Path(__file__).parents[3] / "docs" / "jobs.md").read_text()
+    [part] = [one for one in text.split("\n\n") if one.startswith("These are fanout's own")]
+    assert {*re.findall("`([a-z]+)`", part)} == {*OWN_NAMES, "title", "subtask", "for"}

@@ -39,7 +39,7 @@ def run_of(functions, *, texts=("t",), answer=lambda _request: "yes", **fields):
 
 
 def test_what_a_function_changes_is_its_own():
-    seen, calls = [], 0
+    seen, places, calls = [], [], 0
 
     async def facts(_given):
         return {"n": 1, "of": ["a"]}
@@ -47,6 +47,7 @@ def test_what_a_function_changes_is_its_own():
     async def changes(given):
         nonlocal calls
         seen.append((given["facts"], list(given["tags"]), given["input"]))
+        places.append((given["index"], given["sample"], given["pages"]))
         given["facts"]["n"] += 1
         given["facts"]["of"].append("b")
         given["tags"].append("y")
@@ -72,6 +73,8 @@ def test_what_a_function_changes_is_its_own():
     )
     assert prompts == [f'{text} 1 ["a"] ["x"]' for text in "abc"]
     assert [one[1:] for one in seen] == [(["x"], text) for text in "aabc"]
+    # What fanout counts is a number.
+    assert places == [(0, 0, ""), (0, 0, ""), (1, 0, ""), (2, 0, "")]
 
 
 BRANCH = BranchId(RUN, 0, 0, 0)
