@@ -23,6 +23,10 @@ __all__ = ["function_text", "json_value", "plain_text"]
 _DEEPEST = 100
 _LEAST, _MOST = -(2**63), 2**64 - 1
 _AS_TEXT = (UUID, PurePath)
+# A value of one character, and what parts it from the next one.
+_LEAST_BYTES = 2
+# The keys and places of a value within others.
+_Path = tuple[str | int, ...]
 
 
 def plain_text(text: str) -> str:
@@ -34,14 +38,18 @@ def plain_text(text: str) -> str:
     return plain if plain.isascii() else plain.encode("utf-8", "replace").decode("utf-8")
 
 
-def function_text(value: object) -> str:
+def function_text(value: object, *, max_kb: int | None = None) -> str:
     """Return what a function returned as the text of an answer: a text as it is, other values as JSON.
 
+    Args:
+        value: What it returned.
+        max_kb: The longest JSON in kilobytes: about so much is made of it; None is any length.
+
     Raises:
-        ValueError: It is an empty text, or no JSON value; the message says what it is.
+        ValueError: It is an empty text, no JSON value, or too long; the message says what it is.
     """
     if not isinstance(value, str):
-        return msgspec.json.encode(json_value(value)).decode("utf-8")
+        return msgspec.json.encode(_Reader(max_kb).json(value, (), ())).decode("utf-8")
     if not value.strip():
         raise ValueError("an empty text")
     return plain_text(value)
@@ -56,44 +64,107 @@ def json_value(value: object) -> Cell:
     Raises:
         ValueError: JSON has nothing for it, or for a part of it; the message says what it is, and where.
     """
-    return _json(value, (), ())
+    return _Reader(None).json(value, (), ())
 
 
-def _json(value: Any, path: tuple[str, ...], parents: tuple[int, ...]) -> Cell:
-    # Missing values of pandas have no other mark than the name of their type.
-    if value is None or isinstance(value, bool) or _is_missing(value):
-        return value if isinstance(value, bool) else None
-    if isinstance(value, Enum) and not isinstance(value, (str, int, float)):
-        return _json(value.value, path, parents)
-    if isinstance(value, str):
-        return plain_text(value)
-    if isinstance(value, (int, float)):
-        return _number(value, path)
-    text = _text_of(value, path)
-    return _nested(value, path, parents) if text is None else plain_text(text)
+class _Reader:
+    """Makes a JSON value of what a function returned, and stops when that is too long.
+
+    Args:
+        max_kb: The longest JSON in kilobytes; None is any length.
+    """
+
+    def __init__(self, max_kb: int | None) -> None:
+        self._max_kb = max_kb
+        # Nothing follows the last value.
+        self._left = math.inf if max_kb is None else 1_000 * max_kb + 1
+
+    def json(self, value: Any, path: _Path, parents: tuple[int, ...]) -> Cell:
+        """Return a value, which has a place in others, as JSON has it. Raises ValueError."""
+        if isinstance(value, Enum) and not isinstance(value, (str, int, float)):
+            return self.json(value.value, path, parents)
+        self._left -= _LEAST_BYTES
+        self._require(0)
+        # Missing values of pandas have no other mark than the name of their type.
+        if value is None or isinstance(value, bool) or _is_missing(value):
+            return value if isinstance(value, bool) else None
+        if isinstance(value, str):
+            return self._text(value)
+        if isinstance(value, (int, float)):
+            return _number(value, path)
+        text = _text_of(value, path)
+        return self._nested(value, path, parents) if text is None else self._text(text)
+
+    def _text(self, text: str) -> str:
+        plain = plain_text(text)
+        self._left -= len(plain)
+        self._require(0)
+        return plain
+
+    def _require(self, least_bytes: int) -> None:
+        if least_bytes > self._left:
+            raise ValueError(
+                f"a value of more than {self._max_kb:,} kB as JSON, more than FANOUT_MAX_OUTPUT_KB"
+            )
+
+    def _nested(self, value: Any, path: _Path, parents: tuple[int, ...]) -> Cell:
+        if id(value) in parents:
+            raise ValueError(f"a value that contains itself{_where(path)}")
+        if len(path) >= _DEEPEST:
+            raise ValueError(f"a value that is nested more than {_DEEPEST} levels deep")
+        inner = (*parents, id(value))
+        if isinstance(value, (list, tuple)):
+            return [self.json(one, (*path, at), inner) for at, one in enumerate(value)]
+        fields = _fields(value)
+        if fields is not None:
+            return self._object(fields, path, inner)
+        if hasattr(value, "dtype") and callable(getattr(value, "tolist", None)):
+            return self._of_array(value, path, inner)
+        raise ValueError(
+            f"{_kind(value)}{_where(path)}, which is no text or JSON value{_hint(value)}"
+        )
+
+    def _object(self, fields: Mapping[Any, Any], path: _Path, parents: tuple[int, ...]) -> Cell:
+        made: dict[str, Cell] = {}
+        for key, one in fields.items():
+            name = self._key(key, path)
+            if name in made:
+                raise ValueError(
+                    f"a mapping{_where(path)} with two keys that read {name[:_DEEPEST]!r}"
+                )
+            made[name] = self.json(one, (*path, name), parents)
+        return made
+
+    def _key(self, key: object, path: _Path) -> str:
+        plain = None if isinstance(key, bool) or key is None else self.json(key, path, ())
+        if isinstance(plain, (str, int, float)):
+            return str(plain)
+        raise ValueError(
+            f"a mapping{_where(path)} with a key of type {type(key).__name__}: "
+            "keys are texts, numbers or dates"
+        )
+
+    def _of_array(self, value: Any, path: _Path, parents: tuple[int, ...]) -> Cell:
+        size = getattr(value, "size", 0)
+        if isinstance(size, int):
+            self._require(_LEAST_BYTES * size)
+        if getattr(getattr(value, "dtype", None), "kind", "") in ("M", "m"):
+            # As a list, nanoseconds would be numbers.
+            value = value.astype(str)
+        plain = value.tolist()
+        if type(plain) is type(value):
+            # A number of more bits than Python has for it.
+            plain = float(plain)
+        # It is counted as a list or number.
+        self._left += _LEAST_BYTES
+        return self.json(plain, path, parents)
 
 
 def _is_missing(value: object) -> bool:
     return is_missing(value) and not isinstance(value, float)
 
 
-def _nested(value: Any, path: tuple[str, ...], parents: tuple[int, ...]) -> Cell:
-    if id(value) in parents:
-        raise ValueError(f"a value that contains itself{_where(path)}")
-    if len(path) >= _DEEPEST:
-        raise ValueError(f"a value that is nested more than {_DEEPEST} levels deep")
-    inner = (*parents, id(value))
-    if isinstance(value, (list, tuple)):
-        return [_json(one, (*path, str(at)), inner) for at, one in enumerate(value)]
-    fields = _fields(value)
-    if fields is not None:
-        return _object(fields, path, inner)
-    if hasattr(value, "dtype") and callable(getattr(value, "tolist", None)):
-        return _of_array(value, path, inner)
-    raise ValueError(f"{_kind(value)}{_where(path)}, which is no text or JSON value{_hint(value)}")
-
-
-def _number(value: float, path: tuple[str, ...]) -> Cell:
+def _number(value: float, path: _Path) -> Cell:
     if isinstance(value, int):
         if _LEAST <= value <= _MOST:
             return int(value)
@@ -105,7 +176,7 @@ def _number(value: float, path: tuple[str, ...]) -> Cell:
     )
 
 
-def _text_of(value: Any, path: tuple[str, ...]) -> str | None:
+def _text_of(value: Any, path: _Path) -> str | None:
     if isinstance(value, (date, time)):
         return value.isoformat()
     if isinstance(value, Decimal):
@@ -129,37 +200,6 @@ def _fields(value: Any) -> Mapping[Any, Any] | None:
     return None
 
 
-def _object(fields: Mapping[Any, Any], path: tuple[str, ...], parents: tuple[int, ...]) -> Cell:
-    made: dict[str, Cell] = {}
-    for key, one in fields.items():
-        name = _key(key, path)
-        if name in made:
-            raise ValueError(f"a mapping{_where(path)} with two keys that read {name!r}")
-        made[name] = _json(one, (*path, name), parents)
-    return made
-
-
-def _key(key: object, path: tuple[str, ...]) -> str:
-    plain = None if isinstance(key, bool) or key is None else _json(key, path, ())
-    if isinstance(plain, (str, int, float)):
-        return str(plain)
-    raise ValueError(
-        f"a mapping{_where(path)} with a key of type {type(key).__name__}: "
-        "keys are texts, numbers or dates"
-    )
-
-
-def _of_array(value: Any, path: tuple[str, ...], parents: tuple[int, ...]) -> Cell:
-    if getattr(getattr(value, "dtype", None), "kind", "") in ("M", "m"):
-        # As a list, nanoseconds would be numbers.
-        value = value.astype(str)
-    plain = value.tolist()
-    if type(plain) is type(value):
-        # A number of more bits than Python has for it.
-        plain = float(plain)
-    return _json(plain, path, parents)
-
-
 def _kind(value: object) -> str:
     return value.__name__ if isinstance(value, type) else type(value).__name__
 
@@ -170,5 +210,5 @@ def _hint(value: object) -> str:
     return ": return a list" if hasattr(value, "__iter__") else ""
 
 
-def _where(path: tuple[str, ...]) -> str:
-    return f" at {'.'.join(path)[:_DEEPEST]!r}" if path else ""
+def _where(path: _Path) -> str:
+    return f" at {'.'.join(map(str, path))[:_DEEPEST]!r}" if path else ""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import platform
 import statistics
 import tempfile
 import time
-from contextlib import aclosing, closing
+from contextlib import closing
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, cast
 
@@ -34,6 +33,7 @@ from fanout.doctor.facts import (
 from fanout.llm import make_llm
 from fanout.llm.assets import has_runtime, has_weights
 from fanout.llm.batches.base import check_batches
+from fanout.llm.user_code import check_llm, close_llm, run_apart
 from fanout.observe.fleet import active_runs
 from fanout.observe.probe import write_refusal
 from fanout.stores import RedisStore, connect
@@ -270,13 +270,16 @@ def local_model_facts(settings: Settings, model: str) -> ModelFacts:
     """Check a model in this process: there is no worker, or this machine makes the calls."""
 
     async def check() -> str | None:
-        async with aclosing(make_llm(model, settings=settings, concurrency=1)) as llm:
-            await llm.check()
+        llm = make_llm(model, settings=settings, concurrency=1)
+        try:
+            await check_llm(llm)
             return await check_batches(llm)
+        finally:
+            await close_llm(llm)
 
     problem = batches = None
     try:
-        batches = asyncio.run(check())
+        batches = run_apart(check())
     except ModelError as error:
         problem = str(error)
     except Exception as error:  # noqa: BLE001 - a model may be a user's function

@@ -15,10 +15,11 @@ from fanout.core.records import ErrorKind
 from fanout.inputs.fences import is_rule
 from fanout.llm.allowlist import require_allowed, require_home, split_path
 from fanout.llm.base import LLM, LLMReply, LLMRequest, unexpected
+from fanout.llm.user_code import contained
 from fanout.system.threads import ReadyThreads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Awaitable, Callable, Collection
 
 __all__ = [
     "CallableLLM",
@@ -37,20 +38,25 @@ _PREFIX = "callable:"
 _registered: dict[str, Any] = {}
 
 
+def _as_it_is(returned: Any) -> Any:
+    return returned
+
+
 class CallableLLM:
     """A function as a model.
 
     Args:
         function: Takes the prompt and returns the answer, as a string, or as an LLMReply with what
             it consumed and why it ended. A sync function runs in a thread, so
-            that it does not block other calls. A thread cannot be stopped: after a deadline the
-            function runs on, and its answer is ignored.
+            that it does not block other calls. A thread cannot be stopped, and an async function may
+            swallow its cancellation: after a deadline it runs on, and its answer is ignored.
         concurrency: The number of threads for a sync function.
     """
 
     def __init__(self, function: Callable[..., Any], *, concurrency: int = 32) -> None:
         self._function = function
         self._is_async = _is_async(function)
+        self._concurrency = concurrency
         self._threads: ReadyThreads | None = None
         if not self._is_async:
             self._threads = ReadyThreads(concurrency, "fanout-call", first=1)
@@ -81,14 +87,28 @@ class CallableLLM:
             raise LLMError(ErrorKind.INVALID_OUTPUT, f"the function returned {kind}, not str")
         return LLMReply(text=text)
 
-    async def call(self, *arguments: Any) -> Any:
-        """Return what the function returns. Raises what it raises."""
+    async def call(self, *arguments: Any, then: Callable[[Any], Any] = _as_it_is) -> Any:
+        """Return what ``then`` makes of what the function returns, in a thread unless it is a text.
+
+        Raises what they raise.
+        """
         if self._is_async:
-            return await self._function(*arguments)
+            returned = await contained(self._function, *arguments)
+        else:
+            returned, is_ready = await self._in_thread(_called, self._function, arguments, then)
+            if is_ready:
+                return returned
+            # A sync wrapper around an async function, such as a partial or a decorator.
+            returned = await contained(_awaited, returned)
+        if then is _as_it_is or isinstance(returned, str):
+            return then(returned)
+        return await self._in_thread(then, returned)
+
+    async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        if self._threads is None:
+            self._threads = ReadyThreads(self._concurrency, "fanout-call", first=1)
         loop = asyncio.get_running_loop()
-        returned = await loop.run_in_executor(self._threads, _shielded, self._function, *arguments)
-        # A sync wrapper around an async function, such as a partial or a decorator.
-        return await returned if inspect.isawaitable(returned) else returned
+        return await loop.run_in_executor(self._threads, _shielded, function, *arguments)
 
     async def aclose(self) -> None:
         """Shut the threads down; do not wait for calls in progress."""
@@ -97,6 +117,20 @@ class CallableLLM:
 
 
 _CROSSES_NO_FUTURE = (StopIteration, concurrent.futures.CancelledError)
+
+
+def _called(
+    function: Callable[..., Any], arguments: tuple[Any, ...], then: Callable[[Any], Any]
+) -> tuple[Any, bool]:
+    """Return what a function returns, and whether that is ready; only then with what ``then`` makes."""
+    returned = function(*arguments)
+    if inspect.isawaitable(returned):
+        return returned, False
+    return then(returned), True
+
+
+async def _awaited(returned: Awaitable[Any]) -> Any:
+    return await returned
 
 
 def _shielded(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -21,6 +21,7 @@ from fanout.llm.finish_reasons import ending
 from fanout.llm.sound_replies import sound_error, sound_reply
 from fanout.llm.tries import Tries, message_of
 from fanout.llm.usage import billed, billed_at
+from fanout.llm.user_code import contained, is_of_user
 from fanout.policy.outages import judge_alone
 from fanout.policy.pricing import priced
 from fanout.policy.progress import Lesson  # noqa: TC001 - msgspec reads the annotation
@@ -289,6 +290,8 @@ def _with_cost(error: LLMError, price: Price | None, request: LLMRequest) -> LLM
 async def _made(llm: LLM, request: LLMRequest, timeout_s: float) -> Any:
     try:
         with Deadline(timeout_s):
+            if is_of_user(llm):
+                return await contained(llm.complete, request)
             return await llm.complete(request)
     except TimeoutError:
         raise LLMError(ErrorKind.TIMEOUT, f"no answer within {timeout_s:g} s") from None

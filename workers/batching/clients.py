@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from fanout.core.errors import ModelError
 from fanout.llm import make_llm
 from fanout.llm.batches.base import BatchClient, batches_of
+from fanout.llm.user_code import close_llm
 
 if TYPE_CHECKING:
     from fanout.core.gathered import LaneRecord
@@ -54,5 +55,5 @@ class LaneClients:
     async def aclose(self) -> None:
         """Close the models."""
         for llm in self._made.values():
-            await llm.aclose()
+            await close_llm(llm)
         self._made.clear()

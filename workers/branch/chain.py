@@ -262,17 +262,21 @@ class _Steps:
     async def _called(self, step: StepSpec, path: str) -> StepOutcome:
         """Return what a function of the user returns. It is called again as a model is."""
         given, is_json = self._argument(), False
+        max_kb = self._context.settings.max_output_kb
 
-        async def ask(llm: CallableLLM) -> str:
-            nonlocal is_json
-            # It may change what it gets, which its next call and other branches get as well.
-            value = await llm.call(deepcopy(given))
-            is_json = not isinstance(value, str)
+        def text_of(value: object) -> tuple[str, bool]:
             try:
-                return function_text(value)
+                return function_text(value, max_kb=max_kb), not isinstance(value, str)
             except ValueError as error:
                 message = f"the function returned {error}"
                 raise LLMError(ErrorKind.INVALID_OUTPUT, message) from None
+
+        async def ask(llm: CallableLLM) -> str:
+            nonlocal is_json
+            text: str
+            # It may change what it gets, which its next call and other branches get as well.
+            text, is_json = await llm.call(deepcopy(given), then=text_of)
+            return text
 
         result = await call_function(
             self._claim,

@@ -315,6 +315,10 @@ class Claim:
         if self.lead is not None:
             self.lead.calls()
 
+    def calls_function(self, timeout_s: float) -> None:
+        """Record that the branch calls a function of the user, for ``timeout_s`` seconds at most."""
+        self._moves("calls a function", for_s=timeout_s)
+
     def called(self, *, has_reply: bool) -> None:
         """Record that a call has ended."""
         if self.lead is None:

@@ -13,8 +13,10 @@ from fanout.llm.calls import complete_with_retries
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from fanout.core.errors import LLMError
     from fanout.core.spec import RunSpec
     from fanout.llm.calls import CallResult
+    from fanout.policy.outages import FailureVerdict
     from workers.branch.claims import Claim
     from workers.context.worker_context import WorkerContext
 
@@ -58,11 +60,34 @@ async def call_function(
             LLMRequest(prompt=""),
             policy=spec.retries,
             timeout_s=spec.timeout_s,
+            gate=_Gate(claim, spec.timeout_s),
             max_output_kb=context.settings.max_output_kb,
             sleep=models.in_flight.wait,
         ),
         has_deadline=True,
     )
+
+
+class _Gate:
+    """Begins each call only while this worker has the branch, and tells how long it may take."""
+
+    def __init__(self, claim: Claim, timeout_s: float) -> None:
+        self._claim = claim
+        self._timeout_s = timeout_s
+
+    async def enter(self, _request: LLMRequest, *, left_s: float) -> float:  # noqa: ARG002
+        """See CallGate."""
+        if not self._claim.is_sure:
+            await self._claim.confirm()
+        self._claim.calls_function(self._timeout_s)
+        return 0.0
+
+    async def leave(
+        self, _request: LLMRequest, _reply: LLMReply | None, _error: LLMError | None
+    ) -> FailureVerdict | None:
+        """See CallGate."""
+        self._claim.waits()
+        return None
 
 
 class _Function:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from fanout.core.errors import LLMError, LostDataError
+from fanout.core.errors import LostDataError
 from fanout.core.lanes import first_lane
 from fanout.core.records import ErrorKind
 from fanout.core.tokens import BYTES_PER_TOKEN, utf8_bytes
@@ -15,7 +16,6 @@ from fanout.inputs.retrieval_prompts import has_context
 from fanout.inputs.step_prompts import context_of as context_of_step
 from fanout.inputs.token_counters import ratio_of
 from fanout.llm import context_tokens
-from fanout.llm.base import unexpected
 from fanout.retrieval.context import NO_PASSAGE, Context, context_of, room_bytes
 from fanout.retrieval.passages import Passage, passages_from
 from workers.branch.functions import call_function
@@ -218,14 +218,9 @@ class Retriever:
 
         async def ask(llm: CallableLLM) -> str:
             nonlocal found
-            returned = await llm.call(query, retrieval.top_k)
-            try:
-                found = passages_from(returned, most=retrieval.top_k)
-            except LLMError:
-                raise
-            except Exception as error:
-                # A generator runs only now.
-                raise unexpected(error) from error
+            # A generator runs only as its passages are taken.
+            taken = partial(passages_from, most=retrieval.top_k)
+            found = await llm.call(query, retrieval.top_k, then=taken)
             return "found"
 
         spec = self._spec

@@ -9,6 +9,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from fanout.llm.user_code import has_abandoned
 from fanout.system.threads import ReadyThreads
 
 if TYPE_CHECKING:
@@ -59,7 +60,12 @@ class LoopThread:
         return asyncio.run_coroutine_threadsafe(coroutine, self.event_loop).result()
 
     def close(self) -> None:
-        """End the loop and its threads."""
+        """End the loop and its threads, unless a function of the user runs on there.
+
+        A function that swallows its cancellation might not end as it is collected with its loop.
+        """
+        if has_abandoned(self.event_loop):
+            return
         self.event_loop.call_soon_threadsafe(self.event_loop.stop)
         self._thread.join()
         self.event_loop.close()

@@ -16,6 +16,7 @@ from fanout.core.redaction import redacted
 from fanout.llm import make_llm
 from fanout.llm.batches.base import check_batches
 from fanout.llm.error_kinds import FEW
+from fanout.llm.user_code import check_llm, close_llm
 from fanout.policy.retries import is_common
 from fanout.runs.common_errors import error_sort
 from workers.context.broken_models import BrokenModels
@@ -101,13 +102,13 @@ class Models:
             Why no batches of it can be made: see ``check_batches``; None if that was not asked.
         """
         llm = await self.get(name)
-        await llm.check()
+        await check_llm(llm)
         return await check_batches(llm) if batches else None
 
     async def aclose(self) -> None:
         """Close the models' connections, and stop watching the runs of calls."""
         for llm in self.made.values():
-            await llm.aclose()
+            await close_llm(llm)
         self.made.clear()
         await self.limiter.aclose()
         await self.in_flight.aclose()

@@ -7,6 +7,7 @@ import dataclasses
 import datetime as dt
 import decimal
 import enum
+import itertools
 import pathlib
 import types
 import uuid
@@ -140,3 +141,28 @@ def test_what_json_does_not_have_is_refused_with_the_reason_and_the_place(value,
 )
 def test_lone_surrogates_are_replaced_as_in_answers_of_models(value, text):
     assert function_text(value) == text
+
+
+class Endless(dict[str, int]):
+    def items(self):
+        return ((f"k{n}", n) for n in itertools.count())
+
+
+@pytest.mark.parametrize(
+    ("fits", "is_longer"),
+    [
+        ([0] * 499, [0] * 500),
+        ([Level.HIGH] * 499, [Level.HIGH] * 500),
+        (np.zeros(499, int), np.zeros(10**7, "int8")),
+        ([[0]] * 249, [[0]] * 500),
+        (["x" * 996], ["x" * 1_001]),
+        ({"k": [None] * 198}, Endless()),
+        ({"x" * 900: 1}, {"x" * 1_001: 1}),
+        ([pathlib.PurePosixPath("a" * 996)], [pathlib.PurePosixPath("a" * 1_001)]),
+    ],
+    ids=["list", "enums", "array", "nested", "text", "mapping", "key", "path"],
+)
+def test_no_more_is_read_of_a_value_than_may_be_stored(fits, is_longer):
+    assert len(function_text(fits, max_kb=1)) <= 1_000
+    with pytest.raises(ValueError, match="a value of more than 1 kB as JSON"):
+        function_text(is_longer, max_kb=1)

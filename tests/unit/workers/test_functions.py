@@ -11,7 +11,7 @@ from fanout.core.errors import LLMError
 from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.records import Chunk, ErrorKind, RunStatus
 from fanout.core.spec import make_spec
-from fanout.llm import LLMRequest
+from fanout.llm import LLMRequest, user_code
 from fanout.llm.callables import CallableLLM
 from fanout.policy.packing import pack
 from tests.fakes import RUN, FakeContext
@@ -19,6 +19,7 @@ from workers.branch.claims import Claim
 from workers.branch.functions import call_function
 from workers.branch.places import Place
 from workers.context.admission import Admission
+from workers.context.progress import TrackedBranch
 
 
 def run_of(functions, *, texts=("t",), answer=lambda _request: "yes", **fields):
@@ -166,6 +167,63 @@ def test_a_branch_that_left_its_place_for_an_answer_takes_one_before_its_next_ca
         return most
 
     assert asyncio.run(run()) == 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"steps": [{"name": "a", "function": "m:f"}]},
+        {"prompt": "{context} {input}", "retrieve": "m:f"},
+        {"prompt": "{input}", "model": "m:f"},
+    ],
+    ids=["step", "retrieve", "model"],
+)
+def test_a_function_that_swallows_its_cancellation_fails_its_branches_alone(fields, monkeypatch):
+    monkeypatch.setattr(user_code, "_GRACE_S", 0.01)
+    cancelled = 0
+
+    async def stubborn(*_given):
+        nonlocal cancelled
+        # The end of the loop cancels it once more.
+        while cancelled < 2:
+            try:
+                await asyncio.sleep(60)
+            except BaseException:  # noqa: BLE001 - as some functions do
+                cancelled += 1
+
+    retries = {"max_attempts": 1}
+    context = run_of({"m:f": stubborn}, timeout_s=0.02, retries=retries, **fields)
+    assert context.store.stage(StageId(RUN, 0)).errors == {ErrorKind.TIMEOUT: 1}
+    assert cancelled == 2
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"steps": [{"name": "a", "function": "m:f"}]},
+        {"prompt": "{context} {input}", "retrieve": "m:f"},
+    ],
+    ids=["step", "retrieve"],
+)
+def test_a_branch_that_stands_in_a_function_is_noticed_after_its_timeout(fields, monkeypatch):
+    due = []
+    moves = TrackedBranch.moves
+
+    def noted(branch, doing, *, within_s=None):
+        due.append((doing, within_s))
+        moves(branch, doing, within_s=within_s)
+
+    async def answers(*_given):
+        due.append("called")
+        return []
+
+    monkeypatch.setattr(TrackedBranch, "moves", noted)
+    run_of({"m:f": answers}, timeout_s=7_000, **fields)
+    at = due.index("called")
+    doing, within_s = due[at - 1]
+    assert doing == "calls a function"
+    assert 7_000 < within_s < 7_100
+    assert due[at + 1][1] is None
 
 
 def ignored(*_given, **_more):
