@@ -336,7 +336,7 @@ def test_groups_parts_and_prompts_read_the_same_field_of_a_step(path, found):
         ("missing", {}, "are not JSON"),
     ],
 )
-def test_a_part_that_is_not_in_the_answer_is_merged_whatever_the_answer_is(by, merged, words):
+def test_a_part_that_is_not_in_the_answer_is_merged_beside_any_answer(by, merged, words):
     branches = [
         Item(index=n, document=f"d{n}", output="plain text", columns={"n": n}, steps={"kind": kind})
         for n, kind in enumerate(["dear", "short"])
