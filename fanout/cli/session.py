@@ -11,6 +11,7 @@ import click
 
 from fanout.cli.completion import complete_run
 from fanout.core.errors import SettingsError
+from fanout.core.plan_runs import NOT_SPLIT
 from fanout.core.records import ErrorKind
 from fanout.core.units import plural
 from fanout.system.terminal import print_line
@@ -258,7 +259,9 @@ class Faults:
         self._count = 0
 
     def __call__(self, name: str, reason: str) -> None:
-        """Print why a document cannot be used."""
+        """Print why a document cannot be used, unless a warning tells of all that a model did not split."""
+        if reason.startswith(NOT_SPLIT):
+            return
         self._count += 1
         if self._count <= _SHOWN_FAULTS:
             self._progress.note(f"skipping {name}: {reason}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["PLAN", "is_plan", "job_run", "plan_run"]
+__all__ = ["NOT_SPLIT", "PLAN", "is_plan", "job_run", "plan_run"]
 
 # No other id begins so: the ids of runs have neither an l nor a dash.
 PLAN = "plan-"
+# How the message of a branch begins whose document the model did not split.
+NOT_SPLIT = "the model did not split it"
 
 
 def plan_run(run_id: str) -> str:

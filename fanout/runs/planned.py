@@ -15,6 +15,7 @@ from fanout.core.errors import SpecError
 from fanout.core.ids import StageId
 from fanout.core.model_names import ANY_MODEL, takes_seed
 from fanout.core.parts import Layout, Part
+from fanout.core.plan_runs import NOT_SPLIT
 from fanout.core.records import Document
 from fanout.core.spec import make_spec
 from fanout.core.tokens import utf8_bytes
@@ -213,7 +214,7 @@ class PlannedDocuments:
 
     def _why_none(self, some: list[_Piece]) -> str:
         failed = [one for one in some if one.outcome is None or one.outcome.output is None]
-        return f"the model did not split it ({_why(failed[0])})" if failed else _NO_PART
+        return f"{NOT_SPLIT} ({_why(failed[0])})" if failed else _NO_PART
 
     def notices(self) -> Iterator[Notice]:
         """Yield what to say of the documents that were read."""
@@ -234,12 +235,14 @@ class PlannedDocuments:
                 "what two share is in the later one"
             )
         if seen.failed:
-            how = "make no branches" if self._is_of_subtasks else "are split as markdown"
             texts = plural(seen.failed.total(), "text", "texts")
+            how = "which are split as markdown"
+            if self._is_of_subtasks:
+                how = "whose branches fail as bad_request"
             # Notices are logged, and messages quote the text.
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in seen.failed.most_common())
             yield Notice(
-                text=f"the model did not split {texts}, which {how}: {kinds} (`fanout errors "
+                text=f"the model did not split {texts}, {how}: {kinds} (`fanout errors "
                 f"{self._plan_id.run_id}` says why)",
                 is_warning=True,
             )

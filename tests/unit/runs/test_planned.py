@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
+from fanout.cli.session import Faults
 from fanout.core.records import Chunk, ErrorKind, Outcome
 from fanout.core.spec import make_spec
 from fanout.runs.planned import PlannedDocuments, plan_spec
@@ -67,3 +68,22 @@ def test_splitting_calls_have_a_limit_of_their_own_and_the_temperature_of_the_sa
         given = make_spec(model="fake", prompt="{title} {input}", split_model=split_model, **job)
         own = plan_spec(given, deadline_s=None)
         assert (own.temperature, own.max_tokens) == (temperature, 900)
+
+
+def test_documents_without_a_subtask_are_told_once(capsys):
+    spec = make_spec(model="fake", prompt="{subtask} {input}", split="model")
+    failed = [Outcome(index=at, kind=ErrorKind.INVALID_OUTPUT, message="no") for at in (0, 1)]
+    documents = planned(failed, spec)
+    faults = Faults(SimpleNamespace(note=print, warn=print))
+    for one in documents:
+        assert one.error == "the model did not split it (invalid_output: no)"
+        faults(one.name, one.error)
+    faults("c.txt", "it is too large")
+    for notice in documents.notices():
+        faults.notice(notice)
+    faults.close()
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "skipping c.txt: it is too large"
+    assert second.startswith(
+        "the model did not split 2 texts, whose branches fail as bad_request: 2 inv"
+    )
