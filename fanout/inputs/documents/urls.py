@@ -94,10 +94,23 @@ def with_base(one: str, base: Path) -> str:
     if path is None:
         return one
     if path == one:
-        return str(base / one)
+        return _joined(base, one)
     head, mark, rest = one.partition("?")
-    absolute_or_not = str(base / path)
+    absolute_or_not = _joined(base, path)
     return f"{head[: len(_SQLITE)]}///{absolute_or_not}{mark}{rest}"
+
+
+def _joined(base: Path, path: str) -> str:
+    """Return a path below a folder: ``..`` at its beginning takes the folder away, unless it is a link.
+
+    What is above a link is elsewhere. Documents are called by their paths: ``jobs/../letters/a.txt`` is
+    ``letters/a.txt``.
+    """
+    head, _, rest = path.partition("/")
+    while head == ".." and base.name not in ("", "..") and not base.is_symlink():
+        base, path = base.parent, rest.lstrip("/")
+        head, _, rest = path.partition("/")
+    return str(base / path)
 
 
 def sqlite_url(url: str) -> SqliteUrl:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import fsspec
 import pytest
 from fsspec.core import url_to_fs
 
 from fanout.inputs.documents import FileSource
 from fanout.inputs.documents.remote import named, remote_file
-from fanout.inputs.documents.urls import StoreRoot
+from fanout.inputs.documents.urls import StoreRoot, with_base
 
 
 @pytest.mark.parametrize(
@@ -63,3 +65,33 @@ def test_the_places_of_files_are_those_that_were_given():
         found = FileSource(inputs, max_bytes=100)
         assert list(found.places()) == [(url, url) for url in urls]
         assert [one.text for one in found.documents()] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("given", "folder", "joined"),
+    [
+        ("../letters/a.txt", "jobs", "letters/a.txt"),
+        ("../letters/*.txt", "work/jobs", "work/letters/*.txt"),
+        ("../../letters", "work/jobs", "letters"),
+        ("../../../letters", "work/jobs", "../letters"),
+        ("..", "work/jobs", "work"),
+        ("../letters", ".", "../letters"),
+        ("../letters", "../jobs", "../letters"),
+        ("../letters", "..", "../../letters"),
+        ("../letters", "/", "/../letters"),
+        ("./a/../b", "jobs", "jobs/a/../b"),
+        ("/abs/a.txt", "jobs", "/abs/a.txt"),
+        ("sqlite:///../a.db?table=T", "jobs", "sqlite:///a.db?table=T"),
+        ("https://host/../a.txt", "jobs", "https://host/../a.txt"),
+        # What is above a link is above what it leads to.
+        ("../letters", "link", "link/../letters"),
+        ("../../letters", "link/jobs", "link/../letters"),
+    ],
+)
+def test_a_path_of_a_job_file_has_no_more_folders_than_it_needs(
+    tmp_path, monkeypatch, given, folder, joined
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to("elsewhere")
+    assert with_base(given, Path(folder)) == joined
