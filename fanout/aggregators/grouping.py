@@ -53,22 +53,23 @@ def group_key(
     model: str | None = None,
     columns: Mapping[str, Cell],
     steps: Mapping[str, Any] | None = None,
+    part: Mapping[str, str] | None = None,
 ) -> str:
     """Return the group of a branch; the only group of a run without groups is the empty string.
 
-    ``steps`` are the answers of its steps so far; None in a job without steps.
+    ``steps`` are the answers of its steps so far; None in a job without steps. ``part`` has the title and
+    the subtask that a model gave; None where none has split the document.
     """
     if group_by is None:
         return ""
     if steps is not None and group_by.startswith(STEPS):
         return _step_group(group_by, steps)
     own = group_by.removeprefix(OWN)
-    if own == "document":
-        return document
-    if own == "aspect":
-        return aspect or ""
-    if own == "model":
-        return model or ""
+    origin = {"document": document, "aspect": aspect, "model": model}
+    if own in origin:
+        return origin[own] or ""
+    if part is not None and own in part:
+        return part[own] or f"(no {own})"
     column = group_by.removeprefix(COLUMN)
     return cell_text(columns[column]) if column in columns else f"(no {column})"
 

@@ -155,10 +155,15 @@ def _require_no_text(template: Template, text_columns: frozenset[str]) -> None:
             )
 
 
+def _groups(spec: RunSpec) -> tuple[str, ...]:
+    """Return what of fanout's own a job may group by."""
+    return (*_GROUPS, *(SPLIT_NAMES if spec.split == "model" else ()))
+
+
 def group_column(spec: RunSpec) -> frozenset[str]:
     """Return the column by which a job groups its branches, if it is one."""
     by = spec.group_by or ""
-    if not by or by in _GROUPS or by.startswith(OWN) or (spec.steps and by.startswith(STEPS)):
+    if not by or by in _groups(spec) or by.startswith(OWN) or (spec.steps and by.startswith(STEPS)):
         return frozenset()
     return frozenset({by.removeprefix(COLUMN)})
 
@@ -173,14 +178,15 @@ def require_group(spec: RunSpec, columns: frozenset[str]) -> None:
         if problem is not None:
             raise SpecError(problem, field="group_by")
         return
-    if by in _GROUPS and by in columns:
+    own = _groups(spec)
+    if by in own and by in columns:
         raise SpecError(
             f"{by!r} is not clear: the input has a column of this name; write {COLUMN}{by} for "
             f"the column, or {OWN}{by} for fanout's own",
             field="group_by",
         )
-    if by.removeprefix(OWN) not in _GROUPS and by.removeprefix(COLUMN) not in columns:
-        known = sorted({*_GROUPS, *columns, *(STEPS + name for name in spec.step_names)})
+    if by.removeprefix(OWN) not in own and by.removeprefix(COLUMN) not in columns:
+        known = sorted({*own, *columns, *(STEPS + name for name in spec.step_names)})
         raise SpecError(
             f"there is no column {by!r};{near_hint(by, known)} known: {', '.join(known)}",
             field="group_by",

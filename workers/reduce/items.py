@@ -73,6 +73,7 @@ def item_of(spec: RunSpec, chunk: Chunk, outcome: Outcome) -> Item:
             model=ref.model,
             columns=chunk.columns,
             steps=steps,
+            part=None if chunk.title is None else {"title": chunk.title, "subtask": chunk.subtask},
         ),
         output=outcome.output,
         votes=outcome.votes,

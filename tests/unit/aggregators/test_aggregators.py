@@ -288,10 +288,18 @@ def test_ranks_are_shared_and_answers_without_a_number_come_last():
         ("column.team", "red"),
         ("fanout.document", "d"),
         ("column.city", "(no city)"),
+        ("title", "Pay"),
+        ("fanout.title", "Pay"),
+        ("column.title", "of the row"),
+        ("subtask", "(no subtask)"),
     ],
 )
 def test_what_a_branch_is_grouped_by(group_by, key):
-    assert group_key(group_by, document="d", aspect="mood", columns={"team": "red"}) == key
+    columns = {"team": "red", "title": "of the row"}
+    part = {"title": "Pay", "subtask": ""}
+    assert group_key(group_by, document="d", aspect="mood", columns=columns, part=part) == key
+    plain = group_key(group_by, document="d", aspect="mood", columns=columns)
+    assert plain == ("of the row" if group_by == "title" else plain)
 
 
 @pytest.mark.parametrize(

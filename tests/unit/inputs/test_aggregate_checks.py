@@ -52,6 +52,13 @@ def checked(rows=ROWS, **fields):
     "fields",
     [
         {"reduce": "vote", "by": "sentiment", **TYPED},
+        {"reduce": "vote", "group_by": "title", "split": "model"},
+        {
+            "reduce": "vote",
+            "group_by": "fanout.subtask",
+            "split": "model",
+            "prompt": "{subtask} {input}",
+        },
         {"reduce": "vote", "by": "output.sentiment", **TYPED},
         {"reduce": "rank", "by": "stars", **TYPED},
         {"reduce": "top", "by": "-price", "k": 3, **TYPED},
@@ -162,6 +169,9 @@ REFUSED = [
     ({"reduce": "table", "by": "kind", **STEPS, "output": "kind"},
      "there is no field or column 'kind'; did you mean steps.kind?"),
     ({"reduce": "table", "by": "steps.knd", **STEPS}, "did you mean steps.kind?"),
+    ({"reduce": "vote", "group_by": "title"}, "group_by: there is no column 'title'"),
+    ({"reduce": "vote", "group_by": "fanout.title"}, "group_by: there is no column 'fanout.title'"),
+    ({"reduce": "vote", "group_by": "tile", "split": "model"}, "did you mean title?"),
     ({"reduce": "table", "by": "column.anything"}, "by: there is no column 'anything'"),
     ({"reduce": "table"}, "by: reduce 'table' needs by or measures"),
     ({"reduce": "table", "measures": "avg:stars", **TYPED},
