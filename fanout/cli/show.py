@@ -159,7 +159,8 @@ def _parts(call: TracedCall) -> Iterator[str]:
         yield from _part("passages", "\n".join(map(_passage, call.passages)) or "none was found")
     for answer, reply in call.turns:
         yield from _part("answered", answer)
-        yield from _part("told", reply)
+        if reply:
+            yield from _part("told", reply)
     if call.kind is not None:
         yield from _part("failed", f"{call.kind.value}: {call.message or ''}")
     else:

@@ -265,6 +265,7 @@ class StepOutcome(_Record, frozen=True, kw_only=True):
     saved: Usage = NO_CALL
     is_json: bool = False
     passages: tuple[PassageUse, ...] = ()
+    refused: tuple[tuple[str, str], ...] = ()
 
 
 class Outcome(_Record, frozen=True, kw_only=True):
@@ -294,6 +295,8 @@ class Outcome(_Record, frozen=True, kw_only=True):
         steps: The steps of the branch in the order in which they ran, a failed one last.
         is_rejected: Whether a judge did not pass the output.
         passages: The passages that were found for the prompt, best first.
+        refused: Of a branch that failed: the answers that were invalid, cut where they are long, each with
+            what the model was told of it; that is empty where it was not asked again.
     """
 
     index: int
@@ -316,6 +319,7 @@ class Outcome(_Record, frozen=True, kw_only=True):
     steps: tuple[StepOutcome, ...] = ()
     is_rejected: bool = False
     passages: tuple[PassageUse, ...] = ()
+    refused: tuple[tuple[str, str], ...] = ()
 
     @property
     def has_latency(self) -> bool:

@@ -68,6 +68,7 @@ class CallResult(msgspec.Struct, frozen=True, kw_only=True):
     usage_of: dict[str, Usage] = {}
     lesson: Lesson | None = None
     saved: Usage = NO_CALL
+    refused: tuple[tuple[str, str], ...] = ()
 
 
 class CallGate(Protocol):
@@ -333,6 +334,7 @@ def _failed(error: LLMError, tries: Tries, elapsed_s: float) -> CallResult:
         stop_after=stop_after(error.kind, error.stop_after),
         finish_reason=_reason(error.finish_reason),
         lesson=lesson,
+        refused=tries.refused,
     )
 
 

@@ -28,6 +28,8 @@ _MAX_MESSAGE = 300
 # How a provider refuses an answer length that the model does not support.
 _ROOM_REFUSED = frozenset({ErrorKind.BAD_REQUEST, ErrorKind.CONTEXT_LENGTH})
 _NO_CALLS = CallsSoFar()
+# What is kept of answers that were invalid.
+_MOST_REFUSED, _REFUSED_CHARS = 5, 2_000
 
 
 class Tries:
@@ -86,6 +88,15 @@ class Tries:
             unusable=None if self._unusable is None else message_of(self._unusable),
             finish_reason=None if self._unusable is None else self._unusable.finish_reason,
         )
+
+    @property
+    def refused(self) -> tuple[tuple[str, str], ...]:
+        """The last answers that were invalid, each with what the model was told, if it was told it."""
+        turns = self.request.turns[self._given :]
+        told = [(_shown(turn.answer), _shown(turn.reply)) for turn in turns]
+        if told and self._reasks < 0:
+            told[-1] = told[-1][0], ""
+        return tuple(told[-_MOST_REFUSED:])
 
     def cause(self, error: LLMError) -> LLMError:
         """Return why the branch failed: its unusable answer, if only the call after that was refused.
@@ -207,6 +218,10 @@ class Tries:
     def may_retry(self, kind: ErrorKind) -> bool:
         """Say whether only time can forbid another call after a failure."""
         return may_retry(kind, spent=self._failures, policy=self._policy)
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= _REFUSED_CHARS else f"{text[:_REFUSED_CHARS]} [...]"
 
 
 def message_of(error: LLMError) -> str:

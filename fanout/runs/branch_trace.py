@@ -57,7 +57,9 @@ class TracedCall:
             is not possible.
         passages: The passages that were found for the prompt, best first, without their texts, which are
             not kept with a branch; None where none were looked for, or it may not have come to that.
-        turns: Earlier answers to the same prompt, each with what the model was told of it.
+        turns: Earlier answers to the same prompt, each with what the model was told of it: those that a
+            judge has sent back, and of a call that failed, those that were invalid, perhaps cut. The last
+            one has an empty text where the model was not asked again.
         answer: The answer: text, or a JSON value where it has a schema; None if there is none.
         kind: Why there is none, or None.
         message: One line about that, or None.
@@ -149,7 +151,7 @@ def trace_of(
     if spec.steps:
         calls = tuple(_steps(spec, chunk, ref, outcome, len(shard.chunks)))
     else:
-        calls = (_single(spec, chunk, ref, branch, len(shard.chunks)),)
+        calls = (_single(spec, chunk, ref, branch, len(shard.chunks), outcome.refused),)
     standing = {name: own[name] for name in _STANDING if name in own}
     return BranchTrace(branch=branch, calls=calls, standing=standing, compared=tuple(comparisons))
 
@@ -180,7 +182,12 @@ def _found(uses: tuple[PassageUse, ...], kind: ErrorKind | None) -> tuple[Passag
 
 
 def _single(
-    spec: RunSpec, chunk: Chunk, ref: BranchRef, branch: Output[Any], chunks: int
+    spec: RunSpec,
+    chunk: Chunk,
+    ref: BranchRef,
+    branch: Output[Any],
+    chunks: int,
+    refused: tuple[tuple[str, str], ...],
 ) -> TracedCall:
     model = ref.model or spec.model
     return TracedCall(
@@ -194,7 +201,7 @@ def _single(
             spec, chunk, ref, model, chunks, _listed(branch.passages or (), branch.kind)
         ),
         passages=None if branch.passages is None else _found(branch.passages, branch.kind),
-        turns=(),
+        turns=refused,
         answer=branch.value,
         kind=branch.kind,
         message=branch.message,
@@ -285,9 +292,12 @@ def _step(
         system=None if asked is None else with_rule(spec, asked, system),
         prompt=prompt,
         passages=_found(one.passages, one.kind) if looks else None,
-        turns=tuple(
-            (one.answer, feedback_reply(one.feedback, one.criteria, is_fenced=is_fenced))
-            for one in turns
+        turns=(
+            *(
+                (one.answer, feedback_reply(one.feedback, one.criteria, is_fenced=is_fenced))
+                for one in turns
+            ),
+            *one.refused,
         ),
         answer=msgspec.json.decode(one.output or "") if has_value else one.output,
         kind=one.kind,

@@ -321,6 +321,7 @@ class _Steps:
             confidence=result.confidence,
             saved=result.saved,
             is_json=is_json,
+            refused=result.refused,
             passages=() if is_function or self._retriever is None else self._retriever.uses,
         )
 

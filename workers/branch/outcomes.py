@@ -38,6 +38,7 @@ def outcome_of(index: int, result: CallResult) -> Outcome:
         confidence=result.confidence,
         usage_of=result.usage_of,
         saved=result.saved,
+        refused=result.refused,
     )
 
 

@@ -436,3 +436,37 @@ def test_an_error_is_that_of_its_cause_with_its_finish_reason(told, kind, reason
         )
     )
     assert (result.kind.value, result.finish_reason) == (kind, reason)
+
+
+@pytest.mark.parametrize(
+    ("told", "reasks", "refused"),
+    [
+        (["good"], 2, []),
+        (["bad " * 999, "good"], 2, []),
+        (["bad", "worse", "worst"], 2, [("bad", True), ("worse", True), ("worst", False)]),
+        (["bad"], 0, [("bad", False)]),
+        (["bad", error(ErrorKind.AUTH)], 2, [("bad", True)]),
+        ([str(at) for at in range(8)], 7, [(str(at), at < 7) for at in range(3, 8)]),
+    ],
+)
+def test_a_failure_has_the_answers_that_were_invalid(told, reasks, refused):
+    script = iter(told)
+    result = asyncio.run(
+        complete_with_retries(
+            FakeLLM(script=lambda request: next(script)),
+            LLMRequest(prompt="p", shape=shape_of(None, ("good", "poor"))),
+            policy=ONCE,
+            timeout_s=10,
+            max_reasks=reasks,
+        )
+    )
+    assert [(answer, bool(reply)) for answer, reply in result.refused] == refused
+    long = asyncio.run(
+        complete_with_retries(
+            FakeLLM(script=lambda request: "x" * 9_999),
+            LLMRequest(prompt="p", shape=shape_of(None, ("good", "poor"))),
+            policy=ONCE,
+            timeout_s=10,
+        )
+    )
+    assert len(long.refused[0][0]) < 2_100

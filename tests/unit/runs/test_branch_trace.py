@@ -152,3 +152,31 @@ def test_passages_are_shown_as_the_prompt_had_them(uses, kind, context, shown, i
     assert [one["id"] for one in built or []] == [one.id for one in uses]
     assert (built is None) is (kind is not None)
     assert shown in "\n".join(_lines("r", trace))
+
+
+@pytest.mark.parametrize("in_step", [False, True])
+def test_answers_that_stayed_invalid_are_shown_with_what_was_told_of_them(in_step):
+    refused = (("maybe", "It is no label."), ("perhaps", ""))
+    ending = {"kind": ErrorKind.INVALID_OUTPUT, "message": "no label", "refused": refused}
+    spec = make_spec(model="fake", prompt="{input}", choices=["a", "b"])
+    outcome = Outcome(index=0, attempts=2, **ending)
+    if in_step:
+        steps = [
+            {"name": "note", "prompt": "{input}"},
+            {"name": "check", "judge": "note", "criteria": "c"},
+        ]
+        spec = make_spec(model="fake", steps=steps)
+        done = (
+            StepOutcome(name="note", output="N"),
+            StepOutcome(name="check", attempts=2, **ending),
+        )
+        outcome = Outcome(
+            index=0, kind=ErrorKind.INVALID_OUTPUT, message="no", attempts=3, steps=done
+        )
+    trace = trace_of(spec, SHARD, outcome)
+    assert trace.calls[-1].turns == refused
+    text = "\n".join(_lines("r", trace))
+    assert (
+        "  answered:\n    maybe\n  told:\n    It is no label.\n  answered:\n    perhaps\n  failed:"
+        in text
+    )
