@@ -125,7 +125,7 @@ def test_parts_become_chunks_with_exact_calls_and_all_is_one_run(
     assert (first.title, budget.title) == ("", "Budget")
     assert (budget.start, budget.text) == (5, "1. Budget. The board agreed on")
     text = "\n".join(one.text for one in notices)
-    assert "a model split 3 documents into 9 parts" in text
+    assert "a model split 2 documents into 4 parts" in text
     assert "is in no part that it named" in text
     assert "did not split 1 text, which are split as markdown" in text
     # The usage, budget and cost of both are those of the run.
