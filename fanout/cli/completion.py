@@ -41,7 +41,7 @@ def command(ctx: click.Context, shell: str) -> None:
     root = ctx.find_root()
     completion = found(root.command, {}, "fanout", "_FANOUT_COMPLETE")
     # Not the class's own: that of bash wants to know first which bash there is on this machine.
-    print_text(ShellComplete.source(completion))
+    print_text(ShellComplete.source(completion), is_data=True)
 
 
 def complete_files(

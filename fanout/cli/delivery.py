@@ -280,7 +280,7 @@ def _print(
         for line in evaluation_lines(answer.evaluation):
             print_line(line)
     elif answer.aggregated is not None:
-        print_text(answer_text(answer.aggregated, run.spec.reduction))
+        print_text(answer_text(answer.aggregated, run.spec.reduction), is_data=True)
     elif delivery.out is None and status.succeeded:
         _print_branches(run, status, progress, delivery)
 

@@ -206,7 +206,7 @@ def report(run_id: str, out: str | None, broker_url: str | None, as_json: bool) 
                 write(run, path)
             except OSError as error:
                 raise InputError(f"cannot write to --out {path}: {error.strerror}") from None
-            print_line(str(path))
+            print_line(str(path), is_data=True)
 
 
 @click.command("runs")

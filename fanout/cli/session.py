@@ -168,7 +168,7 @@ def broker_store(
 
 def print_json(record: Mapping[str, Any]) -> None:
     """Print one JSON object, as a line."""
-    print_line(json.dumps(record, ensure_ascii=False))
+    print_line(json.dumps(record, ensure_ascii=False), is_data=True)
 
 
 def say(text: str, fields: Mapping[str, Any], *, as_json: bool) -> None:

@@ -26,6 +26,7 @@ Every message addresses the user: it names the field, file or line, the value, a
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -54,6 +55,9 @@ __all__ = [
 
 
 _SHOWN_IDS = 8
+# Longer ones are cut.
+_LONG_NAME = re.compile(r"([^.]{200})[^.]+")
+_LONG_WORD = re.compile(r"(\S{1200})\S+")
 
 
 class FanoutError(Exception):
@@ -71,7 +75,7 @@ class InputError(FanoutError):
 
     def __init__(self, message: str, *, source: str | None = None, line: int | None = None) -> None:
         where = f"{source}, line {line}: " if source and line else f"{source}: " if source else ""
-        super().__init__(where + message)
+        super().__init__(_LONG_WORD.sub(r"\1...", where + message))
         self.source = source
         self.line = line
         self.reason = message
@@ -86,6 +90,11 @@ class SpecError(FanoutError):
     """
 
     def __init__(self, message: str, *, field: str | None = None) -> None:
+        # A name may be as long as the job.
+        field, message = (
+            field and _LONG_NAME.sub(r"\1...", field),
+            _LONG_WORD.sub(r"\1...", message),
+        )
         super().__init__(f"{field}: {message}" if field else message)
         self.field = field
         self.reason = message

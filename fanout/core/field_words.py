@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
 
     from pydantic_core import ErrorDetails, ValidationError
 
-__all__ = ["first_error", "shown", "twice_in", "wrong_value"]
+__all__ = ["binary_in", "first_error", "shown", "twice_in", "wrong_value"]
 
 _SHOWN_CHARS = 1_000
 
@@ -78,6 +79,28 @@ def shown(value: object) -> str:
     except RecursionError:
         return f"a {type(value).__name__} that is nested too deep"
     return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
+
+
+def binary_in(fields: Mapping[str, object]) -> tuple[str, object] | None:
+    """Return the first value or name in some fields that is bytes, and its field; None if there is none.
+
+    Pydantic would take them as text.
+    """
+    seen = set[int]()
+    rest: list[tuple[str, object]] = [("", fields)]
+    while rest:
+        path, value = rest.pop()
+        if isinstance(value, (bytes, bytearray)):
+            return path, value
+        if id(value) in seen or not isinstance(value, (Mapping, list, tuple, set)):
+            continue
+        seen.add(id(value))
+        if isinstance(value, Mapping):
+            rest += [(f"{path}.{name}" if path else str(name), one) for name, one in value.items()]
+            rest += [(path, name) for name in value]
+        else:
+            rest += [(path, one) for one in value]
+    return None
 
 
 def twice_in(values: Iterable[object]) -> str | None:

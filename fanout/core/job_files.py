@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from fanout.core.errors import SpecError
+from fanout.core.field_words import binary_in, shown
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,6 +45,11 @@ def load_mapping(path: Path, kind: str, of: str) -> dict[str, Any]:
         raise SpecError(f"{path}: its values are nested too deep") from None
     if not isinstance(fields, dict):
         raise SpecError(f"{path}: {kind} is a mapping of {of}, not {type(fields).__name__}")
+    binary = binary_in(fields)
+    if binary is not None:
+        field, value = binary
+        where = f"{field}: " if field else ""
+        raise SpecError(f"{path}: {where}must be text, not !!binary (got {shown(value)})")
     return {str(name): value for name, value in fields.items()}
 
 
@@ -69,7 +75,8 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.012
 
 
 # As in `prompt: {input} ...`, also within braces, and in an item of a list.
-_BRACES = re.compile(r"(?::|\A\s*-)\s+\{\s*\w*[\w.]*\s*\}\s*[^\s,}\]]|:\s+\{")
+_BRACES = re.compile(r"(?::|\A\s*-)\s+\{\s*[\w.]*\s*\}\s*[^\s,}\]]|:\s+\{")
+_SEARCHED_CHARS = 1_000
 
 
 def _begins_braces(mark: Any) -> bool:
@@ -77,4 +84,5 @@ def _begins_braces(mark: Any) -> bool:
     if mark is None or mark.buffer is None:
         return False
     line = mark.buffer.splitlines()[mark.line : mark.line + 1]
-    return bool(line) and _BRACES.search(line[0]) is not None
+    # A search of a very long line would take minutes.
+    return bool(line) and _BRACES.search(line[0][:_SEARCHED_CHARS]) is not None

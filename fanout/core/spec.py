@@ -24,9 +24,11 @@ from fanout.core.answer_fields import Choices, Schema, SchemaField
 from fanout.core.answer_types import UNTYPED, AnswerTypes, types_of
 from fanout.core.comparison_fields import ComparisonFields
 from fanout.core.encodable import is_utf8
+from fanout.core.errors import SpecError
 from fanout.core.fence_fields import FenceFields
 from fanout.core.field_effects import conflict
 from fanout.core.field_names import canonical
+from fanout.core.field_words import binary_in, shown
 from fanout.core.labels import Labels, label_problem
 from fanout.core.lanes import LaneChoice  # noqa: TC001 - pydantic reads the annotation
 from fanout.core.prices import JobPrices, PriceSpec
@@ -391,6 +393,10 @@ def make_spec(**fields: Any) -> RunSpec:
         SpecError: A field is wrong; the message has its name, its value and the allowed values.
     """
     given = {name: value for name, value in fields.items() if value is not None}
+    binary = binary_in(given)
+    if binary is not None:
+        field, value = binary
+        raise SpecError(f"must be text, not bytes (got {shown(value)})", field=field)
     try:
         return RunSpec.model_validate(given)
     except ValidationError as error:

@@ -3,7 +3,8 @@
 Answers, names, worker records and errors come from models, documents and other machines. A
 terminal interprets some of their characters: they can set the clipboard (OSC 52), move the cursor,
 or reverse the reading order. On a terminal each of these is printed as its JSON escape, so that
-JSON stays valid. Output to a file or a pipe is not changed.
+JSON stays valid. So it is in a file or a pipe, which a terminal may show later, except in data: rows,
+JSON, results and paths are not changed there.
 
 Tables and live views are drawn by `fanout.cli.console`, which writes here.
 """
@@ -42,6 +43,8 @@ _CONTROLS = (
 )
 _IN_TEXT = re.compile(f"[{_CONTROLS}]")
 _IN_LINE = re.compile(f"[{_CONTROLS}\\n]")
+# Lone surrogates are bytes of the name of a file that is no text.
+_IN_PIPE = re.compile("[" + _CONTROLS.replace("\\ud800-\\udfff", "") + "]")
 
 
 def one_line(text: str) -> str:
@@ -85,21 +88,22 @@ def asks(question: str) -> bool:
     return click.confirm(one_line(question), err=True)
 
 
-def print_line(text: str, *, err: bool = False) -> None:
-    """Print one line."""
-    write_line(sys.stderr if err else sys.stdout, text)
+def print_line(text: str, *, err: bool = False, is_data: bool = False) -> None:
+    """Print one line; data as it is where there is no terminal."""
+    write_line(sys.stderr if err else sys.stdout, text, is_data=is_data)
 
 
-def print_text(text: str, *, err: bool = False) -> None:
-    """Print a text of one or more lines, such as an answer."""
+def print_text(text: str, *, err: bool = False, is_data: bool = False) -> None:
+    """Print a text of one or more lines, such as an answer; data as in ``print_line``."""
     stream = sys.stderr if err else sys.stdout
-    write_raw(stream, f"{several_lines(text) if stream.isatty() else text}\n")
+    safe = several_lines(text) if stream.isatty() else text if is_data else _piped(text)
+    write_raw(stream, f"{safe}\n")
 
 
 def print_error(text: str) -> None:
     """Print an error message on standard error."""
     line = f"fanout: {text}"
-    write_raw(sys.stderr, f"{indented(line) if sys.stderr.isatty() else line}\n")
+    write_raw(sys.stderr, f"{indented(line) if sys.stderr.isatty() else _piped(line)}\n")
 
 
 def print_page(page: str) -> None:
@@ -111,9 +115,15 @@ def print_page(page: str) -> None:
         sys.stdout.flush()
 
 
-def write_line(stream: TextIO, text: str) -> None:
-    """Write one line to a stream."""
-    write_raw(stream, f"{one_line(text) if stream.isatty() else text}\n")
+def write_line(stream: TextIO, text: str, *, is_data: bool = False) -> None:
+    """Write one line to a stream; data as in ``print_line``."""
+    safe = one_line(text) if stream.isatty() else text if is_data else _piped(text)
+    write_raw(stream, f"{safe}\n")
+
+
+def _piped(text: str) -> str:
+    """Return a text for people as it goes to a file or a pipe: with its lines, and without controls."""
+    return _IN_PIPE.sub(_shown, text.replace("\r\n", "\n"))
 
 
 def write_raw(stream: TextIO, text: str) -> None:

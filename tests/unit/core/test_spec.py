@@ -293,6 +293,7 @@ def test_choices_that_are_no_labels_are_refused(tmp_path, yaml, words):
     ("text", "words"),
     [
         ("a: [1", ["not valid YAML", "line"]),
+        (f"a: {{{'x' * 100_000}: 1, b", ["not valid YAML", "line"]),
         ("prompt: {input} now", ["line 1", "text that begins with { must be in quotes"]),
         ("a: 1\na: 2", ["line 2", "the field 'a' is given twice"]),
         ("- a\n- b", ["a mapping of fields, not list"]),
@@ -697,3 +698,55 @@ def test_dollars_are_shown_without_the_noise_of_sums():
     usage = Usage(calls=1, at_least={"cost_usd": noisy})
     assert usage.to_dict()["at_least"] == {"cost_usd": 0.3}
     assert Usage(calls=1, cost_usd=noisy).to_dict()["cost_usd"] == 0.3
+
+
+NAME = "x" * 200_000
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"steps": [{"name": NAME, "prompt": "{input}"}]},
+        {"steps": [{"name": NAME, "prompt": "{input}"}] * 2},
+        {"steps": [{"name": "a", "prompt": "{input}", NAME: 1}]},
+        {"steps": [{"name": "a", "prompt": "{input}", "when": {NAME: "1"}}]},
+        {"steps": [{"name": "a", "prompt": "{input}", "judge": NAME}]},
+        {"prompt": "{input}", NAME: 1},
+        {"prompt": "{input}", "budget": {NAME: 1}},
+        {"prompt": "{input}", "reduce": NAME},
+        {"prompt": "{input}", "group_by": NAME, "reduce": NAME},
+        {"prompt": "{input}", "choices": [NAME, NAME]},
+    ],
+    ids=["step", "twice", "field", "when", "judge", "job", "part", "reduce", "column", "choices"],
+)  # fmt: skip
+def test_an_error_has_the_beginning_of_a_name_as_of_a_value(fields):
+    with pytest.raises(SpecError, match=r"xxx\.\.\.") as caught:
+        make_spec(**{"model": "fake", **fields})
+    assert len(str(caught.value)) < 5_000
+    assert len(caught.value.reason) < 5_000
+
+
+def test_an_error_of_an_input_has_the_beginning_of_a_long_path():
+    assert len(str(InputError("there is no such file", source=NAME))) < 2_000
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("prompt: !!binary aGVsbG8=", "prompt"),
+        ("inputs: [a, !!binary aGVsbG8=]", "inputs"),
+        ("steps: [{name: a, prompt: !!binary aGVsbG8=}]", "steps.prompt"),
+        ("schema: {properties: {a: {enum: [!!binary aGVsbG8=]}}}", "schema.properties.a.enum"),
+        ("choices: !!set {!!binary aGVsbG8=}", "choices"),
+        ("price: {!!binary aGVsbG8=: 1}", "price"),
+        ("retries: &again {again: *again, x: !!binary aGVsbG8=}", "retries.x"),
+    ],
+)
+def test_bytes_are_no_text(tmp_path, text, field):
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    with pytest.raises(SpecError, match=f"{field}: must be text, not !!binary \\(got b'hello'\\)$"):
+        load_job(path)
+    given = yaml.safe_load(text)
+    with pytest.raises(SpecError, match=f"^{field}: must be text, not bytes \\(got b'hello'\\)$"):
+        make_spec(**given)

@@ -1,4 +1,4 @@
-"""What is printed on a terminal gives it no orders; what goes to a file or a pipe is untouched."""
+"""What is printed on a terminal gives it no orders; data goes to a file or a pipe as it is."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 import fanout
 import workers
 from fanout.cli.progress import Progress
+from fanout.cli.session import print_json
 from fanout.system import terminal
 from workers.telemetry.logs import _TextFormatter
 
@@ -120,10 +121,35 @@ def test_every_way_to_print_is_harmless_on_a_terminal(monkeypatch, printer):
     assert "\\u001b]52;" in shown
 
 
-@pytest.mark.parametrize("printer", sorted(PRINTERS.keys() - {"unexpected", "usage"}))
-def test_a_pipe_gets_what_there_is_byte_for_byte(monkeypatch, printer):
+@pytest.mark.parametrize("printer", sorted(PRINTERS.keys() - {"page"}))
+def test_a_pipe_gets_text_for_people_without_orders(monkeypatch, printer):
     raw = "".join(ORDERS[:-2])
-    assert raw.encode() in printed(monkeypatch, raw, printer, is_terminal=False)
+    shown = printed(monkeypatch, raw, printer, is_terminal=False).decode()
+    assert obeyed(shown) == []
+    assert "\\u001b]52;" in shown
+
+
+DATA = {
+    "line": lambda text: terminal.print_line(text, is_data=True),
+    "text": lambda text: terminal.print_text(text, is_data=True),
+    "page": terminal.print_page,
+}
+
+
+@pytest.mark.parametrize("printer", DATA)
+def test_a_pipe_gets_data_byte_for_byte(monkeypatch, printer):
+    raw = "".join(ORDERS[:-2])
+    monkeypatch.setitem(PRINTERS, "data", DATA[printer])
+    assert raw.encode() in printed(monkeypatch, raw, "data", is_terminal=False)
+    assert obeyed(printed(monkeypatch, raw, "data").decode()) == []
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_json_stays_as_it_is(monkeypatch, is_terminal):
+    record = {"answer": "".join(ORDERS[:-2])}
+    monkeypatch.setitem(PRINTERS, "json", print_json)
+    shown = printed(monkeypatch, record, "json", is_terminal=is_terminal)
+    assert json.loads(shown) == record
 
 
 def test_what_an_encoding_lacks_is_printed_all_the_same(monkeypatch):
