@@ -185,8 +185,8 @@ class RetrySpec(BaseModel):
     Attributes:
         max_attempts: Calls of a branch that may fail for its own reasons. Calls that fail while
             the provider is down, or asks to wait, do not count. 1 allows one call and no retry.
-        max_elapsed_s: Seconds that a branch may take in total, waits included. It bounds the
-            outages that a branch can survive.
+        max_elapsed_s: Seconds that a branch may take from its first call, with all waits but those
+            for a rate limit. It bounds the outages that a branch can survive.
         base_wait_s: The first wait, in seconds; each further wait doubles it.
         max_wait_s: The longest single wait, in seconds.
     """
