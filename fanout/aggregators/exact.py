@@ -26,8 +26,9 @@ class ExactNumbers:
         self._greatest: int | float | None = None
 
     def add(self, number: float) -> None:
-        """Add a finite number."""
+        """Add a finite number; of 0.0 and -0.0 it is always the first."""
         self.count += 1
+        number += 0
         if isinstance(number, int):
             self._whole += number
         else:

@@ -20,9 +20,11 @@ __all__ = [
     "answer_fields",
     "answers_of",
     "child_of",
+    "is_last_way",
     "is_single",
     "last_answers",
     "likely_answer",
+    "may_not_run",
     "possible_values",
     "step_of",
     "step_text",
@@ -173,3 +175,26 @@ def likely_answer(
     for name in reversed(path.split(".") if path else ()):
         answer = {name: answer}
     return {step.name: answer}
+
+
+def may_not_run(step: StepSpec, steps: Sequence[StepSpec]) -> bool:
+    """Say whether a branch may go another way than through a step."""
+    return bool(step.when) and not is_last_way(step, {one.name: one for one in steps}, {})
+
+
+def is_last_way(step: StepSpec, steps: Mapping[str, StepSpec], left: dict[str, set[str]]) -> bool:
+    """Say whether one of a step and of those after it runs in any case.
+
+    Args:
+        step: A step with conditions.
+        steps: All steps, by name.
+        left: The answers for which none of those after it runs, by the name of a condition.
+    """
+    [(condition, values), *others] = step.when.items()
+    name, _, path = condition.partition(".")
+    possible = possible_values(steps[name], path)
+    is_there = not path or path in (steps[name].answer_schema or {}).get("required", ())
+    if others or not possible or not is_there or steps[name].when:
+        return False
+    left.setdefault(condition, {*possible}).difference_update(values)
+    return not left[condition]

@@ -22,11 +22,11 @@ from fanout.core.answer_parts import known_fields, missing_in
 from fanout.core.field_words import twice_in
 from fanout.core.retrieval_fields import StepRetrieveFields
 from fanout.core.spec_fields import NUMBER, PART_CONFIG, Criteria
-from fanout.core.step_answers import is_single, possible_values
+from fanout.core.step_answers import is_last_way, is_single, possible_values
 from fanout.core.step_errors import IN_QUOTES, StepError, unquoted_conditions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from typing import Self
 
 __all__ = [
@@ -35,7 +35,6 @@ __all__ = [
     "StepFields",
     "StepSpec",
     "final_steps",
-    "may_not_run",
 ]
 
 _DEFAULT_ROUNDS = 3
@@ -354,29 +353,6 @@ def final_steps(steps: Sequence[StepSpec], output: str | None) -> list[StepSpec]
         if step.judge is not None:
             continue
         found.append(step)
-        if not step.when or _is_last_way(step, by_name, left):
+        if not step.when or is_last_way(step, by_name, left):
             break
     return found[::-1]
-
-
-def may_not_run(step: StepSpec, steps: Sequence[StepSpec]) -> bool:
-    """Say whether a branch may go another way than through a step."""
-    return bool(step.when) and not _is_last_way(step, {one.name: one for one in steps}, {})
-
-
-def _is_last_way(step: StepSpec, steps: Mapping[str, StepSpec], left: dict[str, set[str]]) -> bool:
-    """Say whether one of a step and of those after it runs in any case.
-
-    Args:
-        step: A step with conditions.
-        steps: All steps, by name.
-        left: The answers for which none of those after it runs, by the name of a condition.
-    """
-    [(condition, values), *others] = step.when.items()
-    name, _, path = condition.partition(".")
-    possible = possible_values(steps[name], path)
-    is_there = not path or path in (steps[name].answer_schema or {}).get("required", ())
-    if others or not possible or not is_there or steps[name].when:
-        return False
-    left.setdefault(condition, {*possible}).difference_update(values)
-    return not left[condition]

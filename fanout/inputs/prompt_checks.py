@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from fanout.core.answer_parts import known_fields, missing_in
 from fanout.core.cells import COLUMN, OWN
 from fanout.core.errors import PromptError, SpecError
-from fanout.core.step_answers import STEPS, step_of
-from fanout.core.steps import may_not_run
+from fanout.core.step_answers import STEPS, may_not_run, step_of
 from fanout.inputs.plan_answers import plan_prompt
 from fanout.inputs.prompts import (
     AGGREGATE_NAMES,

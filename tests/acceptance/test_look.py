@@ -64,6 +64,7 @@ def agrees(shown, result, reduced):
         "failed": len(result.errors),
         "done": len(result.outputs),
         "kept_truncated": 0,
+        "calls": result.usage.calls - reduced,
     }
     assert sum(stage["total"] for stage in reduce) == reduced
     assert all(stage["done"] == stage["total"] for stage in reduce)
