@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 __all__ = ["binary_in", "first_error", "shown", "twice_in", "wrong_value"]
 
 _SHOWN_CHARS = 1_000
+# What is nested deeper is refused for that.
+_MOST_DEEP = 200
 
 # By pydantic's name of the error; the names in braces are those of its context.
 _WORDS = {
@@ -87,19 +89,22 @@ def binary_in(fields: Mapping[str, object]) -> tuple[str, object] | None:
     Pydantic would take them as text.
     """
     seen = set[int]()
-    rest: list[tuple[str, object]] = [("", fields)]
+    rest: list[tuple[str, object, int]] = [("", fields, 0)]
     while rest:
-        path, value = rest.pop()
+        path, value, depth = rest.pop()
         if isinstance(value, (bytes, bytearray)):
             return path, value
-        if id(value) in seen or not isinstance(value, (Mapping, list, tuple, set)):
+        if not isinstance(value, (Mapping, list, tuple, set)):
+            continue
+        if id(value) in seen or depth > _MOST_DEEP:
             continue
         seen.add(id(value))
         if isinstance(value, Mapping):
-            rest += [(f"{path}.{name}" if path else str(name), one) for name, one in value.items()]
-            rest += [(path, name) for name in value]
+            named = ((f"{path}.{name}" if path else str(name), one) for name, one in value.items())
+            rest += [(name, one, depth + 1) for name, one in named]
+            rest += [(path, name, depth + 1) for name in value]
         else:
-            rest += [(path, one) for one in value]
+            rest += [(path, one, depth + 1) for one in value]
     return None
 
 

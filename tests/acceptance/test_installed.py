@@ -100,6 +100,7 @@ def test_all_modules_can_be_imported_and_the_environment_is_whole(lean):
         assert not (lean.packages / tool).exists()
 
 
+@pytest.mark.timeout(300)  # it installs all that a fleet needs
 def test_a_fleet_needs_nothing_but_the_runtime_lock(lean, here, broker_url, monkeypatch):
     """A worker, a client that submits, everything that looks at them, and Flower."""
     monkeypatch.setenv("FANOUT_BROKER_URL", broker_url)

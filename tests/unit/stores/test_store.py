@@ -1668,7 +1668,7 @@ def _pair(member):
 
 @pytest.mark.parametrize("state", ["paused", "halted", "overdue"])
 def test_calls_of_a_run_that_makes_none_do_not_enter_a_batch(store, state):
-    deadline_at = store.now() + 0.05 if state == "overdue" else None
+    deadline_at = store.now() + 0.5 if state == "overdue" else None
     store.create_run(RUN, spec="{}", created_at=1.0, deadline_at=deadline_at)
     branch = BranchId(RUN, 0, 0, 0)
     begin_one(store, BeginRequest(branch, token="t"))
