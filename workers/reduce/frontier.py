@@ -170,7 +170,9 @@ class _Feed:
         end = progress.written if is_complete else progress.first_open
         for number in range(begins.shard, end):
             start = begins.position if number == begins.shard else 0
-            found = ended_branches(self._context, self._source.shard(number), start=start)
+            found = ended_branches(
+                self._context, self._source.shard(number), start=start, is_complete=is_complete
+            )
             if found is None:
                 # It is being processed again.
                 return

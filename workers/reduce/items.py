@@ -32,7 +32,7 @@ def branches(context: WorkerContext, stage_id: StageId) -> Iterator[tuple[Chunk,
 
 
 def ended_branches(
-    context: WorkerContext, shard_id: ShardId, *, start: int = 0
+    context: WorkerContext, shard_id: ShardId, *, start: int = 0, is_complete: bool = False
 ) -> list[tuple[int, Chunk, Outcome]] | None:
     """Return position, chunk and outcome of the branches of a shard; None if it has not ended.
 
@@ -40,9 +40,11 @@ def ended_branches(
         context: The worker's process.
         shard_id: The shard.
         start: The first position.
+        is_complete: Whether all branches of the stage are known to have outcomes: a shard may then lack
+            only its callback.
     """
     store = context.connections.store
-    if not store.is_finished(shard_id):
+    if not is_complete and not store.is_finished(shard_id):
         return None
     spec = context.runs.specs.get(shard_id.run_id)
     per_chunk = spec.branches_per_chunk if shard_id.stage == 0 else 1
