@@ -321,6 +321,17 @@ def test_an_aggregate_needs_no_collect_where_all_outcomes_are_there():
     assert context.result.aggregates[""].value == "answer to a"
 
 
+def test_a_tree_has_the_answers_of_shards_whose_callback_was_lost():
+    context = FakeContext(aggregate_prompt="{input}")
+    context.write(["a", "b", "c"], max_branches=1)
+    for shard in range(3):
+        run_branch(context, BranchId(RUN, 0, shard, 0))
+    collect(context, [], ShardId(RUN, 0, 0))
+    aggregate(context, StageId(RUN, 0))
+    node = context.store.shard(ShardId(RUN, 1, 0)).chunks[0]
+    assert [f"answer to {text}" in node.text for text in "abc"] == [True] * 3
+
+
 def test_a_copy_of_a_branch_that_a_living_worker_holds_makes_no_call():
     context = FakeContext()
     context.write(["a"])
