@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = ["TABLES", "renewed"]
 
+_STEP_FIGURES = {
+    "calls_per_s": "calls/s",
+    "cpu_ms_per_call": "CPU ms a call, of worker, server and client",
+    "worker_peak_mb": "memory of the worker, MB",
+}
 _HARMS = ("own answer", "other answers", "aggregate", "verdict", "passages", "comparison")
 _ROOT = Path(__file__).resolve().parents[1]
 _RESULTS = _ROOT / "benchmarks/results"
@@ -165,6 +170,17 @@ def _traffic() -> str:
         rows.append([*row, _shown(found["bytes_in"]), _shown(found["bytes_out"])])
     head = ["in flight", "scripts and BRPOPs", "commands, those in scripts included"]
     return _table([*head, "bytes to the server", "bytes from it"], rows)
+
+
+def _steps() -> str:
+    found = _read("steps")
+    names = {"single": "branches of one call", "steps": "branches of three steps"}
+    figures = [
+        [_shown(median(one[kind][key] for one in found["rounds"])) for key in _STEP_FIGURES]
+        for kind in names
+    ]
+    rows = [[text, *row] for text, row in zip(names.values(), figures, strict=True)]
+    return _table(["", *_STEP_FIGURES.values()], rows)
 
 
 def _profile(name: str) -> str:
@@ -468,6 +484,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "rate-limits": _rate_limits,
     "permit-chain": _permit_chain,
     "publishing": _publishing,
+    "steps": _steps,
     "traffic": _traffic,
     "profile": lambda: _profile("profile_branch"),
     "profile-provider": lambda: _profile("profile_branch-provider"),
