@@ -1,6 +1,7 @@
 """Aggregators, which reduce the answers of a run, or of each group, to one value. No I/O."""
 
 from fanout.aggregators.base import Aggregate, Item
+from fanout.aggregators.coverage import Coverage, CoverageCounter, Tally, lacking
 from fanout.aggregators.grouping import (
     TooLargeError,
     aggregate_groups,
@@ -15,14 +16,18 @@ from fanout.aggregators.scores import score_of
 
 __all__ = [
     "Aggregate",
+    "Coverage",
+    "CoverageCounter",
     "Fields",
     "Item",
     "Node",
     "NodePacker",
     "Part",
+    "Tally",
     "TooLargeError",
     "aggregate_groups",
     "group_key",
+    "lacking",
     "leaf_part",
     "make_accumulator",
     "nodes_of",

@@ -7,6 +7,7 @@ from typing import Any, Protocol, Self
 
 import msgspec
 
+from fanout.aggregators.coverage import Coverage  # noqa: TC001 - msgspec reads the annotation
 from fanout.core.cells import Cell  # noqa: TC001 - msgspec reads the annotation
 
 __all__ = ["LEFT_OUT", "Accumulator", "Aggregate", "Item", "NameSample", "ballots", "place"]
@@ -38,12 +39,16 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Aggregate(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of an aggregator: text or another JSON value, from branches with an answer."""
+    """The result of an aggregator: text or another JSON value, from branches with an answer.
+
+    ``coverage`` is what is behind it; None in results of earlier versions, and of comparisons.
+    """
 
     value: Any
     succeeded: int = 0
     failed: int = 0
     notes: list[str] = []
+    coverage: Coverage | None = None
 
 
 def ballots(item: Item) -> dict[str, int]:

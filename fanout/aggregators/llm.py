@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fanout.aggregators.base import place
+from fanout.aggregators.coverage import Tally
 from fanout.core.errors import SpecError
 from fanout.core.marks import mark_of
 from fanout.core.tokens import BYTES_PER_TOKEN, estimate_tokens
@@ -32,6 +33,7 @@ _TAG_LENGTH = 12
 _SAMPLE_FENCE = f"=== {'0' * _TAG_LENGTH}"
 # The rest of the window is for the chat template, and for errors of the estimate.
 _SAFETY = 0.85
+_NOTHING = Tally()
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +45,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
         count: The number of answers in it.
         failed: The number of its branches without an answer.
         key: Where it is from: see ``fanout.aggregators.nodes``.
+        tally: What is behind it.
     """
 
     group: str
@@ -50,15 +53,17 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     count: int = 1
     failed: int = 0
     key: int = 0
+    tally: Tally = Tally()
 
 
-def leaf_part(item: Item, *, key: int = 0) -> Part:
+def leaf_part(item: Item, *, key: int = 0, tally: Tally = _NOTHING) -> Part:
     """Return a branch as a part; a line with its origin precedes its answer."""
     if item.output is None:
-        return Part(group=item.group, text="", count=0, failed=1, key=key)
+        return Part(group=item.group, text="", count=0, failed=1, key=key, tally=tally)
     # A name with line breaks could forge further lines of the prompt.
     shown = " ".join(place(item).split())
-    return Part(group=item.group, text=f"[{shown}]\n{item.output.strip()}", key=key)
+    text = f"[{shown}]\n{item.output.strip()}"
+    return Part(group=item.group, text=text, key=key, tally=tally)
 
 
 def room_tokens(*, context_tokens: int, template_tokens: int, answer_tokens: int) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from fanout.aggregators.coverage import Tally
 from fanout.aggregators.llm import Part, fitted, part_tokens
 from fanout.core.tokens import BYTES_PER_TOKEN
 
@@ -38,11 +39,13 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
         parts: The parts, cut where they do not fit; those without a text are one, the last.
         taken: How many parts it was made of.
         key: Its key, as a part of the next level.
+        tally: What is behind it.
     """
 
     parts: list[Part]
     taken: int
     key: int
+    tally: Tally = Tally()
 
     @property
     def count(self) -> int:
@@ -132,9 +135,12 @@ class NodePacker:
         shown = [part for part in parts if part.text]
         missing = sum(part.failed for part in parts if not part.text)
         made = fitted(shown, self._room, self._bytes_per_token)
+        cut = sum(one is not whole for one, whole in zip(made, shown, strict=True))
+        tally = Tally.total(part.tally for part in parts).with_cuts(cut=cut)
         if missing:
             made = [*made, Part(group=parts[0].group, text="", count=0, failed=missing)]
-        return Node(parts=made, taken=end, key=part_key(self._level, shown[-1].key))
+        key = part_key(self._level, shown[-1].key)
+        return Node(parts=made, taken=end, key=key, tally=tally)
 
 
 def nodes_of(

@@ -20,7 +20,7 @@ from fanout.core.units import plural
 from fanout.inputs.documents.urls import shown_input
 from fanout.runs.answer_text import answer_text
 from fanout.runs.rows import output_row
-from fanout.runs.status import kept_notes, retry_help
+from fanout.runs.status import coverage_value, kept_notes, retry_help
 from fanout.runs.tables.output_file import OutputFile
 from fanout.system.terminal import print_error, print_line, print_text
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from fanout.aggregators import Coverage
     from fanout.cli.destinations import Destination
     from fanout.cli.evaluation_view import Threshold
     from fanout.cli.progress import Progress
@@ -99,11 +100,27 @@ class _Answer:
     aggregated: Any
     notes: list[str]
     evaluation: Evaluation | None
+    coverage: Coverage | dict[str, Coverage] | None = None
+
+    @property
+    def shown(self) -> Any:
+        """The aggregate as it is printed: a group without one has the reason in its place."""
+        if not isinstance(self.coverage, dict) or not isinstance(self.aggregated, dict):
+            return self.aggregated
+        problems = {group: one.problem for group, one in self.coverage.items() if one.problem}
+        return self.aggregated | {
+            group: f"(no aggregate: {one})" for group, one in problems.items()
+        }
 
     def to_dict(self, status: Status) -> dict[str, Any]:
         """Return it with the status as JSON values; without labels there is no ``evaluation``."""
         notes = [*kept_notes(status), *self.notes]
-        found = {**status.to_dict(), "aggregated": self.aggregated, "notes": notes}
+        found = {
+            **status.to_dict(),
+            "aggregated": self.aggregated,
+            "aggregate_coverage": coverage_value(self.coverage),
+            "notes": notes,
+        }
         if self.evaluation is not None:
             found["evaluation"] = self.evaluation.to_dict()
         return found
@@ -113,7 +130,12 @@ def deliver(run: Run, status: Status, progress: Progress, delivery: Delivery) ->
     """Print the answer of a run, or how good it is, write its files, and return the exit status."""
     aggregated, notes = run.aggregate()
     labels = None if delivery.scoring is None else delivery.scoring.labels
-    answer = _Answer(aggregated=aggregated, notes=notes, evaluation=run.evaluation(labels))
+    answer = _Answer(
+        aggregated=aggregated,
+        notes=notes,
+        evaluation=run.evaluation(labels),
+        coverage=run.aggregate_coverage(),
+    )
     faults: list[str] = []
     with _noting(faults, "cannot write the results"):
         if delivery.is_cut:
@@ -280,7 +302,7 @@ def _print(
         for line in evaluation_lines(answer.evaluation):
             print_line(line)
     elif answer.aggregated is not None:
-        print_text(answer_text(answer.aggregated, run.spec.reduction), is_data=True)
+        print_text(answer_text(answer.shown, run.spec.reduction), is_data=True)
     elif delivery.out is None and status.succeeded:
         _print_branches(run, status, progress, delivery)
 

@@ -24,12 +24,13 @@ from fanout.runs.lost_calls import with_lost_calls
 from fanout.runs.outputs import output_of, refused_note, typed_value
 from fanout.runs.results import Result
 from fanout.runs.rows import layout_of
-from fanout.runs.status import StageStatus, Status, StoredResult, kept_notes
+from fanout.runs.status import StageStatus, Status, StoredResult, coverage_notes, kept_notes
 from fanout.runs.traced_comparisons import comparisons_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from fanout.aggregators import Coverage
     from fanout.core.answer_types import AnswerTypes
     from fanout.core.ids import ShardId
     from fanout.core.lanes import LaneChoice
@@ -209,6 +210,7 @@ class RunAnswers:
             status=status.status,
             branches=branches,
             aggregated=aggregated,
+            aggregate_coverage=self.aggregate_coverage(),
             aggregated_json=None if self._types.aggregate is None else value,
             notes=[*kept_notes(status), *notes, *faults],
             reduce_errors=self.stored_result().errors,
@@ -272,9 +274,15 @@ class RunAnswers:
         notes = [
             f"{group or EMPTY_GROUP}: {note}" if self.spec.group_by else note
             for group, one in stored.aggregates.items()
-            for note in one.notes
+            for note in (*one.notes, *coverage_notes(one, self.spec.reduction))
         ]
         return (values or None) if self.spec.group_by else values.get(""), notes
+
+    def aggregate_coverage(self) -> Coverage | dict[str, Coverage] | None:
+        """Return what is behind the aggregate, by group if the run has groups; None if it is not known."""
+        stored = self.stored_result().aggregates
+        found = {group: one.coverage for group, one in stored.items() if one.coverage is not None}
+        return (found or None) if self.spec.group_by else found.get("")
 
     def stored_result(self) -> StoredResult:
         """Return the aggregates by group with counts and notes. Raises UnknownRunError."""

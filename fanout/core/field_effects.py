@@ -206,6 +206,10 @@ RULES = (
               lambda spec: spec.ranks_answers,
               "has no effect with reduce {spec.reduction!r}; leave it out, or choose another reduce "
               "(top, rank or pairwise)"),
+    FieldRule(("min_group_success",), ("reduce", "aggregate_prompt"),
+              lambda spec: spec.reduction != "none" and not spec.compares,
+              "has no effect with reduce {spec.reduction!r}; leave it out, or choose another reduce "
+              "(concat, merge, vote, rank, top, table or llm)"),
     FieldRule(("output_format",), ("schema", "choices"),
               lambda spec: not (spec.schema or spec.choices),
               "has no effect with schema or choices, which say more; leave it out"),

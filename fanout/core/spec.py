@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from fanout.core.aggregate_fields import AggregateFields
+from fanout.core.aggregate_trust import TrustFields
 from fanout.core.answer_fields import Choices, Schema, SchemaField
 from fanout.core.answer_types import UNTYPED, AnswerTypes, types_of
 from fanout.core.comparison_fields import ComparisonFields
@@ -86,6 +87,7 @@ class RunSpec(
     ComparisonFields,
     FenceFields,
     RetrieveFields,
+    TrustFields,
 ):
     """One fan-out / fan-in job.
 
@@ -174,6 +176,8 @@ class RunSpec(
         context_tokens: The model's context window; None takes the known one, or a safe guess.
         min_success: The share of branches (0 to 1) that must succeed. A run in which no branch
             succeeds has failed, even with 0.
+        min_group_success: The share of branches (0 to 1) that must be behind an aggregate, that of a
+            group or of all. Where fewer are, it says so in place of an answer.
         max_workers: The most branches of this run in flight in the whole fleet; None is no cap.
         priority: The run's share of busy workers: a run of priority 4 gets four times as many of
             their places as one of priority 1. From 0.25 to 16.

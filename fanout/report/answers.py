@@ -96,6 +96,7 @@ class ShownAggregate:
     Attributes:
         group: The name of its group; None if the run has no groups.
         count: All its branches, the ``succeeded`` ones included.
+        behind: What is behind it, in words; None if that is not known.
     """
 
     group: str | None
@@ -107,6 +108,7 @@ class ShownAggregate:
     table: ShownTable | None = None
     text: str | None = None
     json: str | None = None
+    behind: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,8 +157,14 @@ def _aggregates(
             succeeded=one.succeeded,
             count=one.succeeded + one.failed,
             notes=[one_line(note, _NOTE_CHARS) for note in one.notes[:_NOTES]],
-            **_value(one, reduction, budget),
+            behind=None if one.coverage is None else one.coverage.words,
+            **(_problem(one, budget) or _value(one, reduction, budget)),
         )
+
+
+def _problem(one: Aggregate, budget: _CharBudget) -> dict[str, Any]:
+    problem = None if one.coverage is None else one.coverage.problem
+    return {} if problem is None else {"text": budget.take(f"There is no aggregate: {problem}")}
 
 
 def _value(one: Aggregate, reduction: str, budget: _CharBudget) -> dict[str, Any]:

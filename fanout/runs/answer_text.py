@@ -37,7 +37,11 @@ def answer_text(aggregated: Any, reduction: str = "none") -> str:
         return _columns([{"best of": name, **row} for name, row in aggregated.items()])
     is_grouped = isinstance(aggregated, dict) and aggregated
     if is_grouped and reduction in _ROWS:
-        texts = {group: _columns(rows or []) for group, rows in aggregated.items()}
+        # A text says why there are no rows.
+        texts = {
+            group: rows if isinstance(rows, str) else _columns(rows or [])
+            for group, rows in aggregated.items()
+        }
     elif is_grouped and all(isinstance(value, str) for value in aggregated.values()):
         texts = aggregated
     else:

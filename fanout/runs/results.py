@@ -15,13 +15,14 @@ from fanout.runs.branch_errors import BranchError
 from fanout.runs.branch_output import AnswerT, Output
 from fanout.runs.output_files import OutputFolder, require_no_wide, write_json
 from fanout.runs.rows import RowLayout, full_row
-from fanout.runs.status import saved_row
+from fanout.runs.status import coverage_value, saved_row
 from fanout.runs.tables.formats import format_of
 from fanout.runs.tables.output_file import OutputFile
 
 if TYPE_CHECKING:
     from os import PathLike
 
+    from fanout.aggregators import Coverage
     from fanout.core.records import RunStatus, Usage
     from fanout.runs.evaluation import Evaluation
     from fanout.runs.status import ReduceError
@@ -46,6 +47,8 @@ class Result(Generic[AnswerT]):
             fastest.
         aggregated: The aggregate; by group if the run has groups; None if there is none. With an
             ``aggregate_schema`` a JSON value, or an instance of the type that it was given as.
+        aggregate_coverage: What is behind the aggregate: documents, chunks and branches, and what is
+            missing; by group if the run has groups; None if there is none.
         notes: Remarks of the aggregator, such as a tie or answers that it left out.
         reduce_errors: The calls of an LLM aggregate that failed.
         usage: The usage of all calls; an unknown quantity is None.
@@ -72,6 +75,7 @@ class Result(Generic[AnswerT]):
     evaluation: Evaluation | None = None
     usage_by_model: dict[str, Usage] = field(default_factory=dict)
     saved: Usage = NO_CALL
+    aggregate_coverage: Coverage | dict[str, Coverage] | None = None
 
     @property
     def cached(self) -> int:
@@ -145,6 +149,7 @@ class Result(Generic[AnswerT]):
             "elapsed_s": round(self.elapsed_s, 3),
             "error": self.error,
             "aggregated": self.aggregated_value,
+            "aggregate_coverage": coverage_value(self.aggregate_coverage),
             "notes": self.notes,
             "reduce_errors": msgspec.to_builtins(self.reduce_errors),
             **({} if self.evaluation is None else {"evaluation": self.evaluation.to_dict()}),

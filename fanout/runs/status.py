@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import structs
 
-from fanout.aggregators import Aggregate  # noqa: TC001 - msgspec reads the annotation
+from fanout.aggregators import Aggregate, Coverage  # noqa: TC001 - msgspec reads the annotation
 from fanout.core.gathered import RunBatch  # noqa: TC001 - part of the public record
 from fanout.core.lanes import LaneChoice  # noqa: TC001 - part of the public record
 from fanout.core.latency import Latency
@@ -24,6 +24,8 @@ __all__ = [
     "StageStatus",
     "Status",
     "StoredResult",
+    "coverage_notes",
+    "coverage_value",
     "kept_notes",
     "latency_row",
     "plan_notes",
@@ -238,6 +240,26 @@ def kept_notes(status: Status) -> list[str]:
         was = "was" if rejected == 1 else "were"
         notes.append(f"{answers} {was} rejected by a judge and kept")
     return notes
+
+
+def coverage_notes(aggregate: Aggregate, reduction: str) -> list[str]:
+    """Return what to say of an aggregate that not all its branches are behind.
+
+    Those that no call is made for name what they leave out themselves.
+    """
+    coverage = aggregate.coverage
+    if coverage is None:
+        return []
+    if coverage.problem is not None:
+        return [f"no aggregate: {coverage.problem}"]
+    return [] if coverage.is_whole or reduction != "llm" else [f"behind it: {coverage.words}"]
+
+
+def coverage_value(coverage: Coverage | dict[str, Coverage] | None) -> dict[str, Any] | None:
+    """Return what is behind an aggregate, or the aggregate of each group, as JSON-able values."""
+    if isinstance(coverage, dict):
+        return {group: one.to_dict() for group, one in coverage.items()}
+    return None if coverage is None else coverage.to_dict()
 
 
 def plan_notes(status: Status) -> list[str]:

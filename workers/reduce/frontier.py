@@ -13,15 +13,17 @@ from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from fanout.aggregators import NodePacker, Part, leaf_part, part_key, render_input
+import msgspec
+
+from fanout.aggregators import NodePacker, Part, Tally, leaf_part, part_key, render_input
 from fanout.core.errors import SpecError
 from fanout.core.ids import StageId
-from fanout.core.records import Chunk
+from fanout.core.records import Chunk, ErrorKind
 from fanout.core.state import Frontier
 from fanout.policy.packing import pack
 from fanout.runs.enqueue import fleet_window, has_frontier, seal_reduce_stage
 from fanout.runs.token_counts import packing_ratio, reduce_room
-from workers.reduce.items import ended_branches, item_of
+from workers.reduce.items import ended_branches, item_of, tally_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -38,6 +40,7 @@ __all__ = [
     "group_counts",
     "leaf_of",
     "node_chunk",
+    "node_tally",
     "part_of",
     "reduce_rest",
 ]
@@ -46,6 +49,8 @@ __all__ = [
 _MORE_SHARDS = 32
 # Nodes are packed by the tokens that the first answers have.
 _SHOWN_PARTS = 50
+
+_tally = msgspec.json.Decoder(Tally).decode
 
 
 def follow(context: WorkerContext, shard_id: ShardId) -> None:
@@ -82,10 +87,11 @@ def reduce_rest(context: WorkerContext, run: RunRecord, spec: RunSpec, stage_id:
 
 def _may_succeed(context: WorkerContext, spec: RunSpec, run_id: str) -> bool:
     """Return whether a run does not seem to fail: its tree would be paid for in vain."""
-    if not spec.min_success:
+    least = max(spec.min_success, spec.min_group_success)
+    if not least:
         return True
     record = context.connections.store.stage(StageId(run_id, 0))
-    return record.succeeded >= spec.min_success * record.done
+    return record.succeeded >= least * record.done
 
 
 class _Feed:
@@ -187,17 +193,26 @@ def leaf_of(spec: RunSpec, chunk: Chunk, outcome: Outcome) -> Part:
     """Return a branch of the map as a part of the first level."""
     ref = spec.variants.ref(outcome.index)
     key = part_key(chunk.document, chunk.position, ref.aspect, ref.model, ref.sample)
-    return leaf_part(item_of(spec, chunk, outcome), key=key)
+    tally = tally_of(spec, chunk, outcome)
+    return leaf_part(item_of(spec, chunk, outcome), key=key, tally=tally)
 
 
-def node_chunk(node: Node, *, group: str, position: int, level: int) -> Chunk:
-    """Return a node as the chunk of a branch; its columns say what it stands for."""
+def node_chunk(
+    node: Node, *, group: str, position: int, level: int, problem: str | None = None
+) -> Chunk:
+    """Return a node as the chunk of a branch; its columns say what it stands for.
+
+    With a problem, the branch makes no call: it is the answer of a group with too little behind it.
+    """
     columns = {
         "group": group,
         "count": str(node.count),
         "failed": str(node.failed),
         "key": f"{node.key:016x}",
+        "tally": msgspec.json.encode(node.tally).decode(),
     }
+    if problem is not None:
+        return Chunk(text="", document=group, document_index=0, columns=columns, error=problem)
     return Chunk(
         text=render_input(node.parts, level=level),
         document=group,
@@ -213,10 +228,25 @@ def group_counts(chunk: Chunk) -> tuple[str, int, int]:
     return str(columns["group"]), int(str(columns["count"])), int(str(columns["failed"]))
 
 
+def node_tally(chunk: Chunk, outcome: Outcome) -> Tally:
+    """Return what is behind the answer of a node."""
+    text = chunk.columns.get("tally")
+    tally = Tally() if text is None else _tally(str(text))
+    if outcome.output is None:
+        return tally if chunk.error else tally.without_answers(outcome.kind or ErrorKind.INTERNAL)
+    return tally.with_cuts(truncated=int(outcome.is_cut))
+
+
 def part_of(chunk: Chunk, outcome: Outcome) -> Part:
     """Return the answer of a node as a part of the next level."""
     group, count, failed = group_counts(chunk)
     if outcome.output is None:
         failed, count = failed + count, 0
-    key = int(str(chunk.columns["key"]), 16)
-    return Part(group=group, text=outcome.output or "", count=count, failed=failed, key=key)
+    return Part(
+        group=group,
+        text=outcome.output or "",
+        count=count,
+        failed=failed,
+        key=int(str(chunk.columns["key"]), 16),
+        tally=node_tally(chunk, outcome),
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fanout.aggregators import Item, group_key
+from fanout.aggregators import Item, Tally, group_key
 from fanout.core.answer_parts import goes_by_steps
 from fanout.core.step_answers import answers_of
 from fanout.policy.packing import shard_chunk
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fanout.core.spec import RunSpec
     from workers.context.worker_context import WorkerContext
 
-__all__ = ["branches", "ended_branches", "item_of"]
+__all__ = ["branches", "ended_branches", "item_of", "tally_of"]
 
 
 def branches(context: WorkerContext, stage_id: StageId) -> Iterator[tuple[Chunk, Outcome]]:
@@ -81,4 +81,14 @@ def item_of(spec: RunSpec, chunk: Chunk, outcome: Outcome) -> Item:
         votes=outcome.votes,
         columns=chunk.columns,
         steps=steps or {},
+    )
+
+
+def tally_of(spec: RunSpec, chunk: Chunk, outcome: Outcome) -> Tally:
+    """Return a branch of the map as what is counted of it."""
+    return Tally.of(
+        document=chunk.document_index,
+        chunk=outcome.index // spec.branches_per_chunk,
+        kind=outcome.kind,
+        is_cut=outcome.is_cut,
     )

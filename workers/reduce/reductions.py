@@ -6,14 +6,19 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec import structs
 
 from fanout.aggregators import (
     Aggregate,
+    CoverageCounter,
     Fields,
     Item,
+    Node,
     Part,
+    Tally,
     TooLargeError,
     aggregate_groups,
+    lacking,
     nodes_of,
 )
 from fanout.core.errors import SpecError
@@ -28,10 +33,11 @@ from workers.reduce.frontier import (
     group_counts,
     leaf_of,
     node_chunk,
+    node_tally,
     part_of,
     reduce_rest,
 )
-from workers.reduce.items import branches, item_of
+from workers.reduce.items import branches, item_of, tally_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -79,13 +85,36 @@ def _aggregate(context: WorkerContext, run_id: str, spec: RunSpec) -> None:
         model=spec.model,
         steps=spec.step_names,
     )
-    items = _items(context, run_id, spec)
+    counter = CoverageCounter()
+    items = _items(context, run_id, spec, counter)
     try:
         made = aggregate_groups(spec.reduction, items, fields, most_chars=_MAX_RESULT_BYTES)
     except TooLargeError:
         _end(context, run_id, StoredResult(), problem=_too_large(run_id))
     else:
-        _end(context, run_id, StoredResult(aggregates=made))
+        covered, problem = _covered(spec, made, counter.tallies())
+        _end(context, run_id, StoredResult(aggregates=covered), problem=problem)
+
+
+def _covered(
+    spec: RunSpec, made: dict[str, Aggregate], tallies: dict[str, Tally]
+) -> tuple[dict[str, Aggregate], str | None]:
+    """Return aggregates with what is behind them, and why there is none at all, if there is none.
+
+    One with too little behind it says so in place of its value.
+    """
+    covered, problem = {}, None
+    for group, one in made.items():
+        tally = tallies[group]
+        problem = lacking(tally, spec.min_group_success)
+        covered[group] = structs.replace(
+            one,
+            value=one.value if problem is None else None,
+            coverage=tally.coverage(problem),
+        )
+    if any(one.coverage is None or one.coverage.problem is None for one in covered.values()):
+        problem = None
+    return covered, problem and f"no aggregate could be made: {problem}"
 
 
 def _compare(context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunSpec) -> None:
@@ -125,9 +154,13 @@ def end_run(
         context.reports.run_ended(run_id)
 
 
-def _items(context: WorkerContext, run_id: str, spec: RunSpec) -> Iterator[Item]:
+def _items(
+    context: WorkerContext, run_id: str, spec: RunSpec, counter: CoverageCounter
+) -> Iterator[Item]:
     for chunk, outcome in branches(context, StageId(run_id, 0)):
-        yield item_of(spec, chunk, outcome)
+        item = item_of(spec, chunk, outcome)
+        counter.add(item.group, tally_of(spec, chunk, outcome))
+        yield item
 
 
 def _reduce_by_calls(
@@ -137,11 +170,27 @@ def _reduce_by_calls(
 
     A group is done at the first reduce stage in which it has a single chunk.
     """
+    if has_frontier(spec) and stage_id.stage == 0 and _ends_lacking(context, run.run_id, spec):
+        return
     reduce = reduce_rest if has_frontier(spec) else _reduce_groups
     if not reduce(context, run, spec, stage_id):
         last = max(stage_id.stage, run.base_stage)
-        is_json = spec.aggregate_schema is not None
-        _end_with_answers(context, run.run_id, range(run.base_stage + 1, last + 1), is_json=is_json)
+        _end_with_answers(context, run.run_id, spec, range(run.base_stage + 1, last + 1))
+
+
+def _ends_lacking(context: WorkerContext, run_id: str, spec: RunSpec) -> bool:
+    """End a run without groups of which too few branches succeeded; return whether it has ended."""
+    record = context.connections.store.stage(StageId(run_id, 0))
+    if record.succeeded >= spec.min_group_success * record.total:
+        return False
+    counter = CoverageCounter()
+    for chunk, outcome in branches(context, StageId(run_id, 0)):
+        counter.add("", tally_of(spec, chunk, outcome))
+    [tally] = counter.tallies().values()
+    none = Aggregate(value=None, succeeded=record.succeeded, failed=record.failed)
+    covered, problem = _covered(spec, {"": none}, {"": tally})
+    _end(context, run_id, StoredResult(aggregates=covered), problem=problem)
+    return True
 
 
 def _reduce_groups(
@@ -189,30 +238,48 @@ def _plan_chunks(
     room = reduce_room(spec, bytes_per_token)
     for group, parts in groups.items():
         nodes = nodes_of(parts, room_tokens=room, level=level, bytes_per_token=bytes_per_token)
+        tally = Tally.total(part.tally for part in parts)
+        problem = lacking(tally, spec.min_group_success)
+        if level == 0 and problem is not None:
+            # No call could change it.
+            failed = tally.branches - tally.behind
+            none = Part(group=group, text="", count=tally.behind, failed=failed)
+            node = Node(parts=[none], taken=len(parts), key=0, tally=tally)
+            yield node_chunk(node, group=group, position=0, level=level, problem=problem)
+            continue
         for position, node in enumerate(nodes):
             yield node_chunk(node, group=group, position=position, level=level)
 
 
 def _end_with_answers(
-    context: WorkerContext, run_id: str, stages: Iterable[int], *, is_json: bool
+    context: WorkerContext, run_id: str, spec: RunSpec, stages: Iterable[int]
 ) -> None:
     aggregates: dict[str, Aggregate] = {}
     answered: dict[str, bool] = {}
+    problems: list[str] = []
     errors: list[ReduceError] = []
     for stage in stages:
-        chunks_of: dict[str, int] = defaultdict(int)
+        behind: dict[str, Tally] = {}
         for chunk, outcome in branches(context, StageId(run_id, stage)):
             group, count, failed = group_counts(chunk)
-            chunks_of[group] += 1
-            if outcome.kind is not None:
+            if outcome.kind is not None and chunk.error is None:
                 errors.append(_error(group, outcome))
             # A group with several chunks here is answered by a later stage, which overwrites this.
-            value = _value(outcome.output, is_json=is_json)
-            aggregates[group] = Aggregate(value=value, succeeded=count, failed=failed)
-            answered[group] = outcome.ok
-    problem = (
-        None if any(answered.values()) else f"no aggregate could be made: {_last_error(errors)}"
-    )
+            tally = Tally.total([behind.get(group, Tally()), node_tally(chunk, outcome)])
+            behind[group] = tally
+            problem = chunk.error or lacking(tally, spec.min_group_success)
+            value = None
+            if problem is None:
+                value = _value(outcome.output, is_json=spec.aggregate_schema is not None)
+            else:
+                problems.append(problem)
+            aggregates[group] = Aggregate(
+                value=value, succeeded=count, failed=failed, coverage=tally.coverage(problem)
+            )
+            answered[group] = value is not None
+    problem = None
+    if not any(answered.values()):
+        problem = f"no aggregate could be made: {_last_problem(errors, problems)}"
     _end(context, run_id, StoredResult(aggregates=aggregates, errors=errors), problem=problem)
 
 
@@ -229,6 +296,8 @@ def _error(group: str, outcome: Outcome) -> ReduceError:
     )
 
 
-def _last_error(errors: list[ReduceError]) -> str:
+def _last_problem(errors: list[ReduceError], problems: list[str]) -> str:
+    if problems:
+        return problems[-1]
     last = errors[-1]
     return f"{last.kind.value}: {last.message} (after {last.attempts} attempts)"

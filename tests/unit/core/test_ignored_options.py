@@ -80,6 +80,8 @@ SOMETIMES: dict[str, tuple[Any, list[Any], list[Any]]] = {
     "measures": ("count", [{"reduce": "table"}], [{}, {"reduce": "vote"}, SUMMED]),
     "k": (3, [{"reduce": "top"}, {"reduce": "rank"}, COMPARED],
           [{}, BEST, {"reduce": "vote"}, {"reduce": "table", "measures": "count"}, SUMMED]),
+    "min_group_success": (0.5, [SUMMED, {"reduce": "vote"}, {"reduce": "concat"}],
+                          [{}, {"reduce": "none"}, BEST, COMPARED]),
     "output_format": ("json", [{}], [{"choices": "a,b"}, {"schema": STRING}]),
     "max_reasks": (1, [{"choices": "a,b"}, {"schema": STRING}, COMPARED], [{}]),
     "criteria": (["d"], [COMPARED, BEST], [{}, {"reduce": "vote"}, SUMMED]),

@@ -1,0 +1,110 @@
+"""What is behind an aggregate, and the aggregates that say that too little is."""
+
+from __future__ import annotations
+
+import pytest
+
+from fanout.client.run_answers import RunAnswers
+from fanout.core.errors import LLMError
+from fanout.core.records import ErrorKind, RunStatus
+from tests.fakes import RUN, FakeContext
+
+ONCE = {"retries": {"max_attempts": 1}, "cache": False}
+
+
+def ended(texts, fails, **fields):
+    """Return a run to its end; texts with one of some words fail."""
+
+    def answer(request):
+        if any(word in request.prompt for word in fails):
+            return LLMError(ErrorKind.CONTENT_FILTER, "no")
+        return f"SUM of {request.prompt.count('answer')}" if "SUM" in request.prompt else "answer"
+
+    context = FakeContext(**{**ONCE, **fields})
+    context.answer = answer
+    context.write(texts)
+    stage = 0
+    while not context.store.run(RUN).has_ended:
+        context.process(stage=stage)
+        stage += 1
+    return RunAnswers(RUN, context.store), context
+
+
+def test_every_reduce_says_what_is_behind_it():
+    for fields in ({"reduce": "concat"}, {"reduce": "vote"}, {"aggregate_prompt": "SUM {input}"}):
+        result = ended(["a", "b", "bad", "c"], ["bad"], **fields)[0].result()
+        coverage = result.aggregate_coverage
+        assert (coverage.branches, coverage.branches_behind) == (4, 3)
+        assert (coverage.documents, coverage.documents_behind) == (4, 3)
+        assert coverage.missing == {"content_filter": 1}
+        assert result.to_dict()["aggregate_coverage"]["share"] == 0.75
+    assert result.notes == [
+        "behind it: 3 of 4 branches (75.0%), 3 of 4 documents; failed: content_filter 1"
+    ]
+
+
+@pytest.mark.parametrize("fields", [{"reduce": "concat"}, {"aggregate_prompt": "SUM {input}"}])
+def test_a_group_with_too_little_behind_it_says_so_in_place_of_an_answer(fields):
+    run, context = ended(
+        ["a", "bad", "c"], ["bad"], min_group_success=0.9, group_by="document", **fields
+    )
+    result = run.result()
+    assert result.status is RunStatus.SUCCEEDED
+    assert result.aggregated["d1"] is None
+    assert result.aggregated["d0"]
+    assert result.aggregated["d2"]
+    assert result.aggregate_coverage["d1"].problem.startswith("too little is behind it (min_group")
+    assert result.aggregate_coverage["d0"].problem is None
+    assert result.reduce_errors == []
+    is_llm = "aggregate_prompt" in fields
+    assert context.llm.calls == 3 + 2 * is_llm, "no call is made for what is known to be too little"
+    assert [note for note in result.notes if note.startswith("d1: no aggregate: too little")]
+
+
+@pytest.mark.parametrize("fields", [{"reduce": "vote"}, {"aggregate_prompt": "SUM {input}"}])
+def test_a_run_with_too_little_behind_its_aggregate_fails_without_further_calls(fields):
+    run, context = ended(["a", "bad", "c"], ["bad"], min_group_success=0.9, **fields)
+    result = run.result()
+    assert result.status is RunStatus.FAILED
+    assert "no aggregate could be made: too little is behind it" in result.error
+    assert result.aggregated is None
+    assert result.aggregate_coverage.branches_behind == 2
+    assert context.llm.calls == 3
+
+
+def test_failed_calls_of_the_reduce_count_against_it():
+    texts = [f"{'poor ' if n < 40 else ''}text {n} " + "x" * 60 for n in range(80)]
+    fields = {
+        "aggregate_prompt": "SUM {input}",
+        "context_tokens": 700,
+        "aggregate_max_tokens": 20,
+        "tokenizer": "bytes/4",
+    }
+
+    def run(least):
+        context = FakeContext(**ONCE, **fields, min_group_success=least)
+
+        def answer(request):
+            if not request.prompt.startswith("SUM"):
+                return request.prompt
+            is_poor = "poor" in request.prompt
+            return LLMError(ErrorKind.CONTEXT_LENGTH, "no") if is_poor else "a sum"
+
+        context.answer = answer
+        context.write(texts)
+        stage = 0
+        while not context.store.run(RUN).has_ended:
+            context.process(stage=stage)
+            stage += 1
+        return RunAnswers(RUN, context.store).result()
+
+    result = run(0.0)
+    coverage = result.aggregate_coverage
+    assert result.aggregated == "a sum"
+    assert coverage.branches == coverage.documents == 80
+    assert coverage.branches_behind == coverage.documents_behind < 41
+    assert coverage.lost == {"context_length": 80 - coverage.branches_behind}
+    result = run(0.6)
+    assert result.status is RunStatus.FAILED
+    assert result.aggregated is None
+    assert "lost with failed calls of the reduce: context_length" in result.error
