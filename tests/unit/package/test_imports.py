@@ -206,3 +206,30 @@ def test_no_command_loads_redis_py_before_that_is_arranged(module):
     modules = loaded(f"{code}import {module}")
     assert "redis" in modules
     assert "opentelemetry" not in packages(modules)
+
+
+IN_THREADS = """
+import sys, threading
+from concurrent.futures import ThreadPoolExecutor
+
+sys.setswitchinterval(1e-6)
+start = threading.Barrier(8)
+
+def app(_):
+    start.wait()
+    from fanout.broker.app import make_app
+    from fanout.core.settings import Settings
+    return make_app(Settings()).main
+
+with ThreadPoolExecutor(8) as threads:
+    print(set(threads.map(app, range(8))))
+"""
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_threads_may_load_celery_at_the_same_moment(attempt):
+    """Celery and kombu replace their modules while they are loaded: an import meanwhile failed."""
+    done = subprocess.run(
+        [sys.executable, "-c", IN_THREADS], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("{'fanout'}\n", "")
