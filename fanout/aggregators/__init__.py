@@ -13,8 +13,20 @@ from fanout.aggregators.nodes import Node, NodePacker, nodes_of, part_key
 from fanout.aggregators.parts import Fields
 from fanout.aggregators.rank import row_place
 from fanout.aggregators.scores import score_of
+from fanout.aggregators.sources import (
+    RULE_TOKENS,
+    Place,
+    Source,
+    cited_node,
+    decode_places,
+    encode_places,
+    shown_texts,
+    sources_of,
+    with_sources,
+)
 
 __all__ = [
+    "RULE_TOKENS",
     "Aggregate",
     "Coverage",
     "CoverageCounter",
@@ -23,9 +35,14 @@ __all__ = [
     "Node",
     "NodePacker",
     "Part",
+    "Place",
+    "Source",
     "Tally",
     "TooLargeError",
     "aggregate_groups",
+    "cited_node",
+    "decode_places",
+    "encode_places",
     "group_key",
     "lacking",
     "leaf_part",
@@ -36,4 +53,7 @@ __all__ = [
     "room_tokens",
     "row_place",
     "score_of",
+    "shown_texts",
+    "sources_of",
+    "with_sources",
 ]

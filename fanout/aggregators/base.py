@@ -8,6 +8,7 @@ from typing import Any, Protocol, Self
 import msgspec
 
 from fanout.aggregators.coverage import Coverage  # noqa: TC001 - msgspec reads the annotation
+from fanout.aggregators.sources import Source  # noqa: TC001 - msgspec reads the annotation
 from fanout.core.cells import Cell  # noqa: TC001 - msgspec reads the annotation
 
 __all__ = ["LEFT_OUT", "Accumulator", "Aggregate", "Item", "NameSample", "ballots", "place"]
@@ -41,7 +42,8 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
 class Aggregate(msgspec.Struct, frozen=True, kw_only=True):
     """The result of an aggregator: text or another JSON value, from branches with an answer.
 
-    ``coverage`` is what is behind it; None in results of earlier versions, and of comparisons.
+    ``coverage`` is what is behind it; None in results of earlier versions, and of comparisons. ``sources``
+    are those that it cites; empty without ``sources`` in its job.
     """
 
     value: Any
@@ -49,6 +51,7 @@ class Aggregate(msgspec.Struct, frozen=True, kw_only=True):
     failed: int = 0
     notes: list[str] = []
     coverage: Coverage | None = None
+    sources: list[Source] = []
 
 
 def ballots(item: Item) -> dict[str, int]:

@@ -17,7 +17,16 @@ from fanout.policy.prefixes import PromptCache  # noqa: TC001 - msgspec reads th
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["LLM", "LLMReply", "LLMRequest", "Token", "Turn", "identity_of", "unexpected"]
+__all__ = [
+    "LLM",
+    "AnswerReview",
+    "LLMReply",
+    "LLMRequest",
+    "Token",
+    "Turn",
+    "identity_of",
+    "unexpected",
+]
 
 
 class Turn(msgspec.Struct, frozen=True):
@@ -25,6 +34,16 @@ class Turn(msgspec.Struct, frozen=True):
 
     answer: str
     reply: str
+
+
+class AnswerReview(Protocol):
+    """A check of answers that their shape does not make; what is wrong with one costs one call at most."""
+
+    def problem(self, answer: str) -> str | None:
+        """Return what is wrong with an answer; None if nothing is."""
+
+    def marked(self, answer: str) -> str:
+        """Return an answer with marks at what is wrong with it. Raises WrongShapeError."""
 
 
 class LLMRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +60,7 @@ class LLMRequest(msgspec.Struct, frozen=True, kw_only=True):
         turns: What followed in the conversation, first the answer to the prompt.
         lane: How the call is bought.
         cache: What the provider is told of its prompt cache, if anything.
+        review: What else the answer is checked for; no matter of adapters.
     """
 
     prompt: str
@@ -53,6 +73,7 @@ class LLMRequest(msgspec.Struct, frozen=True, kw_only=True):
     turns: tuple[Turn, ...] = ()
     lane: Lane = "realtime"
     cache: PromptCache | None = None
+    review: AnswerReview | None = None
 
     def messages(self, *, in_words: bool) -> list[dict[str, str]]:
         """Return the messages of a chat: ``role`` and ``content``, the system prompt first.

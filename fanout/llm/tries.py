@@ -11,6 +11,7 @@ from fanout.core.records import ErrorKind, total_usage
 from fanout.core.redaction import redacted
 from fanout.llm.answers import storable
 from fanout.llm.base import Turn
+from fanout.llm.reviews import earlier_answer
 from fanout.policy.flex import after_shed
 from fanout.policy.progress import ENDS_ALIKE, CallsSoFar, Lesson
 from fanout.policy.retries import larger_token_limit, may_retry, retry_wait_s
@@ -88,6 +89,16 @@ class Tries:
             unusable=None if self._unusable is None else message_of(self._unusable),
             finish_reason=None if self._unusable is None else self._unusable.finish_reason,
         )
+
+    @property
+    def may_reask(self) -> bool:
+        """Whether a further answer may be asked for in the same conversation."""
+        return self._reasks > 0
+
+    @property
+    def returned(self) -> str | None:
+        """The answer that a review has sent back; None if it has sent back none."""
+        return earlier_answer(self.request.turns[self._given :])
 
     @property
     def refused(self) -> tuple[tuple[str, str], ...]:

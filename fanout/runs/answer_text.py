@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["EMPTY_GROUP", "answer_text", "cell_words"]
+from fanout.core.units import plural
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from fanout.aggregators import Source
+
+__all__ = ["EMPTY_GROUP", "answer_text", "cell_words", "source_lines"]
 
 # What a group is called whose name is empty.
 EMPTY_GROUP = "(empty)"
@@ -47,6 +54,33 @@ def answer_text(aggregated: Any, reduction: str = "none") -> str:
     else:
         return json.dumps(aggregated, ensure_ascii=False, indent=2)
     return "\n\n".join(f"## {group or EMPTY_GROUP}\n\n{text}" for group, text in texts.items())
+
+
+def source_lines(sources: list[Source] | dict[str, list[Source]] | None) -> Iterator[str]:
+    """Yield the sources that an aggregate cites, one to a line, below a blank line and a heading.
+
+    Args:
+        sources: The sources; by group if the run has groups; None if it was to cite none.
+    """
+    if sources is None:
+        return
+    yield ""
+    yield "Sources:"
+    if isinstance(sources, dict):
+        for group, some in sources.items():
+            yield f"  {group or EMPTY_GROUP}"
+            yield from _listed(some, "    ")
+    else:
+        yield from _listed(sources, "  ")
+
+
+def _listed(sources: Iterable[Source], indent: str) -> Iterator[str]:
+    is_empty = True
+    for one in sources:
+        is_empty = False
+        yield f"{indent}[{one.id}] {one.words} ({plural(one.count, 'time', 'times')})"
+    if is_empty:
+        yield f"{indent}(it cites none)"
 
 
 def _columns(rows: list[dict[str, Any]]) -> str:
