@@ -24,6 +24,7 @@ __all__ = [
     "LLMRequest",
     "Token",
     "Turn",
+    "ends_by_chance",
     "identity_of",
     "unexpected",
 ]
@@ -192,6 +193,15 @@ def _words(error: BaseException) -> str:
         return str(error)
     except Exception:  # noqa: BLE001 - a user's exception may raise any other one
         return "its message cannot be read"
+
+
+def ends_by_chance(llm: LLM, request: LLMRequest) -> bool:
+    """Say whether an answer that a model's own limit has cut off may end in time at a second call.
+
+    A small model that samples its answers now and then runs on until its limit.
+    """
+    told = getattr(llm, "ends_by_chance", None)
+    return request.max_tokens is None and told is not None and told(request) is True
 
 
 def identity_of(llm: LLM) -> str | None:

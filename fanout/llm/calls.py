@@ -14,7 +14,7 @@ from fanout.core.lanes import Lane  # noqa: TC001 - msgspec reads the annotation
 from fanout.core.records import NO_CALL, ErrorKind, Usage, total_usage
 from fanout.core.redaction import redacted
 from fanout.llm.answers import WrongAnswerError, checked_answer, storable
-from fanout.llm.base import LLMReply, unexpected
+from fanout.llm.base import LLMReply, ends_by_chance, unexpected
 from fanout.llm.confidence import label_confidence
 from fanout.llm.deadline import Deadline
 from fanout.llm.finish_reasons import ending
@@ -150,13 +150,20 @@ async def complete_with_retries(
     is kept with marks. Without a shape, ``validate`` returns the answer to store, or raises LLMError
     if the answer is invalid. An answer that was cut off at its limit of tokens is accepted if
     ``keeps_cut``, else asked for once more with twice the limit, where one was set and
-    ``window_tokens``, the model's context window, allows it. ``gate`` delays calls; waits for a rate
+    ``window_tokens``, the model's context window, allows it, or as before where an answer
+    ``ends_by_chance``. ``gate`` delays calls; waits for a rate
     limit do not count towards any time limit. ``timeout_s`` is the deadline of one call in seconds.
     ``keep`` gets the calls so far before each further one; the calls go on from ``so_far``. The usage
     of a call has its cost by ``price``; None is unknown. ``rand`` returns a number from 0 to 1.
     """
     tries = Tries(
-        request, policy, clock(), reasks=max_reasks, window_tokens=window_tokens, so_far=so_far
+        request,
+        policy,
+        clock(),
+        reasks=max_reasks,
+        window_tokens=window_tokens,
+        is_chance=ends_by_chance(llm, request),
+        so_far=so_far,
     )
     while True:
         arrived, for_rate_s = clock(), 0.0
