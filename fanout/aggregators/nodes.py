@@ -90,6 +90,9 @@ class NodePacker:
         self._parts.append(part)
         self._sizes.append(size)
         self._used += size
+        if not part.text:
+            # No node ends here, and to look for one among all parts takes long after many failures.
+            return
         # A node that ends with the last part may still get branches without an answer.
         while self._used > self._room and 0 < (end := self._end()) < len(self._parts):
             yield self._take(end)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -89,8 +90,34 @@ def test_nodes_are_full_enough():
 
 
 def test_branches_without_an_answer_stay_where_they_are():
-    parts = [part(n, ok=n % 3 != 2) for n in range(60)]
+    parts = [part(n, ok=n % 3 != 2) for n in range(240)]
     nodes = packed(parts)
-    assert sum(node.failed for node in nodes) == 20
-    assert len({node.failed for node in nodes[:-1]}) >= 1
-    assert all(node.failed <= node.count for node in nodes)
+    assert len(nodes) > 5
+    at = 0
+    for node in nodes:
+        behind = parts[at : at + node.taken]
+        assert (node.count, node.failed) == (
+            sum(one.count for one in behind),
+            sum(one.failed for one in behind),
+        )
+        # Those that follow an answer are in its node.
+        assert behind[0].text
+        at += node.taken
+    assert at == len(parts)
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_a_row_of_failures_behind_a_full_node_is_not_looked_through_for_each(level, monkeypatch):
+    looks = 0
+    end = NodePacker._end
+
+    def counted(packer):
+        nonlocal looks
+        looks += 1
+        return end(packer)
+
+    monkeypatch.setattr(NodePacker, "_end", counted)
+    failures = [part(n, ok=False) for n in range(2, 1000)]
+    parts = [part(0, 4 * ROOM), part(1, 4 * ROOM), *failures, part(1000)]
+    assert sum(node.failed for node in packed(parts, level)) == len(failures)
+    assert looks < 10
