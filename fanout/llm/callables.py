@@ -15,7 +15,7 @@ from fanout.core.records import ErrorKind
 from fanout.inputs.fences import is_rule
 from fanout.llm.allowlist import require_allowed, require_home, split_path
 from fanout.llm.base import LLM, LLMReply, LLMRequest, unexpected
-from fanout.llm.user_code import contained
+from fanout.llm.user_code import contained, require_room
 from fanout.system.threads import ReadyThreads
 
 if TYPE_CHECKING:
@@ -90,8 +90,12 @@ class CallableLLM:
     async def call(self, *arguments: Any, then: Callable[[Any], Any] = _as_it_is) -> Any:
         """Return what ``then`` makes of what the function returns, in a thread unless it is a text.
 
+        Raises:
+            LLMError: Too many calls of the function run on.
+
         Raises what they raise.
         """
+        require_room(self._function)
         if self._is_async:
             returned = await contained(self._function, *arguments)
         else:
@@ -99,7 +103,7 @@ class CallableLLM:
             if is_ready:
                 return returned
             # A sync wrapper around an async function, such as a partial or a decorator.
-            returned = await contained(_awaited, returned)
+            returned = await contained(_awaited, returned, of=self._function)
         if then is _as_it_is or isinstance(returned, str):
             return then(returned)
         return await self._in_thread(then, returned)

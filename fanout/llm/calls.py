@@ -22,7 +22,7 @@ from fanout.llm.reviews import marked_answer, reviewed
 from fanout.llm.sound_replies import sound_error, sound_reply
 from fanout.llm.tries import Tries, message_of
 from fanout.llm.usage import billed, billed_at
-from fanout.llm.user_code import contained, is_of_user
+from fanout.llm.user_code import contained, is_of_user, require_room
 from fanout.policy.outages import judge_alone
 from fanout.policy.pricing import priced
 from fanout.policy.progress import Lesson  # noqa: TC001 - msgspec reads the annotation
@@ -316,13 +316,20 @@ def _with_cost(error: LLMError, price: Price | None, request: LLMRequest) -> LLM
 
 
 async def _made(llm: LLM, request: LLMRequest, timeout_s: float) -> Any:
+    deadline = Deadline(timeout_s)
     try:
-        with Deadline(timeout_s):
+        with deadline:
             if is_of_user(llm):
-                return await contained(llm.complete, request)
+                require_room(llm)
+                return await contained(llm.complete, request, of=llm)
             return await llm.complete(request)
-    except TimeoutError:
-        raise LLMError(ErrorKind.TIMEOUT, f"no answer within {timeout_s:g} s") from None
+    except TimeoutError as error:
+        if deadline.has_passed:
+            raise LLMError(ErrorKind.TIMEOUT, f"no answer within {timeout_s:g} s") from None
+        # Of a connection, perhaps: like one of the deadline, but it did not take so long.
+        fault = unexpected(error)
+        fault.kind = ErrorKind.TIMEOUT
+        raise fault from error
     except LLMError as error:
         # A user's function may raise it with any values.
         sound_error(error)

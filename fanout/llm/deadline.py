@@ -20,6 +20,11 @@ class Deadline:
         self._seconds = seconds
         self._has_passed = False
 
+    @property
+    def has_passed(self) -> bool:
+        """Whether it has passed: a TimeoutError of the block may be another one."""
+        return self._has_passed
+
     def __enter__(self) -> None:
         loop = asyncio.get_running_loop()
         task = asyncio.current_task(loop)

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from fanout.core.errors import ModelError
+from fanout.core.errors import LLMError, ModelError
 from fanout.core.records import ErrorKind
 from fanout.core.spec_fields import RetrySpec
 from fanout.llm import LLMReply, LLMRequest, user_code
@@ -54,11 +54,21 @@ KINDS = {
 }
 
 
+EXITS = [SystemExit, KeyboardInterrupt, BaseException, GeneratorExit, asyncio.CancelledError]
+
+
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch):
     monkeypatch.setattr(user_code, "_GRACE_S", 0.01)
     monkeypatch.setattr(user_code, "_CHECK_S", 0.02)
     monkeypatch.setattr(user_code, "_CLOSE_S", 0.02)
+    monkeypatch.setattr(user_code._ABANDONED_FILTER, "_next", float("-inf"))
+
+
+@pytest.fixture
+def _patient(monkeypatch):
+    monkeypatch.setattr(user_code, "_CHECK_S", 30)
+    monkeypatch.setattr(user_code, "_CLOSE_S", 30)
 
 
 def calls(llm, timeout_s):
@@ -89,11 +99,59 @@ def test_a_call_ends_at_its_deadline_and_with_its_run_though_its_function_runs_o
 
     asyncio.run(run())
     assert "did not end when it was cancelled" in caplog.text
-    assert not user_code._abandoned
+    assert not user_code._abandoned.tasks
+    assert not user_code._abandoned._counts
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, BaseException, GeneratorExit])
+def test_a_function_of_which_too_many_calls_run_on_is_called_no_more(kind, monkeypatch, caplog):
+    monkeypatch.setattr(user_code, "_MOST_ABANDONED", 3)
+    function, other = Stubborn(), Stubborn()
+
+    async def run():
+        llm = KINDS[kind](function)
+        # The thread of a wrapper may not begin in time.
+        while len(user_code._abandoned.tasks) < 3:
+            assert (await calls(llm, 0.01)).kind is ErrorKind.TIMEOUT
+        for result in [await calls(llm, 5) for _ in range(3)]:
+            assert result.kind is ErrorKind.INTERNAL
+            assert "called no more by this worker: 3 calls of it run on" in result.message
+            assert result.stop_after == 1
+        assert len(user_code._abandoned.tasks) == 3
+        # Others are.
+        assert (await calls(KINDS[kind](other), 0.01)).kind is ErrorKind.TIMEOUT
+        function.is_over = other.is_over = True
+        await asyncio.wait(list(user_code._abandoned.tasks), timeout=5)
+        # And so is this one, once its calls have ended.
+        assert (await calls(KINDS[kind](function), 5)).kind in {None, ErrorKind.INVALID_OUTPUT}
+
+    asyncio.run(run())
+    assert caplog.text.count("did not end when it was cancelled") == 1
+
+
+def test_tasks_of_other_loops_are_abandoned_while_one_looks_for_its_own():
+    class Changes(asyncio.Task[None]):
+        """Another thread's loop adds a task as this one is looked at."""
+
+        def get_loop(self):
+            if len(user_code._abandoned.tasks) < 5:
+                user_code._abandoned.add(Changes(wait(), loop=loop), loop)
+            return super().get_loop()
+
+    async def wait():
+        await asyncio.sleep(0)
+
+    loop, mine = asyncio.new_event_loop(), asyncio.new_event_loop()
+    user_code._abandoned.add(Changes(wait(), loop=loop), loop)
+    assert not user_code.has_abandoned(mine)
+    loop.run_until_complete(asyncio.gather(*user_code._abandoned.tasks))
+    loop.close()
+    mine.close()
+    assert not user_code._abandoned.tasks
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("error", EXITS)
 def test_an_exit_in_a_function_fails_its_call_and_not_the_loop(kind, error):
     async def exits(*_given):
         raise error("7")
@@ -103,6 +161,64 @@ def test_an_exit_in_a_function_fails_its_call_and_not_the_loop(kind, error):
 
     result = asyncio.run(run())
     assert (result.kind, result.message) == (ErrorKind.INTERNAL, f"{error.__name__}: 7")
+
+
+@pytest.mark.usefixtures("_patient")
+@pytest.mark.parametrize("error", EXITS)
+def test_what_a_function_raises_is_no_cancellation_of_its_caller(error):
+    async def exits(*_given):
+        raise error("7")
+
+    async def cancels_itself(*_given):
+        asyncio.current_task().cancel()
+        await asyncio.sleep(60)
+
+    async def run():
+        for function in (exits, cancels_itself):
+            with pytest.raises(LLMError, match=f"{error.__name__}: 7|CancelledError") as caught:
+                await user_code.contained(function)
+            assert caught.value.kind is ErrorKind.INTERNAL
+            with pytest.raises(ModelError, match="its check failed: "):
+                await user_code.check_llm(Model(function))
+            await user_code.close_llm(Model(function))
+
+    asyncio.run(run())
+
+
+@pytest.mark.usefixtures("_patient")
+@pytest.mark.parametrize("kind", ["check", "complete", "aclose"])
+def test_a_timeout_of_an_own_connection_is_told_in_its_words(kind, caplog):
+    async def fails(*_given):
+        raise TimeoutError("connect to 10.0.0.1 timed out")
+
+    async def run():
+        if kind == "check":
+            with pytest.raises(TimeoutError, match=r"10\.0\.0\.1"):
+                await user_code.check_llm(Model(fails))
+        elif kind == "complete":
+            result = await calls(Model(fails), 60)
+            assert result.kind is ErrorKind.TIMEOUT
+            assert result.message == "TimeoutError: connect to 10.0.0.1 timed out"
+        else:
+            await user_code.close_llm(Model(fails))
+            assert "aclose of Model failed: TimeoutError" in caplog.text
+
+    asyncio.run(run())
+
+
+@pytest.mark.usefixtures("_patient")
+@pytest.mark.parametrize("given", [ErrorKind.AUTH, "auth", "no kind"])
+def test_the_kind_of_the_error_of_a_check_is_kept(given):
+    async def fails(*_given):
+        raise LLMError(given, "wrong key")
+
+    async def run():
+        with pytest.raises(ModelError, match="its check failed: wrong key") as caught:
+            await user_code.check_llm(Model(fails))
+        return caught.value.kind
+
+    known = {"no kind": ErrorKind.INTERNAL}
+    assert asyncio.run(run()) is known.get(given, ErrorKind.AUTH)
 
 
 def test_what_cleans_up_when_it_is_cancelled_is_awaited():
