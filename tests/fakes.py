@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import fakeredis
-import msgspec
+from msgspec import structs
 
 from fanout.core.errors import UnknownRunError
 from fanout.core.ids import ShardId, StageId
@@ -23,8 +23,8 @@ from fanout.core.spec import make_spec
 from fanout.llm import FakeLLM
 from fanout.policy.packing import pack
 from fanout.runs.budgets import run_limits
+from fanout.runs.result_values import stored_values
 from fanout.runs.retried_runs import reset_retried_shard
-from fanout.runs.status import StoredResult
 from fanout.stores import RedisStore
 from workers.branch import execution as branches
 from workers.branch.execution import BranchFailed
@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         RecordRequest,
     )
     from fanout.llm import LLMRequest
+    from fanout.runs.status import StoredResult
 
 __all__ = [
     "RUN",
@@ -387,4 +388,10 @@ class FakeContext(WorkerContext):
 
     @property
     def result(self) -> StoredResult:
-        return msgspec.json.decode(self.store.result(RUN), type=StoredResult)
+        values = stored_values(self.store, RUN)
+        assert values is not None
+        aggregates = {
+            group: structs.replace(one, value=values.value(one), held=None)
+            for group, one in values.stored.aggregates.items()
+        }
+        return structs.replace(values.stored, aggregates=aggregates)

@@ -1,9 +1,12 @@
-"""Aggregators, which reduce the answers of a run, or of each group, to one value. No I/O."""
+"""Aggregators, which reduce the answers of a run, or of each group, to one value.
 
-from fanout.aggregators.base import Aggregate, Item
+Their only I/O are temporary files for what does not fit into memory (``fanout.system.external_sort``).
+"""
+
+from fanout.aggregators.base import Aggregate, Held, Item
 from fanout.aggregators.coverage import Coverage, CoverageCounter, Tally, lacking
 from fanout.aggregators.grouping import (
-    TooLargeError,
+    GroupedAggregates,
     aggregate_groups,
     group_key,
     make_accumulator,
@@ -12,37 +15,26 @@ from fanout.aggregators.llm import Part, leaf_part, render_input, room_tokens
 from fanout.aggregators.nodes import Node, NodePacker, nodes_of, part_key
 from fanout.aggregators.parts import Fields
 from fanout.aggregators.rank import row_place
+from fanout.aggregators.records import GroupedRecords
 from fanout.aggregators.scores import score_of
-from fanout.aggregators.sources import (
-    RULE_TOKENS,
-    Place,
-    Source,
-    cited_node,
-    decode_places,
-    encode_places,
-    shown_texts,
-    sources_of,
-    with_sources,
-)
+from fanout.aggregators.streams import Streamed, covered, value_of, whole
 
 __all__ = [
-    "RULE_TOKENS",
     "Aggregate",
     "Coverage",
     "CoverageCounter",
     "Fields",
+    "GroupedAggregates",
+    "GroupedRecords",
+    "Held",
     "Item",
     "Node",
     "NodePacker",
     "Part",
-    "Place",
-    "Source",
+    "Streamed",
     "Tally",
-    "TooLargeError",
     "aggregate_groups",
-    "cited_node",
-    "decode_places",
-    "encode_places",
+    "covered",
     "group_key",
     "lacking",
     "leaf_part",
@@ -53,7 +45,6 @@ __all__ = [
     "room_tokens",
     "row_place",
     "score_of",
-    "shown_texts",
-    "sources_of",
-    "with_sources",
+    "value_of",
+    "whole",
 ]

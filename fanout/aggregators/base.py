@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import heapq
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, runtime_checkable
 
 import msgspec
 
 from fanout.aggregators.coverage import Coverage  # noqa: TC001 - msgspec reads the annotation
-from fanout.aggregators.sources import Source  # noqa: TC001 - msgspec reads the annotation
 from fanout.core.cells import Cell  # noqa: TC001 - msgspec reads the annotation
 
-__all__ = ["LEFT_OUT", "Accumulator", "Aggregate", "Item", "NameSample", "ballots", "place"]
+if TYPE_CHECKING:
+    from fanout.aggregators.streams import Streamed
+
+__all__ = [
+    "LEFT_OUT",
+    "Accumulator",
+    "Aggregate",
+    "Held",
+    "Item",
+    "NameSample",
+    "Spilling",
+    "ballots",
+    "place",
+]
 
 _SAMPLE_NAMES = 10
 
@@ -39,11 +51,27 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     steps: dict[str, Any] = {}
 
 
-class Aggregate(msgspec.Struct, frozen=True, kw_only=True):
+class Held(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where a value is that is stored in pieces: see ``fanout.runs.result_values``.
+
+    Attributes:
+        form: How it is written: see ``fanout.aggregators.streams``.
+        start: Its first byte in all pieces of the result.
+        end: The byte behind its last one.
+        rows: How many rows it has; 0 of other forms.
+    """
+
+    form: Literal["text", "rows", "json"]
+    start: int
+    end: int
+    rows: int = 0
+
+
+class Aggregate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The result of an aggregator: text or another JSON value, from branches with an answer.
 
-    ``coverage`` is what is behind it; None in results of earlier versions, and of comparisons. ``sources``
-    are those that it cites; empty without ``sources`` in its job.
+    Of one that is stored in pieces, ``value`` is None, and ``held`` says where they are. ``coverage`` is
+    what is behind it; None in results of earlier versions, and of comparisons.
     """
 
     value: Any
@@ -51,7 +79,17 @@ class Aggregate(msgspec.Struct, frozen=True, kw_only=True):
     failed: int = 0
     notes: list[str] = []
     coverage: Coverage | None = None
-    sources: list[Source] = []
+    held: Held | None = None
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a value."""
+        return self.value is not None or self.held is not None
+
+    @property
+    def problem(self) -> str | None:
+        """Why there is none, where too little is behind it; else None."""
+        return None if self.coverage is None else self.coverage.problem
 
 
 def ballots(item: Item) -> dict[str, int]:
@@ -73,7 +111,7 @@ class Accumulator(Protocol):
     """Takes the branches of one group, in any order, and returns their aggregate.
 
     The aggregate is that of the branches in input order, however they came. So shards may be
-    accumulated apart, and merged.
+    accumulated apart, and merged. What may be large is kept as records, and not in memory.
     """
 
     def add(self, item: Item) -> None:
@@ -82,8 +120,16 @@ class Accumulator(Protocol):
     def merge(self, other: Self) -> None:
         """Add the branches of another accumulator of the same kind, which is not used any more."""
 
-    def result(self) -> Aggregate:
-        """Return the aggregate of the added branches."""
+    def result(self) -> Aggregate | Streamed:
+        """Return the aggregate of the added branches, once; none may be added any more."""
+
+
+@runtime_checkable
+class Spilling(Protocol):
+    """An accumulator that holds more in memory than a few counters."""
+
+    def spill(self) -> None:
+        """Make records of what it holds: see ``fanout.aggregators.records``."""
 
 
 def place(item: Item) -> str:

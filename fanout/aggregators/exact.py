@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing import Self
 
 __all__ = ["ExactNumbers"]
 
@@ -45,6 +49,18 @@ class ExactNumbers:
         self._has_floats |= other._has_floats
         if other._least is not None and other._greatest is not None:
             self._bound(other._least, other._greatest)
+
+    def state(self) -> tuple[int, int, int, bool, int | float | None, int | float | None]:
+        """Return all that it holds, as plain values."""
+        whole, parts = self._whole, self._parts
+        return self.count, whole, parts, self._has_floats, self._least, self._greatest
+
+    @classmethod
+    def of(cls, state: tuple[Any, ...]) -> Self:
+        """Return numbers with what ``state`` has returned."""
+        one = cls()
+        one.count, one._whole, one._parts, one._has_floats, one._least, one._greatest = state
+        return one
 
     def _bound(self, least: float, greatest: float) -> None:
         # Of 1 and 1.0 it is always the same one.

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["FirstForms"]
 
 # The first bytes of texts, true, false and null, which have one form only.
 _ONE_FORM = b'"tfn'
+# What a form takes beside its bytes.
+_FORM_BYTES = 300
 
 
 class FirstForms:
@@ -18,6 +23,10 @@ class FirstForms:
     def __init__(self) -> None:
         # JSON, so that nobody changes a list or an object.
         self._forms: dict[bytes, tuple[tuple[int, int], bytes]] = {}
+
+    def __iter__(self) -> Iterator[tuple[bytes, tuple[int, int], bytes]]:
+        """Yield the values that have other forms, with the first one of each, and where that is."""
+        return ((key, first, form) for key, (first, form) in self._forms.items())
 
     def is_new(self, key: bytes, first: tuple[int, int]) -> bool:
         """Say whether a value has other forms, and none is known that comes before this one.
@@ -31,17 +40,9 @@ class FirstForms:
         known = self._forms.get(key)
         return known is None or first < known[0]
 
-    def add(self, key: bytes, form: Any, first: tuple[int, int]) -> None:
-        """Keep a form that is new."""
-        self._forms[key] = first, msgspec.json.encode(form)
-
-    def merge(self, other: FirstForms) -> None:
-        """Add the forms of another one."""
-        for key, theirs in other._forms.items():
-            ours = self._forms.setdefault(key, theirs)
-            if theirs[0] < ours[0]:
-                self._forms[key] = theirs
-
-    def shown(self, key: bytes) -> Any:
-        """Return the first form of a value."""
-        return msgspec.json.decode(self._forms[key][1] if key in self._forms else key)
+    def add(self, key: bytes, form: Any, first: tuple[int, int]) -> int:
+        """Keep a form that is new; return about the bytes of memory that it takes."""
+        data = msgspec.json.encode(form)
+        size = 0 if key in self._forms else _FORM_BYTES + len(key) + len(data)
+        self._forms[key] = first, data
+        return size

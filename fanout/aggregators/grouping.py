@@ -5,26 +5,32 @@ from __future__ import annotations
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
+from fanout.aggregators.base import Spilling
 from fanout.aggregators.concat import Concat
 from fanout.aggregators.merge import Merge
 from fanout.aggregators.parts import Fields
 from fanout.aggregators.rank import Rank, Top
+from fanout.aggregators.records import GroupedRecords, Records
+from fanout.aggregators.streams import whole
 from fanout.aggregators.table import Table
 from fanout.aggregators.vote import Vote
 from fanout.core.cells import COLUMN, OWN, cell_text
 from fanout.core.step_answers import STEPS, child_of
+from fanout.system.external_sort import Scratch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from typing import Self
 
     from fanout.aggregators.base import Accumulator, Aggregate, Item
+    from fanout.aggregators.streams import Streamed
     from fanout.core.cells import Cell
 
-__all__ = ["TooLargeError", "aggregate_groups", "group_key", "make_accumulator"]
+__all__ = ["GroupedAggregates", "aggregate_groups", "group_key", "make_accumulator"]
 
 _ALL = Fields()
-_ACCUMULATORS: dict[str, Callable[[Fields], Accumulator]] = {
-    "concat": lambda _fields: Concat(),
+_ACCUMULATORS: dict[str, Callable[[Fields, Records], Accumulator]] = {
+    "concat": Concat,
     "merge": Merge,
     "rank": Rank,
     "table": Table,
@@ -33,16 +39,19 @@ _ACCUMULATORS: dict[str, Callable[[Fields], Accumulator]] = {
 }
 
 
-class TooLargeError(Exception):
-    """A result would be too large to be stored."""
-
-
-def make_accumulator(name: str, fields: Fields = _ALL) -> Accumulator:
+def make_accumulator(
+    name: str, fields: Fields = _ALL, records: Records | None = None
+) -> Accumulator:
     """Return an aggregator by name: ``concat``, ``merge``, ``rank``, ``table``, ``top`` or ``vote``.
 
     ``none`` aggregates nothing, and ``llm`` makes calls: neither is an accumulator.
+
+    Args:
+        name: The name.
+        fields: What it goes by.
+        records: Where it keeps what may be large; None makes some for it alone.
     """
-    return _ACCUMULATORS[name](fields)
+    return _ACCUMULATORS[name](fields, Records() if records is None else records)
 
 
 def group_key(
@@ -84,30 +93,63 @@ def _step_group(group_by: str, steps: Mapping[str, Any]) -> str:
     return f"(no {group_by})" if value is None else cell_text(value)
 
 
-def aggregate_groups(
-    name: str, items: Iterable[Item], fields: Fields = _ALL, *, most_chars: int | None = None
-) -> dict[str, Aggregate]:
-    """Return the aggregate of each group, in the order in which the groups first appear.
+class GroupedAggregates:
+    """Aggregates branches by group; what it holds in memory grows with the groups, not the branches.
 
     Args:
         name: The aggregator's name.
-        items: The branches; only what the aggregators hold of them stays in memory.
         fields: What the aggregators go by.
-        most_chars: The most characters of answers that a result may quote; None is no limit.
-
-    Raises:
-        TooLargeError: The answers are longer, and the result would quote all of them.
+        scratch: What may be used, in memory and in files.
     """
-    groups: dict[str, Accumulator] = {}
-    quotes_all = name == "concat" or (name == "rank" and fields.k is None)
-    chars = 0
-    for item in items:
-        if quotes_all and most_chars is not None:
-            chars += len(item.output or "")
-            if chars > most_chars:
-                raise TooLargeError
-        accumulator = groups.get(item.group)
+
+    def __init__(self, name: str, fields: Fields = _ALL, scratch: Scratch | None = None) -> None:
+        self._name = name
+        self._fields = fields
+        self._records = GroupedRecords(scratch or Scratch())
+        self._groups: dict[str, Accumulator] = {}
+
+    def add(self, item: Item) -> None:
+        """Add one branch, failed or not. Raises RunError: there is no room for temporary files."""
+        accumulator = self._groups.get(item.group)
         if accumulator is None:
-            accumulator = groups[item.group] = make_accumulator(name, fields)
+            records = self._records.of(len(self._groups))
+            accumulator = make_accumulator(self._name, self._fields, records)
+            self._groups[item.group] = accumulator
         accumulator.add(item)
-    return {group: accumulator.result() for group, accumulator in groups.items()}
+        if self._records.is_full:
+            self._spill()
+
+    def _spill(self) -> None:
+        for accumulator in self._groups.values():
+            if isinstance(accumulator, Spilling):
+                accumulator.spill()
+        self._records.held_bytes = 0
+
+    def results(self) -> Iterator[tuple[str, Aggregate | Streamed]]:
+        """Yield the aggregate of each group, once, in the order in which the groups first appear.
+
+        The value of one must be read before the next is asked for. No branch may be added any more.
+        """
+        self._spill()
+        for group, accumulator in self._groups.items():
+            yield group, accumulator.result()
+
+    def close(self) -> None:
+        """Give the room back. Safe to call twice."""
+        self._records.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+
+def aggregate_groups(
+    name: str, items: Iterable[Item], fields: Fields = _ALL, *, scratch: Scratch | None = None
+) -> dict[str, Aggregate]:
+    """Return the aggregate of each group, with its value in memory: see GroupedAggregates."""
+    with GroupedAggregates(name, fields, scratch) as groups:
+        for item in items:
+            groups.add(item)
+        return {group: whole(made) for group, made in groups.results()}

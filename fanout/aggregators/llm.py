@@ -12,8 +12,6 @@ import msgspec
 
 from fanout.aggregators.base import place
 from fanout.aggregators.coverage import Tally
-from fanout.aggregators.sources import Place  # noqa: TC001 - msgspec reads the annotation
-from fanout.core.citations import ID_CHARS
 from fanout.core.errors import SpecError
 from fanout.core.marks import mark_of
 from fanout.core.tokens import BYTES_PER_TOKEN, estimate_tokens
@@ -33,7 +31,6 @@ _SEPARATOR = "\n\n"
 # 60 bits of a hash of all answers: too many to guess, and few tokens.
 _TAG_LENGTH = 12
 _SAMPLE_FENCE = f"=== {'0' * _TAG_LENGTH}"
-_SAMPLE_CITED = f"{_SAMPLE_FENCE} [s-{'0' * ID_CHARS}]"
 # The rest of the window is for the chat template, and for errors of the estimate.
 _SAFETY = 0.85
 _NOTHING = Tally()
@@ -49,8 +46,6 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
         failed: The number of its branches without an answer.
         key: Where it is from: see ``fanout.aggregators.nodes``.
         tally: What is behind it.
-        place: Of an answer of a branch in a job with ``sources``: where it is from.
-        sources: Of a reduction in such a job: the places that it cites, by id.
     """
 
     group: str
@@ -59,24 +54,16 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     failed: int = 0
     key: int = 0
     tally: Tally = Tally()
-    place: Place | None = None
-    sources: dict[str, Place] = {}
 
 
-def leaf_part(
-    item: Item, *, key: int = 0, tally: Tally = _NOTHING, place_of: Place | None = None
-) -> Part:
-    """Return a branch as a part; a line with its origin precedes its answer.
-
-    With the place of a source, that line has other brackets than the ids that are to be cited.
-    """
+def leaf_part(item: Item, *, key: int = 0, tally: Tally = _NOTHING) -> Part:
+    """Return a branch as a part; a line with its origin precedes its answer."""
     if item.output is None:
         return Part(group=item.group, text="", count=0, failed=1, key=key, tally=tally)
     # A name with line breaks could forge further lines of the prompt.
     shown = " ".join(place(item).split())
-    line = f"[{shown}]" if place_of is None else f"({shown})"
-    text = f"{line}\n{item.output.strip()}"
-    return Part(group=item.group, text=text, key=key, tally=tally, place=place_of)
+    text = f"[{shown}]\n{item.output.strip()}"
+    return Part(group=item.group, text=text, key=key, tally=tally)
 
 
 def room_tokens(*, context_tokens: int, template_tokens: int, answer_tokens: int) -> int:
@@ -115,15 +102,14 @@ def fitted(parts: list[Part], room_tokens: int, bytes_per_token: float) -> list[
 
 def part_tokens(part: Part) -> int:
     """Return how many estimated tokens of a prompt a part takes."""
-    fence = _SAMPLE_FENCE if part.place is None else _SAMPLE_CITED
-    return estimate_tokens(_fenced(part.text, fence) + _SEPARATOR)
+    return estimate_tokens(_fenced(part.text, _SAMPLE_FENCE) + _SEPARATOR)
 
 
 def _cut(part: Part, most: int, bytes_per_token: float) -> Part:
     total = estimate_tokens(part.text)
     shown, whole = (round(n * BYTES_PER_TOKEN / bytes_per_token) for n in (most, total))
     mark = f"\n[... cut: {shown:,} of {whole:,} tokens are shown]"
-    room = most - part_tokens(msgspec.structs.replace(part, text=mark))
+    room = most - estimate_tokens(_fenced(mark, _SAMPLE_FENCE) + _SEPARATOR)
     keep = len(part.text) * max(room, 1) // total
     # Bytes are not spread evenly over a text: shorten it until it fits.
     while keep > 1 and estimate_tokens(part.text[:keep]) > room:

@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fanout.aggregators.base import LEFT_OUT, Aggregate, NameSample
+from fanout.aggregators.folding import folded
 from fanout.aggregators.parts import Fields
-from fanout.core.json_text import identity, parse_json
+from fanout.aggregators.records import Records
+from fanout.aggregators.streams import Streamed
+from fanout.core.json_text import parse_json
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Self
 
     from fanout.aggregators.base import Item
@@ -34,9 +38,9 @@ class Merge:
     those where the part is to be in the answer.
     """
 
-    def __init__(self, fields: Fields = _ALL) -> None:
+    def __init__(self, fields: Fields = _ALL, records: Records | None = None) -> None:
         # JSON until the end: what becomes of values depends on the order of the answers.
-        self._values: list[tuple[int, bytes]] = []
+        self._values = records or Records()
         self._is_label = bool(fields.choices)
         self._reader = fields.reader(fields.by[0]) if fields.by else None
         self._succeeded = 0
@@ -58,28 +62,33 @@ class Merge:
         values = [answer] if reader is None else reader.values(item, answer)
         if reader is not None and not values:
             (self._unusable if is_text and reader.may_be_of_answer else self._without).add(item)
-        self._values += [(item.index, msgspec.json.encode(value)) for value in values]
+        for at, value in enumerate(values):
+            self._values.add((item.index, at), msgspec.json.encode(value))
 
     def merge(self, other: Self) -> None:
         """See Accumulator."""
-        self._values += other._values
+        for key, data in other._values:
+            self._values.add(key, *data)
         self._succeeded += other._succeeded
         self._missing.merge(other._missing)
         self._unusable.merge(other._unusable)
         self._without.merge(other._without)
 
-    def result(self) -> Aggregate:
+    def result(self) -> Streamed:
         """See Accumulator."""
-        merged = _Merged()
-        self._values.sort(key=lambda value: value[0])
-        for _, data in self._values:
-            merged.take(msgspec.json.decode(data))
+        return Streamed(form="json", chunks=self._chunks(), end=self._end)
+
+    def _chunks(self) -> Iterator[bytes]:
+        values = ((key, data[0]) for key, data in self._values)
+        yield from folded(values, self._values.scratch)
+
+    def _end(self) -> Aggregate:
         notes = self._missing.notes(LEFT_OUT)
         notes += self._unusable.notes("answers are not JSON and left out")
         if self._reader is not None:
             notes += self._without.notes(f"answers have no {self._reader.name}")
         return Aggregate(
-            value=merged.value(),
+            value=None,
             succeeded=self._succeeded,
             failed=self._missing.count,
             notes=notes,
@@ -94,73 +103,3 @@ def _value(output: str, *, is_label: bool) -> tuple[Any, bool]:
         return parse_json(output), False
     except ValueError:
         return output, True
-
-
-class _Merged:
-    """What is merged so far, in place, so that the cost of a value does not grow with their number."""
-
-    def __init__(self) -> None:
-        self._is_empty = True
-        self._value: Any = {}
-
-    def take(self, value: Any) -> None:
-        self._value = value if self._is_empty else _both(self._value, value)
-        self._is_empty = False
-
-    def value(self) -> Any:
-        return _plain(self._value)
-
-
-class _Distinct:
-    """The distinct values on which answers differ, in input order."""
-
-    def __init__(self) -> None:
-        self._values: dict[bytes, Any] = {}
-
-    def add(self, value: Any) -> None:
-        self._values.setdefault(identity(_plain(value)), value)
-
-    def values(self) -> list[Any]:
-        return list(self._values.values())
-
-
-def _merge(left: dict[str, Any], right: dict[str, Any]) -> None:
-    """Merge ``right`` into ``left``."""
-    for key, value in right.items():
-        left[key] = _both(left[key], value) if key in left else value
-
-
-def _both(left: Any, right: Any) -> Any:
-    if isinstance(left, _Distinct):
-        for value in _listed(right):
-            left.add(value)
-        return left
-    if isinstance(left, dict) and isinstance(right, dict):
-        _merge(left, right)
-        return left
-    if isinstance(left, list):
-        left.extend(_listed(right))
-        return left
-    if isinstance(right, list):
-        return [left, *right]
-    if identity(_plain(left)) == identity(_plain(right)):
-        return left
-    distinct = _Distinct()
-    distinct.add(left)
-    distinct.add(right)
-    return distinct
-
-
-def _plain(value: Any) -> Any:
-    """Return a JSON value, with collected values as lists."""
-    if isinstance(value, _Distinct):
-        return [_plain(one) for one in value.values()]
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_plain(one) for one in value]
-    return value
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import heapq
-from collections import Counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import structs
 
 from fanout.aggregators.base import LEFT_OUT, Aggregate, NameSample
 from fanout.aggregators.parts import Fields, answer_value
+from fanout.aggregators.records import Records
 from fanout.aggregators.scores import score_of, text_score
+from fanout.aggregators.streams import Streamed
 from fanout.core.numbers import as_number
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Self
 
     from fanout.aggregators.base import Item
@@ -21,17 +26,45 @@ __all__ = ["Rank", "Top", "row_place"]
 _ALL = Fields()
 _TOP = 10
 _LOWEST_FIRST = "-"
+# What an entry of a heap takes.
+_ENTRY_BYTES = 160
+
+# Whether an answer has a number, and that number, the highest first; then the lowest index.
+_Number = tuple[bool, float]
+_Entry = tuple[bool, float, int]
 
 
-class _Row(NamedTuple):
-    """A ranked answer. Rows are ordered as they are ranked: without a score last, then by input."""
+class _Best:
+    """Says of answers whether they may be among the first ``k``, so that few of the others are kept.
 
-    is_unscored: bool
-    order: float
-    at: int
-    score: int | float | None
-    output: str
-    place: tuple[tuple[str, Any], ...]
+    Args:
+        k: How many there are to be.
+    """
+
+    def __init__(self, k: int) -> None:
+        self._k = k
+        # A heap, whose first is the last of the first k.
+        self._last_first: list[_Entry] = []
+        # The answers that were refused with the number of that one.
+        self._refused = 0
+
+    def takes(self, entry: _Entry) -> bool | None:
+        """Say whether an answer may be among the first ``k``; None if it takes no other's place."""
+        if len(self._last_first) < self._k:
+            heapq.heappush(self._last_first, entry)
+            return None
+        last = self._last_first[0]
+        if entry < last:
+            self._refused += entry[:2] == last[:2]
+            return False
+        heapq.heapreplace(self._last_first, entry)
+        if self._last_first[0][:2] != last[:2]:
+            self._refused = 0
+        return True
+
+    def refused(self) -> list[tuple[_Number, int]]:
+        """Return the number of which answers were refused, with how many, unless none were."""
+        return [(self._last_first[0][:2], self._refused)] if self._refused else []
 
 
 class Rank:
@@ -46,20 +79,20 @@ class Rank:
 
     has_unscored = True
 
-    def __init__(self, fields: Fields = _ALL) -> None:
+    def __init__(self, fields: Fields = _ALL, records: Records | None = None) -> None:
         name = fields.by[0] if fields.by else None
         self._fields = fields
         self._sign = 1 if name and name.startswith(_LOWEST_FIRST) else -1
         self._reader = fields.reader(name.removeprefix(_LOWEST_FIRST)) if name else None
         self._k = fields.k
-        # With a limit a heap, whose first is the last that is kept.
-        self._rows: list[_Row] = []
-        self._last_first: list[tuple[bool, float, int, _Row]] = []
-        # The answers that were left out, by score, as far as it is that of the last that is kept.
-        self._cut: Counter[tuple[bool, float]] = Counter()
+        self._rows = records or Records()
+        self._best = _Best(fields.k) if fields.k is not None else None
+        self._refused: list[tuple[_Number, int]] = []
         self._succeeded = 0
         self._missing = NameSample()
         self._unscored = NameSample()
+        # The last rank that is shown: its answers that are kept, and those that are left out.
+        self._last_rank = self._kept = self._cut = 0
 
     def add(self, item: Item) -> None:
         """See Accumulator."""
@@ -73,50 +106,87 @@ class Rank:
             if not self.has_unscored:
                 return
         order = 0 if score is None else self._sign * score
-        self._keep(_Row(score is None, order, item.index, score, item.output, row_place(item)))
+        if self._may_be_kept((score is not None, -order, -item.index)):
+            self._keep((score is None, order, item.index), item)
+
+    def _may_be_kept(self, entry: _Entry) -> bool:
+        if self._best is None:
+            return True
+        takes = self._best.takes(entry)
+        if takes is None:
+            self._rows.hold(_ENTRY_BYTES)
+        return takes is not False
+
+    def spill(self) -> None:
+        """See Spilling: from now on, all answers are kept as records."""
+        if self._best is not None:
+            self._refused += self._best.refused()
+            self._best = None
+
+    def _keep(self, key: tuple[bool, float, int], item: Item) -> None:
+        self._rows.add(key, item.output, msgspec.json.encode(dict(row_place(item))))
 
     def merge(self, other: Self) -> None:
         """See Accumulator."""
-        for row in other._kept():
-            self._keep(row)
-        self._cut.update(other._cut)
-        self._forget_lower()
+        other.spill()
+        self._refused += other._refused
+        for key, data in other._rows:
+            is_unscored, order, index = key
+            if self._may_be_kept((not is_unscored, -order, -index)):
+                self._rows.add(key, *data)
         self._succeeded += other._succeeded
         self._missing.merge(other._missing)
         self._unscored.merge(other._unscored)
 
-    def result(self) -> Aggregate:
+    def result(self) -> Streamed:
         """See Accumulator."""
-        ranked: list[dict[str, Any]] = []
-        for position, row in enumerate(sorted(self._kept()), 1):
-            shares = bool(ranked) and ranked[-1]["score"] == row.score
-            ranked.append({
-                "rank": ranked[-1]["rank"] if shares else position,
-                "score": row.score,
-                **dict(row.place),
-                "output": self._shown(row.output),
-            })  # fmt: skip
+        return Streamed(form="rows", chunks=self._chunks(), end=self._end)
+
+    def _chunks(self) -> Iterator[bytes]:
+        self.spill()
+        last: _Number | None = None
+        for position, ((is_unscored, order, _), (output, where)) in enumerate(self._rows, 1):
+            number = (not is_unscored, -order)
+            if self._k is not None and position > self._k:
+                if number != last:
+                    break
+                self._cut += 1
+                continue
+            if number != last:
+                self._last_rank, self._kept = position, 0
+            self._kept += 1
+            last = number
+            row = {
+                "rank": self._last_rank,
+                "score": None if is_unscored else self._sign * order,
+                **msgspec.json.decode(where),
+                "output": self._shown(output),
+            }
+            yield msgspec.json.encode(row) + b"\n"
+        self._cut += sum(count for number, count in self._refused if number == last)
+
+    def _end(self) -> Aggregate:
         last = "ranked last" if self.has_unscored else LEFT_OUT.removeprefix("failed and ")
         what = "number" if self._reader is None else f"number in {self._reader.name}"
         return Aggregate(
-            value=ranked,
+            value=None,
             succeeded=self._succeeded,
             failed=self._missing.count,
             notes=[
                 *self._unscored.notes(f"answers hold no {what}: {last}"),
                 *self._missing.notes(LEFT_OUT),
-                *self._notes_of_ties(ranked),
+                *self._notes_of_ties(),
             ],
         )
 
-    def _notes_of_ties(self, ranked: list[dict[str, Any]]) -> list[str]:
-        cut = self._cut.total()
-        if not cut:
+    def _notes_of_ties(self) -> list[str]:
+        if not self._cut:
             return []
-        rank = ranked[-1]["rank"]
-        kept = sum(row["rank"] == rank for row in ranked)
+        kept, cut = self._kept, self._cut
         first = "the first in the input is" if kept == 1 else f"the first {kept:,} in the input are"
-        return [f"{kept + cut:,} answers share rank {rank:,}: {first} kept, and {cut:,} left out"]
+        return [
+            f"{kept + cut:,} answers share rank {self._last_rank:,}: {first} kept, and {cut:,} left out"
+        ]
 
     def _score(self, item: Item, output: str) -> int | float | None:
         if self._reader is None:
@@ -128,27 +198,6 @@ class Rank:
         # As elsewhere: an answer with a schema is a value.
         return output if self._fields.schema is None else answer_value(output, self._fields)
 
-    def _kept(self) -> list[_Row]:
-        return self._rows if self._k is None else [entry[-1] for entry in self._last_first]
-
-    def _keep(self, row: _Row) -> None:
-        if self._k is None:
-            self._rows.append(row)
-            return
-        entry = (not row.is_unscored, -row.order, -row.at, row)
-        if len(self._last_first) < self._k:
-            heapq.heappush(self._last_first, entry)
-            return
-        least = max(entry, self._last_first[0])
-        left_out = heapq.heapreplace(self._last_first, entry) if least is entry else entry
-        self._cut[left_out[:2]] += 1
-        self._forget_lower()
-
-    def _forget_lower(self) -> None:
-        if self._cut:
-            last = self._last_first[0][:2]
-            self._cut = Counter({last: self._cut[last]}) if last in self._cut else Counter()
-
 
 class Top(Rank):
     """The answers with the highest numbers, the first ``k`` (else 10) of a ranking.
@@ -159,9 +208,8 @@ class Top(Rank):
 
     has_unscored = False
 
-    def __init__(self, fields: Fields = _ALL) -> None:
-        super().__init__(fields)
-        self._k = fields.k or _TOP
+    def __init__(self, fields: Fields = _ALL, records: Records | None = None) -> None:
+        super().__init__(structs.replace(fields, k=fields.k or _TOP), records)
 
 
 def row_place(item: Item) -> tuple[tuple[str, Any], ...]:

@@ -11,10 +11,15 @@ from fanout.aggregators.base import LEFT_OUT, Aggregate, NameSample
 from fanout.aggregators.exact import ExactNumbers
 from fanout.aggregators.first_forms import FirstForms
 from fanout.aggregators.parts import Fields, answer_value, written_value
+from fanout.aggregators.records import Records
+from fanout.aggregators.shown_forms import ShownForms
+from fanout.aggregators.streams import Streamed
 from fanout.core.json_text import identity
 from fanout.core.measures import measure_of
+from fanout.system.external_sort import grouped
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
     from typing import Self
 
     from fanout.aggregators.base import Item
@@ -23,6 +28,10 @@ __all__ = ["Table"]
 
 _ALL = Fields()
 _NULL = b"null"
+# The kinds of records, in their order.
+_FORMS, _ROWS = range(2)
+# What a row takes in memory, beside its values, and what the numbers of a field take.
+_ROW_BYTES, _NUMBERS_BYTES = 500, 400
 # The order of kinds of values in a column.
 _NUMBER, _TEXT, _TRUTH, _LIST, _OBJECT, _NOTHING = range(6)
 
@@ -34,10 +43,11 @@ class _Row:
         self.count = 0
         self.numbers = [ExactNumbers() for _ in range(fields)]
 
-    def merge(self, other: _Row) -> None:
-        self.count += other.count
-        for ours, theirs in zip(self.numbers, other.numbers, strict=True):
-            ours.merge(theirs)
+    def take(self, count: int, states: Iterable[tuple[Any, ...]]) -> None:
+        """Add the answers of a record."""
+        self.count += count
+        for ours, theirs in zip(self.numbers, states, strict=True):
+            ours.merge(ExactNumbers.of(theirs))
 
 
 class Table:
@@ -57,8 +67,9 @@ class Table:
     measures, and counted in a note.
     """
 
-    def __init__(self, fields: Fields = _ALL) -> None:
+    def __init__(self, fields: Fields = _ALL, records: Records | None = None) -> None:
         self._fields = fields
+        self._records = records or Records()
         self._by = [fields.reader(name) for name in fields.by]
         self._measures = [measure_of(name) for name in fields.measures or ("count",)]
         names = dict.fromkeys(one.field for one in self._measures if one.field)
@@ -88,10 +99,9 @@ class Table:
 
     def merge(self, other: Self) -> None:
         """See Accumulator."""
-        for key, row in other._rows.items():
-            self._row(key).merge(row)
-        for ours, theirs in zip(self._forms, other._forms, strict=True):
-            ours.merge(theirs)
+        other.spill()
+        for key, data in other._records:
+            self._records.add(key, *data)
         self._succeeded += other._succeeded
         self._missing.merge(other._missing)
         samples = zip(
@@ -100,15 +110,50 @@ class Table:
         for sample, further in samples:
             sample.merge(further)
 
-    def result(self) -> Aggregate:
+    def spill(self) -> None:
+        """See Spilling."""
+        for at, forms in enumerate(self._forms):
+            for key, first, form in forms:
+                self._records.add((_FORMS, at, key, first), form)
+        for keys, row in self._rows.items():
+            order = tuple(_order(msgspec.json.decode(one)) for one in keys)
+            numbers = tuple(one.state() for one in row.numbers)
+            self._records.add((_ROWS, order), keys, row.count, numbers)
+        self._rows, self._forms = {}, [FirstForms() for _ in self._by]
+
+    def result(self) -> Streamed:
         """See Accumulator."""
         if not self._by and self._succeeded == 0:
             self._row(())
-        rows = sorted(
-            self._rows.items(), key=lambda row: [_order(msgspec.json.decode(one)) for one in row[0]]
-        )
+        self.spill()
+        return Streamed(form="rows", chunks=self._chunks(), end=self._end)
+
+    def _chunks(self) -> Iterator[bytes]:
+        with ShownForms(len(self._by), self._records.scratch) as forms:
+            shown = forms.of_rows(self._combined(forms))
+            for keys, (count, *states) in shown:
+                row = _Row(len(self._measured))
+                row.take(count, states)
+                yield msgspec.json.encode(self._shown(keys, row)) + b"\n"
+
+    def _combined(self, forms: ShownForms) -> Iterator[tuple[tuple[bytes, ...], tuple[Any, ...]]]:
+        """Yield the values and the counts of each row, in order, behind the forms of values."""
+        for kind, records in grouped(self._records):
+            if kind == _FORMS:
+                for (_, at, key, first), (form,) in records:
+                    forms.add(at, key, first, form)
+                continue
+            for _, same in grouped(records, at=1):
+                row = _Row(len(self._measured))
+                keys: tuple[bytes, ...] = ()
+                for _, data in same:
+                    keys, count, states = data
+                    row.take(count, states)
+                yield keys, (row.count, *(one.state() for one in row.numbers))
+
+    def _end(self) -> Aggregate:
         return Aggregate(
-            value=[self._shown(key, row) for key, row in rows],
+            value=None,
             succeeded=self._succeeded,
             failed=self._missing.count,
             notes=self._notes(),
@@ -118,6 +163,8 @@ class Table:
         row = self._rows.get(key)
         if row is None:
             row = self._rows[key] = _Row(len(self._measured))
+            size = sum(map(len, key)) + _NUMBERS_BYTES * len(self._measured)
+            self._records.hold(_ROW_BYTES + size)
         return row
 
     def _keys(self, at: int, item: Item, answer: Any) -> list[bytes]:
@@ -136,7 +183,7 @@ class Table:
                     shown = value
                     if reader.is_whole and item.output is not None:
                         shown = written_value(item.output, value, self._fields)
-                    forms.add(key, shown, (item.index, part))
+                    self._records.hold(forms.add(key, shown, (item.index, part)))
         return list(keys)
 
     def _numbers(self, at: int, item: Item, answer: Any) -> list[int | float]:
@@ -147,8 +194,8 @@ class Table:
         return found
 
     def _shown(self, key: tuple[bytes, ...], row: _Row) -> dict[str, Any]:
-        parts = zip(self._by, self._forms, key, strict=True)
-        shown = {reader.name: forms.shown(one) for reader, forms, one in parts}
+        parts = zip(self._by, key, strict=True)
+        shown = {reader.name: msgspec.json.decode(one) for reader, one in parts}
         numbers = dict(zip((one.name for one in self._measured), row.numbers, strict=True))
         for measure in self._measures:
             if measure.kind == "count":

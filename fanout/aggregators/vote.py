@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from fanout.aggregators.base import Aggregate, NameSample, ballots
 from fanout.aggregators.parts import Fields, Written, answer_value, as_written
+from fanout.aggregators.records import Records
+from fanout.aggregators.streams import Streamed
+from fanout.aggregators.vote_names import Ballots
 from fanout.core.json_text import found_json, identity
 from fanout.core.label_text import folded, unmarked, unwrapped
 from fanout.core.numbers import plain_signs
 from fanout.core.units import plural
+from fanout.system.external_sort import grouped
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Self
 
     from fanout.aggregators.base import Item
+    from fanout.aggregators.vote_names import First
 
 __all__ = ["Vote", "value_key"]
 
 _ALL = Fields()
 _NULL = "null"
+# What a candidate takes beside its texts.
+_CANDIDATE_BYTES = 400
 
 
 class _Candidate(msgspec.Struct):
@@ -34,7 +43,7 @@ class _Candidate(msgspec.Struct):
 
     label: str
     full: str
-    first: tuple[int, int, int]
+    first: First
     votes: int = 0
 
 
@@ -54,8 +63,9 @@ class Vote:
     branch that asked for several answers has a vote for each.
     """
 
-    def __init__(self, fields: Fields = _ALL) -> None:
+    def __init__(self, fields: Fields = _ALL, records: Records | None = None) -> None:
         self._fields = fields
+        self._records = records or Records()
         reader = fields.reader(fields.by[0]) if fields.by else None
         self._reader = None if reader is None or reader.is_whole else reader
         # A part, or an answer with a schema, may be null, which is no text.
@@ -92,35 +102,47 @@ class Vote:
 
     def merge(self, other: Self) -> None:
         """See Accumulator."""
-        for key, theirs in other._candidates.items():
-            ours = self._candidates.setdefault(key, theirs)
-            if ours is not theirs:
-                first = min(ours, theirs, key=lambda one: one.first)
-                votes = ours.votes + theirs.votes
-                self._candidates[key] = msgspec.structs.replace(first, votes=votes)
+        other.spill()
+        for key, data in other._records:
+            self._records.add(key, *data)
         self._succeeded += other._succeeded
         self._failed += other._failed
         self._unnamed += other._unnamed
         self._without.merge(other._without)
 
-    def result(self) -> Aggregate:
+    def spill(self) -> None:
+        """See Spilling."""
+        for key, one in self._candidates.items():
+            self._records.add((key, one.first), one.label, one.full, one.votes)
+        self._candidates = {}
+
+    def result(self) -> Streamed:
         """See Accumulator."""
-        votes = dict(_shown(sorted(self._candidates.values(), key=lambda one: one.first)))
-        cast = sum(votes.values()) + self._unnamed
-        most = max(votes.values(), default=0)
-        first = [label for label, count in votes.items() if count == most]
-        is_tie = len(first) > 1
-        value = {
-            "winner": first[0] if len(first) == 1 else None,
-            "tied": first if is_tie else [],
-            "votes": votes,
-            "share": most / cast if cast else 0.0,
-        }
+        self.spill()
+        found = Ballots(self._records.scratch)
+        return Streamed(form="json", chunks=self._chunks(found), end=lambda: self._end(found))
+
+    def _chunks(self, found: Ballots) -> Iterator[bytes]:
+        with found:
+            for _, same in grouped(self._records):
+                (_, first), (label, full, votes) = next(same)
+                found.add(first, label, full, votes + sum(one[1][2] for one in same))
+            found.close_list()
+            is_tie = found.with_most > 1
+            winner = next(iter(found.leaders()), None) if not is_tie else None
+            yield b'{"winner":' + msgspec.json.encode(winner) + b',"tied":['
+            yield from _joined(map(msgspec.json.encode, found.leaders() if is_tie else ()))
+            yield b'],"votes":{'
+            yield from _joined(b"%b:%d" % (msgspec.json.encode(name), n) for name, n in found)
+            cast = found.cast + self._unnamed
+            yield b'},"share":' + msgspec.json.encode(found.most / cast if cast else 0.0) + b"}"
+
+    def _end(self, found: Ballots) -> Aggregate:
         return Aggregate(
-            value=value,
+            value=None,
             succeeded=self._succeeded,
             failed=self._failed,
-            notes=self._notes(len(first), most),
+            notes=self._notes(found.with_most, found.most),
         )
 
     def _notes(self, first: int, most: int) -> list[str]:
@@ -152,12 +174,15 @@ class Vote:
         value = value.value if isinstance(value, Written) else value
         return identity(value if self._fields.is_typed else _comparable(value))
 
-    def _cast(self, key: bytes, value: Any, first: tuple[int, int, int], votes: int) -> None:
+    def _cast(self, key: bytes, value: Any, first: First, votes: int) -> None:
         candidate = self._candidates.get(key)
         if candidate is None or first < candidate.first:
             made = _candidate(value, first, is_typed=self._fields.is_typed)
             if self._may_be_null and isinstance(value, str) and made.label == _NULL:
                 made.label = made.full = json.dumps(_NULL)
+            if candidate is None:
+                texts = sum(map(sys.getsizeof, {key, made.label, made.full}))
+                self._records.hold(_CANDIDATE_BYTES + texts)
             made.votes = 0 if candidate is None else candidate.votes
             self._candidates[key] = candidate = made
         candidate.votes += votes
@@ -204,7 +229,7 @@ def _comparable(value: Any) -> Any:
     return value
 
 
-def _candidate(value: Any, first: tuple[int, int, int], *, is_typed: bool) -> _Candidate:
+def _candidate(value: Any, first: First, *, is_typed: bool) -> _Candidate:
     if isinstance(value, Written):
         return _Candidate(label=value.text, full=value.text, first=first)
     full = json.dumps(value, ensure_ascii=False)
@@ -219,19 +244,8 @@ def _candidate(value: Any, first: tuple[int, int, int], *, is_typed: bool) -> _C
     return _Candidate(label=full, full=full, first=first)
 
 
-def _shown(candidates: list[_Candidate]) -> list[tuple[str, int]]:
-    """Return label and votes of each candidate; no two have the same label."""
-    named: dict[str, int] = {}
-    for one in candidates:
-        named[one.label] = named.get(one.label, 0) + 1
-    taken: set[str] = set()
-    shown = []
-    for one in candidates:
-        label = one.label if named[one.label] == 1 else one.full
-        number = 1
-        while label in taken:
-            number += 1
-            label = f"{one.full} ({number})"
-        taken.add(label)
-        shown.append((label, one.votes))
-    return shown
+def _joined(parts: Iterator[bytes]) -> Iterator[bytes]:
+    mark = b""
+    for part in parts:
+        yield mark + part
+        mark = b","

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
 from fanout.cli.evaluation_view import evaluation_lines, evaluation_note, shortfalls
 from fanout.cli.exits import CLOSED_PIPE, FAILURE, mute_stdout
@@ -19,17 +18,16 @@ from fanout.core.errors import FanoutError, RunError
 from fanout.core.records import ErrorKind, RunStatus
 from fanout.core.units import plural
 from fanout.inputs.documents.urls import shown_input
-from fanout.runs.answer_text import answer_text, source_lines
 from fanout.runs.rows import output_row
 from fanout.runs.status import coverage_value, kept_notes, retry_help
 from fanout.runs.tables.output_file import OutputFile
-from fanout.system.terminal import print_error, print_line, print_text
+from fanout.system.terminal import print_error, print_line, print_parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from fanout.aggregators import Coverage, Source
+    from fanout.aggregators import Coverage
     from fanout.cli.destinations import Destination
     from fanout.cli.evaluation_view import Threshold
     from fanout.cli.progress import Progress
@@ -38,6 +36,7 @@ if TYPE_CHECKING:
     from fanout.core.spec import RunSpec
     from fanout.runs.evaluation import Evaluation
     from fanout.runs.status import Status
+    from fanout.runs.stored_aggregate import StoredAggregate
 
 __all__ = [
     "Delivery",
@@ -98,30 +97,21 @@ class Delivery:
 class _Answer:
     """What a run has given beside its branches; ``evaluation`` is None without labels."""
 
-    aggregated: Any
+    aggregated: StoredAggregate
     notes: list[str]
     evaluation: Evaluation | None
     coverage: Coverage | dict[str, Coverage] | None = None
-    sources: list[Source] | dict[str, list[Source]] | None = None
-
-    @property
-    def shown(self) -> Any:
-        """The aggregate as it is printed: a group without one has the reason in its place."""
-        if not isinstance(self.coverage, dict) or not isinstance(self.aggregated, dict):
-            return self.aggregated
-        problems = {group: one.problem for group, one in self.coverage.items() if one.problem}
-        return self.aggregated | {
-            group: f"(no aggregate: {one})" for group, one in problems.items()
-        }
 
     def to_dict(self, status: Status) -> dict[str, Any]:
-        """Return it with the status as JSON values; without labels there is no ``evaluation``."""
+        """Return it with the status as JSON values; without labels there is no ``evaluation``.
+
+        The aggregate may be larger than memory, and is None here.
+        """
         notes = [*kept_notes(status), *self.notes]
         found = {
             **status.to_dict(),
-            "aggregated": self.aggregated,
+            "aggregated": None,
             "aggregate_coverage": coverage_value(self.coverage),
-            "sources": msgspec.to_builtins(self.sources),
             "notes": notes,
         }
         if self.evaluation is not None:
@@ -131,14 +121,13 @@ class _Answer:
 
 def deliver(run: Run, status: Status, progress: Progress, delivery: Delivery) -> int:
     """Print the answer of a run, or how good it is, write its files, and return the exit status."""
-    aggregated, notes = run.aggregate()
+    aggregated = run.stored_aggregate()
     labels = None if delivery.scoring is None else delivery.scoring.labels
     answer = _Answer(
         aggregated=aggregated,
-        notes=notes,
+        notes=aggregated.notes(),
         evaluation=run.evaluation(labels),
-        coverage=run.aggregate_coverage(),
-        sources=run.sources(),
+        coverage=aggregated.coverage(),
     )
     faults: list[str] = []
     with _noting(faults, "cannot write the results"):
@@ -298,17 +287,16 @@ def _print(
     run: Run, status: Status, answer: _Answer, progress: Progress, delivery: Delivery
 ) -> None:
     if delivery.stream is not None:
-        if answer.aggregated is not None:
-            print_json({"aggregated": answer.aggregated})
+        if answer.aggregated:
+            print_json({"aggregated": None}, {"aggregated": answer.aggregated.json()})
     elif delivery.as_json:
-        print_json({**answer.to_dict(status), **_threshold(answer, delivery)})
+        record = {**answer.to_dict(status), **_threshold(answer, delivery)}
+        print_json(record, {"aggregated": answer.aggregated.json()})
     elif delivery.scoring is not None and answer.evaluation is not None:
         for line in evaluation_lines(answer.evaluation):
             print_line(line)
-    elif answer.aggregated is not None:
-        print_text(answer_text(answer.shown, run.spec.reduction), is_data=True)
-        for line in source_lines(answer.sources):
-            print_line(line)
+    elif answer.aggregated:
+        print_parts(answer.aggregated.texts())
     elif delivery.out is None and status.succeeded:
         _print_branches(run, status, progress, delivery)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from contextlib import closing, contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -14,10 +15,10 @@ from fanout.core.errors import SettingsError
 from fanout.core.plan_runs import NOT_SPLIT
 from fanout.core.records import ErrorKind
 from fanout.core.units import plural
-from fanout.system.terminal import print_line
+from fanout.system.terminal import print_line, print_parts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import FrameType
 
     import redis
@@ -54,6 +55,7 @@ __all__ = [
 ]
 
 _SHOWN_FAULTS = 5
+_NO_PARTS: Mapping[str, Iterable[str]] = MappingProxyType({})
 
 RUN_EPILOG = "RUN is a run's id, what it alone begins with, or `latest`."
 EMBEDDED = "$FANOUT_BROKER_URL, else embedded"
@@ -166,9 +168,29 @@ def broker_store(
         yield store, client
 
 
-def print_json(record: Mapping[str, Any]) -> None:
-    """Print one JSON object, as a line."""
-    print_line(json.dumps(record, ensure_ascii=False), is_data=True)
+def print_json(record: Mapping[str, Any], parts: Mapping[str, Iterable[str]] = _NO_PARTS) -> None:
+    """Print one JSON object, as a line.
+
+    Args:
+        record: The object.
+        parts: The JSON of some of its values, in parts, as they may be larger than memory.
+    """
+    if not parts:
+        print_line(json.dumps(record, ensure_ascii=False), is_data=True)
+        return
+    print_parts(_json_parts(record, parts))
+
+
+def _json_parts(record: Mapping[str, Any], parts: Mapping[str, Iterable[str]]) -> Iterator[str]:
+    mark = "{"
+    for name, value in record.items():
+        yield f"{mark}{json.dumps(name, ensure_ascii=False)}: "
+        if name in parts:
+            yield from parts[name]
+        else:
+            yield json.dumps(value, ensure_ascii=False)
+        mark = ", "
+    yield "}"
 
 
 def say(text: str, fields: Mapping[str, Any], *, as_json: bool) -> None:

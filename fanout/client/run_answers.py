@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from msgspec import structs
 
 from fanout.core.answer_types import UNTYPED
@@ -15,22 +14,23 @@ from fanout.core.ids import StageId
 from fanout.core.plan_runs import plan_run
 from fanout.core.records import RunStatus, total_saved, total_usage, usage_by_model
 from fanout.core.spec import RunSpec, stored_spec
-from fanout.runs.answer_text import EMPTY_GROUP
 from fanout.runs.branch_trace import trace_of
 from fanout.runs.budget_status import BudgetStatus, day_budgets
 from fanout.runs.common_errors import commonest_error
 from fanout.runs.evaluation import evaluate, evaluate_by
 from fanout.runs.lost_calls import with_lost_calls
 from fanout.runs.outputs import output_of, refused_note, typed_value
+from fanout.runs.result_values import ResultValues, stored_values
 from fanout.runs.results import Result
 from fanout.runs.rows import layout_of
-from fanout.runs.status import StageStatus, Status, StoredResult, coverage_notes, kept_notes
+from fanout.runs.status import StageStatus, Status, StoredResult, kept_notes
+from fanout.runs.stored_aggregate import StoredAggregate
 from fanout.runs.traced_comparisons import comparisons_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from fanout.aggregators import Coverage, Source
+    from fanout.aggregators import Coverage
     from fanout.core.answer_types import AnswerTypes
     from fanout.core.ids import ShardId
     from fanout.core.lanes import LaneChoice
@@ -211,7 +211,6 @@ class RunAnswers:
             branches=branches,
             aggregated=aggregated,
             aggregate_coverage=self.aggregate_coverage(),
-            sources=self.sources(),
             aggregated_json=None if self._types.aggregate is None else value,
             notes=[*kept_notes(status), *notes, *faults],
             reduce_errors=self.stored_result().errors,
@@ -268,38 +267,31 @@ class RunAnswers:
     def aggregate(self) -> tuple[Any, list[str]]:
         """Return the aggregate, by group if the run has groups, and the aggregator's notes.
 
-        The aggregate is None if there is none, or none yet.
+        The aggregate is None if there is none, or none yet. All of it is in memory: that of a ``concat``,
+        ``merge`` or ``rank`` may be as large as all answers. ``stored_aggregate`` reads it in parts.
         """
-        stored = self.stored_result()
-        values = {group: one.value for group, one in stored.aggregates.items()}
-        notes = [
-            f"{group or EMPTY_GROUP}: {note}" if self.spec.group_by else note
-            for group, one in stored.aggregates.items()
-            for note in (*one.notes, *coverage_notes(one, self.spec.reduction))
-        ]
-        return (values or None) if self.spec.group_by else values.get(""), notes
+        found = self.stored_aggregate()
+        return found.value(), found.notes()
+
+    def stored_aggregate(self) -> StoredAggregate:
+        """Return the aggregate as it is stored, to be read a part at a time. Raises UnknownRunError."""
+        values = stored_values(self._store, self.run_id)
+        if values is None:
+            self._store.run(self.run_id)
+            values = ResultValues(StoredResult())
+        spec = self.spec
+        return StoredAggregate(values, spec.reduction, is_grouped=bool(spec.group_by))
 
     def aggregate_coverage(self) -> Coverage | dict[str, Coverage] | None:
         """Return what is behind the aggregate, by group if the run has groups; None if it is not known."""
-        stored = self.stored_result().aggregates
-        found = {group: one.coverage for group, one in stored.items() if one.coverage is not None}
-        return (found or None) if self.spec.group_by else found.get("")
-
-    def sources(self) -> list[Source] | dict[str, list[Source]] | None:
-        """Return what the aggregate cites, by group if the run has groups; None without ``sources``."""
-        spec = self.spec
-        if not spec.sources:
-            return None
-        found = {group: one.sources for group, one in self.stored_result().aggregates.items()}
-        return found if spec.group_by else found.get("", [])
+        return self.stored_aggregate().coverage()
 
     def stored_result(self) -> StoredResult:
-        """Return the aggregates by group with counts and notes. Raises UnknownRunError."""
-        data = self._store.result(self.run_id)
-        if data is None:
-            self._store.run(self.run_id)
-            return StoredResult()
-        return msgspec.json.decode(data, type=StoredResult)
+        """Return the aggregates by group with counts and notes. Raises UnknownRunError.
+
+        The values of large ones are left out.
+        """
+        return self.stored_aggregate().stored
 
     def outcomes(self, *, with_text: bool = False) -> Iterator[Output[Any]]:
         """Yield the branches that have ended, in input order; one shard is in memory at a time.
@@ -370,7 +362,7 @@ class RunAnswers:
         *,
         with_text: bool,
         best: frozenset[int] | None = None,
-        ranks: dict[int, int] | None = None,
+        ranks: Sequence[int] | None = None,
     ) -> Output[Any]:
         return output_of(
             spec, shard, outcome, with_text=with_text, types=self._types, best=best, ranks=ranks
@@ -383,12 +375,14 @@ class RunAnswers:
         value, _ = self.aggregate()
         return None if value is None else frozenset(row["index"] for row in value.values())
 
-    def _ranks(self, spec: RunSpec) -> dict[int, int] | None:
-        """Return the ranks of answers by index; None if the job has none, or none yet."""
+    def _ranks(self, spec: RunSpec) -> Sequence[int] | None:
+        """Return the rank of each answer by index, or 0; None if the job has none, or none yet."""
         if not spec.ranks_answers:
             return None
-        rankings = [one.value or () for one in self.stored_result().aggregates.values()]
-        return {row["index"]: row["rank"] for row in chain.from_iterable(rankings)} or None
+        ranks = array("Q", bytes(8 * self._store.stage(self._map_id).total))
+        for index, rank in self.stored_aggregate().ranks():
+            ranks[index] = rank
+        return ranks if any(ranks) else None
 
 
 def _stages(stages: Sequence[StageRecord], base_stage: int) -> tuple[StageStatus, ...]:

@@ -13,4 +13,5 @@ __all__ = ["WIRE_VERSION"]
 #   6: usage counts cached, written and reasoning tokens, and has the known part of what is unknown.
 #   7: branches may have steps.
 #   8: stages of a reduce begin while branches go on.
-WIRE_VERSION = 8
+#   9: an aggregate may be in pieces.
+WIRE_VERSION = 9

@@ -216,8 +216,7 @@ def _plain(text: str) -> str:
     """Return a plain text answer without the reasoning of the model before it."""
     plain = without_reasoning(text)
     if not plain.strip():
-        where = " behind its reasoning" if text.strip() else ""
-        raise LLMError(ErrorKind.INVALID_OUTPUT, f"the answer is empty{where}")
+        raise LLMError(ErrorKind.INVALID_OUTPUT, "the answer is empty behind its reasoning")
     return plain
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from fanout.core.citations import pieces
 from fanout.report.text import cut, one_line
 from fanout.runs.answer_text import EMPTY_GROUP, cell_words
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fanout.aggregators import Aggregate
-    from fanout.runs.status import StoredResult
+    from fanout.runs.result_values import ResultValues
 
 __all__ = [
     "Ranking",
@@ -38,7 +37,9 @@ _TABLE_ROWS = 200
 _CELL_CHARS = 300
 _NOTE_CHARS = 1000
 _NOTES = 10
-_SOURCES = 200
+# Larger values are not decoded.
+_LOADED_BYTES = 8_000_000
+_MOST_COUNTED = 20_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,16 +93,6 @@ class ShownTable:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ShownSource:
-    """A source: the name of its place on the page, its id, document with pages, and how often it is cited."""
-
-    anchor: str
-    id: str
-    words: str
-    count: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class ShownAggregate:
     """An aggregate as the page shows it: votes, a ranking, a table, text, or other JSON, indented.
 
@@ -109,9 +100,6 @@ class ShownAggregate:
         group: The name of its group; None if the run has no groups.
         count: All its branches, the ``succeeded`` ones included.
         behind: What is behind it, in words; None if that is not known.
-        pieces: Where it cites sources: its text, or JSON, in pieces, citations with their sources.
-        sources: Those that it cites, with the names of their places on the page.
-        more_sources: The number of others.
     """
 
     group: str | None
@@ -124,9 +112,6 @@ class ShownAggregate:
     text: str | None = None
     json: str | None = None
     behind: str | None = None
-    pieces: list[tuple[str, ShownSource | None]] | None = None
-    sources: list[ShownSource] = field(default_factory=list)
-    more_sources: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,88 +141,78 @@ class _CharBudget:
         return not self._left
 
 
-def aggregates(stored: StoredResult, reduction: str, *, is_grouped: bool) -> ShownAggregates:
+def aggregates(values: ResultValues, reduction: str, *, is_grouped: bool) -> ShownAggregates:
     """Return the aggregates of a run as the page shows them."""
     budget = _CharBudget()
-    votes = _vote_table(stored, budget) if is_grouped and reduction == "vote" else None
-    shown = list(_aggregates(stored, reduction, budget, is_grouped=is_grouped))
-    return ShownAggregates(votes=votes, shown=shown, more=len(stored.aggregates) - len(shown))
+    votes = _vote_table(values, budget) if is_grouped and reduction == "vote" else None
+    shown = list(_aggregates(values, reduction, budget, is_grouped=is_grouped))
+    more = len(values.stored.aggregates) - len(shown)
+    return ShownAggregates(votes=votes, shown=shown, more=more)
 
 
 def _aggregates(
-    stored: StoredResult, reduction: str, budget: _CharBudget, *, is_grouped: bool
+    values: ResultValues, reduction: str, budget: _CharBudget, *, is_grouped: bool
 ) -> Iterator[ShownAggregate]:
-    for number, (group, one) in enumerate(stored.aggregates.items()):
+    for number, (group, one) in enumerate(values.stored.aggregates.items()):
         if number >= _GROUPS or (number and budget.is_full()):
             return
-        shown = _problem(one, budget) or _value(one, reduction, budget)
-        sources = [
-            ShownSource(
-                anchor=f"source-{number}-{source.id}",
-                id=source.id,
-                words=budget.take_line(source.words),
-                count=source.count,
-            )
-            for source in one.sources[:_SOURCES]
-        ]
         yield ShownAggregate(
             group=budget.take_line(group) if is_grouped else None,
             succeeded=one.succeeded,
             count=one.succeeded + one.failed,
             notes=[one_line(note, _NOTE_CHARS) for note in one.notes[:_NOTES]],
             behind=None if one.coverage is None else one.coverage.words,
-            pieces=_pieces(shown, sources) if sources else None,
-            sources=sources,
-            more_sources=len(one.sources) - len(sources),
-            **shown,
+            **(_problem(one, budget) or _value(one, values, reduction, budget)),
         )
 
 
-def _pieces(
-    shown: dict[str, Any], sources: list[ShownSource]
-) -> list[tuple[str, ShownSource | None]] | None:
-    text = shown.get("text") or shown.get("json")
-    by_id = {source.id: source for source in sources}
-    return (
-        None
-        if text is None
-        else [(piece, None if one is None else by_id[one]) for piece, one in pieces(text, by_id)]
-    )
-
-
 def _problem(one: Aggregate, budget: _CharBudget) -> dict[str, Any]:
-    problem = None if one.coverage is None else one.coverage.problem
+    problem = one.problem
     return {} if problem is None else {"text": budget.take(f"There is no aggregate: {problem}")}
 
 
-def _value(one: Aggregate, reduction: str, budget: _CharBudget) -> dict[str, Any]:
-    if reduction == "vote" and one.value is not None:
-        return {"votes": _votes(one.value, budget)}
-    if reduction in ("rank", "top") and one.value is not None:
-        return {"ranking": _ranking(one.value, budget)}
-    if reduction in ("table", "pairwise") and one.value is not None:
-        return {"table": _table(one.value, budget)}
-    if reduction == "best" and one.value is not None:
-        return {
-            "table": _table([{"best of": key, **row} for key, row in one.value.items()], budget)
-        }
-    if isinstance(one.value, str):
-        return {"text": budget.take(one.value)}
-    return {"json": budget.take(_json(one.value))}
+def _value(
+    one: Aggregate, values: ResultValues, reduction: str, budget: _CharBudget
+) -> dict[str, Any]:
+    value = values.preview(one, most_bytes=_LOADED_BYTES, most_rows=_TABLE_ROWS)
+    held = one.held
+    if held is not None and held.form == "json" and held.end - held.start > _LOADED_BYTES:
+        return {"json": budget.take(value)}
+    if value is not None:
+        count = held.rows if held is not None and held.form == "rows" else None
+        if reduction == "vote":
+            return {"votes": _votes(value, budget)}
+        if reduction in ("rank", "top"):
+            return {"ranking": _ranking(value, count, budget)}
+        if reduction in ("table", "pairwise"):
+            return {"table": _table(value, count, budget)}
+        if reduction == "best":
+            rows = [{"best of": key, **row} for key, row in value.items()]
+            return {"table": _table(rows, None, budget)}
+    is_text = isinstance(value, str)
+    return {"text": budget.take(value)} if is_text else {"json": budget.take(_json(value))}
 
 
-def _vote_table(stored: StoredResult, budget: _CharBudget) -> VoteTable:
+def _vote_table(values: ResultValues, budget: _CharBudget) -> VoteTable:
     sums: Counter[str] = Counter()
-    for one in stored.aggregates.values():
-        sums.update((one.value or {}).get("votes", {}))
+    for one in values.stored.aggregates.values():
+        sums.update(_counted(values, one))
+        if len(sums) > _MOST_COUNTED:
+            sums = Counter(dict(sums.most_common(_MOST_COUNTED // 2)))
     answers = [answer for answer, _ in sums.most_common(_CROSSED)]
     rows = []
-    for group, one in list(stored.aggregates.items())[:_GROUPS]:
-        votes = (one.value or {}).get("votes", {})
+    for group, one in list(values.stored.aggregates.items())[:_GROUPS]:
+        votes = _counted(values, one)
         counts = [votes.get(answer, 0) for answer in answers]
         rows.append((budget.take_line(group), counts, sum(votes.values())))
     columns = [budget.take_line(answer) for answer in answers]
     return VoteTable(answers=columns, rows=rows, rarer=len(sums) - len(answers))
+
+
+def _counted(values: ResultValues, one: Aggregate) -> dict[str, int]:
+    """Return the votes of a group; none of one that has too many different answers for a page."""
+    value = values.preview(one, most_bytes=_LOADED_BYTES, most_rows=0)
+    return value.get("votes", {}) if isinstance(value, dict) else {}
 
 
 def _votes(value: dict[str, Any], budget: _CharBudget) -> Votes:
@@ -251,7 +226,7 @@ def _votes(value: dict[str, Any], budget: _CharBudget) -> Votes:
     )
 
 
-def _ranking(value: list[dict[str, Any]], budget: _CharBudget) -> Ranking:
+def _ranking(value: list[dict[str, Any]], count: int | None, budget: _CharBudget) -> Ranking:
     rows = [
         (
             row["rank"],
@@ -261,14 +236,15 @@ def _ranking(value: list[dict[str, Any]], budget: _CharBudget) -> Ranking:
         )
         for row in value[:_RANK_ROWS]
     ]
-    return Ranking(rows=rows, count=len(value))
+    return Ranking(rows=rows, count=len(value) if count is None else count)
 
 
-def _table(value: list[dict[str, Any]], budget: _CharBudget) -> ShownTable:
+def _table(value: list[dict[str, Any]], count: int | None, budget: _CharBudget) -> ShownTable:
     shown = value[:_TABLE_ROWS]
     names = list(dict.fromkeys(name for row in shown for name in row))
     rows = [[_cell(row.get(name), budget) for name in names] for row in shown]
-    return ShownTable(names=[budget.take_line(name) for name in names], rows=rows, count=len(value))
+    shown_names = [budget.take_line(name) for name in names]
+    return ShownTable(names=shown_names, rows=rows, count=len(value) if count is None else count)
 
 
 def _cell(value: Any, budget: _CharBudget) -> tuple[str, bool]:

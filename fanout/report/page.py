@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from fanout.report.slices import SliceFigures
     from fanout.runs.branch_output import Output
     from fanout.runs.evaluation import Evaluation
-    from fanout.runs.status import Status, StoredResult
+    from fanout.runs.result_values import ResultValues
+    from fanout.runs.status import Status
+    from fanout.runs.stored_aggregate import StoredAggregate
 
 __all__ = ["Facts", "ReportedRun", "page", "render", "write"]
 
@@ -54,7 +56,7 @@ class ReportedRun(Protocol):
     def outcomes(self, *, with_text: bool = False) -> Iterable[Output[Any]]:
         """Yield the branches that have ended, in input order."""
 
-    def stored_result(self) -> StoredResult:
+    def stored_aggregate(self) -> StoredAggregate:
         """Return its aggregates."""
 
 
@@ -68,7 +70,7 @@ class Facts:
     status: Status
     spec: RunSpec
     figures: Figures
-    stored: StoredResult
+    values: ResultValues
     made_at: float
     evaluation: Evaluation | None = None
 
@@ -102,7 +104,7 @@ def render(run: ReportedRun, *, labels: Mapping[str, str] | None = None) -> str:
         status=status,
         spec=spec,
         figures=figures,
-        stored=run.stored_result(),
+        values=run.stored_aggregate().values,
         made_at=time.time(),
         evaluation=None if evaluator is None else evaluator.result(),
     )
@@ -146,8 +148,8 @@ def page(facts: Facts) -> str:
         drawing=job_drawing(spec),
         kept_cut=kept_notes(facts.status),
         figures=figures,
-        stored=facts.stored,
-        aggregates=aggregates(facts.stored, spec.reduction, is_grouped=bool(spec.group_by)),
+        stored=facts.values.stored,
+        aggregates=aggregates(facts.values, spec.reduction, is_grouped=bool(spec.group_by)),
         throughput=_over_time(figures.over_time, "succeeded", "failed"),
         tokens=_over_time(figures.over_time, "input_tokens", "output_tokens"),
         latency=_latency(figures.durations),

@@ -6,14 +6,10 @@ import json
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
-from fanout.core.units import plural
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
-    from fanout.aggregators import Source
-
-__all__ = ["EMPTY_GROUP", "answer_text", "cell_words", "source_lines"]
+__all__ = ["EMPTY_GROUP", "ROWS", "answer_text", "cell_words", "columns"]
 
 # What a group is called whose name is empty.
 EMPTY_GROUP = "(empty)"
@@ -24,7 +20,7 @@ _EXACT_DECIMALS = 6
 _PRECISION = 6
 _CENTS = 2
 # Reduces whose value is rows.
-_ROWS = ("pairwise", "rank", "table", "top")
+ROWS = ("pairwise", "rank", "table", "top")
 
 
 def answer_text(aggregated: Any, reduction: str = "none") -> str:
@@ -38,12 +34,12 @@ def answer_text(aggregated: Any, reduction: str = "none") -> str:
     """
     if isinstance(aggregated, str):
         return aggregated
-    if reduction in _ROWS and isinstance(aggregated, list):
+    if reduction in ROWS and isinstance(aggregated, list):
         return _columns(aggregated)
     if reduction == "best" and isinstance(aggregated, dict):
         return _columns([{"best of": name, **row} for name, row in aggregated.items()])
     is_grouped = isinstance(aggregated, dict) and aggregated
-    if is_grouped and reduction in _ROWS:
+    if is_grouped and reduction in ROWS:
         # A text says why there are no rows.
         texts = {
             group: rows if isinstance(rows, str) else _columns(rows or [])
@@ -56,46 +52,38 @@ def answer_text(aggregated: Any, reduction: str = "none") -> str:
     return "\n\n".join(f"## {group or EMPTY_GROUP}\n\n{text}" for group, text in texts.items())
 
 
-def source_lines(sources: list[Source] | dict[str, list[Source]] | None) -> Iterator[str]:
-    """Yield the sources that an aggregate cites, one to a line, below a blank line and a heading.
+def columns(rows: Callable[[], Iterable[dict[str, Any]]]) -> Iterator[str]:
+    """Yield rows as lines of columns below their names; numbers are aligned to the right.
 
     Args:
-        sources: The sources; by group if the run has groups; None if it was to cite none.
+        rows: Returns the rows, which are read twice.
     """
-    if sources is None:
+    widths: dict[str, int] = {}
+    texts: set[str] = set()
+    for row in rows():
+        for name, value in row.items():
+            width = _width(_short(cell_words(value)))
+            widths[name] = max(widths.get(name) or _width(_short(name)), width)
+            if value is not None and not _is_number(value):
+                texts.add(name)
+    if not widths:
+        yield "(no rows)"
         return
-    yield ""
-    yield "Sources:"
-    if isinstance(sources, dict):
-        for group, some in sources.items():
-            yield f"  {group or EMPTY_GROUP}"
-            yield from _listed(some, "    ")
-    else:
-        yield from _listed(sources, "  ")
+    yield _line({name: _short(name) for name in widths}, widths, texts)
+    for row in rows():
+        cells = {name: _short(cell_words(row.get(name))) for name in widths}
+        yield _line(cells, widths, texts)
 
 
-def _listed(sources: Iterable[Source], indent: str) -> Iterator[str]:
-    is_empty = True
-    for one in sources:
-        is_empty = False
-        yield f"{indent}[{one.id}] {one.words} ({plural(one.count, 'time', 'times')})"
-    if is_empty:
-        yield f"{indent}(it cites none)"
+def _line(cells: dict[str, str], widths: dict[str, int], texts: set[str]) -> str:
+    padded = (
+        _padded(cell, widths[name], is_number=name not in texts) for name, cell in cells.items()
+    )
+    return "  ".join(padded).rstrip()
 
 
 def _columns(rows: list[dict[str, Any]]) -> str:
-    """Return rows as lines of columns below their names; numbers are aligned to the right."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    if not names:
-        return "(no rows)"
-    padded = []
-    for name in names:
-        values = [row.get(name) for row in rows]
-        cells = [_short(name), *(_short(cell_words(value)) for value in values)]
-        width = max(map(_width, cells))
-        is_number = all(value is None or _is_number(value) for value in values)
-        padded.append([_padded(cell, width, is_number=is_number) for cell in cells])
-    return "\n".join("  ".join(line).rstrip() for line in zip(*padded, strict=True))
+    return "\n".join(columns(lambda: rows))
 
 
 def cell_words(value: Any) -> str:

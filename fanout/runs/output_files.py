@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from fanout.core.errors import InputError, RunError
 from fanout.runs.rows import error_row, output_row
+from fanout.runs.stored_aggregate import StoredAggregate
 from fanout.system.private_files import PRIVATE, UNFINISHED, finish, open_unfinished, whole_file
 
 if TYPE_CHECKING:
@@ -133,16 +134,24 @@ class OutputFolder:
     ) -> None:
         """Write outputs, errors, the aggregate and the run's record.
 
+        Args:
+            branches: The branches.
+            aggregated: The aggregate: a JSON value, None, or a StoredAggregate, which is read in parts.
+            record: The record, without the aggregate.
+
         Raises:
             RunError: A file cannot be written, for example on a full disk; existing results stay.
         """
         try:
             written = self._write_rows(branches)
-            if isinstance(aggregated, str):
-                written.append(self._write_file("aggregated.txt", aggregated))
+            if isinstance(aggregated, StoredAggregate):
+                if aggregated:
+                    written.append(self._write_stored(aggregated))
+            elif isinstance(aggregated, str):
+                written.append(self._write_file("aggregated.txt", [aggregated]))
             elif aggregated is not None:
-                written.append(self._write_file("aggregated.json", _pretty(aggregated)))
-            written.append(self._write_file("run.json", _pretty(record)))
+                written.append(self._write_file("aggregated.json", [_pretty(aggregated)]))
+            written.append(self._write_file("run.json", [_pretty(record)]))
             self._finish(written)
         except OSError as error:
             raise RunError(
@@ -162,9 +171,15 @@ class OutputFolder:
                 finish(file)
         return ["outputs.jsonl", "errors.jsonl"]
 
-    def _write_file(self, name: str, text: str) -> str:
+    def _write_stored(self, aggregated: StoredAggregate) -> str:
+        if aggregated.is_text:
+            return self._write_file("aggregated.txt", aggregated.texts())
+        return self._write_file("aggregated.json", aggregated.json(is_indented=True))
+
+    def _write_file(self, name: str, parts: Iterable[str]) -> str:
         with self._open(name) as file:
-            file.write(f"{text}\n")
+            file.writelines(parts)
+            file.write("\n")
             finish(file)
         return name
 

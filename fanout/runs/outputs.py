@@ -15,7 +15,7 @@ from fanout.policy.steps import output_step
 from fanout.runs.branch_output import Output
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping
+    from collections.abc import Container, Sequence
 
     from fanout.core.answer_types import AnswerType, AnswerTypes
     from fanout.core.lanes import Lane
@@ -33,7 +33,7 @@ def output_of(
     with_text: bool,
     types: AnswerTypes = UNTYPED,
     best: Container[int] | None = None,
-    ranks: Mapping[int, int] | None = None,
+    ranks: Sequence[int] | None = None,
 ) -> Output[Any]:
     """Return the branch of an outcome.
 
@@ -44,7 +44,7 @@ def output_of(
         with_text: Whether it has the text of its chunk; a cell of a row it has in any case.
         types: What answers with a schema become; JSON values without a type.
         best: The indices of the best outputs; None if the job has none, or none yet.
-        ranks: The ranks of outputs by index; None if the job has none, or none yet.
+        ranks: The rank of each output by index, or 0; None if the job has none, or none yet.
     """
     variants = spec.variants
     ref = variants.ref(outcome.index)
@@ -88,7 +88,7 @@ def output_of(
         is_rejected=outcome.is_rejected if spec.has_judge else None,
         is_best=None if best is None else outcome.index in best,
         has_rank=spec.ranks_answers,
-        rank=None if ranks is None else ranks.get(outcome.index),
+        rank=None if ranks is None else ranks[outcome.index] or None,
         passages=outcome.passages if spec.retrieval_sources else None,
     )
 

@@ -15,7 +15,7 @@ from fanout.policy.packing import shard_chunk
 from fanout.policy.steps import without_failed
 from fanout.runs.budgets import new_limits
 from fanout.runs.enqueue import fleet_window
-from fanout.runs.status import StoredResult
+from fanout.runs.result_values import stored_values
 
 if TYPE_CHECKING:
     from fanout.broker.publisher import Publisher
@@ -102,9 +102,8 @@ def _is_decided(run: RunRecord, record: StageRecord, spec: RunSpec) -> bool:
 
 def _reduce_kinds(store: RedisStore, run_id: str) -> frozenset[ErrorKind]:
     """Return the kinds of the calls of the aggregate that failed."""
-    data = store.result(run_id)
-    result = StoredResult() if data is None else msgspec.json.decode(data, type=StoredResult)
-    return frozenset(error.kind for error in result.errors)
+    found = stored_values(store, run_id)
+    return frozenset(error.kind for error in found.stored.errors) if found else frozenset()
 
 
 def _problem_of_retry(store: RedisStore, run: RunRecord) -> str:

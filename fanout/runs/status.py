@@ -52,15 +52,19 @@ class ReduceError(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoredResult(msgspec.Struct, frozen=True, kw_only=True):
-    """The stored aggregate of a run.
+    """The stored aggregate of a run: see also ``fanout.runs.result_values``.
 
     Attributes:
         aggregates: By group; the only group of a run without groups is the empty string.
         errors: The calls of an LLM aggregate that failed.
+        writer: Whose pieces have the values that are not here; empty if there are none.
+        piece_bytes: The size of a piece; the last one may be smaller.
     """
 
     aggregates: dict[str, Aggregate] = {}
     errors: list[ReduceError] = []
+    writer: str = ""
+    piece_bytes: int = 0
 
 
 class StageStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -36,6 +36,7 @@ __all__ = [
     "decode_outcome",
     "decode_outcomes",
     "decode_parked",
+    "decode_piece",
     "decode_run",
     "decode_shard",
     "decode_size",
@@ -48,6 +49,7 @@ __all__ = [
     "encode_outcome",
     "encode_outcomes",
     "encode_parked",
+    "encode_piece",
     "encode_shard",
     "encode_worker",
     "held_positions",
@@ -60,6 +62,7 @@ _LEVEL = 1
 # about 8 MB (fanout.policy.packing) or one chunk; its outcomes are 500 answers of FANOUT_MAX_OUTPUT_KB.
 MAX_SHARD_BYTES = 256_000_000
 _MAX_OUTCOMES_BYTES = 2_000_000_000
+_MAX_PIECE_BYTES = 64_000_000
 # Also a limit: this fraction of the process's memory limit.
 _SHARE_OF_MEMORY = 3
 
@@ -121,6 +124,16 @@ def encode_outcomes(outcomes: dict[int, Outcome]) -> bytes:
 def decode_outcomes(blob: bytes) -> dict[int, Outcome]:
     """Return the outcomes of a blob, by position. Raises StoredDataError."""
     return dict(_unpacked(blob, _MAX_OUTCOMES_BYTES, _outcomes, "the outcomes of a shard"))
+
+
+def encode_piece(piece: bytes) -> bytes:
+    """Return a piece of an aggregate as a compressed blob."""
+    return zlib.compress(piece, _LEVEL)
+
+
+def decode_piece(blob: bytes) -> bytes:
+    """Return the piece of a blob. Raises StoredDataError."""
+    return _unpacked(blob, _MAX_PIECE_BYTES, bytes, "a piece of an aggregate")
 
 
 def decode_size(size: bytes) -> range:

@@ -14,9 +14,12 @@ from __future__ import annotations
 import os
 import re
 import sys
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 __all__ = [
     "asks",
@@ -27,6 +30,7 @@ __all__ = [
     "print_error",
     "print_line",
     "print_page",
+    "print_parts",
     "print_text",
     "several_lines",
     "write_line",
@@ -34,6 +38,7 @@ __all__ = [
 ]
 
 _FIRST_ASTRAL = 0x10000
+_PART_CHARS = 64_000
 
 # Controls (C0, DEL, C1); marks that change the reading order, or are invisible; lone surrogates,
 # which cannot be encoded. Joiners (U+200C, U+200D) stay: scripts and emoji need them.
@@ -98,6 +103,33 @@ def print_text(text: str, *, err: bool = False, is_data: bool = False) -> None:
     stream = sys.stderr if err else sys.stdout
     safe = several_lines(text) if stream.isatty() else text if is_data else _piped(text)
     write_raw(stream, f"{safe}\n")
+
+
+def print_parts(parts: Iterable[str]) -> None:
+    """Print data of one or more lines on standard output, a part at a time: see ``print_line``."""
+    stream, rest = sys.stdout, ""
+    for part in _at_length(parts):
+        if not stream.isatty():
+            write_raw(stream, part)
+            continue
+        text = rest + part
+        # A line break may go on in the next part.
+        rest = "\r" if text.endswith("\r") else ""
+        write_raw(stream, several_lines(text.removesuffix(rest)))
+    write_raw(stream, several_lines(rest) + "\n")
+
+
+def _at_length(parts: Iterable[str]) -> Iterator[str]:
+    """Yield parts that are short, such as lines, together."""
+    some: list[str] = []
+    size = 0
+    for part in parts:
+        some.append(part)
+        size += len(part)
+        if size >= _PART_CHARS:
+            yield "".join(some)
+            some, size = [], 0
+    yield "".join(some)
 
 
 def print_error(text: str) -> None:

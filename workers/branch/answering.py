@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import structs
 
-from fanout.aggregators import decode_places, shown_texts
 from fanout.core.errors import (
     LostDataError,
     ModelError,
@@ -18,7 +17,6 @@ from fanout.core.lanes import first_lane
 from fanout.core.neighbours import around_in
 from fanout.core.plan_runs import is_plan
 from fanout.core.records import ErrorKind, Outcome, Variants
-from fanout.inputs.cited_answers import CitedAnswers
 from fanout.inputs.fences import with_rule
 from fanout.inputs.plan_answers import PlanShape
 from fanout.inputs.prompt_layout import branch_values
@@ -154,7 +152,6 @@ async def _prompted(
     if shape is not None and is_plan(run_id):
         shape = PlanShape(shape, chunk.text)
     plan = None if stage else runs.plan(run_id)
-    review = _review(chunk, shape) if stage > 0 else None
 
     retriever = None if stage else _retriever(claim, context, spec, calls, template)
     passages: dict[str, str] = {}
@@ -167,8 +164,7 @@ async def _prompted(
         else:
             lane = first_lane(spec.lane)
             prompt, cache = plan.prompt(chunk, ref, values, model=model, chunks=chunks, lane=lane)
-        request = _request(spec, model, prompt, limit, sample, shape, cache)
-        return request if review is None else structs.replace(request, review=review)
+        return _request(spec, model, prompt, limit, sample, shape, cache)
 
     async def ask(model: str, sample: int) -> Outcome:
         if retriever is not None:
@@ -189,14 +185,6 @@ async def _prompted(
         await count_unused(claim, context, calls)
         outcome = unanswered(index, error.kind, str(error), calls)
     return outcome if retriever is None else structs.replace(outcome, passages=retriever.uses)
-
-
-def _review(chunk: Chunk, shape: AnswerShape | None) -> CitedAnswers | None:
-    """Return what checks the citations of an answer of the reduce; None if it is to cite nothing."""
-    places = chunk.columns.get("sources")
-    if places is None:
-        return None
-    return CitedAnswers(shown_texts(chunk.text, decode_places(str(places))), shape)
 
 
 def _retriever(

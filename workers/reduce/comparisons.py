@@ -7,11 +7,12 @@ Nothing but the stages holds what was found: each round is played again from the
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from fanout.aggregators import Aggregate, row_place
+from fanout.aggregators import Aggregate, GroupedRecords, Streamed, row_place
 from fanout.core.ids import StageId
 from fanout.core.records import Chunk, ErrorKind
 from fanout.core.tokens import BYTES_PER_TOKEN
@@ -27,14 +28,15 @@ from fanout.policy.packing import pack
 from fanout.policy.steps import output_step
 from fanout.policy.tournaments import Knockout, Ranking
 from fanout.runs.enqueue import open_stage
-from fanout.runs.status import ReduceError, StoredResult
+from fanout.runs.status import ReduceError
 from fanout.runs.token_counts import comparison_tokens, packing_ratio
+from fanout.system.external_sort import Scratch
 from workers.reduce.compared_tasks import Tasks
 from workers.reduce.entrants import Entrants
 from workers.reduce.items import item_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from fanout.core.records import Outcome
     from fanout.core.spec import RunSpec
@@ -53,14 +55,14 @@ class Compared(NamedTuple):
     """How a run ends whose outputs were compared.
 
     Attributes:
-        result: The aggregate.
-        problem: Why there is none, or None.
-        is_too_large: Whether the aggregate is larger than the server accepts.
+        made: The aggregates by group; each must be read before the next is asked for.
+        errors: The calls that failed.
+        problem: Why there is no aggregate, or None.
     """
 
-    result: StoredResult
+    made: Iterable[tuple[str, Aggregate | Streamed]]
+    errors: list[ReduceError]
     problem: str | None = None
-    is_too_large: bool = False
 
 
 def _as_ties(count: int) -> str:
@@ -109,7 +111,7 @@ class _Tally(msgspec.Struct):
 
 
 def compare(
-    context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunSpec, *, most_chars: int
+    context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunSpec
 ) -> Compared | None:
     """Open the stage of the next comparisons, and return None; or return how the run ends.
 
@@ -118,7 +120,6 @@ def compare(
         run: The run.
         stage_id: The stage that has ended: the map, or a round.
         spec: The job.
-        most_chars: The most characters of outputs that a result may quote.
     """
     entrants = Entrants(context, run.run_id, spec)
     tournament = _tournament(entrants, spec)
@@ -134,10 +135,10 @@ def compare(
         order = [at for one in passes for at in one]
         tournament.settle(_verdicts(context, round_id, order, tally))
         if tally.problem is not None:
-            return Compared(StoredResult(errors=tally.errors), tally.problem)
+            return Compared((), tally.errors, tally.problem)
     if isinstance(tournament, Knockout):
-        return _best(entrants, tournament, spec, tally, most_chars)
-    return _ranked(entrants, tournament, spec, tally, most_chars)
+        return Compared([("", _best(entrants, tournament, spec, tally))], tally.errors)
+    return Compared(_ranked(entrants, tournament, spec, tally), tally.errors)
 
 
 def _tournament(entrants: Entrants, spec: RunSpec) -> Knockout | Ranking:
@@ -273,38 +274,37 @@ def _verdict(outcome: Outcome, tally: _Tally) -> int | None:
     return None
 
 
-def _best(
-    entrants: Entrants, knockout: Knockout, spec: RunSpec, tally: _Tally, most_chars: int
-) -> Compared:
+def _best(entrants: Entrants, knockout: Knockout, spec: RunSpec, tally: _Tally) -> Streamed:
     best = dict(zip([group.name for group in entrants.groups], knockout.best(), strict=True))
     found = {name: index for name, index in best.items() if index is not None}
-    rows = _rows(entrants, spec, found.values(), most_chars)
-    if rows is None:
-        return Compared(StoredResult(errors=tally.errors), is_too_large=True)
-    value = {
-        name: {
-            "wins": knockout.wins(index),
-            "comparisons": knockout.comparisons(index),
-            **rows[index],
-        }
-        for name, index in found.items()
-    }
     without = len(best) - len(found)
     notes = tally.notes
     if without:
         notes.append(f"{plural(without, 'chunk has', 'chunks have')} no answer, and no best one")
-    made = Aggregate(
-        value=value,
+    end = partial(
+        Aggregate,
+        value=None,
         succeeded=sum(group.succeeded for group in entrants.groups),
         failed=sum(group.failed for group in entrants.groups),
         notes=notes,
     )
-    return Compared(StoredResult(aggregates={"": made}, errors=tally.errors))
+
+    def chunks() -> Iterator[bytes]:
+        places = {index: (0, at) for at, index in enumerate(found.values())}
+        rows = _rows(entrants, spec, places).taken(0)
+        mark = b"{"
+        for (name, index), (_, (row,)) in zip(found.items(), rows, strict=True):
+            counts = {"wins": knockout.wins(index), "comparisons": knockout.comparisons(index)}
+            yield mark + msgspec.json.encode(name) + b":" + _row(counts, row)
+            mark = b","
+        yield b"}" if found else b"{}"
+
+    return Streamed(form="json", chunks=chunks(), end=end)
 
 
 def _ranked(
-    entrants: Entrants, ranking: Ranking, spec: RunSpec, tally: _Tally, most_chars: int
-) -> Compared:
+    entrants: Entrants, ranking: Ranking, spec: RunSpec, tally: _Tally
+) -> Iterator[tuple[str, Streamed]]:
     ranks = [
         sorted(
             (rank, copy) for rank, one in ranked for copy in (one, *entrants.copies.get(one, ()))
@@ -312,21 +312,20 @@ def _ranked(
         for ranked in ranking.ranked()
     ]
     kept = [some[: spec.k] for some in ranks]
-    rows = _rows(entrants, spec, (one for some in kept for _, one in some), most_chars)
-    if rows is None:
-        return Compared(StoredResult(errors=tally.errors), is_too_large=True)
-    made = {}
-    for group, some, all_of_them in zip(entrants.groups, kept, ranks, strict=True):
-        made[group.name] = Aggregate(
-            value=[{"rank": rank, **rows[one]} for rank, one in some],
+    places = {one: (at, rank, one) for at, some in enumerate(kept) for rank, one in some}
+    rows = _rows(entrants, spec, places)
+    of_all = tally.notes
+    for at, (group, some, all_of_them) in enumerate(zip(entrants.groups, kept, ranks, strict=True)):
+        end = partial(
+            Aggregate,
+            value=None,
             succeeded=group.succeeded,
             failed=group.failed,
-            notes=[*_left_out(group), *_cut_ties(some, all_of_them)],
+            notes=[*_left_out(group), *_cut_ties(some, all_of_them), *of_all],
         )
-    if made and tally.notes:
-        first = next(iter(made))
-        made[first] = msgspec.structs.replace(made[first], notes=[*made[first].notes, *tally.notes])
-    return Compared(StoredResult(aggregates=made, errors=tally.errors))
+        of_all = []
+        chunks = (_row({"rank": rank}, row) + b"\n" for (rank, _), (row,) in rows.taken(at))
+        yield group.name, Streamed(form="rows", chunks=chunks, end=end)
 
 
 def _left_out(group: Group) -> list[str]:
@@ -344,19 +343,28 @@ def _cut_ties(kept: list[tuple[int, int]], ranks: list[tuple[int, int]]) -> list
 
 
 def _rows(
-    entrants: Entrants, spec: RunSpec, indices: Any, most_chars: int
-) -> dict[int, dict[str, Any]] | None:
-    """Return the rows of outputs by index; None if they are larger than a result may be."""
-    rows: dict[int, dict[str, Any]] = {}
-    chars = 0
-    for chunk, outcome in entrants.read(indices):
+    entrants: Entrants, spec: RunSpec, places: Mapping[int, tuple[int, ...]]
+) -> GroupedRecords:
+    """Return the rows of outputs as JSON, by group and place.
+
+    Args:
+        entrants: The outputs.
+        spec: The job.
+        places: By index, the number of the group, and the place there.
+    """
+    rows = GroupedRecords(Scratch())
+    for chunk, outcome in entrants.read(places):
         output: Any = outcome.output or ""
-        chars += len(output)
-        if chars > most_chars:
-            return None
         step = output_step(spec, outcome.steps) if spec.steps else None
         is_json = spec.schema is not None if step is None else step.is_json
         if is_json:
             output = msgspec.json.decode(output)
-        rows[outcome.index] = {**dict(row_place(item_of(spec, chunk, outcome))), "output": output}
+        row = {**dict(row_place(item_of(spec, chunk, outcome))), "output": output}
+        group, *place = places[outcome.index]
+        rows.add(group, tuple(place), (msgspec.json.encode(row),))
     return rows
+
+
+def _row(fields: Mapping[str, int], row: bytes) -> bytes:
+    """Return the JSON of a row with further fields before its own."""
+    return msgspec.json.encode(fields)[:-1] + b"," + row[1:]

@@ -6,18 +6,17 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from msgspec import structs
 
 from fanout.aggregators import (
     Aggregate,
     CoverageCounter,
     Fields,
+    GroupedAggregates,
     Item,
     Node,
     Part,
     Tally,
-    TooLargeError,
-    aggregate_groups,
+    covered,
     lacking,
     nodes_of,
 )
@@ -26,15 +25,14 @@ from fanout.core.ids import StageId
 from fanout.core.records import ErrorKind, RunStatus
 from fanout.policy.packing import pack
 from fanout.runs.enqueue import has_frontier, open_stage
-from fanout.runs.status import ReduceError, StoredResult
+from fanout.runs.result_writer import ResultTooLargeError, write_result
+from fanout.runs.status import ReduceError
 from fanout.runs.token_counts import packing_ratio, reduce_room
-from workers.reduce.cited import with_checked_sources
 from workers.reduce.comparisons import compare
 from workers.reduce.frontier import (
     group_counts,
     leaf_of,
     node_chunk,
-    node_places,
     node_tally,
     part_of,
     reduce_rest,
@@ -42,18 +40,15 @@ from workers.reduce.frontier import (
 from workers.reduce.items import branches, item_of, tally_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from fanout.aggregators import Source
+    from fanout.aggregators import Streamed
     from fanout.core.records import Chunk, Outcome
     from fanout.core.spec import RunSpec
     from fanout.core.state import RunRecord
     from workers.context.worker_context import WorkerContext
 
 __all__ = ["end_run", "reduce"]
-
-# Redis accepts values of up to 512 MB.
-_MAX_RESULT_BYTES = 256_000_000
 
 
 def reduce(context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunSpec) -> None:
@@ -62,13 +57,13 @@ def reduce(context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunS
         _reduce(context, run, stage_id, spec)
     except SpecError as error:
         # It would be the same for ever.
-        _end(context, run.run_id, StoredResult(), problem=str(error))
+        _end(context, run.run_id, problem=str(error))
 
 
 def _reduce(context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunSpec) -> None:
     run_id = run.run_id
     if spec.reduction == "none":
-        _end(context, run_id, StoredResult())
+        _end(context, run_id)
     elif spec.reduction == "llm":
         _reduce_by_calls(context, run, stage_id, spec)
     elif spec.compares:
@@ -89,63 +84,55 @@ def _aggregate(context: WorkerContext, run_id: str, spec: RunSpec) -> None:
         steps=spec.step_names,
     )
     counter = CoverageCounter()
-    items = _items(context, run_id, spec, counter)
-    try:
-        made = aggregate_groups(spec.reduction, items, fields, most_chars=_MAX_RESULT_BYTES)
-    except TooLargeError:
-        _end(context, run_id, StoredResult(), problem=_too_large(run_id))
-    else:
-        covered, problem = _covered(spec, made, counter.tallies())
-        _end(context, run_id, StoredResult(aggregates=covered), problem=problem)
+    with GroupedAggregates(spec.reduction, fields) as groups:
+        for item in _items(context, run_id, spec, counter):
+            groups.add(item)
+        tallies = counter.tallies()
+        made = ((group, _covered(spec, one, tallies[group])) for group, one in groups.results())
+        problems = [lacking(tally, spec.min_group_success) for tally in tallies.values()]
+        _end(context, run_id, made, problem=_of_all(problems))
 
 
-def _covered(
-    spec: RunSpec, made: dict[str, Aggregate], tallies: dict[str, Tally]
-) -> tuple[dict[str, Aggregate], str | None]:
-    """Return aggregates with what is behind them, and why there is none at all, if there is none.
+def _covered(spec: RunSpec, made: Aggregate | Streamed, tally: Tally) -> Aggregate | Streamed:
+    """Return an aggregate with what is behind it; one with too little says so in place of its value."""
+    return covered(made, tally.coverage(lacking(tally, spec.min_group_success)))
 
-    One with too little behind it says so in place of its value.
-    """
-    covered, problem = {}, None
-    for group, one in made.items():
-        tally = tallies[group]
-        problem = lacking(tally, spec.min_group_success)
-        covered[group] = structs.replace(
-            one,
-            value=one.value if problem is None else None,
-            coverage=tally.coverage(problem),
-        )
-    if any(one.coverage is None or one.coverage.problem is None for one in covered.values()):
-        problem = None
-    return covered, problem and f"no aggregate could be made: {problem}"
+
+def _of_all(problems: Sequence[str | None]) -> str | None:
+    """Return why there is no aggregate at all; None if a group has one, or there is no group."""
+    if not problems or not all(problems):
+        return None
+    return f"no aggregate could be made: {problems[-1]}"
 
 
 def _compare(context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunSpec) -> None:
     """Open the next round of comparisons, or end the run."""
-    ended = compare(context, run, stage_id, spec, most_chars=_MAX_RESULT_BYTES)
+    ended = compare(context, run, stage_id, spec)
     if ended is not None:
-        problem = _too_large(run.run_id) if ended.is_too_large else ended.problem
-        _end(context, run.run_id, ended.result, problem=problem)
+        _end(context, run.run_id, ended.made, ended.errors, problem=ended.problem)
 
 
 def _end(
-    context: WorkerContext, run_id: str, result: StoredResult, *, problem: str | None = None
+    context: WorkerContext,
+    run_id: str,
+    made: Iterable[tuple[str, Aggregate | Streamed]] = (),
+    errors: Sequence[ReduceError] = (),
+    *,
+    problem: str | None = None,
 ) -> None:
-    data = msgspec.json.encode(result)
-    if len(data) > _MAX_RESULT_BYTES:
-        # The server accepts no larger value. The answers themselves remain in the store.
-        data = msgspec.json.encode(StoredResult(errors=result.errors))
-        problem = _too_large(run_id)
-    context.connections.store.put_result(run_id, data)
+    """End a run with the aggregates of its groups, or because of a problem."""
+    store = context.connections.store
+    try:
+        write_result(store, run_id, made, errors)
+    except ResultTooLargeError:
+        # The answers themselves remain in the store.
+        write_result(store, run_id, (), errors)
+        problem = (
+            "the aggregate has more groups than can be stored: use another group_by, or "
+            f"`fanout results {run_id} --out DIR`, which has all answers"
+        )
     status = RunStatus.FAILED if problem else RunStatus.SUCCEEDED
     end_run(context, run_id, status, error=problem)
-
-
-def _too_large(run_id: str) -> str:
-    return (
-        f"the aggregate is larger than {_MAX_RESULT_BYTES / 1e6:,.0f} MB: use another one (such as "
-        f"reduce table, or rank with k), or `fanout results {run_id} --out DIR`, which has all answers"
-    )
 
 
 def end_run(
@@ -191,8 +178,8 @@ def _ends_lacking(context: WorkerContext, run_id: str, spec: RunSpec) -> bool:
         counter.add("", tally_of(spec, chunk, outcome))
     [tally] = counter.tallies().values()
     none = Aggregate(value=None, succeeded=record.succeeded, failed=record.failed)
-    covered, problem = _covered(spec, {"": none}, {"": tally})
-    _end(context, run_id, StoredResult(aggregates=covered), problem=problem)
+    problem = _of_all([lacking(tally, spec.min_group_success)])
+    _end(context, run_id, [("", _covered(spec, none, tally))], problem=problem)
     return True
 
 
@@ -251,10 +238,12 @@ def _plan_chunks(
             yield node_chunk(node, group=group, position=0, level=level, problem=problem)
             continue
         for position, node in enumerate(nodes):
-            yield node_chunk(node, group=group, position=position, level=level, cites=spec.sources)
+            yield node_chunk(node, group=group, position=position, level=level)
 
 
-def _end_with_answers(context: WorkerContext, run_id: str, spec: RunSpec, stages: range) -> None:
+def _end_with_answers(
+    context: WorkerContext, run_id: str, spec: RunSpec, stages: Iterable[int]
+) -> None:
     aggregates: dict[str, Aggregate] = {}
     answered: dict[str, bool] = {}
     problems: list[str] = []
@@ -274,24 +263,14 @@ def _end_with_answers(context: WorkerContext, run_id: str, spec: RunSpec, stages
                 value = _value(outcome.output, is_json=spec.aggregate_schema is not None)
             else:
                 problems.append(problem)
-            sources: list[Source] = []
-            if value is not None and (places := node_places(chunk)):
-                is_deep = stage > stages.start
-                value, sources = with_checked_sources(
-                    context, run_id, spec, value, places, is_deep=is_deep
-                )
             aggregates[group] = Aggregate(
-                value=value,
-                succeeded=count,
-                failed=failed,
-                coverage=tally.coverage(problem),
-                sources=sources,
+                value=value, succeeded=count, failed=failed, coverage=tally.coverage(problem)
             )
             answered[group] = value is not None
     problem = None
     if not any(answered.values()):
         problem = f"no aggregate could be made: {_last_problem(errors, problems)}"
-    _end(context, run_id, StoredResult(aggregates=aggregates, errors=errors), problem=problem)
+    _end(context, run_id, aggregates.items(), errors, problem=problem)
 
 
 def _value(answer: str | None, *, is_json: bool) -> Any:

@@ -7,7 +7,9 @@ Keys under ``{prefix}:run:{id}``, besides the run's own hash:
 * ``:sN:M:in``: the input of shard M; ``:live`` and ``:state``: its outcomes and its deliveries while
   it is processed, ``:checkpoints``: how far its branches of several calls are, and what batches have
   answered; ``:out``: its outcomes once it is finished;
-* ``:result``: the aggregate; ``:parked``: branches to publish when a paused run goes on;
+* ``:result``: the aggregate; ``:result:W:N``: piece N of what it leaves out, as attempt W wrote it;
+  ``:result:writers``: how many pieces each attempt has written;
+* ``:parked``: branches to publish when a paused run goes on;
 * ``:gathered``, ``:batches``: see fanout.stores.redis.gathered;
 * ``:permits``: the permits of each worker process, if the run has ``max_workers``;
 * ``:budget``: what is spent of the run's budget and held by each worker process, if it has one;

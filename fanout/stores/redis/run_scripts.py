@@ -15,6 +15,8 @@ __all__ = [
     "HALT",
     "PAUSE",
     "PUT_BLOB",
+    "PUT_PIECE",
+    "PUT_RESULT",
     "REOPEN_RUN",
     "SET_STATUS",
 ]
@@ -88,6 +90,29 @@ PUT_BLOB = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 redis.call('SET', KEYS[2], ARGV[1], 'NX', 'EX', ARGV[2])
 if #KEYS > 2 then redis.call('DEL', unpack(KEYS, 3)) end
+return 1
+"""
+
+# KEYS run, result, writers; ARGV result, ttl, writer ('' has no pieces). The first result stands. Returns
+# whether this one does; -1: there is no such run.
+PUT_RESULT = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return -1 end
+if ARGV[3] ~= '' and redis.call('HEXISTS', KEYS[3], ARGV[3]) == 0 then return 0 end
+if redis.call('SET', KEYS[2], ARGV[1], 'NX', 'EX', ARGV[2]) then return 1 end
+return 0
+"""
+
+# KEYS run, result, writers, piece; ARGV piece, ttl, writer, number. Returns whether it was written: not once
+# the run has ended, or has a result; -1: there is no such run.
+PUT_PIECE = f"""
+{ENDED}
+local status = redis.call('HGET', KEYS[1], 'status')
+if not status then return -1 end
+if ended[status] or redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
+redis.call('SET', KEYS[4], ARGV[1], 'EX', ARGV[2])
+local count = tonumber(redis.call('HGET', KEYS[3], ARGV[3]) or 0)
+redis.call('HSET', KEYS[3], ARGV[3], math.max(count, tonumber(ARGV[4]) + 1))
+redis.call('EXPIRE', KEYS[3], ARGV[2])
 return 1
 """
 

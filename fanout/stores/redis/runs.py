@@ -20,6 +20,7 @@ from fanout.stores.redis import run_scripts, turn_scripts
 from fanout.stores.redis.base import seconds, translated
 from fanout.stores.redis.budgets import budget_fields
 from fanout.stores.redis.passages import RedisPassages
+from fanout.stores.redis.results import RedisResults
 from fanout.stores.redis.stages import RedisStages
 
 if TYPE_CHECKING:
@@ -33,14 +34,12 @@ __all__ = ["RedisRuns"]
 
 # Runs per round trip.
 _PAGE = 100
-# Bytes above which an aggregate gets a file.
-_LARGE_RESULT = 100_000
 
 _log = logging.getLogger(__name__)
 
 
-class RedisRuns(RedisStages, RedisPassages):
-    """The specs, statuses and aggregates of runs.
+class RedisRuns(RedisStages, RedisResults, RedisPassages):
+    """The specs and statuses of runs.
 
     Deleting or reopening a run changes its shards too.
     """
@@ -216,13 +215,17 @@ class RedisRuns(RedisStages, RedisPassages):
         run, base = self._run(run_id), self._stage(StageId(run_id, 0))
         gone = [f"{base}:{part}" for part in ("open", "draining", "reopened")]
         keys = [run, self._active, base, *gone]
-        keys += [f"{run}:{part}" for part in ("result", "parked", "gathered", "batches")]
+        keys += [f"{run}:{part}" for part in ("result", "result:writers", "parked")]
+        keys += [f"{run}:{part}" for part in ("gathered", "batches")]
+        pieces = self._result_pieces(run_id)
         result = None if self._blobs.root is None else self._held(f"{run}:result")
         args = [self._ttl_s, run_id, codec.encode_kinds(retry)]
         if not self._call(run_scripts.REOPEN_RUN, keys, args):
             return False
         if result is not None:
             self._blobs.drop(f"{run_id}/result", result)
+        # None were added meanwhile, as the run had ended.
+        self._drop_result_pieces(run_id, pieces)
         for stage in range(1, self.run(run_id).base_stage + 1):
             stage_id = StageId(run_id, stage)
             self._delete_shards(stage_id, self.stage(stage_id).shards)
@@ -266,6 +269,7 @@ class RedisRuns(RedisStages, RedisPassages):
                 # If the storage is unreachable, or another one, the sweep deletes them later.
                 self._drop_files(run_id)
         self._drop_passages(run_id)
+        self._delete_result_pieces(run_id)
         run = self._run(run_id)
         rest = ("result", "parked", "permits", "gathered", "batches", "budget", "budget:held",
                 "passages")  # fmt: skip
@@ -273,19 +277,6 @@ class RedisRuns(RedisStages, RedisPassages):
         self._unlist(run_id)
         self._redis.srem(self._active, run_id)
         self._redis.delete(f"{run}:deleted")
-
-    @translated
-    def put_result(self, run_id: str, result: bytes) -> None:
-        """Write the run's aggregate; the first one stands."""
-        name = f"{run_id}/result"
-        held = self._keep(run_id, name, result) if len(result) > _LARGE_RESULT else result
-        self._put_blob(run_id, f"{self._run(run_id)}:result", name, held)
-
-    @translated
-    def result(self, run_id: str) -> bytes | None:
-        """Return the run's aggregate, or None if there is none."""
-        held = self._held(f"{self._run(run_id)}:result")
-        return None if held is None else self._blobs.load(f"{run_id}/result", held)
 
 
 def _record_of(

@@ -23,6 +23,7 @@ from fanout.core.state import StageLoad, Totals
 from fanout.report.gathering import gather
 from fanout.report.page import Facts, page
 from fanout.runs.budget_status import BudgetStatus
+from fanout.runs.result_values import ResultValues
 from fanout.runs.status import StoredResult
 from tests.unit.observe.test_metrics import Fixed, scrape
 from tests.unit.report.test_report import Reader, branch
@@ -48,7 +49,15 @@ def report(now):
     spec = make_spec(model="openai/gpt-5-mini", prompt="{input}", lane=now.lane or "realtime")
     figures = gather([branch()], created_at=0.0)
     return Reader(
-        page(Facts(status=now, spec=spec, figures=figures, stored=StoredResult(), made_at=9.0))
+        page(
+            Facts(
+                status=now,
+                spec=spec,
+                figures=figures,
+                values=ResultValues(StoredResult()),
+                made_at=9.0,
+            )
+        )
     ).text
 
 

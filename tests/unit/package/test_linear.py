@@ -21,7 +21,7 @@ import pytest
 
 import fanout
 import workers
-from fanout.aggregators import Fields, make_accumulator, score_of
+from fanout.aggregators import Fields, make_accumulator, score_of, whole
 from fanout.aggregators.base import Item
 from fanout.core.errors import LLMError, PromptError
 from fanout.core.json_text import parse_json
@@ -176,7 +176,7 @@ def aggregated(name):
         accumulator = make_accumulator(name, Fields(by=("output",)))
         for output in (text, text[:-1]):
             accumulator.add(Item(index=0, document="d", output=output))
-        accumulator.result()
+        whole(accumulator.result())
 
     return run
 

@@ -836,8 +836,8 @@ def test_the_error_of_a_halt_is_what_the_run_ends_with(store, run):
 
 def test_the_first_result_stands(store, run):
     assert store.result(run) is None
-    store.put_result(run, b"one")
-    store.put_result(run, b"two")
+    assert store.put_result(run, b"one")
+    assert not store.put_result(run, b"two")
     assert store.result(run) == b"one"
 
 
@@ -1133,8 +1133,11 @@ def test_deleting_leaves_no_key_of_a_run(broker_url):
     store.open_shards(StageId(RUN, 0), window=2)
     begin_one(store, BeginRequest(BranchId(RUN, 0, 0, 0), token="t"))
     record_one(store, RecordRequest(BranchId(RUN, 0, 0, 0), ok()))
-    store.put_result(RUN, b"x")
-    assert client.dbsize() > 4
+    for writer in "vw":
+        store.put_result_piece(RUN, b"x", writer=writer, number=0)
+    store.put_result(RUN, b"x", writer="w")
+    store.put_result_piece(RUN, b"x", writer="w", number=1)
+    assert client.dbsize() > 6
     store.delete_run(RUN)
     assert set(client.keys("*")) <= OF_THE_FLEET
     store.close()
@@ -1146,6 +1149,11 @@ GATHER = GatherRequest(
 )
 LATE = {
     "put_result": (lambda s: s.put_result(RUN, b"x"), UnknownRunError),
+    "put_result_piece": (
+        lambda s: s.put_result_piece(RUN, b"x", writer="w", number=0),
+        UnknownRunError,
+    ),
+    "drop_result_pieces": (lambda s: s.drop_result_pieces(RUN, writer="w"), None),
     "fix_packing_ratio": (lambda s: s.fix_packing_ratio(RUN, 3.0), UnknownRunError),
     "set_status": (lambda s: s.set_status(RUN, RunStatus.REDUCING, stage=1), False),
     "end_run": (lambda s: s.end_run(RUN, RunStatus.FAILED, ended_at=2.0, error="x"), False),
@@ -1219,6 +1227,7 @@ READS = {
         "runs",
         "active_runs",
         "result",
+        "result_piece",
         "stage",
         "frontier",
         "is_finished",
@@ -1315,14 +1324,15 @@ def test_every_key_of_a_run_expires(broker_url):
     store.start_shard(ShardId(RUN, 0, 0))
     begin_one(store, BeginRequest(BranchId(RUN, 0, 0, 0), token="t"))
     record_one(store, RecordRequest(BranchId(RUN, 0, 0, 0), ok()))
-    store.put_result(RUN, b"x")
+    store.put_result_piece(RUN, b"x", writer="w", number=0)
+    store.put_result(RUN, b"x", writer="w")
     store.compact(ShardId(RUN, 0, 0), {0: ok()})
     store.reopen_shard(ShardId(RUN, 0, 1), kept={0: ok()}, dropped=[])
     share_one(store, RUN, process="p", max_workers=3, has=0, wanted=1)
     store.healed(StageId(RUN, 2))
     store.healed(ShardId(RUN, 2, 0))
     keys = set(client.keys("*")) - OF_THE_FLEET
-    assert len(keys) == 12
+    assert len(keys) == 14
     assert all(0 < client.ttl(key) <= 100 for key in keys)
     store.close()
 

@@ -170,6 +170,24 @@ def test_a_large_aggregate_is_a_file_and_a_small_one_is_not(store, tmp_path):
     assert files(tmp_path) == []
 
 
+def test_the_pieces_of_an_aggregate_are_files_that_go_with_it(store, tmp_path):
+    for writer in ("dead", "w"):
+        for number in range(2):
+            assert store.put_result_piece(RUN, b"x" * 100, writer=writer, number=number)
+    assert len(files(tmp_path)) == 4
+    assert store.put_result(RUN, b"{}", writer="w")
+    assert len(files(tmp_path)) == 2
+    assert store.result_piece(RUN, writer="w", number=1) == b"x" * 100
+    assert not store.put_result_piece(RUN, b"late", writer="late", number=0)
+    assert len(files(tmp_path)) == 2
+    store.end_run(RUN, RunStatus.SUCCEEDED, ended_at=2.0)
+    store.reopen_run(RUN, retry=NO_KINDS)
+    assert files(tmp_path) == []
+    assert store.put_result_piece(RUN, b"x" * 100, writer="v", number=0)
+    store.delete_run(RUN)
+    assert files(tmp_path) == []
+
+
 def test_a_client_without_storage_reads_a_run_and_leaves_its_files_to_the_sweep(
     store, make_store, tmp_path
 ):

@@ -17,6 +17,8 @@ from fanout.core.records import Chunk, ErrorKind, RunStatus
 from fanout.llm import FakeLLM
 from fanout.llm.callables import CallableLLM
 from fanout.policy.packing import pack
+from fanout.runs import result_writer
+from fanout.runs.result_values import stored_values
 from fanout.runs.retried_runs import retry_failed
 from tests.fakes import RUN, FakeContext
 from workers.reduce import comparisons, entrants, frontier, reductions
@@ -442,8 +444,9 @@ def test_failures_are_ties_and_all_of_them_fail_the_run():
     assert "no comparison could be made: internal" in record.error
 
 
-def test_a_ranking_that_is_too_large_fails_the_run(monkeypatch):
-    monkeypatch.setattr(reductions, "_MAX_RESULT_BYTES", 5)
+def test_a_ranking_that_is_large_is_stored_in_pieces(monkeypatch):
+    monkeypatch.setattr(result_writer, "_SMALL_BYTES", 5)
     context = judged()
     through(context, ["x" * 10, "y" * 20])
-    assert "larger than" in context.store.run(RUN).error
+    assert stored_values(context.store, RUN).stored.aggregates[""].held.rows == 2
+    assert [row["output"] for row in context.result.aggregates[""].value] == ["y" * 20, "x" * 10]

@@ -1,0 +1,110 @@
+"""The values of stored aggregates: in memory, or piece by piece."""
+
+from __future__ import annotations
+
+import codecs
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import structs
+
+from fanout.aggregators import value_of
+from fanout.runs.status import StoredResult
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from fanout.aggregators import Aggregate
+    from fanout.stores import RedisStore
+
+__all__ = ["ResultValues", "stored_values"]
+
+
+class ResultValues:
+    """The values of a result, of which only some MB are in memory where they are read piece by piece.
+
+    Args:
+        stored: The result.
+        read: Returns one of its pieces by number; None if it has none.
+
+    Attributes:
+        stored: The result; the values that are in pieces are None in it.
+    """
+
+    def __init__(self, stored: StoredResult, read: Callable[[int], bytes] | None = None) -> None:
+        self.stored = stored
+        self._read = read
+        # Small values of groups are many to a piece.
+        self._last: tuple[int, bytes] = (-1, b"")
+
+    def chunks(self, one: Aggregate) -> Iterator[bytes]:
+        """Yield the bytes of a value that is in pieces: see ``fanout.aggregators.streams``."""
+        held, size = one.held, self.stored.piece_bytes
+        if held is None:
+            return
+        at = held.start
+        while at < held.end:
+            number = at // size
+            start = number * size
+            yield self._piece(number)[at - start : held.end - start]
+            at = start + size
+
+    def _piece(self, number: int) -> bytes:
+        if self._last[0] != number and self._read is not None:
+            self._last = (-1, b"")
+            self._last = (number, self._read(number))
+        return self._last[1]
+
+    def value(self, one: Aggregate) -> Any:
+        """Return a value; all of it is in memory."""
+        if one.held is None:
+            return one.value
+        return value_of(one.held.form, b"".join(self.chunks(one)))
+
+    def preview(self, one: Aggregate, *, most_bytes: int, most_rows: int) -> Any:
+        """Return a value, or as much of its beginning as a page shows.
+
+        Of rows these are the first; a text, or the JSON of another value that is longer, is cut.
+        """
+        held = one.held
+        if held is None or (held.form == "json" and held.end - held.start <= most_bytes):
+            return self.value(one)
+        if held.form == "rows":
+            return list(islice(self.rows(one), most_rows))
+        shown = structs.replace(held, end=min(held.end, held.start + most_bytes))
+        data = b"".join(self.chunks(structs.replace(one, held=shown)))
+        return data.decode(errors="ignore")
+
+    def texts(self, one: Aggregate) -> Iterator[str]:
+        """Yield a value that is a text, or the JSON of another one, a part at a time."""
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        for chunk in self.chunks(one):
+            yield decoder.decode(chunk)
+
+    def rows(self, one: Aggregate) -> Iterator[Any]:
+        """Yield the rows of a value that has some."""
+        if one.held is None:
+            yield from one.value or ()
+            return
+        for line in self.lines(one):
+            yield msgspec.json.decode(line)
+
+    def lines(self, one: Aggregate) -> Iterator[bytes]:
+        """Yield the JSON of the rows of a value that is in pieces."""
+        rest = b""
+        for chunk in self.chunks(one):
+            *lines, rest = (rest + chunk).split(b"\n")
+            yield from lines
+
+
+def stored_values(store: RedisStore, run_id: str) -> ResultValues | None:
+    """Return the result of a run, or None if it has none yet."""
+    data = store.result(run_id)
+    if data is None:
+        return None
+    stored = msgspec.json.decode(data, type=StoredResult)
+    return ResultValues(
+        stored,
+        lambda number: store.result_piece(run_id, writer=stored.writer, number=number),
+    )

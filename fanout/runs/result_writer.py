@@ -1,0 +1,161 @@
+"""Writes the aggregates of a run: small values in their record, and the others in pieces."""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import suppress
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec import structs
+
+from fanout.aggregators import Aggregate, Held, Streamed, value_of
+from fanout.core.errors import FanoutError
+from fanout.runs.status import StoredResult
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import Self
+
+    from fanout.runs.status import ReduceError
+    from fanout.stores import RedisStore
+
+__all__ = ["ResultTooLargeError", "write_result"]
+
+PIECE_BYTES = 2_000_000
+# Values that are in the record: up to so many bytes each, and in all.
+_SMALL_BYTES = 100_000
+_SMALL_BYTES_IN_ALL = 1_000_000
+# Redis accepts values of up to 512 MB.
+_MAX_RECORD_BYTES = 256_000_000
+
+
+class ResultTooLargeError(Exception):
+    """The record of a result would be too large to be stored: it has very many groups."""
+
+
+class _LateError(Exception):
+    """Another process has written the result, or the run has ended."""
+
+
+def write_result(
+    store: RedisStore,
+    run_id: str,
+    made: Iterable[tuple[str, Aggregate | Streamed]],
+    errors: Iterable[ReduceError] = (),
+) -> bool:
+    """Write the aggregates of a run by group, in pieces of some MB where they are large.
+
+    They count once all is written, in one step. The first result stands.
+
+    Args:
+        store: Where the run is.
+        run_id: The run.
+        made: The aggregates; each is read before the next is asked for.
+        errors: The calls of the reduce that failed.
+
+    Returns:
+        Whether this result stands.
+
+    Raises:
+        ResultTooLargeError: There are too many groups.
+        UnknownRunError: There is no such run.
+    """
+    with _ResultWriter(store, run_id) as writer:
+        try:
+            aggregates = {group: writer.add(one) for group, one in made}
+            return writer.finish(aggregates, list(errors))
+        except _LateError:
+            return False
+
+
+class _ResultWriter:
+    """Writes one result. Its pieces are deleted if it does not come to its end."""
+
+    def __init__(self, store: RedisStore, run_id: str) -> None:
+        self._store = store
+        self._run_id = run_id
+        self._name = secrets.token_hex(4)
+        self._small = 0
+        self._piece = bytearray()
+        # The bytes before that piece, and the pieces.
+        self._before = 0
+        self._pieces = 0
+        self._stands = False
+
+    def add(self, made: Aggregate | Streamed) -> Aggregate:
+        """Write a value, and return its aggregate as the record has it."""
+        if isinstance(made, Aggregate):
+            made = _streamed(made)
+        chunks = made.chunks
+        some: list[bytes] = []
+        size = 0
+        for chunk in chunks:
+            some.append(chunk)
+            size += len(chunk)
+            if size > _SMALL_BYTES:
+                break
+        else:
+            if self._small + size <= _SMALL_BYTES_IN_ALL:
+                self._small += size
+                return structs.replace(made.end(), value=value_of(made.form, b"".join(some)))
+        start, rows = self._size, 0
+        for chunk in chain(some, chunks):
+            self._write(chunk)
+            rows += chunk.count(b"\n") if made.form == "rows" else 0
+        held = Held(form=made.form, start=start, end=self._size, rows=rows)
+        return structs.replace(made.end(), value=None, held=held)
+
+    @property
+    def _size(self) -> int:
+        return self._before + len(self._piece)
+
+    def _write(self, chunk: bytes) -> None:
+        self._piece += chunk
+        while len(self._piece) >= PIECE_BYTES:
+            self._put(bytes(self._piece[:PIECE_BYTES]))
+            del self._piece[:PIECE_BYTES]
+
+    def _put(self, piece: bytes) -> None:
+        is_written = self._store.put_result_piece(
+            self._run_id, piece, writer=self._name, number=self._pieces
+        )
+        if not is_written:
+            raise _LateError
+        self._before += len(piece)
+        self._pieces += 1
+
+    def finish(self, aggregates: dict[str, Aggregate], errors: list[ReduceError]) -> bool:
+        """Write the rest and the record; return whether this result stands."""
+        if self._piece:
+            self._put(bytes(self._piece))
+        writer = self._name if self._pieces else ""
+        result = StoredResult(
+            aggregates=aggregates, errors=errors, writer=writer, piece_bytes=PIECE_BYTES
+        )
+        data = msgspec.json.encode(result)
+        if len(data) > _MAX_RECORD_BYTES:
+            raise ResultTooLargeError
+        self._stands = self._store.put_result(self._run_id, data, writer=writer)
+        return self._stands
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        if self._pieces and not self._stands:
+            # Otherwise they are deleted with the run, or when another result is written.
+            with suppress(FanoutError):
+                self._store.drop_result_pieces(self._run_id, writer=self._name)
+
+
+def _streamed(made: Aggregate) -> Streamed:
+    """Return the aggregate of a value that is in memory."""
+
+    def chunks() -> Iterator[bytes]:
+        value = made.value
+        yield value.encode() if isinstance(value, str) else msgspec.json.encode(value)
+
+    is_text = isinstance(made.value, str)
+    return Streamed(form="text" if is_text else "json", chunks=chunks(), end=lambda: made)

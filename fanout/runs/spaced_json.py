@@ -1,0 +1,99 @@
+"""JSON in parts, with the spaces and lines that ``json.dumps`` gives it."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["indented_json", "spaced_json"]
+
+_OUTSIDE = re.compile(r'["{}\[\],:]|[^"{}\[\],:]+')
+# The rest of a string, to its closing quotation mark.
+_INSIDE = re.compile(r'[^"\\]+|\\.|\\\Z|"', re.DOTALL)
+_MARKS = frozenset("{}[],:")
+_STEP = "  "
+_PART_CHARS = 64_000
+
+
+def spaced_json(parts: Iterable[str]) -> Iterator[str]:
+    """Yield JSON without spaces, in parts, as ``json.dumps`` has it."""
+    return _joined(_spaced(parts))
+
+
+def indented_json(parts: Iterable[str]) -> Iterator[str]:
+    """Yield JSON without spaces, in parts, as ``json.dumps`` has it with ``indent=2``."""
+    return _joined(_indented(parts))
+
+
+def _joined(pieces: Iterator[str]) -> Iterator[str]:
+    some: list[str] = []
+    size = 0
+    for piece in pieces:
+        some.append(piece)
+        size += len(piece)
+        if size >= _PART_CHARS:
+            yield "".join(some)
+            some, size = [], 0
+    yield "".join(some)
+
+
+def _spaced(parts: Iterable[str]) -> Iterator[str]:
+    for piece, is_mark in _pieces(parts):
+        yield f"{piece} " if is_mark and piece in ",:" else piece
+
+
+def _indented(parts: Iterable[str]) -> Iterator[str]:
+    depth = 0
+    # An empty list or object has no line of its own.
+    opened = ""
+    for piece, is_mark in _pieces(parts):
+        if is_mark and piece in "}]":
+            depth -= 1
+            yield f"{opened}{piece}" if opened else f"\n{_STEP * depth}{piece}"
+            opened = ""
+            continue
+        if opened:
+            yield f"{opened}\n{_STEP * depth}"
+            opened = ""
+        if is_mark and piece in "{[":
+            depth += 1
+            opened = piece
+        elif is_mark and piece == ",":
+            yield f",\n{_STEP * depth}"
+        else:
+            yield ": " if is_mark else piece
+
+
+def _pieces(parts: Iterable[str]) -> Iterator[tuple[str, bool]]:
+    """Yield brackets, commas and colons, numbers and words, and strings in pieces; and which are marks."""
+    in_string = False
+    rest = ""
+    for part in parts:
+        text, at = rest + part, 0
+        rest = ""
+        while at < len(text):
+            found = (_INSIDE if in_string else _OUTSIDE).match(text, at)
+            piece = text[at:] if found is None else found[0]
+            at += len(piece)
+            is_mark = not in_string and piece in _MARKS
+            if piece == '"':
+                in_string = not in_string
+                yield piece, False
+            elif is_mark:
+                yield piece, True
+            elif at == len(text) and (piece == "\\" or not in_string):
+                # It may go on in the next part.
+                rest = piece
+            else:
+                yield piece if in_string else _as_dumped(piece), False
+    if rest:
+        yield _as_dumped(rest), False
+
+
+def _as_dumped(word: str) -> str:
+    """Return a number with an exponent as ``json.dumps`` writes it, and other words as they are."""
+    return json.dumps(json.loads(word)) if "e" in word and word[-1].isdigit() else word
