@@ -13,8 +13,9 @@ from celery.exceptions import CeleryError, Reject, SoftTimeLimitExceeded
 from fanout.broker import app as broker
 from fanout.broker.dropped import dropped_messages
 from fanout.broker.result_backend import TaskFault
-from fanout.core.errors import BrokerError, FanoutError, LLMError, UnknownRunError
+from fanout.core.errors import BrokerError, UnknownRunError
 from fanout.core.ids import BranchId, ShardId, StageId
+from fanout.system.logs import place_of, told_of
 from workers.branch.delivery_ends import (
     BranchGathered,
     BranchGone,
@@ -90,15 +91,9 @@ def _without_contents(error: Exception) -> TaskFault:
     The message of the error may quote a document, and Celery would write it to logs and task events,
     which monitoring pages show.
     """
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}" if frames else "nowhere"
-    # The message of a fanout error says what to do; other errors are named by their place only, and so
-    # is that of a call, which may have the words of the provider about a prompt.
-    is_told = isinstance(error, FanoutError) and not isinstance(error, LLMError)
-    about = f": {error}" if is_told else ""
-    lines = "".join(traceback.format_list(frames))
-    _log.error("%s%s\n%s", type(error).__name__, about, lines)
-    return TaskFault(f"{type(error).__name__} at {where}")
+    lines = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)))
+    _log.error("%s\n%s", told_of(error), lines)
+    return TaskFault(f"{type(error).__name__} at {place_of(error)}")
 
 
 def register(app: WorkerApp) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import asdict
 
+from fanout.core.errors import FanoutError, LLMError
 from fanout.core.ids import joined, parse_task_id
 
 if TYPE_CHECKING:
@@ -18,7 +19,15 @@ if TYPE_CHECKING:
 
     from fanout.core.ids import Id
 
-__all__ = ["JsonFormatter", "RateLimitFilter", "about", "about_task", "path_of"]
+__all__ = [
+    "JsonFormatter",
+    "RateLimitFilter",
+    "about",
+    "about_task",
+    "path_of",
+    "place_of",
+    "told_of",
+]
 
 _PATH = ("run_id", "stage", "shard", "position")
 _FIELDS = (*_PATH, "task")
@@ -36,6 +45,22 @@ def about_task(task_id: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return {**about(of), "task": word}
+
+
+def place_of(error: BaseException) -> str:
+    """Return the file and line where an error was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}" if frames else "nowhere"
+
+
+def told_of(error: BaseException) -> str:
+    """Return what a log may say of an error, whose message may quote a document.
+
+    The message of a fanout error says what to do; other errors are named alone, and so is that of a
+    call, which may have the words of the provider about a prompt.
+    """
+    is_told = isinstance(error, FanoutError) and not isinstance(error, LLMError)
+    return f"{type(error).__name__}: {error}" if is_told else type(error).__name__
 
 
 def path_of(where: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fanout.broker.inspection import messages_of_shard
-from fanout.core.errors import StoredDataError
+from fanout.core.errors import BrokerError, StoredDataError, UnknownRunError
 from fanout.core.ids import BranchId
 from fanout.core.records import ErrorKind, Outcome, RunStatus
 from fanout.core.state import RecordRequest
@@ -19,7 +19,7 @@ from fanout.policy.healing import unpublished
 from fanout.policy.steps import at_step
 from fanout.runs.enqueue import fleet_window
 from fanout.runs.retried_runs import reset_retried_shard
-from fanout.system.logs import about
+from fanout.system.logs import RateLimitFilter, about, place_of, told_of
 from workers.context.inflight import BEFORE_CALL, StopReason, run_ending
 from workers.reduce import reductions
 from workers.reduce.frontier import follow
@@ -33,7 +33,13 @@ if TYPE_CHECKING:
 
 __all__ = ["TooEarlyError", "aggregate", "collect", "expand"]
 
+_TREE_LOG_S = 30.0
+
 _log = logging.getLogger(__name__)
+_tree_log = logging.getLogger(f"{__name__}.tree")
+# What is wrong with a run is wrong with each shard of it.
+_TREE_FILTER = RateLimitFilter(_TREE_LOG_S)
+_tree_log.addFilter(_TREE_FILTER)
 
 
 class TooEarlyError(Exception):
@@ -180,9 +186,31 @@ def collect(context: WorkerContext, results: list[Any], shard_id: ShardId) -> di
     stage_id, finished = shard_id.stage_id, shard_id.shard
     opened = store.open_shards(stage_id, window=fleet_window(store), finished=finished)
     context.connections.publisher.expand(stage_id, opened)
-    follow(context, shard_id)
+    _follow(context, shard_id)
     succeeded = sum(outcome.ok for outcome in outcomes.values())
     return {"shard": shard_id.shard, "succeeded": succeeded, "failed": len(outcomes) - succeeded}
+
+
+def _follow(context: WorkerContext, shard_id: ShardId) -> None:
+    """Let the tree follow a shard that has ended.
+
+    What goes wrong there is no failure of the shard: once all have ended, the tree has them all the same.
+    """
+    try:
+        follow(context, shard_id)
+    except (BrokerError, UnknownRunError):
+        # The task is done again, or was for nothing.
+        raise
+    except Exception as error:  # noqa: BLE001 - of the tree alone
+        _tree_log.warning(
+            "the tree of run %s cannot follow shard %d of stage %d: %s (%s)",
+            shard_id.run_id,
+            shard_id.shard,
+            shard_id.stage,
+            told_of(error),
+            place_of(error),
+            extra=about(shard_id),
+        )
 
 
 def _awaits_retry(store: RedisStore, shard_id: ShardId, outcomes: dict[int, Outcome]) -> bool:

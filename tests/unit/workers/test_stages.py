@@ -7,7 +7,7 @@ import itertools
 import msgspec
 import pytest
 
-from fanout.core.errors import LLMError, UnknownRunError
+from fanout.core.errors import BrokerError, LLMError, LostDataError, UnknownRunError
 from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.records import Chunk, ErrorKind, Outcome, RunStatus, Shard
 from fanout.core.settings import load_settings
@@ -27,8 +27,13 @@ from workers.branch.delivery_ends import BranchHandedBack, BranchHeld, BranchPar
 from workers.branch.execution import BranchFailed
 from workers.context.batches import LoadingCache
 from workers.context.inflight import StopReason
-from workers.reduce import reductions
+from workers.reduce import reductions, stages
 from workers.reduce.stages import TooEarlyError, aggregate, collect, expand
+
+
+@pytest.fixture(autouse=True)
+def _anew(monkeypatch):
+    monkeypatch.setattr(stages._TREE_FILTER, "_next", float("-inf"))
 
 
 def outcome(index=0):
@@ -330,6 +335,44 @@ def test_a_tree_has_the_answers_of_shards_whose_callback_was_lost():
     aggregate(context, StageId(RUN, 0))
     node = context.store.shard(ShardId(RUN, 1, 0)).chunks[0]
     assert [f"answer to {text}" in node.text for text in "abc"] == [True] * 3
+
+
+@pytest.mark.parametrize("spec", ["garbage", "{}", '{"of_a_later_version": 1}'])
+def test_a_shard_ends_though_the_spec_cannot_be_read(spec, caplog):
+    store = fake_store()
+    store.create_run(RUN, spec=spec, created_at=1.0)
+    context = FakeContext(store)
+    shards = [ShardId(RUN, 0, shard) for shard in range(2)]
+    context.write(["a", "b"], max_branches=1)
+    for shard_id in shards:
+        record_one(store, RecordRequest(shard_id.branch(0), outcome=outcome(shard_id.shard)))
+        ended = collect(context, [], shard_id)
+        assert ended == {"shard": shard_id.shard, "succeeded": 1, "failed": 0}
+    assert store.stage(StageId(RUN, 0)).succeeded == 2
+    assert caplog.text.count("cannot follow shard") == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [ValueError("a secret"), LostDataError("gone"), BrokerError("later"), UnknownRunError(RUN)],
+)
+def test_a_fault_of_the_tree_is_none_of_its_shard(fault, monkeypatch, caplog):
+    def fails(*_given):
+        raise fault
+
+    monkeypatch.setattr(stages, "follow", fails)
+    context = FakeContext()
+    context.write(["a"])
+    run_branch(context, BranchId(RUN, 0, 0, 0))
+    if isinstance(fault, BrokerError | UnknownRunError):
+        # The task is done again, or its run is gone.
+        with pytest.raises(type(fault)):
+            collect(context, [], ShardId(RUN, 0, 0))
+        return
+    assert collect(context, [], ShardId(RUN, 0, 0))["succeeded"] == 1
+    assert type(fault).__name__ in caplog.text
+    assert "test_stages.py:" in caplog.text
+    assert "secret" not in caplog.text
 
 
 def test_a_copy_of_a_branch_that_a_living_worker_holds_makes_no_call():
