@@ -25,8 +25,10 @@ _LANES: dict[str, tuple[LaneChoice, ...]] = {
 
 def takes_lane(model: str, lane: LaneChoice) -> bool:
     """Say whether the calls of a model can be bought so."""
+    if lane == "realtime":
+        return True
     provider, slash, _ = model.partition("/")
-    return lane == "realtime" or (bool(slash) and lane in _LANES.get(provider, ()))
+    return bool(slash) and lane in _LANES.get(provider, ())
 
 
 def lane_of(tier: object) -> Lane | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 __all__ = ["ANY_MODEL", "READER_MODEL", "has_fences", "takes_seed"]
 
 # The function that reads a document; a run in which workers read has it as its model.
@@ -16,6 +18,7 @@ def takes_seed(model: str) -> bool:
     return not model.startswith("anthropic/")
 
 
+@lru_cache(maxsize=256)
 def has_fences(model: str) -> bool:
     """Say whether prompts of a model have fences, unless the job says so: see ``fanout.inputs.fences``.
 

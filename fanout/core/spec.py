@@ -357,7 +357,7 @@ class RunSpec(
         """All models and functions that a run may call."""
         return (*self.all_models, *self.functions, *self.retrieval_functions)
 
-    @property
+    @cached_property
     def is_by_model(self) -> bool:
         """Whether the calls of a run go to several models."""
         return bool(self.models or self.fallback or self.step_models or self.judge_model)

@@ -80,13 +80,20 @@ def _is_sound(usage: Usage) -> bool:
     prompt, answer, cost = usage.input_tokens, usage.output_tokens, usage.cost_usd
     cached, written = usage.cached_input_tokens, usage.cache_write_tokens
     reasoning = usage.reasoning_tokens
+    if not (cost is None or (type(cost) is float and 0 <= cost <= _MAX_USD)):
+        return False
+    if type(prompt) is type(cached) is type(written) is type(answer) is type(reasoning) is int:
+        # In half the time of what follows, which holds for these, too.
+        return (
+            0 <= cached <= prompt <= _MAX_TOKENS
+            and 0 <= written <= prompt
+            and 0 <= reasoning <= answer <= _MAX_TOKENS
+        )
     for tokens in (prompt, cached, written, answer, reasoning):
         if tokens is not None and not (type(tokens) is int and 0 <= tokens <= _MAX_TOKENS):
             return False
-    return (
-        (prompt is None or ((cached or 0) <= prompt and (written or 0) <= prompt))
-        and (answer is None or (reasoning or 0) <= answer)
-        and (cost is None or (type(cost) is float and 0 <= cost <= _MAX_USD))
+    return (prompt is None or ((cached or 0) <= prompt and (written or 0) <= prompt)) and (
+        answer is None or (reasoning or 0) <= answer
     )
 
 

@@ -7,6 +7,7 @@ import logging
 import threading
 from collections import Counter
 from concurrent.futures import Future
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fanout.core.errors import LLMError, ModelError
@@ -89,7 +90,12 @@ _abandoned = _Abandoned()
 
 def is_of_user(llm: LLM) -> bool:
     """Say whether a model is an object of the user, or of a subclass of theirs."""
-    return not type(llm).__module__.startswith(_OWN)
+    return _is_of_user(type(llm))
+
+
+@lru_cache(maxsize=64)
+def _is_of_user(kind: type[object]) -> bool:
+    return not kind.__module__.startswith(_OWN)
 
 
 async def contained(

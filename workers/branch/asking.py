@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Asking"]
 
+_NO_PROGRESS = Progress()
+
 
 class Asking:
     """Asks models for the answer of one branch, any number of times.
@@ -87,10 +89,10 @@ class Asking:
         spec, retries = self._spec, self._retries()
         self._step = step
         self._sample = sample
-        begun = self._calls.so_far.question or Progress()
+        begun = self._calls.so_far.question or _NO_PROGRESS
         if not spec.fallback and self._is_only(model):
             request = _taken(model, make(model))
-            result = await self._taught(model, request, retries, Progress(), begun.calls)
+            result = await self._taught(model, request, retries, _NO_PROGRESS, begun.calls)
             self._calls.stop_after = result.stop_after
         else:
             models = asked_in_turn(model, spec.fallback)

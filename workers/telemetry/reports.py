@@ -38,6 +38,7 @@ __all__ = ["Calls", "Reports", "Telemetry", "make_telemetry"]
 # Seconds between two log lines for the same kind of failure of a run.
 _FAILURES_S = 60.0
 _MAX_REMEMBERED = 1_000
+_NO_ANSWERS = AnswersSoFar()
 
 _log = logging.getLogger(__name__)
 # Lost spans do no harm to branches.
@@ -79,7 +80,7 @@ class Calls:
         self.is_out_of_time = False
         self.is_batched = False
         self.step = ""
-        self.earlier = self.so_far = AnswersSoFar()
+        self.earlier = self.so_far = _NO_ANSWERS
         self.settling: list[Future[bool]] = []
 
     def asks(self, model: str, request: LLMRequest) -> None:
