@@ -144,18 +144,20 @@ class ModelCalls:
             if budgeted is not None:
                 gate = budgeted.gate(limits, self._claim)
             gate = self._claim.gate(gate, spec.timeout_s, compares=not self._calls.is_by_model)
-        calls = partial(
-            plan.complete,
-            llm,
-            question.request,
-            policy=question.retries,
-            gate=gate,
-            observe=observe,
-            so_far=question.so_far,
-            keep=question.keep,
-            # In a batch, the next call waits for its own one anyway.
-            sleep=self._claim.rests if gathered is None else _at_once,
-        )
+
+        def calls() -> Coroutine[Any, Any, CallResult]:
+            return plan.complete(
+                llm,
+                question.request,
+                policy=question.retries,
+                gate=gate,
+                observe=observe,
+                so_far=question.so_far,
+                keep=question.keep,
+                # In a batch, the next call waits for its own one anyway.
+                sleep=self._claim.rests if gathered is None else _at_once,
+            )
+
         if plan.identity is None or not self._context.answers.is_on:
             result = calls()
         else:

@@ -109,11 +109,13 @@ class Place:
         return self._admission.returning > 0
 
     async def _enter(self, *, is_back: bool = False) -> None:
-        max_workers, priority = None, 1.0
-        # The begin finds out that the run is gone, and the call that its spec cannot be read.
-        with suppress(UnknownRunError, StoredDataError):
-            spec = await self._context.runs.specs(self._run_id)
-            max_workers, priority = spec.max_workers, spec.priority
+        specs = self._context.runs.specs
+        spec = specs.ready(self._run_id)
+        if spec is None:
+            # The begin finds out that the run is gone, and the call that its spec cannot be read.
+            with suppress(UnknownRunError, StoredDataError):
+                spec = await specs(self._run_id)
+        max_workers, priority = (None, 1.0) if spec is None else (spec.max_workers, spec.priority)
         entering = self._admission.enter(self._run_id, max_workers, priority, is_back=is_back)
         try:
             if self._patience_s is None or max_workers is None:

@@ -192,14 +192,12 @@ class LoadingCache(Generic[_Key, _Value]):
 
     def ready(self, key: _Key) -> _Value | None:
         """Return the value of ``key`` for use if it is loaded; faster than to await it."""
-        value = self._values.get(key)
-        if value is not None:
-            try:
-                self._values.move_to_end(key)
-            except KeyError:
-                # Another thread has just removed it.
-                return None
-        return value
+        values = self._values
+        try:
+            values.move_to_end(key)
+            return values[key]
+        except KeyError:
+            return None
 
     async def __call__(self, key: _Key) -> _Value:
         """Return the value of ``key``. Raises what ``load`` raises."""

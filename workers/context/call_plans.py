@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, TypeVar
 
@@ -19,16 +18,18 @@ from fanout.llm.registry import known_context_tokens
 from workers.context.fair_line import Turn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable
     from typing import Any
 
     from fanout.core.ids import StageId
     from fanout.core.rate_limits import Rates
     from fanout.core.settings import Settings
     from fanout.core.spec import RunSpec
-    from fanout.llm.base import LLM
-    from fanout.llm.calls import CallResult
+    from fanout.core.spec_fields import RetrySpec
+    from fanout.llm.base import LLM, LLMRequest
+    from fanout.llm.calls import CallAttempt, CallGate, CallResult
     from fanout.policy.pricing import Price
+    from fanout.policy.progress import CallsSoFar
     from workers.context.budgets import BudgetPlan, Budgets
 
 __all__ = ["CallPlan", "CallPlans"]
@@ -52,7 +53,9 @@ class CallPlan(msgspec.Struct, frozen=True, kw_only=True):
         spec: The run's spec.
         model: The model's string.
         llm: The model.
-        complete: ``complete_with_retries`` as the run wants it.
+        window_tokens: The model's context window; None if it is unknown.
+        validate: Checks an answer without a shape; None for any text.
+        max_output_kb: The longest answer in kilobytes; None is any length.
         price: The price of the model; None if it is unknown.
         identity: What names the model for the answer cache; None if its answers are not kept.
         rates: The rates that the job tells.
@@ -65,7 +68,9 @@ class CallPlan(msgspec.Struct, frozen=True, kw_only=True):
     spec: RunSpec
     model: str
     llm: LLM
-    complete: Callable[..., Coroutine[Any, Any, CallResult]]
+    window_tokens: int | None
+    validate: Callable[[str], str] | None
+    max_output_kb: int | None
     price: Price | None
     identity: str | None
     rates: Rates
@@ -73,6 +78,38 @@ class CallPlan(msgspec.Struct, frozen=True, kw_only=True):
     budget: BudgetPlan | None
     wants_json: bool
     until: float
+
+    def complete(
+        self,
+        llm: LLM,
+        request: LLMRequest,
+        *,
+        policy: RetrySpec,
+        gate: CallGate,
+        observe: Callable[[CallAttempt], None],
+        so_far: CallsSoFar | None,
+        keep: Callable[[CallsSoFar], Awaitable[None]],
+        sleep: Callable[[float], Awaitable[None]],
+    ) -> Coroutine[Any, Any, CallResult]:
+        """Return ``complete_with_retries`` as the run wants it; see there."""
+        spec = self.spec
+        return complete_with_retries(
+            llm,
+            request,
+            policy=policy,
+            timeout_s=spec.timeout_s,
+            max_reasks=spec.max_reasks,
+            keeps_cut=spec.on_truncated == "keep",
+            window_tokens=self.window_tokens,
+            validate=self.validate,
+            gate=gate,
+            max_output_kb=self.max_output_kb,
+            observe=observe,
+            so_far=so_far,
+            keep=keep,
+            price=self.price,
+            sleep=sleep,
+        )
 
 
 class CallPlans:
@@ -117,24 +154,15 @@ class CallPlans:
         # What the job says of its model need not hold for another one.
         own_model = spec.reduce_model if stage_id.stage else spec.model
         own_window = spec.context_tokens if model == own_model else None
-        price = price_of(model, spec.price)
-        complete = partial(
-            complete_with_retries,
-            timeout_s=spec.timeout_s,
-            max_reasks=spec.max_reasks,
-            keeps_cut=spec.on_truncated == "keep",
-            window_tokens=own_window or known_context_tokens(model),
-            validate=validate_json if wants_json else None,
-            # A document may be larger than an answer.
-            max_output_kb=None if model == READER_MODEL else self._settings.max_output_kb,
-            price=price,
-        )
         return CallPlan(
             spec=spec,
             model=model,
             llm=llm,
-            complete=complete,
-            price=price,
+            window_tokens=own_window or known_context_tokens(model),
+            validate=validate_json if wants_json else None,
+            # A document may be larger than an answer.
+            max_output_kb=None if model == READER_MODEL else self._settings.max_output_kb,
+            price=price_of(model, spec.price),
             identity=identity_of(llm) if spec.cache else None,
             rates=spec.rate.rates,
             turn=Turn(stage_id.run_id, spec.priority),

@@ -139,14 +139,14 @@ class CallPlaces:
                 self.in_flight += 1
                 future.set_result(None)
 
-    def succeeded(self, elapsed_s: float, timeout_s: float | None) -> None:
-        """Count a call that was answered."""
+    def succeeded(self, elapsed_s: float, timeout_s: float | None, *, now: float) -> None:
+        """Count a call that was answered just now."""
         self._row = 0
         before = self._call_s
         self._call_s = elapsed_s if before is None else before + _ALPHA * (elapsed_s - before)
         # It has just left.
         self._usual += (1.0 if before is None else _ALPHA) * (self.in_flight + 1 - self._usual)
-        self._succeeded_at = self._clock()
+        self._succeeded_at = now
         if self._refused_share or self._timed_out_share:
             self._refused_share *= 1 - _ALPHA
             self._timed_out_share *= 1 - _ALPHA

@@ -170,7 +170,7 @@ class ModelGate:
             # Any answer, or a refusal of this prompt, shows that the model is up.
             model = self._model
             model.answered(self._began)
-            model.places.succeeded(now - self._began, self._timeout_s)
+            model.places.succeeded(now - self._began, self._timeout_s, now=now)
             model.health.succeeded(began=self._began, now=now, is_first=self._calls == 1)
             if model.down_at is not None:
                 await self._limiter.succeeded_while_down(model, self._began)

@@ -65,7 +65,7 @@ def test_a_branch_decides_nothing_that_its_stage_has_decided(asked):
     context.process()
     assert asked == ["fake"]
     plan = context.call_plans.plan(STAGE, "fake", context.llm, context.runs.specs.known(RUN))
-    assert (plan.wants_json, plan.complete.keywords["window_tokens"]) == (True, 300)
+    assert (plan.wants_json, plan.window_tokens) == (True, 300)
 
 
 @pytest.mark.parametrize("days", [{}, {"fake*": BudgetLimits(calls=9)}])
@@ -106,4 +106,4 @@ def test_the_claim_of_a_run_that_may_queue_lasts_a_day_longer():
 def test_the_price_of_the_plan_is_that_of_its_calls():
     context = FakeContext(price={"fake": PRICE})
     plan = context.call_plans.plan(STAGE, "fake", context.llm, context.spec)
-    assert plan.price == plan.complete.keywords["price"] == Price(**PRICE, is_given=True)
+    assert plan.price == Price(**PRICE, is_given=True)

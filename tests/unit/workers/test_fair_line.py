@@ -75,12 +75,14 @@ def test_a_lock_survives_cancelled_calls():
 
 
 def context_of(places):
-    async def specs(_run_id):
+    def spec(_run_id):
         return SimpleNamespace(max_workers=None, priority=1.0)
 
     admission = Admission(lambda requests: [None] * len(requests), sure_s=9)
     admission.places = places
-    return SimpleNamespace(admission=admission, runs=SimpleNamespace(specs=specs))
+    return SimpleNamespace(
+        admission=admission, runs=SimpleNamespace(specs=SimpleNamespace(ready=spec))
+    )
 
 
 def test_a_branch_that_waits_leaves_its_place_and_comes_back_before_those_that_have_not_begun():

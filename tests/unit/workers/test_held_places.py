@@ -43,14 +43,15 @@ class Process:
         self.called = []
         self.most = self.in_flight = 0
 
-    async def specs(self, _run_id):
+    def spec(self, _run_id):
         return SimpleNamespace(max_workers=None, priority=1.0)
 
     def branch(self, name, *, budget=None, calls=1, call_s=0.002):
         return asyncio.create_task(self._branch(name, budget, calls, call_s))
 
     async def _branch(self, name, budget, calls, call_s):
-        context = SimpleNamespace(admission=self.admission, runs=SimpleNamespace(specs=self.specs))
+        runs = SimpleNamespace(specs=SimpleNamespace(ready=self.spec))
+        context = SimpleNamespace(admission=self.admission, runs=runs)
         async with Place(context, "r", lambda: None, None) as place:
             claim = Claim.__new__(Claim)
             claim.place = place

@@ -236,7 +236,7 @@ def test_a_process_tells_how_many_calls_it_has_as_a_rule_if_none_succeeds_any_mo
     assert places._news().usual == 0.0
     for _ in range(200):
         places.in_flight = 7
-        places.succeeded(3.0, None)
+        places.succeeded(3.0, None, now=now)
     places.in_flight, now = 1, now + 5
     assert places._news().usual == 0.0
     now += 2
@@ -249,10 +249,10 @@ def test_slow_calls_open_a_window_before_they_time_out(store):
         places = places_of(limiter)
         for _ in range(40):
             places.in_flight += 1
-        places.succeeded(1.0, 60.0)
+        places.succeeded(1.0, 60.0, now=limiter.clock())
         assert places._keeper is None
         for _ in range(60):
-            places.succeeded(45.0, 60.0)
+            places.succeeded(45.0, 60.0, now=limiter.clock())
         await until(lambda: places._share is not None)
         assert 30 <= places._share < 40
         await limiter.aclose()
@@ -288,7 +288,7 @@ def test_what_a_lost_report_had_is_in_the_next():
         await places.enter()
         refusal = LLMError(ErrorKind.RATE_LIMITED, "slower")
         places.failed(refusal, began=3.0, is_paced=False, timeout_s=None)
-        places.succeeded(2.0, None)
+        places.succeeded(2.0, None, now=5.0)
         await until(lambda: len(told) >= 2)
         await places.aclose()
 
@@ -335,7 +335,7 @@ def test_many_refusals_in_a_row_are_none_at_random(store):
             seen.append(places.has_noise)
             places.failed(refusal, began=0.0, is_paced=True, timeout_s=None)
         seen.append(places.has_noise)
-        places.succeeded(1.0, None)
+        places.succeeded(1.0, None, now=0.0)
         seen.append(places.has_noise)
         await places.aclose()
         assert seen == [True] * 8 + [False, True]
