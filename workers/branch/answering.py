@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+import msgspec
 from msgspec import structs
 
 from fanout.core.errors import (
@@ -20,7 +21,6 @@ from fanout.core.records import ErrorKind, Outcome, Variants
 from fanout.inputs.fences import with_rule
 from fanout.inputs.plan_answers import PlanShape
 from fanout.inputs.prompt_layout import branch_values
-from fanout.inputs.retrieval_prompts import has_context
 from fanout.llm.base import LLMRequest
 from fanout.llm.error_kinds import FEW, MANY
 from fanout.policy.packing import shard_chunk
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from fanout.core.ids import ShardId
     from fanout.core.records import BranchRef, Chunk
     from fanout.core.spec import RunSpec
-    from fanout.inputs.prompts import Template
-    from fanout.policy.prefixes import PromptCache
     from workers.branch.claims import Claim
     from workers.context.worker_context import WorkerContext
     from workers.telemetry.reports import Calls
@@ -123,7 +121,7 @@ async def _call(
     return await _prompted(claim, context, shard_id, index, calls, asking, read)
 
 
-class _Read(NamedTuple):
+class _Read(msgspec.Struct, frozen=True):
     """What a branch asks about."""
 
     spec: RunSpec
@@ -144,40 +142,42 @@ async def _prompted(
     read: _Read,
 ) -> Outcome:
     """Return the outcome of a branch with a single prompt, of the map or of a reduce."""
-    run_id, stage, runs = shard_id.run_id, shard_id.stage, context.runs
-    spec, chunk, ref, around, chunks = read
-    template = runs.template(shard_id.stage_id, ref.aspect)
-    limit = spec.max_tokens if stage == 0 else spec.aggregate_max_tokens
-    shape = runs.shape(run_id, is_aggregate=stage > 0)
-    if shape is not None and is_plan(run_id):
+    spec, chunk, ref, around = read.spec, read.chunk, read.ref, read.around
+    stage_id, runs, first = shard_id.stage_id, context.runs, ref.model or spec.model
+    frame = runs.frame(stage_id, ref.aspect, first)
+    shape = frame.request.shape
+    if shape is not None and is_plan(stage_id.run_id):
         shape = PlanShape(shape, chunk.text)
-    plan = None if stage else runs.plan(run_id)
-
-    retriever = None if stage else _retriever(claim, context, spec, calls, template)
+    plan = None if stage_id.stage else runs.plan(stage_id.run_id)
+    retriever = Retriever(claim, context, spec, calls) if frame.has_passages else None
     passages: dict[str, str] = {}
 
     def made(model: str, sample: int) -> LLMRequest:
         values, cache = branch_values(chunk, ref, sample, around), None
-        values |= passages
+        if passages:
+            values |= passages
+        own = frame if model == first else runs.frame(stage_id, ref.aspect, model)
         if plan is None:
-            prompt = template.render(values, chunk.columns, is_fenced=spec.is_fenced(model))
+            prompt = own.rendered(values, chunk.columns)
         else:
-            lane = first_lane(spec.lane)
-            prompt, cache = plan.prompt(chunk, ref, values, model=model, chunks=chunks, lane=lane)
-        return _request(spec, model, prompt, limit, sample, shape, cache)
+            lane = own.request.lane
+            prompt, cache = plan.prompt(
+                chunk, ref, values, model=model, chunks=read.chunks, lane=lane
+            )
+        return own.asks(prompt, sample=sample, shape=shape, cache=cache)
 
     async def ask(model: str, sample: int) -> Outcome:
         if retriever is not None:
             values = branch_values(chunk, ref, sample, around)
             passages["context"] = await retriever.of_prompt(
-                template, values, chunk.columns, model=model
+                frame.template, values, chunk.columns, model=model
             )
         result = await asking.answer(model, lambda one: made(one, sample), sample)
         return outcome_of(index, result)
 
     try:
-        if stage > 0 or spec.certainty is None:
-            outcome = await ask(ref.model or spec.model, ref.sample)
+        if stage_id.stage > 0 or spec.certainty is None:
+            outcome = await ask(first, ref.sample)
         else:
             outcome = await ask_until_certain(ask, claim, spec, calls, index)
     except RetrievalError as error:
@@ -185,15 +185,6 @@ async def _prompted(
         await count_unused(claim, context, calls)
         outcome = unanswered(index, error.kind, str(error), calls)
     return outcome if retriever is None else structs.replace(outcome, passages=retriever.uses)
-
-
-def _retriever(
-    claim: Claim, context: WorkerContext, spec: RunSpec, calls: Calls, template: Template
-) -> Retriever | None:
-    """Return what finds the passages of a prompt; None if it has none."""
-    if context.runs.query(claim.branch_id.run_id) is None or not has_context(template):
-        return None
-    return Retriever(claim, context, spec, calls)
 
 
 def _comparison(spec: RunSpec, prompt: str, shape: AnswerShape | None) -> LLMRequest:
@@ -205,26 +196,4 @@ def _comparison(spec: RunSpec, prompt: str, shape: AnswerShape | None) -> LLMReq
         seed=spec.seed,
         shape=shape,
         lane=first_lane(spec.lane),
-    )
-
-
-def _request(
-    spec: RunSpec,
-    model: str,
-    prompt: str,
-    max_tokens: int | None,
-    sample: int,
-    shape: AnswerShape | None,
-    cache: PromptCache | None,
-) -> LLMRequest:
-    return LLMRequest(
-        prompt=prompt,
-        system=with_rule(spec, model, spec.system),
-        temperature=spec.temperature,
-        max_tokens=max_tokens,
-        seed=None if spec.seed is None else spec.seed + sample,
-        stop=spec.stop,
-        shape=shape,
-        lane=first_lane(spec.lane),
-        cache=cache,
     )

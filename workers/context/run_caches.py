@@ -17,6 +17,7 @@ from fanout.llm.prices import price_of
 from fanout.llm.prompt_plans import plan_of
 from fanout.llm.step_plans import step_plan_of
 from workers.context.batches import LoadingCache
+from workers.context.prompt_frames import frame_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from fanout.llm.prompt_plans import PromptPlan
     from fanout.llm.step_plans import StepPlan
     from fanout.stores import RedisStore
+    from workers.context.prompt_frames import PromptFrame
 
 __all__ = ["RunCaches", "RunSteps"]
 
@@ -62,6 +64,7 @@ class RunCaches:
         shards: The shard of a shard id.
         shape: Returns the shape of the answers of a run, or of its aggregates; None is any text.
         template: Returns the prompt template of a stage and an aspect.
+        frame: Returns what the branches of a stage ask a model with the prompt of an aspect.
         steps: Returns the prompts and shapes of the steps of a run.
         query: Returns the template of what passages are looked for; None of a run without, or with steps.
         plan: Returns how the prompts of a run without steps are laid out; None for as its templates are
@@ -79,6 +82,7 @@ class RunCaches:
         self.query = lru_cache(maxsize=_SPECS)(self._load_query)
         self.plan = lru_cache(maxsize=_SPECS)(self._load_plan)
         self.template = lru_cache(maxsize=_SPECS * 8)(self._load_template)
+        self.frame = lru_cache(maxsize=_SPECS * 8)(self._load_frame)
 
     def _load_spec(self, run_id: str) -> RunSpec:
         try:
@@ -102,6 +106,17 @@ class RunCaches:
         if stage_id.stage:
             return Template.parse(spec.aggregate_prompt or "{input}", field="aggregate_prompt")
         return Template.parse(spec.prompts[aspect])
+
+    def _load_frame(self, stage_id: StageId, aspect: str | None, model: str) -> PromptFrame:
+        run_id, is_reduce = stage_id.run_id, stage_id.stage > 0
+        return frame_of(
+            self.specs.get(run_id),
+            model,
+            self.template(stage_id, aspect),
+            shape=self.shape(run_id, is_aggregate=is_reduce),
+            is_reduce=is_reduce,
+            retrieves=self.query(run_id) is not None,
+        )
 
     def _load_steps(self, run_id: str) -> RunSteps:
         spec = self.specs.get(run_id)
