@@ -197,7 +197,8 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
         reopened_at: When its latest retry began, or None without one.
         ended_at: Seconds since the epoch, or None while it goes on.
         stage: The number of the stage that is being processed.
-        ahead: The highest number of a reduce stage that was begun; 0 without one.
+        ahead: The highest number of a stage of the tree without groups that was begun; 0 without one,
+            and where the aggregate has groups or compares answers.
         base_stage: Reduce stages up to this number belong to an aggregate that a retry discarded;
             those of the current one follow it.
         halt: The status that a stopped run will end with, or None. No further call may be made.
