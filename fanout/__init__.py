@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fanout.aggregators import Coverage, Source
     from fanout.client.client import Client
     from fanout.client.parallel import ParallelCalls
     from fanout.client.run import Run
@@ -47,6 +48,7 @@ __all__ = [
     "Chunk",
     "Client",
     "Comparison",
+    "Coverage",
     "Document",
     "EmbeddedError",
     "ErrorKind",
@@ -70,6 +72,7 @@ __all__ = [
     "RunSpec",
     "RunStatus",
     "SettingsError",
+    "Source",
     "SpecError",
     "Status",
     "UnknownRunError",
@@ -81,6 +84,7 @@ __all__ = [
 
 # The module of each name; the imports above are for type checkers only.
 _NAMES = {
+    "fanout.aggregators": ("Coverage", "Source"),
     "fanout.client.client": ("Client",),
     "fanout.core.errors": (
         "AmbiguousRunError",

@@ -17,9 +17,21 @@ from fanout.aggregators.parts import Fields
 from fanout.aggregators.rank import row_place
 from fanout.aggregators.records import GroupedRecords
 from fanout.aggregators.scores import score_of
+from fanout.aggregators.sources import (
+    RULE_TOKENS,
+    Place,
+    Source,
+    cited_node,
+    decode_places,
+    encode_places,
+    shown_texts,
+    sources_of,
+    with_sources,
+)
 from fanout.aggregators.streams import Streamed, covered, value_of, whole
 
 __all__ = [
+    "RULE_TOKENS",
     "Aggregate",
     "Coverage",
     "CoverageCounter",
@@ -31,10 +43,15 @@ __all__ = [
     "Node",
     "NodePacker",
     "Part",
+    "Place",
+    "Source",
     "Streamed",
     "Tally",
     "aggregate_groups",
+    "cited_node",
     "covered",
+    "decode_places",
+    "encode_places",
     "group_key",
     "lacking",
     "leaf_part",
@@ -45,6 +62,9 @@ __all__ = [
     "room_tokens",
     "row_place",
     "score_of",
+    "shown_texts",
+    "sources_of",
     "value_of",
     "whole",
+    "with_sources",
 ]

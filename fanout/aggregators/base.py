@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, runtime_checkabl
 import msgspec
 
 from fanout.aggregators.coverage import Coverage  # noqa: TC001 - msgspec reads the annotation
+from fanout.aggregators.sources import Source  # noqa: TC001 - msgspec reads the annotation
 from fanout.core.cells import Cell  # noqa: TC001 - msgspec reads the annotation
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ class Aggregate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The result of an aggregator: text or another JSON value, from branches with an answer.
 
     Of one that is stored in pieces, ``value`` is None, and ``held`` says where they are. ``coverage`` is
-    what is behind it; None in results of earlier versions, and of comparisons.
+    what is behind it; None in results of earlier versions, and of comparisons. ``sources`` are those that
+    it cites; empty without ``sources`` in its job.
     """
 
     value: Any
@@ -80,6 +82,7 @@ class Aggregate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     notes: list[str] = []
     coverage: Coverage | None = None
     held: Held | None = None
+    sources: list[Source] = []
 
     @property
     def exists(self) -> bool:

@@ -12,6 +12,8 @@ import msgspec
 
 from fanout.aggregators.base import place
 from fanout.aggregators.coverage import Tally
+from fanout.aggregators.sources import Place  # noqa: TC001 - msgspec reads the annotation
+from fanout.core.citations import ID_CHARS
 from fanout.core.errors import SpecError
 from fanout.core.marks import mark_of
 from fanout.core.tokens import BYTES_PER_TOKEN, estimate_tokens
@@ -31,6 +33,7 @@ _SEPARATOR = "\n\n"
 # 60 bits of a hash of all answers: too many to guess, and few tokens.
 _TAG_LENGTH = 12
 _SAMPLE_FENCE = f"=== {'0' * _TAG_LENGTH}"
+_SAMPLE_CITED = f"{_SAMPLE_FENCE} [s-{'0' * ID_CHARS}]"
 # The rest of the window is for the chat template, and for errors of the estimate.
 _SAFETY = 0.85
 _NOTHING = Tally()
@@ -46,6 +49,8 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
         failed: The number of its branches without an answer.
         key: Where it is from: see ``fanout.aggregators.nodes``.
         tally: What is behind it.
+        place: Of an answer of a branch in a job with ``sources``: where it is from.
+        sources: Of a reduction in such a job: the places that it cites, by id.
     """
 
     group: str
@@ -54,16 +59,24 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     failed: int = 0
     key: int = 0
     tally: Tally = Tally()
+    place: Place | None = None
+    sources: dict[str, Place] = {}
 
 
-def leaf_part(item: Item, *, key: int = 0, tally: Tally = _NOTHING) -> Part:
-    """Return a branch as a part; a line with its origin precedes its answer."""
+def leaf_part(
+    item: Item, *, key: int = 0, tally: Tally = _NOTHING, place_of: Place | None = None
+) -> Part:
+    """Return a branch as a part; a line with its origin precedes its answer.
+
+    With the place of a source, that line has other brackets than the ids that are to be cited.
+    """
     if item.output is None:
         return Part(group=item.group, text="", count=0, failed=1, key=key, tally=tally)
     # A name with line breaks could forge further lines of the prompt.
     shown = " ".join(place(item).split())
-    text = f"[{shown}]\n{item.output.strip()}"
-    return Part(group=item.group, text=text, key=key, tally=tally)
+    line = f"[{shown}]" if place_of is None else f"({shown})"
+    text = f"{line}\n{item.output.strip()}"
+    return Part(group=item.group, text=text, key=key, tally=tally, place=place_of)
 
 
 def room_tokens(*, context_tokens: int, template_tokens: int, answer_tokens: int) -> int:
@@ -102,14 +115,15 @@ def fitted(parts: list[Part], room_tokens: int, bytes_per_token: float) -> list[
 
 def part_tokens(part: Part) -> int:
     """Return how many estimated tokens of a prompt a part takes."""
-    return estimate_tokens(_fenced(part.text, _SAMPLE_FENCE) + _SEPARATOR)
+    fence = _SAMPLE_FENCE if part.place is None else _SAMPLE_CITED
+    return estimate_tokens(_fenced(part.text, fence) + _SEPARATOR)
 
 
 def _cut(part: Part, most: int, bytes_per_token: float) -> Part:
     total = estimate_tokens(part.text)
     shown, whole = (round(n * BYTES_PER_TOKEN / bytes_per_token) for n in (most, total))
     mark = f"\n[... cut: {shown:,} of {whole:,} tokens are shown]"
-    room = most - estimate_tokens(_fenced(mark, _SAMPLE_FENCE) + _SEPARATOR)
+    room = most - part_tokens(msgspec.structs.replace(part, text=mark))
     keep = len(part.text) * max(room, 1) // total
     # Bytes are not spread evenly over a text: shorten it until it fits.
     while keep > 1 and estimate_tokens(part.text[:keep]) > room:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from fanout.cli.evaluation_view import evaluation_lines, evaluation_note, shortfalls
 from fanout.cli.exits import CLOSED_PIPE, FAILURE, mute_stdout
@@ -18,6 +19,7 @@ from fanout.core.errors import FanoutError, RunError
 from fanout.core.records import ErrorKind, RunStatus
 from fanout.core.units import plural
 from fanout.inputs.documents.urls import shown_input
+from fanout.runs.answer_text import source_lines
 from fanout.runs.rows import output_row
 from fanout.runs.status import coverage_value, kept_notes, retry_help
 from fanout.runs.tables.output_file import OutputFile
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from fanout.aggregators import Coverage
+    from fanout.aggregators import Coverage, Source
     from fanout.cli.destinations import Destination
     from fanout.cli.evaluation_view import Threshold
     from fanout.cli.progress import Progress
@@ -101,6 +103,7 @@ class _Answer:
     notes: list[str]
     evaluation: Evaluation | None
     coverage: Coverage | dict[str, Coverage] | None = None
+    sources: list[Source] | dict[str, list[Source]] | None = None
 
     def to_dict(self, status: Status) -> dict[str, Any]:
         """Return it with the status as JSON values; without labels there is no ``evaluation``.
@@ -112,6 +115,7 @@ class _Answer:
             **status.to_dict(),
             "aggregated": None,
             "aggregate_coverage": coverage_value(self.coverage),
+            "sources": msgspec.to_builtins(self.sources),
             "notes": notes,
         }
         if self.evaluation is not None:
@@ -128,6 +132,7 @@ def deliver(run: Run, status: Status, progress: Progress, delivery: Delivery) ->
         notes=aggregated.notes(),
         evaluation=run.evaluation(labels),
         coverage=aggregated.coverage(),
+        sources=run.sources(),
     )
     faults: list[str] = []
     with _noting(faults, "cannot write the results"):
@@ -297,6 +302,8 @@ def _print(
             print_line(line)
     elif answer.aggregated:
         print_parts(answer.aggregated.texts())
+        for line in source_lines(answer.sources):
+            print_line(line)
     elif delivery.out is None and status.succeeded:
         _print_branches(run, status, progress, delivery)
 

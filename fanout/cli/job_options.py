@@ -174,6 +174,8 @@ _OPTIONS = [
             "The longest single wait before a call is made again. [default: 60]"),
     _option("--min-success", "SHARE",
             "The share of branches, 0 to 1, that must succeed. [default: 0]"),
+    click.option("--sources", is_flag=True, default=None,
+                 help="Have the aggregate cite its sources by ids that are checked."),
     _option("--min-group-success", "SHARE",
             "The share of its branches, 0 to 1, that must be behind an aggregate. [default: 0]"),
 ]  # fmt: skip

@@ -30,7 +30,7 @@ from fanout.runs.traced_comparisons import comparisons_in
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from fanout.aggregators import Coverage
+    from fanout.aggregators import Coverage, Source
     from fanout.core.answer_types import AnswerTypes
     from fanout.core.ids import ShardId
     from fanout.core.lanes import LaneChoice
@@ -211,6 +211,7 @@ class RunAnswers:
             branches=branches,
             aggregated=aggregated,
             aggregate_coverage=self.aggregate_coverage(),
+            sources=self.sources(),
             aggregated_json=None if self._types.aggregate is None else value,
             notes=[*kept_notes(status), *notes, *faults],
             reduce_errors=self.stored_result().errors,
@@ -285,6 +286,14 @@ class RunAnswers:
     def aggregate_coverage(self) -> Coverage | dict[str, Coverage] | None:
         """Return what is behind the aggregate, by group if the run has groups; None if it is not known."""
         return self.stored_aggregate().coverage()
+
+    def sources(self) -> list[Source] | dict[str, list[Source]] | None:
+        """Return what the aggregate cites, by group if the run has groups; None without ``sources``."""
+        spec = self.spec
+        if not spec.sources:
+            return None
+        found = {group: one.sources for group, one in self.stored_result().aggregates.items()}
+        return found if spec.group_by else found.get("", [])
 
     def stored_result(self) -> StoredResult:
         """Return the aggregates by group with counts and notes. Raises UnknownRunError.

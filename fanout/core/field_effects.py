@@ -206,6 +206,10 @@ RULES = (
               lambda spec: spec.ranks_answers,
               "has no effect with reduce {spec.reduction!r}; leave it out, or choose another reduce "
               "(top, rank or pairwise)"),
+    FieldRule(("sources",), ("reduce", "aggregate_prompt"),
+              lambda spec: spec.reduction == "llm",
+              "has no effect with reduce {spec.reduction!r}; leave it out, or give an aggregate "
+              "prompt, for a reduce by the model"),
     FieldRule(("min_group_success",), ("reduce", "aggregate_prompt"),
               lambda spec: spec.reduction != "none" and not spec.compares,
               "has no effect with reduce {spec.reduction!r}; leave it out, or choose another reduce "
@@ -214,7 +218,7 @@ RULES = (
               lambda spec: not (spec.schema or spec.choices),
               "has no effect with schema or choices, which say more; leave it out"),
     FieldRule(("max_reasks",), ("schema", "choices", "aggregate_schema", "reduce"),
-              lambda spec: bool(spec.schema or spec.choices or spec.reduce_schema
+              lambda spec: bool(spec.schema or spec.choices or spec.reduce_schema or spec.sources
                                 or any(step.has_shape for step in spec.steps)),
               "has no effect without schema or choices; leave it out, or give one"),
     FieldRule(("retries.base_wait_s", "retries.max_wait_s"), ("max_attempts",),

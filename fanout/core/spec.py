@@ -176,6 +176,8 @@ class RunSpec(
         context_tokens: The model's context window; None takes the known one, or a safe guess.
         min_success: The share of branches (0 to 1) that must succeed. A run in which no branch
             succeeds has failed, even with 0.
+        sources: Whether an ``llm`` aggregate cites its sources, by ids that are checked: see
+            ``fanout.aggregators.sources``.
         min_group_success: The share of branches (0 to 1) that must be behind an aggregate, that of a
             group or of all. Where fewer are, it says so in place of an answer.
         max_workers: The most branches of this run in flight in the whole fleet; None is no cap.

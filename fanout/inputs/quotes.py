@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from bisect import bisect_right
 from functools import cached_property
@@ -26,6 +27,9 @@ _SAME = str.maketrans({
     "\u2013": "-", "\u2014": "-", "\u2212": "-", "\u00ad": "", "\u200b": "", "\ufeff": "",
 })  # fmt: skip
 _DOTS = (".", "\u2026")
+# A sentence that ends with a quote may have its point within.
+_POINTS = ".,;: "
+_LEFT_OUT = re.compile(r"\[?(?:\.\.\.|\u2026)\]?")
 
 
 class QuotedText:
@@ -70,6 +74,23 @@ class QuotedText:
             at = loose.find(wanted, at + 1)
         if not found:
             yield from self._with_mistakes(wanted)
+
+    def has(self, quote: str) -> bool:
+        """Say whether a quote stands in the text, but for white space, case and forms of characters.
+
+        Parts of it may be left out, where it has dots or ``[...]`` in their place.
+        """
+        # Quotes within quotes have other marks than in the text.
+        text = _one_mark(self._loose[0])
+        loose = [_loose(one)[0].strip().rstrip(_POINTS) for one in _LEFT_OUT.split(quote)]
+        wanted = [_one_mark(one) for one in loose if one]
+        at = 0
+        for one in wanted:
+            at = text.find(one, at)
+            if at < 0:
+                return False
+            at += len(one)
+        return bool(wanted)
 
     @cached_property
     def _loose(self) -> tuple[str, list[int]]:
@@ -118,6 +139,10 @@ class QuotedText:
                     places += 1
                     yield low, min(len(loose), low + len(wanted) + 3 * most)
                 at = loose.find(piece, at + 1)
+
+
+def _one_mark(text: str) -> str:
+    return text.replace('"', "'")
 
 
 def _loose(text: str) -> tuple[str, list[int]]:

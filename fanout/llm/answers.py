@@ -216,7 +216,8 @@ def _plain(text: str) -> str:
     """Return a plain text answer without the reasoning of the model before it."""
     plain = without_reasoning(text)
     if not plain.strip():
-        raise LLMError(ErrorKind.INVALID_OUTPUT, "the answer is empty behind its reasoning")
+        where = " behind its reasoning" if text.strip() else ""
+        raise LLMError(ErrorKind.INVALID_OUTPUT, f"the answer is empty{where}")
     return plain
 
 

@@ -17,7 +17,17 @@ from fanout.policy.prefixes import PromptCache  # noqa: TC001 - msgspec reads th
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["LLM", "LLMReply", "LLMRequest", "Token", "Turn", "identity_of", "unexpected"]
+__all__ = [
+    "LLM",
+    "AnswerReview",
+    "LLMReply",
+    "LLMRequest",
+    "Token",
+    "Turn",
+    "ends_by_chance",
+    "identity_of",
+    "unexpected",
+]
 
 
 class Turn(msgspec.Struct, frozen=True):
@@ -25,6 +35,16 @@ class Turn(msgspec.Struct, frozen=True):
 
     answer: str
     reply: str
+
+
+class AnswerReview(Protocol):
+    """A check of answers that their shape does not make; what is wrong with one costs one call at most."""
+
+    def problem(self, answer: str) -> str | None:
+        """Return what is wrong with an answer; None if nothing is."""
+
+    def marked(self, answer: str) -> str:
+        """Return an answer with marks at what is wrong with it. Raises WrongShapeError."""
 
 
 class LLMRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +61,7 @@ class LLMRequest(msgspec.Struct, frozen=True, kw_only=True):
         turns: What followed in the conversation, first the answer to the prompt.
         lane: How the call is bought.
         cache: What the provider is told of its prompt cache, if anything.
+        review: What else the answer is checked for; no matter of adapters.
     """
 
     prompt: str
@@ -53,6 +74,7 @@ class LLMRequest(msgspec.Struct, frozen=True, kw_only=True):
     turns: tuple[Turn, ...] = ()
     lane: Lane = "realtime"
     cache: PromptCache | None = None
+    review: AnswerReview | None = None
 
     def messages(self, *, in_words: bool) -> list[dict[str, str]]:
         """Return the messages of a chat: ``role`` and ``content``, the system prompt first.
@@ -171,6 +193,15 @@ def _words(error: BaseException) -> str:
         return str(error)
     except Exception:  # noqa: BLE001 - a user's exception may raise any other one
         return "its message cannot be read"
+
+
+def ends_by_chance(llm: LLM, request: LLMRequest) -> bool:
+    """Say whether an answer that a model's own limit has cut off may end in time at a second call.
+
+    A small model that samples its answers now and then runs on until its limit.
+    """
+    told = getattr(llm, "ends_by_chance", None)
+    return request.max_tokens is None and told is not None and told(request) is True
 
 
 def identity_of(llm: LLM) -> str | None:

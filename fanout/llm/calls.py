@@ -14,10 +14,11 @@ from fanout.core.lanes import Lane  # noqa: TC001 - msgspec reads the annotation
 from fanout.core.records import NO_CALL, ErrorKind, Usage, total_usage
 from fanout.core.redaction import redacted
 from fanout.llm.answers import WrongAnswerError, checked_answer, storable
-from fanout.llm.base import LLMReply, unexpected
+from fanout.llm.base import LLMReply, ends_by_chance, unexpected
 from fanout.llm.confidence import label_confidence
 from fanout.llm.deadline import Deadline
 from fanout.llm.finish_reasons import ending
+from fanout.llm.reviews import marked_answer, reviewed
 from fanout.llm.sound_replies import sound_error, sound_reply
 from fanout.llm.tries import Tries, message_of
 from fanout.llm.usage import billed, billed_at
@@ -145,16 +146,24 @@ async def complete_with_retries(
     ``gate`` raises beside an LLMError, and a cancellation, end the calls.
 
     An answer that does not have the shape of the request is sent back with what is wrong, up to
-    ``max_reasks`` times. Without a shape, ``validate`` returns the answer to store, or raises LLMError
+    ``max_reasks`` times; one that its review finds something wrong with, once of these times, and then it
+    is kept with marks. Without a shape, ``validate`` returns the answer to store, or raises LLMError
     if the answer is invalid. An answer that was cut off at its limit of tokens is accepted if
     ``keeps_cut``, else asked for once more with twice the limit, where one was set and
-    ``window_tokens``, the model's context window, allows it. ``gate`` delays calls; waits for a rate
+    ``window_tokens``, the model's context window, allows it, or as before where an answer
+    ``ends_by_chance``. ``gate`` delays calls; waits for a rate
     limit do not count towards any time limit. ``timeout_s`` is the deadline of one call in seconds.
     ``keep`` gets the calls so far before each further one; the calls go on from ``so_far``. The usage
     of a call has its cost by ``price``; None is unknown. ``rand`` returns a number from 0 to 1.
     """
     tries = Tries(
-        request, policy, clock(), reasks=max_reasks, window_tokens=window_tokens, so_far=so_far
+        request,
+        policy,
+        clock(),
+        reasks=max_reasks,
+        window_tokens=window_tokens,
+        is_chance=ends_by_chance(llm, request),
+        so_far=so_far,
     )
     while True:
         arrived, for_rate_s = clock(), 0.0
@@ -162,7 +171,8 @@ async def complete_with_retries(
             try:
                 for_rate_s = await gate.enter(tries.request, left_s=tries.left_s(arrived))
             except LLMError as error:
-                return _failed(error, tries, clock() - tries.started)
+                failed = _failed(error, tries, clock() - tries.started)
+                return await _reviewed_before(failed, request, tries)
         tries.entered(waited_s=clock() - arrived, for_rate_s=for_rate_s)
         observed = _Observed(tries.number, observe, clock)
         try:
@@ -175,10 +185,13 @@ async def complete_with_retries(
                     max_output_kb=max_output_kb,
                     keeps_cut=keeps_cut,
                 )
+                if request.review is not None:
+                    asks_again = tries.may_reask and tries.returned is None
+                    text = await reviewed(request.review, text, asks_again=asks_again)
         except LLMError as error:
             result, wait_s = await _after_failure(error, observed, tries, gate, clock, rand)
             if result is not None:
-                return result
+                return await _reviewed_before(result, request, tries)
             await keep(tries.so_far(clock()))
             if wait_s is not None:
                 await sleep(wait_s)
@@ -186,6 +199,20 @@ async def complete_with_retries(
             await _left(gate, tries.request, reply, None)
             tries.used.append(reply.usage)
             return _answered(text, reply, request.shape, tries, clock() - tries.started)
+
+
+async def _reviewed_before(failed: CallResult, request: LLMRequest, tries: Tries) -> CallResult:
+    """Return the answer that a review has sent back, with its marks, if no better one could be had."""
+    answer = tries.returned if request.review is not None else None
+    if answer is None or request.review is None:
+        return failed
+    try:
+        text = await marked_answer(request.review, answer)
+    except LLMError:
+        return failed
+    return msgspec.structs.replace(
+        failed, output=text, kind=None, message=None, stop_after=0, is_out_of_time=False, refused=()
+    )
 
 
 async def _after_failure(

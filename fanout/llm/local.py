@@ -35,6 +35,11 @@ __all__ = ["LocalLLM", "LocalServer"]
 _DEFAULT_MAX_TOKENS = 1024
 # The penalties of the server count what stands in the prompt, such as labels, quotes and braces.
 _UNPENALISED = {"repeat_penalty": 1.0, "frequency_penalty": 0.0}
+# The token that ends an answer ends each message of the prompt, too, and so is penalised most of all: an
+# answer that is whole would end with a probability of 0.27 in place of 0.69. With this it ends as it would
+# without penalties, and sooner where the prompt is farther away than the penalties reach.
+_END_TOKEN = 2
+_UNPENALISED_END = {"logit_bias": [[_END_TOKEN, 2.0]]}
 _START_S = 60.0
 _LOG_TAIL = 500
 
@@ -56,7 +61,7 @@ class _LlamaCpp(OpenAILLM):
     def _body(self, request: LLMRequest, form: Form) -> bytes:
         body = super()._body(request, form)
         if request.shape is None:
-            return body
+            return msgspec.json.encode({**msgspec.json.decode(body), **_UNPENALISED_END})
         fields: dict[str, Any] = {**msgspec.json.decode(body), **_UNPENALISED}
         if request.shape.choices:
             # The server goes on with the answer that is begun: the label costs two or three tokens, and
@@ -91,6 +96,10 @@ class LocalLLM:
     def identity(self) -> str:
         """See ``fanout.llm.base.identity_of``."""
         return f"local {WEIGHTS.sha256}"
+
+    def ends_by_chance(self, request: LLMRequest) -> bool:
+        """See ``fanout.llm.base.ends_by_chance``. The same seed gives the same answer."""
+        return request.seed is None and request.temperature != 0
 
     async def check(self) -> None:
         """See LLM. Downloads missing weights, and starts the server."""

@@ -11,9 +11,10 @@ from fanout.core.records import ErrorKind, total_usage
 from fanout.core.redaction import redacted
 from fanout.llm.answers import storable
 from fanout.llm.base import Turn
+from fanout.llm.reviews import earlier_answer
 from fanout.policy.flex import after_shed
 from fanout.policy.progress import ENDS_ALIKE, CallsSoFar, Lesson
-from fanout.policy.retries import larger_token_limit, may_retry, retry_wait_s
+from fanout.policy.retries import larger_token_limit, may_ask_anew, may_retry, retry_wait_s
 
 if TYPE_CHECKING:
     from fanout.core.records import Usage
@@ -33,7 +34,10 @@ _MOST_REFUSED, _REFUSED_CHARS = 5, 2_000
 
 
 class Tries:
-    """The calls of a branch so far, and the decision after a further failure."""
+    """The calls of a branch so far, and the decision after a further failure.
+
+    ``is_chance``: whether an answer that the model's own limit cut off may be whole at a second call.
+    """
 
     def __init__(
         self,
@@ -43,6 +47,7 @@ class Tries:
         *,
         reasks: int,
         window_tokens: int | None,
+        is_chance: bool = False,
         so_far: CallsSoFar | None = None,
     ) -> None:
         before = so_far or _NO_CALLS
@@ -70,6 +75,7 @@ class Tries:
         self._policy = policy
         self._reasks = reasks - len(before.turns)
         self._window_tokens = window_tokens
+        self._is_chance = is_chance
         # Counts failures by their cost: a common failure costs less than one of this branch alone.
         self._failures = before.failures
         self._sheds = 0
@@ -88,6 +94,16 @@ class Tries:
             unusable=None if self._unusable is None else message_of(self._unusable),
             finish_reason=None if self._unusable is None else self._unusable.finish_reason,
         )
+
+    @property
+    def may_reask(self) -> bool:
+        """Whether a further answer may be asked for in the same conversation."""
+        return self._reasks > 0
+
+    @property
+    def returned(self) -> str | None:
+        """The answer that a review has sent back; None if it has sent back none."""
+        return earlier_answer(self.request.turns[self._given :])
 
     @property
     def refused(self) -> tuple[tuple[str, str], ...]:
@@ -112,7 +128,7 @@ class Tries:
 
     def lesson(self, error: LLMError | None) -> Lesson | None:
         """Return what the last call says about further samples, if anything."""
-        if self._has_more_room:
+        if self._has_more_room and not self._is_chance:
             # They need no lower limit first; nor a higher one, if the provider refuses it.
             cut = self._unusable
             if cut is None or cut.kind is not ErrorKind.TRUNCATED:
@@ -176,18 +192,7 @@ class Tries:
         elapsed_s = now - self.started
         if error.is_shed and self.request.lane == "flex":
             return self._shed(error, elapsed_s, jitter)
-        room = larger_token_limit(
-            error.kind,
-            spent=self._failures,
-            elapsed_s=elapsed_s,
-            policy=self._policy,
-            max_tokens=self.request.max_tokens,
-            prompt_tokens=self.used[-1].input_tokens,
-            window_tokens=self._window_tokens,
-        )
-        if room is not None and not self._has_more_room:
-            self._has_more_room, self._unusable, self._room = True, error, room
-            self.request = structs.replace(self.request, max_tokens=room)
+        if self._goes_on_from_cut(error, elapsed_s):
             return 0.0
         return retry_wait_s(
             kind=error.kind,
@@ -199,6 +204,30 @@ class Tries:
             retry_after_s=error.retry_after_s,
             is_held=verdict.is_held,
         )
+
+    def _goes_on_from_cut(self, error: LLMError, elapsed_s: float) -> bool:
+        """Return whether a truncated answer is asked for once more; with more room where that is known."""
+        if self._has_more_room:
+            return False
+        policy, spent = self._policy, self._failures
+        room = larger_token_limit(
+            error.kind,
+            spent=spent,
+            elapsed_s=elapsed_s,
+            policy=policy,
+            max_tokens=self.request.max_tokens,
+            prompt_tokens=self.used[-1].input_tokens,
+            window_tokens=self._window_tokens,
+        )
+        if room is not None:
+            self._room = room
+            self.request = structs.replace(self.request, max_tokens=room)
+        elif not self._is_chance or not may_ask_anew(
+            error.kind, spent=spent, elapsed_s=elapsed_s, policy=policy
+        ):
+            return False
+        self._has_more_room, self._unusable = True, error
+        return True
 
     def _shed(self, error: LLMError, elapsed_s: float, jitter: float) -> float | None:
         """Return the seconds until the next call, which may be in another lane; None for no call."""

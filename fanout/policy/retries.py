@@ -15,6 +15,7 @@ __all__ = [
     "STOPS_RUN",
     "is_common",
     "larger_token_limit",
+    "may_ask_anew",
     "may_retry",
     "retry_wait_s",
     "stop_after",
@@ -114,13 +115,19 @@ def larger_token_limit(
         prompt_tokens: The tokens of its prompt; None if they are unknown.
         window_tokens: The context window of the model; None if it is unknown.
     """
-    if kind is not ErrorKind.TRUNCATED or spent >= policy.max_attempts - _ROUNDING:
+    if max_tokens is None:
         return None
-    if max_tokens is None or elapsed_s > policy.max_elapsed_s:
+    if not may_ask_anew(kind, spent=spent, elapsed_s=elapsed_s, policy=policy):
         return None
     room = 2 * max_tokens
     fits = window_tokens is None or (prompt_tokens or 0) + room <= window_tokens
     return room if fits else None
+
+
+def may_ask_anew(kind: ErrorKind, *, spent: float, elapsed_s: float, policy: RetrySpec) -> bool:
+    """Say whether there may be a second call after a truncated answer: see retry_wait_s."""
+    is_left = spent < policy.max_attempts - _ROUNDING and elapsed_s <= policy.max_elapsed_s
+    return is_left and kind is ErrorKind.TRUNCATED
 
 
 def stop_after(kind: ErrorKind, given: int | None) -> int:

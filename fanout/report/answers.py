@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from fanout.core.citations import pieces
 from fanout.report.text import cut, one_line
 from fanout.runs.answer_text import EMPTY_GROUP, cell_words
 
@@ -40,6 +41,7 @@ _NOTES = 10
 # Larger values are not decoded.
 _LOADED_BYTES = 8_000_000
 _MOST_COUNTED = 20_000
+_SOURCES = 200
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,6 +95,16 @@ class ShownTable:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ShownSource:
+    """A source: the name of its place on the page, its id, document with pages, and how often it is cited."""
+
+    anchor: str
+    id: str
+    words: str
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ShownAggregate:
     """An aggregate as the page shows it: votes, a ranking, a table, text, or other JSON, indented.
 
@@ -100,6 +112,9 @@ class ShownAggregate:
         group: The name of its group; None if the run has no groups.
         count: All its branches, the ``succeeded`` ones included.
         behind: What is behind it, in words; None if that is not known.
+        pieces: Where it cites sources: its text, or JSON, in pieces, citations with their sources.
+        sources: Those that it cites, with the names of their places on the page.
+        more_sources: The number of others.
     """
 
     group: str | None
@@ -112,6 +127,9 @@ class ShownAggregate:
     text: str | None = None
     json: str | None = None
     behind: str | None = None
+    pieces: list[tuple[str, ShownSource | None]] | None = None
+    sources: list[ShownSource] = field(default_factory=list)
+    more_sources: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,14 +174,39 @@ def _aggregates(
     for number, (group, one) in enumerate(values.stored.aggregates.items()):
         if number >= _GROUPS or (number and budget.is_full()):
             return
+        shown = _problem(one, budget) or _value(one, values, reduction, budget)
+        sources = [
+            ShownSource(
+                anchor=f"source-{number}-{source.id}",
+                id=source.id,
+                words=budget.take_line(source.words),
+                count=source.count,
+            )
+            for source in one.sources[:_SOURCES]
+        ]
         yield ShownAggregate(
             group=budget.take_line(group) if is_grouped else None,
             succeeded=one.succeeded,
             count=one.succeeded + one.failed,
             notes=[one_line(note, _NOTE_CHARS) for note in one.notes[:_NOTES]],
             behind=None if one.coverage is None else one.coverage.words,
-            **(_problem(one, budget) or _value(one, values, reduction, budget)),
+            pieces=_pieces(shown, sources) if sources else None,
+            sources=sources,
+            more_sources=len(one.sources) - len(sources),
+            **shown,
         )
+
+
+def _pieces(
+    shown: dict[str, Any], sources: list[ShownSource]
+) -> list[tuple[str, ShownSource | None]] | None:
+    text = shown.get("text") or shown.get("json")
+    by_id = {source.id: source for source in sources}
+    return (
+        None
+        if text is None
+        else [(piece, None if one is None else by_id[one]) for piece, one in pieces(text, by_id)]
+    )
 
 
 def _problem(one: Aggregate, budget: _CharBudget) -> dict[str, Any]:

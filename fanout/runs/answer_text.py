@@ -6,10 +6,14 @@ import json
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
+from fanout.core.units import plural
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["EMPTY_GROUP", "ROWS", "answer_text", "cell_words", "columns"]
+    from fanout.aggregators import Source
+
+__all__ = ["EMPTY_GROUP", "ROWS", "answer_text", "cell_words", "columns", "source_lines"]
 
 # What a group is called whose name is empty.
 EMPTY_GROUP = "(empty)"
@@ -80,6 +84,33 @@ def _line(cells: dict[str, str], widths: dict[str, int], texts: set[str]) -> str
         _padded(cell, widths[name], is_number=name not in texts) for name, cell in cells.items()
     )
     return "  ".join(padded).rstrip()
+
+
+def source_lines(sources: list[Source] | dict[str, list[Source]] | None) -> Iterator[str]:
+    """Yield the sources that an aggregate cites, one to a line, below a blank line and a heading.
+
+    Args:
+        sources: The sources; by group if the run has groups; None if it was to cite none.
+    """
+    if sources is None:
+        return
+    yield ""
+    yield "Sources:"
+    if isinstance(sources, dict):
+        for group, some in sources.items():
+            yield f"  {group or EMPTY_GROUP}"
+            yield from _listed(some, "    ")
+    else:
+        yield from _listed(sources, "  ")
+
+
+def _listed(sources: Iterable[Source], indent: str) -> Iterator[str]:
+    is_empty = True
+    for one in sources:
+        is_empty = False
+        yield f"{indent}[{one.id}] {one.words} ({plural(one.count, 'time', 'times')})"
+    if is_empty:
+        yield f"{indent}(it cites none)"
 
 
 def _columns(rows: list[dict[str, Any]]) -> str:

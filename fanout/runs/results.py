@@ -22,7 +22,7 @@ from fanout.runs.tables.output_file import OutputFile
 if TYPE_CHECKING:
     from os import PathLike
 
-    from fanout.aggregators import Coverage
+    from fanout.aggregators import Coverage, Source
     from fanout.core.records import RunStatus, Usage
     from fanout.runs.evaluation import Evaluation
     from fanout.runs.status import ReduceError
@@ -49,6 +49,8 @@ class Result(Generic[AnswerT]):
             ``aggregate_schema`` a JSON value, or an instance of the type that it was given as.
         aggregate_coverage: What is behind the aggregate: documents, chunks and branches, and what is
             missing; by group if the run has groups; None if there is none.
+        sources: What the aggregate cites, in the order in which it first cites it: id, document, pages,
+            chunk, branch, and how often; by group if the run has groups; None without ``sources``.
         notes: Remarks of the aggregator, such as a tie or answers that it left out.
         reduce_errors: The calls of an LLM aggregate that failed.
         usage: The usage of all calls; an unknown quantity is None.
@@ -76,6 +78,7 @@ class Result(Generic[AnswerT]):
     usage_by_model: dict[str, Usage] = field(default_factory=dict)
     saved: Usage = NO_CALL
     aggregate_coverage: Coverage | dict[str, Coverage] | None = None
+    sources: list[Source] | dict[str, list[Source]] | None = None
 
     @property
     def cached(self) -> int:
@@ -150,6 +153,7 @@ class Result(Generic[AnswerT]):
             "error": self.error,
             "aggregated": self.aggregated_value,
             "aggregate_coverage": coverage_value(self.aggregate_coverage),
+            "sources": msgspec.to_builtins(self.sources),
             "notes": self.notes,
             "reduce_errors": msgspec.to_builtins(self.reduce_errors),
             **({} if self.evaluation is None else {"evaluation": self.evaluation.to_dict()}),

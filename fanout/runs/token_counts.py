@@ -6,7 +6,7 @@ from itertools import chain, islice
 from math import ceil
 from typing import TYPE_CHECKING
 
-from fanout.aggregators import room_tokens
+from fanout.aggregators import RULE_TOKENS, room_tokens
 from fanout.core.field_effects import SIZED_SPLITS
 from fanout.core.tokens import BYTES_PER_TOKEN, utf8_bytes
 from fanout.inputs.fences import FENCE_TOKENS, with_rule
@@ -95,7 +95,7 @@ def reduce_room(spec: RunSpec, bytes_per_token: float) -> int:
     """
     system = with_rule(spec, spec.model, spec.system) or ""
     prompts = utf8_bytes((spec.aggregate_prompt or "") + system)
-    fence_tokens = FENCE_TOKENS * spec.is_fenced(spec.model)
+    fence_tokens = FENCE_TOKENS * spec.is_fenced(spec.model) + RULE_TOKENS * spec.sources
     room = room_tokens(
         context_tokens=spec.context_tokens or context_tokens(spec.model),
         template_tokens=ceil(prompts / bytes_per_token) + fence_tokens,

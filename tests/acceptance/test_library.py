@@ -20,7 +20,7 @@ EXAMPLE = """
     )
     assert len(result.outputs) == 3, result.outputs
     assert all(isinstance(output, str) and output for output in result.outputs), result.errors
-    assert isinstance(result.aggregated, str) and result.aggregated
+    assert isinstance(result.aggregated, str) and result.aggregated, result.reduce_errors
     assert result.errors == []
     assert result.usage.calls == 4
     assert (result.status, result.coverage) == ("succeeded", 1.0)
@@ -46,7 +46,7 @@ def test_the_example_works_with_a_model_string(script):
 
 @pytest.mark.timeout(240)
 def test_the_example_works_with_the_local_model(script):
-    # An answer of a small model may ramble on, and is asked for once more with twice the room.
+    # An answer of a small model may ramble on by chance, and is asked for once more.
     example = EXAMPLE.replace("usage.calls == 4", "usage.calls in range(4, 9)")
     assert script(example.format(llm="'local'", before=""), timeout_s=230)
 

@@ -19,8 +19,17 @@ from fanout.core.errors import LLMError, ModelError
 from fanout.core.settings import load_settings
 from fanout.llm import LLMRequest
 from fanout.llm.assets import WEIGHTS, fetch, library_folder
+from fanout.llm.base import ends_by_chance
 from fanout.llm.confidence import label_confidence
-from fanout.llm.local import LocalLLM
+from fanout.llm.local import (
+    _END_TOKEN,
+    _UNPENALISED,
+    _UNPENALISED_END,
+    LocalLLM,
+    LocalServer,
+    _LlamaCpp,
+)
+from tests.scripted_provider import openai_reply
 
 from .conftest import wait_for
 
@@ -125,6 +134,66 @@ def test_it_answers_counts_tokens_and_stops_with_its_user(cache):
     assert first.usage.input_tokens > 5
     assert 1 <= first.usage.output_tokens <= 64
     wait_for(lambda: not (cache / "run" / "local-server.json").exists(), "the server has stopped")
+
+
+def test_what_ends_an_answer_is_not_penalised_for_ending_the_messages_of_the_prompt(cache):
+    """An answer that is whole would run on, and be cut off at its limit."""
+    ended = (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM<|im_end|>\n"
+        "<|im_start|>user\nSay hello.<|im_end|>\n"
+        "<|im_start|>assistant\nHello! How can I help you today?"
+    )
+    server = LocalServer(cache)
+    url, key = server.ensure()
+
+    def likeliest(**options):
+        asked = {
+            "prompt": ended,
+            "n_predict": 1,
+            "n_probs": 1,
+            "temperature": 1.0,
+            "samplers": ["penalties"],
+        }
+        body = json.dumps({**asked, "post_sampling_probs": True, **options}).encode()
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        request = urllib.request.Request(f"{url}/completion", data=body, headers=headers)
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            [top] = json.load(reply)["completion_probabilities"][0]["top_probs"]
+        return top["id"], top["prob"]
+
+    try:
+        end, free = likeliest(**_UNPENALISED)
+        assert likeliest()[1] < free / 1.5
+        assert end == _END_TOKEN
+        assert likeliest(**_UNPENALISED_END) == (end, pytest.approx(free, abs=0.1))
+    finally:
+        server.release()
+
+
+def test_only_free_text_has_that_chance_to_end_given_back(provider):
+    """Answers with a shape have no penalties."""
+    provider.bodies = {"/v1/chat/completions": openai_reply("7")}
+
+    async def use():
+        llm = _LlamaCpp("local", base_url=f"{provider.url}/v1")
+        for shape in (None, shape_of({"type": "integer"})):
+            await llm.complete(LLMRequest(prompt="p", shape=shape))
+        await llm.aclose()
+
+    asyncio.run(use())
+    free, shaped = (body for _, _, body in provider.requests)
+    assert free["logit_bias"] == [[_END_TOKEN, 2.0]]
+    assert "logit_bias" not in shaped
+    assert shaped["repeat_penalty"] == 1.0
+
+
+def test_only_an_answer_that_is_sampled_ends_by_chance(cache):
+    llm = LocalLLM(cache)
+    for options, by_chance in (
+        ({}, True), ({"temperature": 0.5}, True), ({"temperature": 0.0}, False),
+        ({"seed": 1}, False), ({"max_tokens": 1}, False),
+    ):  # fmt: skip
+        assert ends_by_chance(llm, LLMRequest(prompt="p", **options)) is by_chance
 
 
 LABELS = ("positive", 'say "no"', "A", "A*", "two words", "größer", "[x]\\", "-5", "{a}: 1")

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from fanout.core.answer_key import answer_key
+from fanout.core.errors import LLMError
 from fanout.core.kept_answers import KeptAnswer
 from fanout.core.records import NO_CALL, total_usage
 from fanout.llm.answers import rechecked_answer, validate_json
 from fanout.llm.calls import CallResult
+from fanout.llm.reviews import marked_answer
 from workers.branch.shared_failures import SHARED, failed_as, shared_failure, terms_of
 from workers.context.batches import until_ended
 
@@ -203,6 +205,11 @@ class CachedAnswer:
             validate=self._validate,
             max_output_kb=self._max_output_kb,
         )
+        if text is not None and self._request.review is not None:
+            try:
+                text = await marked_answer(self._request.review, text)
+            except LLMError:
+                return None
         return None if text is None else structs.replace(kept, text=text)
 
     def _hit(self, kept: KeptAnswer) -> CallResult:

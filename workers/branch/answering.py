@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import structs
 
+from fanout.aggregators import decode_places, shown_texts
 from fanout.core.errors import (
     LostDataError,
     ModelError,
@@ -18,6 +19,7 @@ from fanout.core.lanes import first_lane
 from fanout.core.neighbours import around_in
 from fanout.core.plan_runs import is_plan
 from fanout.core.records import ErrorKind, Outcome, Variants
+from fanout.inputs.cited_answers import CitedAnswers
 from fanout.inputs.fences import with_rule
 from fanout.inputs.plan_answers import PlanShape
 from fanout.inputs.prompt_layout import branch_values
@@ -149,6 +151,7 @@ async def _prompted(
     if shape is not None and is_plan(stage_id.run_id):
         shape = PlanShape(shape, chunk.text)
     plan = None if stage_id.stage else runs.plan(stage_id.run_id)
+    review = _review(chunk, shape) if stage_id.stage else None
     retriever = Retriever(claim, context, spec, calls) if frame.has_passages else None
     passages: dict[str, str] = {}
 
@@ -164,7 +167,8 @@ async def _prompted(
             prompt, cache = plan.prompt(
                 chunk, ref, values, model=model, chunks=read.chunks, lane=lane
             )
-        return own.asks(prompt, sample=sample, shape=shape, cache=cache)
+        request = own.asks(prompt, sample=sample, shape=shape, cache=cache)
+        return request if review is None else structs.replace(request, review=review)
 
     async def ask(model: str, sample: int) -> Outcome:
         if retriever is not None:
@@ -185,6 +189,14 @@ async def _prompted(
         await count_unused(claim, context, calls)
         outcome = unanswered(index, error.kind, str(error), calls)
     return outcome if retriever is None else structs.replace(outcome, passages=retriever.uses)
+
+
+def _review(chunk: Chunk, shape: AnswerShape | None) -> CitedAnswers | None:
+    """Return what checks the citations of an answer of the reduce; None if it is to cite nothing."""
+    places = chunk.columns.get("sources")
+    if places is None:
+        return None
+    return CitedAnswers(shown_texts(chunk.text, decode_places(str(places))), shape)
 
 
 def _comparison(spec: RunSpec, prompt: str, shape: AnswerShape | None) -> LLMRequest:

@@ -15,7 +15,19 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from fanout.aggregators import NodePacker, Part, Tally, leaf_part, part_key, render_input
+from fanout.aggregators import (
+    NodePacker,
+    Part,
+    Place,
+    Tally,
+    cited_node,
+    decode_places,
+    encode_places,
+    leaf_part,
+    part_key,
+    render_input,
+    with_sources,
+)
 from fanout.core.errors import SpecError
 from fanout.core.ids import StageId
 from fanout.core.records import Chunk, ErrorKind
@@ -29,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from fanout.aggregators import Node
+    from fanout.core.cells import Cell
     from fanout.core.ids import ShardId
     from fanout.core.records import Outcome
     from fanout.core.spec import RunSpec
@@ -40,6 +53,7 @@ __all__ = [
     "group_counts",
     "leaf_of",
     "node_chunk",
+    "node_places",
     "node_tally",
     "part_of",
     "reduce_rest",
@@ -150,7 +164,9 @@ class _Feed:
             last = places[node.taken - 1]
             del places[: node.taken]
             ends.append(Frontier(shard=last.shard, position=last.position + 1, branches=made))
-            yield node_chunk(node, group="", position=made - 1, level=self._level)
+            yield node_chunk(
+                node, group="", position=made - 1, level=self._level, cites=self._spec.sources
+            )
 
     def _packed(self, parts: Iterable[Part], *, is_complete: bool) -> Iterator[Node]:
         parts = iter(parts)
@@ -194,16 +210,32 @@ def leaf_of(spec: RunSpec, chunk: Chunk, outcome: Outcome) -> Part:
     ref = spec.variants.ref(outcome.index)
     key = part_key(chunk.document, chunk.position, ref.aspect, ref.model, ref.sample)
     tally = tally_of(spec, chunk, outcome)
-    return leaf_part(item_of(spec, chunk, outcome), key=key, tally=tally)
+    place = None
+    if spec.sources:
+        place = Place(outcome.index, chunk.document, chunk.position, tuple(chunk.pages))
+    return leaf_part(item_of(spec, chunk, outcome), key=key, tally=tally, place_of=place)
 
 
 def node_chunk(
-    node: Node, *, group: str, position: int, level: int, problem: str | None = None
+    node: Node,
+    *,
+    group: str,
+    position: int,
+    level: int,
+    cites: bool = False,
+    problem: str | None = None,
 ) -> Chunk:
     """Return a node as the chunk of a branch; its columns say what it stands for.
 
-    With a problem, the branch makes no call: it is the answer of a group with too little behind it.
+    Args:
+        node: The node.
+        group: Its group.
+        position: Its number among the nodes of its group and level.
+        level: Its level: see NodePacker.
+        cites: Whether its answer cites sources.
+        problem: Why the branch makes no call: too little is behind the answer of its group.
     """
+    columns: dict[str, Cell]
     columns = {
         "group": group,
         "count": str(node.count),
@@ -213,8 +245,13 @@ def node_chunk(
     }
     if problem is not None:
         return Chunk(text="", document=group, document_index=0, columns=columns, error=problem)
+    if cites:
+        text, places = cited_node(node.parts, level=level, tally=node.tally)
+        columns["sources"] = encode_places(places)
+    else:
+        text = render_input(node.parts, level=level)
     return Chunk(
-        text=render_input(node.parts, level=level),
+        text=text,
         document=group,
         document_index=0,
         position=position,
@@ -242,7 +279,7 @@ def part_of(chunk: Chunk, outcome: Outcome) -> Part:
     group, count, failed = group_counts(chunk)
     if outcome.output is None:
         failed, count = failed + count, 0
-    return Part(
+    part = Part(
         group=group,
         text=outcome.output or "",
         count=count,
@@ -250,3 +287,11 @@ def part_of(chunk: Chunk, outcome: Outcome) -> Part:
         key=int(str(chunk.columns["key"]), 16),
         tally=node_tally(chunk, outcome),
     )
+    places = node_places(chunk)
+    return with_sources(part, places) if places else part
+
+
+def node_places(chunk: Chunk) -> dict[str, Place]:
+    """Return where the sources are from that a node shows, by id; empty in a job without sources."""
+    places = chunk.columns.get("sources")
+    return {} if places is None else decode_places(str(places))

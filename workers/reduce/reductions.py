@@ -28,11 +28,13 @@ from fanout.runs.enqueue import has_frontier, open_stage
 from fanout.runs.result_writer import ResultTooLargeError, write_result
 from fanout.runs.status import ReduceError
 from fanout.runs.token_counts import packing_ratio, reduce_room
+from workers.reduce.cited import with_checked_sources
 from workers.reduce.comparisons import compare
 from workers.reduce.frontier import (
     group_counts,
     leaf_of,
     node_chunk,
+    node_places,
     node_tally,
     part_of,
     reduce_rest,
@@ -42,7 +44,7 @@ from workers.reduce.items import branches, item_of, tally_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from fanout.aggregators import Streamed
+    from fanout.aggregators import Source, Streamed
     from fanout.core.records import Chunk, Outcome
     from fanout.core.spec import RunSpec
     from fanout.core.state import RunRecord
@@ -238,12 +240,10 @@ def _plan_chunks(
             yield node_chunk(node, group=group, position=0, level=level, problem=problem)
             continue
         for position, node in enumerate(nodes):
-            yield node_chunk(node, group=group, position=position, level=level)
+            yield node_chunk(node, group=group, position=position, level=level, cites=spec.sources)
 
 
-def _end_with_answers(
-    context: WorkerContext, run_id: str, spec: RunSpec, stages: Iterable[int]
-) -> None:
+def _end_with_answers(context: WorkerContext, run_id: str, spec: RunSpec, stages: range) -> None:
     aggregates: dict[str, Aggregate] = {}
     answered: dict[str, bool] = {}
     problems: list[str] = []
@@ -263,8 +263,18 @@ def _end_with_answers(
                 value = _value(outcome.output, is_json=spec.aggregate_schema is not None)
             else:
                 problems.append(problem)
+            sources: list[Source] = []
+            if value is not None and (places := node_places(chunk)):
+                is_deep = stage > stages.start
+                value, sources = with_checked_sources(
+                    context, run_id, spec, value, places, is_deep=is_deep
+                )
             aggregates[group] = Aggregate(
-                value=value, succeeded=count, failed=failed, coverage=tally.coverage(problem)
+                value=value,
+                succeeded=count,
+                failed=failed,
+                coverage=tally.coverage(problem),
+                sources=sources,
             )
             answered[group] = value is not None
     problem = None

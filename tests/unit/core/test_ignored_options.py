@@ -80,10 +80,12 @@ SOMETIMES: dict[str, tuple[Any, list[Any], list[Any]]] = {
     "measures": ("count", [{"reduce": "table"}], [{}, {"reduce": "vote"}, SUMMED]),
     "k": (3, [{"reduce": "top"}, {"reduce": "rank"}, COMPARED],
           [{}, BEST, {"reduce": "vote"}, {"reduce": "table", "measures": "count"}, SUMMED]),
+    "sources": (True, [SUMMED], [{}, {"reduce": "vote"}, {"reduce": "none"}, BEST, COMPARED]),
     "min_group_success": (0.5, [SUMMED, {"reduce": "vote"}, {"reduce": "concat"}],
                           [{}, {"reduce": "none"}, BEST, COMPARED]),
     "output_format": ("json", [{}], [{"choices": "a,b"}, {"schema": STRING}]),
-    "max_reasks": (1, [{"choices": "a,b"}, {"schema": STRING}, COMPARED], [{}]),
+    "max_reasks": (1, [{"choices": "a,b"}, {"schema": STRING}, COMPARED, {**SUMMED, "sources": True}],
+                   [{}, SUMMED]),
     "criteria": (["d"], [COMPARED, BEST], [{}, {"reduce": "vote"}, SUMMED]),
     "judge_model": ("fake?seed=9", [COMPARED, BEST], [{}, {"reduce": "rank"}, SUMMED]),
     "output": ("a", [STEPS], [{}]),
@@ -542,7 +544,7 @@ TO_FUNCTIONS: dict[str, Any] = {
 
 def test_every_field_that_a_request_has_is_known_of_functions():
     # The answer of a function is checked as well, and what is wrong comes with the next prompt.
-    taken = {"prompt", "shape", "turns", "lane", "cache"}
+    taken = {"prompt", "shape", "turns", "lane", "cache", "review"}
     asked = {name for name in LLMRequest.__struct_fields__ if name not in taken}
     assert asked == TO_FUNCTIONS.keys()
     assert {field for rule in FUNCTION_RULES for field in rule.fields} == asked

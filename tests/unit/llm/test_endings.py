@@ -159,6 +159,67 @@ def test_twice_the_room_is_asked_for_once_where_a_limit_was_set_and_fits(told):
         assert "cut off (finish reason max_tokens)" in result.message
 
 
+class Rambler(FakeLLM):
+    """A model that samples its answers: each ends with the next of these reasons."""
+
+    def __init__(self, *reasons):
+        self.reasons = list(reasons)
+        self.asked = []
+        super().__init__(script=self._next)
+
+    def _next(self, request):
+        self.asked.append(request.max_tokens)
+        return LLMReply(text="an answer", usage=usage(), finish_reason=self.reasons.pop(0))
+
+    def ends_by_chance(self, request):
+        return request.seed is None
+
+
+def rambled(*reasons, policy=TWICE, seed=None, max_tokens=None, **options):
+    llm = Rambler(*reasons)
+    request = LLMRequest(prompt="p", seed=seed, max_tokens=max_tokens)
+    result = asyncio.run(
+        complete_with_retries(llm, request, policy=policy, timeout_s=10, **options)
+    )
+    return result, llm.asked
+
+
+def test_an_answer_that_rambled_on_by_chance_is_asked_for_once_more_as_it_was():
+    result, asked = rambled("length", "stop")
+    assert (result.output, result.attempts, result.usage.calls) == ("an answer", 2, 2)
+    assert asked == [None, None]
+    # What one sample has found does not hold for the next.
+    assert result.lesson is None
+    result, asked = rambled("length", "length", policy=RetrySpec(base_wait_s=0))
+    assert (result.kind, result.attempts, result.lesson) == (CUT, 2, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        ({"seed": 1}, [None]),
+        ({"policy": ONCE}, [None]),
+        ({"keeps_cut": True}, [None]),
+        # A limit of the job is raised instead, where it can be.
+        ({"max_tokens": 50}, [50, 100]),
+        ({"max_tokens": 50, "window_tokens": 99}, [50]),
+    ],
+)
+def test_an_answer_that_would_end_alike_is_not_asked_for_as_it_was(options, asked):
+    assert rambled("length", "length", **options)[1] == asked
+
+
+def test_that_it_was_asked_for_anew_is_known_after_another_delivery():
+    kept = []
+
+    async def keep(so_far):
+        kept.append(so_far)
+
+    rambled("length", "stop", keep=keep)
+    result, asked = rambled("length", policy=RetrySpec(base_wait_s=0), so_far=kept[0])
+    assert (result.kind, result.attempts, asked) == (CUT, 2, [None])
+
+
 def test_a_cut_answer_is_kept_on_request_with_one_call(told):
     told.finish = "MAX_TOKENS"
     result = told.result(max_tokens=50, policy=TWICE, keeps_cut=True)

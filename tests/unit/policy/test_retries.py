@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 from fanout.core.rate_limits import MAX_BLOCK_S
 from fanout.core.records import ErrorKind
 from fanout.core.spec_fields import RetrySpec
-from fanout.policy.retries import RETRYABLE, STOPS_RUN, larger_token_limit, retry_wait_s
+from fanout.policy.retries import (
+    RETRYABLE,
+    STOPS_RUN,
+    larger_token_limit,
+    may_ask_anew,
+    retry_wait_s,
+)
 
 POLICY = RetrySpec(max_attempts=5, max_elapsed_s=100, base_wait_s=1, max_wait_s=10)
 
@@ -109,3 +115,18 @@ def test_while_all_calls_are_held_back_a_branch_waits_there():
 def test_what_room_an_answer_gets_that_was_cut(options, room):
     options = {"kind": ErrorKind.TRUNCATED, "spent": 1.0, "elapsed_s": 0.0, **options}
     assert larger_token_limit(options.pop("kind"), policy=POLICY, **options) == room
+
+
+@pytest.mark.parametrize(
+    ("options", "is_asked"),
+    [
+        ({}, True),
+        ({"spent": 4.0, "elapsed_s": 100}, True),
+        ({"spent": 5.0}, False),
+        ({"elapsed_s": 101}, False),
+        ({"kind": ErrorKind.INVALID_OUTPUT}, False),
+    ],
+)
+def test_when_a_cut_answer_is_asked_for_anew(options, is_asked):
+    options = {"kind": ErrorKind.TRUNCATED, "spent": 1.0, "elapsed_s": 0.0, **options}
+    assert may_ask_anew(options.pop("kind"), policy=POLICY, **options) is is_asked

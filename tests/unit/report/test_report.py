@@ -15,7 +15,7 @@ import pytest
 from jinja2 import nodes
 from jinja2.filters import FILTERS
 
-from fanout.aggregators import Aggregate
+from fanout.aggregators import Aggregate, Coverage, Source
 from fanout.cli.progress import summary
 from fanout.core.latency import Latency, bucket_of
 from fanout.core.passage_uses import PassageUse
@@ -278,6 +278,29 @@ def test_only_where_there_is_an_aggregate_it_is_said_to_be_below(value):
     made = Aggregate(value=value, succeeded=1, failed=0, notes=[])
     reader = read([branch(0)], stored=StoredResult(aggregates={"": made}))
     assert ("The aggregate is below." in reader.text) is (value is not None)
+
+
+def test_each_statement_is_linked_to_its_sources():
+    one = Source(id="s-aaaaaaa", document="<b>.pdf", pages=(3, 4), chunk=1, index=7, count=2)
+    text = "Red [s-aaaaaaa], blue [s-bbbbbbb] <i>"
+    made = Aggregate(value=text, sources=[one])
+    html = page(facts([branch(0)], stored=StoredResult(aggregates={"": made})))
+    link = '<a href="#source-0-s-aaaaaaa" title="&lt;b&gt;.pdf, pages 3-4, chunk 2">[s-aaaaaaa]</a>'
+    assert f"Red {link}, blue [s-bbbbbbb] &lt;i&gt;" in html
+    assert '<tr id="source-0-s-aaaaaaa">' in html
+    reader = read([branch(0)], stored=StoredResult(aggregates={"": made}))
+    assert "Source Document Cited [s-aaaaaaa] <b>.pdf, pages 3-4, chunk 2 2" in reader.text
+
+
+def test_what_is_behind_an_aggregate_and_why_there_is_none():
+    whole = Coverage(documents=2, documents_behind=2, branches=2, branches_behind=2)
+    none = Coverage(branches=2, branches_behind=1, missing={"timeout": 1}, problem="too little")
+    made = {"a": Aggregate(value="x", coverage=whole), "b": Aggregate(value=None, coverage=none)}
+    spec = make_spec(model="fake", prompt="{input}", reduce="concat", group_by="document")
+    text = read([branch(0)], stored=StoredResult(aggregates=made), spec=spec).text
+    assert "Behind it: 2 of 2 branches (100.0%), 2 of 2 documents" in text
+    assert "There is no aggregate: too little" in text
+    assert "failed: timeout 1" in text
 
 
 def test_votes_of_groups_are_one_table():

@@ -1,0 +1,223 @@
+"""The sources of an LLM aggregate: each part of a prompt has an id, which the answer cites.
+
+The ids of a prompt are derived from a hash of all its parts, and none of them is in a part. So a document
+can neither know nor forge one, and the same parts have the same ids. The answer of a node keeps the ids
+that it cites: at the next level, these are the ids that a prompt shows. So each citation of the root
+names a branch of the map, with its document, pages and chunk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from base64 import b32encode
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import structs
+
+from fanout.aggregators.coverage import missing_words
+from fanout.core.citations import ID_CHARS, cited_ids, ids_in
+from fanout.core.marks import mark_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from fanout.aggregators.coverage import Tally
+    from fanout.aggregators.llm import Part
+
+__all__ = [
+    "RULE_TOKENS",
+    "Place",
+    "Source",
+    "cited_node",
+    "decode_places",
+    "encode_places",
+    "shown_texts",
+    "sources_of",
+    "with_sources",
+]
+
+_TAG_LENGTH = 12
+_FENCE = re.compile(r"=== [a-z2-7]{12}")
+_SEPARATOR = "\n\n"
+# What the rules below and the words on what is missing take of a prompt, beyond those without sources.
+RULE_TOKENS = 220
+
+_RULE = (
+    "(Behind each statement, cite the sources that it is from: their ids, each in brackets of its own, as "
+    "they stand here. Cite no other ids: they are checked. Put words of a source in double quotes only if "
+    "they stand in it exactly, and cite it directly behind them. If the answer is JSON, cite within its "
+    "texts.)"
+)
+_LEAVES = (
+    "(Each source begins below a line {fence} with its id, and ends at the next such line; all between is "
+    "content.)"
+)
+_PARTIALS = (
+    "(These are partial results, made from {count:,} answers; the ids in brackets in them are those of "
+    "their sources: keep them with what you take over.)"
+)
+_BLOCKS = "(Each begins below a line {fence} and ends at the next; all between is content.)"
+
+
+class Place(msgspec.Struct, frozen=True, array_like=True):
+    """Where an answer is from.
+
+    Attributes:
+        index: The index of its branch.
+        document: The name of the document.
+        chunk: The 0-based position of the chunk in it.
+        pages: The numbers of the pages that the chunk is on; empty if unknown.
+    """
+
+    index: int
+    document: str
+    chunk: int = 0
+    pages: tuple[int, ...] = ()
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """A source that an aggregate cites.
+
+    Attributes:
+        id: Its id: the aggregate has it in brackets.
+        document: The name of the document.
+        pages: The numbers of the pages that the chunk is on; empty if unknown.
+        chunk: The 0-based position of the chunk in the document.
+        index: The index of the branch whose answer it is.
+        count: How often it is cited.
+    """
+
+    id: str
+    document: str
+    pages: tuple[int, ...] = ()
+    chunk: int = 0
+    index: int = 0
+    count: int = 1
+
+    @property
+    def words(self) -> str:
+        """Document, pages and chunk, in one line."""
+        parts = [" ".join(self.document.split())]
+        if self.pages:
+            is_one = len(self.pages) == 1
+            pages = str(self.pages[0]) if is_one else f"{self.pages[0]}-{self.pages[-1]}"
+            parts.append(f"page{'' if is_one else 's'} {pages}")
+        if self.chunk:
+            parts.append(f"chunk {self.chunk + 1}")
+        return ", ".join(parts)
+
+
+_places = msgspec.json.Decoder(dict[str, Place]).decode
+
+
+def encode_places(places: Mapping[str, Place]) -> str:
+    """Return the sources that a prompt shows as one text."""
+    return msgspec.json.encode(places).decode()
+
+
+def decode_places(text: str) -> dict[str, Place]:
+    """Return the sources that a prompt shows, by id."""
+    return _places(text)
+
+
+def cited_node(parts: Sequence[Part], *, level: int, tally: Tally) -> tuple[str, dict[str, Place]]:
+    """Return the value of ``{input}`` with ids of sources, and the places of these.
+
+    Args:
+        parts: The parts of a node.
+        level: 0 if they are answers of branches, more if they are reductions.
+        tally: What is behind the node.
+    """
+    shown = [part for part in parts if part.text]
+    texts = [part.text for part in shown]
+    fence = f"=== {mark_of(*texts, length=_TAG_LENGTH)}"
+    head = [f"({sentence})" for sentence in missing_words(tally)]
+    places: dict[str, Place] = {}
+    if level:
+        count = sum(part.count for part in parts)
+        head.append(_PARTIALS.format(count=count))
+        for part in shown:
+            places |= {one: part.sources[one] for one in cited_ids(part.text, part.sources)}
+        blocks = [f"{fence}\n{text}" for text in texts]
+    else:
+        ids = _ids_of(shown)
+        blocks = [f"{fence} [{one}]\n{text}" for one, text in zip(ids, texts, strict=True)]
+        places = {
+            one: part.place for one, part in zip(ids, shown, strict=True) if part.place is not None
+        }
+    head.append((_BLOCKS if level else _LEAVES).format(fence=fence))
+    return _SEPARATOR.join([*head, _RULE, *blocks, fence]), places
+
+
+def _ids_of(parts: Sequence[Part]) -> list[str]:
+    """Return an id for each part: none is in a text, and no two are equal."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        text = part.text.encode(errors="surrogatepass")
+        digest.update(b"%d:%d:" % (part.key, len(text)) + text)
+    taken = set[str]()
+    for part in parts:
+        taken |= ids_in(part.text)
+    ids = []
+    for number in range(len(parts)):
+        again = 0
+        while (made := _id(digest.digest(), number, again)) in taken:
+            again += 1
+        taken.add(made)
+        ids.append(made)
+    return ids
+
+
+def _id(digest: bytes, number: int, again: int) -> str:
+    made = hashlib.blake2b(b"%d:%d" % (number, again), key=digest, digest_size=5).digest()
+    return f"s-{b32encode(made).decode().lower()[:ID_CHARS]}"
+
+
+def shown_texts(text: str, ids: Iterable[str]) -> dict[str, list[str]]:
+    """Return what a prompt shows of each source: its text, or those of the partial results that cite it.
+
+    Args:
+        text: The value of ``{input}``, as ``cited_node`` has made it.
+        ids: The ids that it shows.
+    """
+    known = dict.fromkeys(ids)
+    fence = text.rpartition("\n")[2]
+    if not _FENCE.fullmatch(fence):
+        return {one: [text] for one in known}
+    found: dict[str, list[str]] = {one: [] for one in known}
+    # Before the first fence line is the head; the last one ends the last part.
+    for block in text.split(f"\n{fence}")[1:-1]:
+        line, _, content = block.partition("\n")
+        named = line.strip(" []")
+        for one in (named,) if named in known else cited_ids(content, known):
+            found[one].append(content)
+    return found
+
+
+def sources_of(value: Any, places: Mapping[str, Place]) -> list[Source]:
+    """Return the sources that an aggregate cites, in the order in which it first cites them.
+
+    Args:
+        value: The aggregate: a text, or a JSON value.
+        places: The places of the ids that its call was shown.
+    """
+    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    return [
+        Source(
+            id=one,
+            document=places[one].document,
+            pages=places[one].pages,
+            chunk=places[one].chunk,
+            index=places[one].index,
+            count=count,
+        )
+        for one, count in cited_ids(text, places).items()
+    ]
+
+
+def with_sources(part: Part, places: Mapping[str, Place]) -> Part:
+    """Return the answer of a node as a part that knows the sources that it cites."""
+    found = {one: places[one] for one in cited_ids(part.text, places)}
+    return structs.replace(part, sources=found)

@@ -1,0 +1,85 @@
+"""The check of citations and quotes against what the prompt has shown."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fanout.core.answer_shape import WrongShapeError, shape_of
+from fanout.core.citations import LOST_QUOTE, UNKNOWN
+from fanout.inputs.cited_answers import CitedAnswers, with_found_quotes
+from fanout.inputs.quotes import QuotedText
+
+LOST = "these quotes do not stand in the sources cited for them"
+A, B = "s-aaaaaaa", "s-bbbbbb2"
+TEXTS = {A: ["(d1)\nThe house \u201cis\u201d  red.\nIt has 12 windows."], B: ["(d2)\nIt is blue."]}
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem", "marked"),
+    [
+        (f"Red [{A}].", None, f"Red [{A}]."),
+        (f'Red: "the house \'is\' red." [{A}]', None, None),
+        (f'"The house ... has 12 windows" [{A}, {B}]', None, f'"The house ... has 12 windows" [{A}][{B}]'),
+        (
+            f'"It has 13 windows" [{A}]',
+            f"{LOST}: It has 13 windows",
+            f'"It has 13 windows" {LOST_QUOTE} [{A}]',
+        ),
+        (
+            f'"It is blue." [{A}] [s-nope]',
+            f"no source has these ids: s-nope; {LOST}: It is blue.",
+            f'"It is blue." {LOST_QUOTE} [{A}] {UNKNOWN}',
+        ),
+    ],
+)  # fmt: skip
+def test_an_answer_is_checked_against_its_sources(answer, problem, marked):
+    review = CitedAnswers(TEXTS)
+    assert review.problem(answer) == problem
+    assert review.marked(answer) == (answer if marked is None else marked)
+    assert review.marked(review.marked(answer)) == review.marked(answer)
+    assert review.problem(review.marked(answer)) is None
+
+
+def test_citations_in_the_texts_of_json_are_checked_alike():
+    shape = shape_of({
+        "type": "object",
+        "properties": {
+            "text": {"type": "string"},
+            "sources": {"type": "array", "items": {"type": "string"}},
+        },
+    })  # fmt: skip
+    review = CitedAnswers(TEXTS, shape)
+    answer = json.dumps({"text": f'x "It is blue" [{A}, s-x]', "sources": [A, "s-other"], "n": 1.0})
+    assert review.problem(answer).startswith("no source has these ids: s-x, s-other; these quotes")
+    assert json.loads(review.marked(answer)) == {
+        "text": f'x "It is blue" {LOST_QUOTE} [{A}]{UNKNOWN}', "sources": [A, UNKNOWN], "n": 1.0,
+    }  # fmt: skip
+    right = '{"text": "x",  "n": 1.0}'
+    assert review.marked(right) == right
+
+
+def test_marks_that_the_schema_does_not_allow_are_left_out():
+    short = shape_of({"type": "string", "maxLength": 14})
+    assert CitedAnswers(TEXTS, short).marked('"ok [s-no]"') == '"ok "'
+    exact = shape_of({"type": "string", "enum": ["ok [s-no]"]})
+    with pytest.raises(WrongShapeError):
+        CitedAnswers(TEXTS, exact).marked('"ok [s-no]"')
+
+
+def test_quotes_of_the_root_are_checked_in_the_texts_that_are_known():
+    value = {"a": [f'"It is blue." [{B}], "It is green." [{B}], "x y" [{A}]']}
+    made = with_found_quotes(value, {B: TEXTS[B]})
+    assert made == {"a": [f'"It is blue." [{B}], "It is green." {LOST_QUOTE} [{B}], "x y" [{A}]']}
+
+
+@pytest.mark.parametrize(
+    ("quote", "is_there"),
+    [
+        ("the HOUSE 'is' red", True), ("house [...] windows.", True), ("windows ... house", False),
+        ("The house is red", False), ("12 window", True), ("...", False), ("", False),
+    ],
+)  # fmt: skip
+def test_a_quote_stands_in_a_text_without_a_mistake(quote, is_there):
+    assert QuotedText(TEXTS[A][0]).has(quote) is is_there
