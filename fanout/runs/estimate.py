@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 
 import msgspec
 
-from fanout.aggregators import group_key
+from fanout.aggregators import RULE_TOKENS, group_key
 from fanout.core.errors import SpecError
 from fanout.core.lanes import Lane, takes_lane
 from fanout.core.neighbours import with_around
@@ -223,7 +223,8 @@ class Estimator:
         learnt = TokenRatio.fitted(self._seen[spec.model])
         system = with_rule(spec, spec.model, spec.system) or ""
         fence = " " * FENCE_BYTES * spec.is_fenced(spec.model)
-        texts = (spec.aggregate_prompt or "", system, fence)
+        rule = " " * BYTES_PER_TOKEN * RULE_TOKENS * spec.sources
+        texts = (spec.aggregate_prompt or "", system, fence, rule)
         frame = learnt.tokens_of(bytes_by_kind(texts))
         ratio = ratio_of(spec.tokenizer) or float(BYTES_PER_TOKEN)
         try:
@@ -244,6 +245,9 @@ class Estimator:
                 middle = middle.plus(tree_range(answers, room, likely, partial, frame))
                 high = high.plus(tree_range(answers, room, most or partial, partial, frame))
         all_groups = 1 + self._ungrouped / self._groups.total()
+        if spec.sources and spec.max_reasks:
+            # Each answer may be sent back once, with its citations.
+            high = high.plus(high)
         return Calls(
             calls_low=low.calls_low * all_groups,
             calls_likely=middle.calls_low * all_groups,

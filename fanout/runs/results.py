@@ -22,7 +22,6 @@ from fanout.runs.tables.output_file import OutputFile
 if TYPE_CHECKING:
     from os import PathLike
 
-    from fanout.aggregators import Coverage, Source
     from fanout.core.records import RunStatus, Usage
     from fanout.runs.evaluation import Evaluation
     from fanout.runs.status import ReduceError
@@ -47,10 +46,11 @@ class Result(Generic[AnswerT]):
             fastest.
         aggregated: The aggregate; by group if the run has groups; None if there is none. With an
             ``aggregate_schema`` a JSON value, or an instance of the type that it was given as.
-        aggregate_coverage: What is behind the aggregate: documents, chunks and branches, and what is
-            missing; by group if the run has groups; None if there is none.
-        sources: What the aggregate cites, in the order in which it first cites it: id, document, pages,
-            chunk, branch, and how often; by group if the run has groups; None without ``sources``.
+        aggregate_coverage: What is behind the aggregate: a ``Coverage`` with documents, chunks and
+            branches, and what is missing; by group if the run has groups; None if there is none.
+        sources: What the aggregate cites, in the order in which it first cites it: a list of ``Source``,
+            each with id, document, pages, chunk, branch, and how often; by group if the run has groups;
+            None without ``sources``.
         notes: Remarks of the aggregator, such as a tie or answers that it left out.
         reduce_errors: The calls of an LLM aggregate that failed.
         usage: The usage of all calls; an unknown quantity is None.
@@ -77,8 +77,9 @@ class Result(Generic[AnswerT]):
     evaluation: Evaluation | None = None
     usage_by_model: dict[str, Usage] = field(default_factory=dict)
     saved: Usage = NO_CALL
-    aggregate_coverage: Coverage | dict[str, Coverage] | None = None
-    sources: list[Source] | dict[str, list[Source]] | None = None
+    # As the aggregate: a value, or values by group.
+    aggregate_coverage: Any = None
+    sources: Any = None
 
     @property
     def cached(self) -> int:

@@ -186,6 +186,15 @@ def test_the_calls_of_the_reduce_are_counted(monkeypatch, group, least, most_gro
     assert total.calls_high == 30 + found.reduce.calls_high
 
 
+def test_sources_have_their_rules_in_prompts_and_may_be_asked_for_again():
+    fields = {"aggregate_prompt": "Sum up: {input}", "max_tokens": 50, "aggregate_max_tokens": 50}
+    plain, _ = estimated(fields, documents(3))
+    cited, _ = estimated({**fields, "sources": True}, documents(3))
+    assert (plain.reduce.calls_low, plain.reduce.calls_high) == (1, 1)
+    assert (cited.reduce.calls_low, cited.reduce.calls_likely, cited.reduce.calls_high) == (1, 1, 2)
+    assert cited.reduce.input_low > plain.reduce.input_low + 50
+
+
 def test_the_longest_answers_of_a_model_are_no_likely_cost():
     found, _ = estimated({}, documents(4))
     assert found.is_wide
