@@ -9,7 +9,7 @@ from fanout.aggregators.base import Spilling
 from fanout.aggregators.concat import Concat
 from fanout.aggregators.merge import Merge
 from fanout.aggregators.parts import Fields
-from fanout.aggregators.rank import Rank, Top
+from fanout.aggregators.rank import Rank, Rerank, Top
 from fanout.aggregators.records import GroupedRecords, Records
 from fanout.aggregators.streams import whole
 from fanout.aggregators.table import Table
@@ -31,6 +31,7 @@ __all__ = ["GroupedAggregates", "aggregate_groups", "group_key", "make_accumulat
 _ALL = Fields()
 _ACCUMULATORS: dict[str, Callable[[Fields, Records], Accumulator]] = {
     "concat": Concat,
+    "map_rerank": Rerank,
     "merge": Merge,
     "rank": Rank,
     "table": Table,
@@ -44,7 +45,8 @@ def make_accumulator(
 ) -> Accumulator:
     """Return an aggregator by name: ``concat``, ``merge``, ``rank``, ``table``, ``top`` or ``vote``.
 
-    ``none`` aggregates nothing, and ``llm`` makes calls: neither is an accumulator.
+    The fold ``map_rerank`` is one, too. ``none`` aggregates nothing, and ``llm`` makes calls: neither is an
+    accumulator.
 
     Args:
         name: The name.

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import structs
 
-from fanout.aggregators.base import LEFT_OUT, Aggregate, NameSample
+from fanout.aggregators.base import LEFT_OUT, Aggregate, NameSample, place
 from fanout.aggregators.parts import Fields, answer_value
 from fanout.aggregators.records import Records
 from fanout.aggregators.scores import score_of, text_score
 from fanout.aggregators.streams import Streamed
 from fanout.core.numbers import as_number
+from fanout.core.units import plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,11 +22,12 @@ if TYPE_CHECKING:
 
     from fanout.aggregators.base import Item
 
-__all__ = ["Rank", "Top", "row_place"]
+__all__ = ["Rank", "Rerank", "Top", "row_place"]
 
 _ALL = Fields()
 _TOP = 10
 _LOWEST_FIRST = "-"
+_ANSWER = "answer"
 # What an entry of a heap takes.
 _ENTRY_BYTES = 160
 
@@ -138,7 +140,7 @@ class Rank:
         self._missing.merge(other._missing)
         self._unscored.merge(other._unscored)
 
-    def result(self) -> Streamed:
+    def result(self) -> Aggregate | Streamed:
         """See Accumulator."""
         return Streamed(form="rows", chunks=self._chunks(), end=self._end)
 
@@ -210,6 +212,76 @@ class Top(Rank):
 
     def __init__(self, fields: Fields = _ALL, records: Records | None = None) -> None:
         super().__init__(structs.replace(fields, k=fields.k or _TOP), records)
+
+
+class Rerank(Rank):
+    """The answer with the highest number; of equal ones, the first in the input.
+
+    Of an object with a field ``answer``, the value is that field; of any other answer, all of it. A note
+    says where it is from, and another how many have the same number.
+    """
+
+    has_unscored = False
+
+    def __init__(self, fields: Fields = _ALL, records: Records | None = None) -> None:
+        super().__init__(fields, records)
+        # What it is ranked by, its number, and the branch; then how many have that number.
+        self._first: tuple[tuple[float, int], float, Item] | None = None
+        self._equal = 0
+
+    def add(self, item: Item) -> None:
+        """See Accumulator."""
+        if item.output is None:
+            self._missing.add(item)
+            return
+        self._succeeded += 1
+        score = self._score(item, item.output)
+        if score is None:
+            self._unscored.add(item)
+        else:
+            self._offer(((self._sign * score, item.index), score, item), 1)
+
+    def _offer(self, other: tuple[tuple[float, int], float, Item], count: int) -> None:
+        if self._first is None or other[0] < self._first[0]:
+            is_equal = self._first is not None and other[0][0] == self._first[0][0]
+            self._equal = self._equal + count if is_equal else count
+            self._first = other
+        elif other[0][0] == self._first[0][0]:
+            self._equal += count
+
+    def merge(self, other: Self) -> None:
+        """See Accumulator."""
+        if other._first is not None:
+            self._offer(other._first, other._equal)
+        self._succeeded += other._succeeded
+        self._missing.merge(other._missing)
+        self._unscored.merge(other._unscored)
+
+    def spill(self) -> None:
+        """See Spilling: it keeps one answer."""
+
+    def result(self) -> Aggregate:
+        """See Accumulator."""
+        notes = self._end().notes
+        value = None
+        if self._first is not None:
+            _, score, item = self._first
+            scored = self._succeeded - self._unscored.count
+            best = f"the best of {plural(scored, 'answer', 'answers')}"
+            notes = [f"{best} is of {place(item)}: score {score}", *notes]
+            if self._equal > 1:
+                notes.append(
+                    f"{self._equal:,} answers have this score: the first in the input is taken"
+                )
+            value = self._answer(item.output or "")
+        return Aggregate(
+            value=value, succeeded=self._succeeded, failed=self._missing.count, notes=notes
+        )
+
+    def _answer(self, output: str) -> Any:
+        value = answer_value(output, self._fields)
+        is_object = isinstance(value, dict) and _ANSWER in value
+        return value[_ANSWER] if is_object else self._shown(output)
 
 
 def row_place(item: Item) -> tuple[tuple[str, Any], ...]:

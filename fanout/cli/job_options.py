@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from fanout.cli.completion import complete_files
+from fanout.core.fold_fields import FoldName
 from fanout.core.lanes import LaneChoice
 from fanout.core.spec import ReduceName
 from fanout.core.spec_fields import PromptOrder
@@ -56,6 +57,8 @@ _OPTIONS = [
             "What to ask of all the answers; {input} is them."),
     click.option("--reduce", type=click.Choice(get_args(ReduceName)),
                  help="How the answers become one. [default: llm with --aggregate, else none]"),
+    click.option("--fold", type=click.Choice(get_args(FoldName)),
+                 help="How --aggregate folds more answers than fit one prompt. [default: tree]"),
     _option("--group-by", "BY",
             "document, aspect, model or a column: an aggregate for each. [default: one]"),
     _option("--by", "A,B,...",

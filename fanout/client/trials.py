@@ -38,7 +38,7 @@ _LEFT_OUT = (
     "encoding", "parse_timeout_s", "strict", "read_on", "labels", "split", "split_prompt",
     "split_model", "split_gaps", "split_max_tokens", "chunk_tokens",
     "chunk_overlap_tokens", "tokenizer", "reduce", "aggregate_prompt", "aggregate_schema",
-    "aggregate_max_tokens", "group_by", "by", "measures", "k", "criteria", "judge_model",
+    "aggregate_max_tokens", "fold", "group_by", "by", "measures", "k", "criteria", "judge_model",
     "context_tokens", "min_success", "min_group_success", "sources", "deadline_s",
 )  # fmt: skip
 # What says how a model splits documents: its sample is one of documents, which it splits.
@@ -289,6 +289,6 @@ def _time_s(begun: BegunTrial, branches: int, called: list[Output[Any]]) -> floa
         rates=Rates(requests_per_minute=begun.rates.requests_per_minute),
         places=begun.places,
         call_s=branch_s / each,
-        in_turn=each,
+        in_turn=(each, each),
     )
     return low

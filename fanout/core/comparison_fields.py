@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
+from fanout.core.fold_fields import RERANK, FoldFields
 from fanout.core.spec_fields import Criteria  # noqa: TC001 - pydantic reads it
 
 __all__ = ["COMPARISON_SCHEMA", "ComparisonFields"]
@@ -24,7 +25,7 @@ _COMPARING = ("best", "pairwise")
 _RANKING = ("rank", "top", "pairwise")
 
 
-class ComparisonFields(BaseModel):
+class ComparisonFields(FoldFields):
     """The fields of a job that say how outputs are compared: see RunSpec."""
 
     criteria: Criteria = ()
@@ -41,6 +42,8 @@ class ComparisonFields(BaseModel):
     def reduction(self) -> str:
         """The name of the aggregator: ``reduce``, or the one that follows from the prompts."""
         given: str | None = self.reduce
+        if given is None and self.fold == RERANK:
+            return RERANK
         return given or ("llm" if self.aggregate_prompt else "none")
 
     @property

@@ -36,7 +36,7 @@ READING = frozenset({
 })  # fmt: skip
 
 # The reduces that go by one field.
-_BY_ONE = ("vote", "rank", "top", "merge")
+_BY_ONE = ("vote", "rank", "top", "merge", "map_rerank")
 # The splitters that fill chunks up to a size; a model leaves its gaps to one of them.
 SIZED_SPLITS = ("tokens", "markdown", "sentences", "model")
 
@@ -86,6 +86,11 @@ CONFLICTS = (
               "one of them out"),
     FieldRule((), (), lambda spec: not spec.step_retrieval_problem,
               "steps: {spec.step_retrieval_problem}"),
+    FieldRule(("fold",), ("reduce", "aggregate_prompt"),
+              lambda spec: spec.fold != "map_rerank" or not (spec.reduce or spec.aggregate_prompt),
+              "fold: 'map_rerank' takes the answer with the highest score, and asks nothing more; leave it "
+              "out, or leave reduce and aggregate_prompt out (reduce top keeps several answers)"),
+    FieldRule((), (), lambda spec: not spec.score_problem, "{spec.score_problem}"),
     FieldRule((), (), lambda spec: spec.reduce != "llm" or bool(spec.aggregate_prompt),
               "aggregate_prompt: reduce 'llm' needs an aggregate prompt"),
     FieldRule(("reduce", "aggregate_prompt"), ("reduce", "aggregate_prompt"),
@@ -98,6 +103,15 @@ CONFLICTS = (
     FieldRule((), (), lambda spec: not spec.group_by or spec.reduction != "best",
               "group_by: has no effect with reduce 'best', which finds the best answer of each chunk; "
               "leave it out, or choose another reduce"),
+    FieldRule((), (), lambda spec: not spec.group_by or not spec.refines,
+              "group_by: fold 'refine' makes one aggregate of all answers; leave it out, or choose fold "
+              "tree"),
+    FieldRule((), (), lambda spec: not spec.refines or not spec.sources,
+              "sources: fold 'refine' shows each answer once, so that later calls could not cite it; leave "
+              "it out, or choose fold tree"),
+    FieldRule((), (), lambda spec: not spec.refines or spec.lane not in ("batch", "auto"),
+              "lane: {spec.lane!r} may take a day for each call, and with fold 'refine' one follows the "
+              "other; choose another lane, or fold tree"),
     FieldRule((), (), lambda spec: not spec.compares or bool(spec.criteria),
               "criteria: reduce {spec.reduction!r} needs criteria: what makes one answer better than "
               "another"),
@@ -173,6 +187,9 @@ RULES = (
               "prompt, for a reduce by the model"),
     FieldRule(("aggregate_max_tokens",), ("reduce", "aggregate_prompt"),
               lambda spec: spec.reduces_by_calls,
+              "has no effect with reduce {spec.reduction!r}; leave it out, or give an aggregate "
+              "prompt, for a reduce by the model"),
+    FieldRule(("fold",), ("reduce", "aggregate_prompt"), lambda spec: spec.reduction in ("llm", "map_rerank"),
               "has no effect with reduce {spec.reduction!r}; leave it out, or give an aggregate "
               "prompt, for a reduce by the model"),
     FieldRule(("criteria", "judge_model"), ("reduce", "aggregate_prompt"), lambda spec: spec.compares,

@@ -30,6 +30,7 @@ from fanout.core.fence_fields import FenceFields
 from fanout.core.field_effects import conflict
 from fanout.core.field_names import canonical
 from fanout.core.field_words import binary_in, shown
+from fanout.core.fold_fields import with_scores
 from fanout.core.labels import Labels, label_problem
 from fanout.core.lanes import LaneChoice  # noqa: TC001 - pydantic reads the annotation
 from fanout.core.prices import JobPrices, PriceSpec
@@ -165,6 +166,9 @@ class RunSpec(
         reduce: How outputs become the aggregate. None is ``llm`` if ``aggregate_prompt`` is given,
             else ``none``.
         aggregate_prompt: The template of the LLM aggregate; ``{input}`` is the joined outputs.
+        fold: How an LLM aggregate is made of answers that do not fit one prompt: by a ``tree`` of calls, or
+            by calls that ``refine`` the answer of those before them. With ``map_rerank``, answers have
+            scores, and the best one is the aggregate, without a call.
         aggregate_max_tokens: The longest answer of an LLM aggregate, in tokens; see ``max_tokens``.
         group_by: ``document``, ``aspect`` or the name of a column: one aggregate for each value.
         by: What a vote, rank, top, merge or table goes by: fields of answers, columns, or origins; see
@@ -280,7 +284,9 @@ class RunSpec(
     @model_validator(mode="before")
     @classmethod
     def _own_names(cls, fields: Any) -> Any:
-        return patient(with_models(canonical(fields))) if isinstance(fields, Mapping) else fields
+        if not isinstance(fields, Mapping):
+            return fields
+        return with_scores(patient(with_models(canonical(fields))))
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:

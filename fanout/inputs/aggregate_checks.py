@@ -90,7 +90,7 @@ def _measured_texts(spec: RunSpec) -> Iterator[str]:
 
 def _parts(spec: RunSpec) -> list[tuple[str, Part, tuple[str, ...]]]:
     """Return each name with its field of the job, and the types that its values may have."""
-    is_ranked = spec.reduction in ("rank", "top")
+    is_ranked = spec.reduction in ("rank", "top", "map_rerank")
     kinds: tuple[str, ...] = _RANKED if is_ranked else ()
     names = [("by", name.removeprefix("-") if is_ranked else name, kinds) for name in spec.by]
     measures = (measure_of(name) for name in spec.measures)

@@ -33,6 +33,7 @@ __all__ = [
     "likely_cost",
     "models_of",
     "project",
+    "refine_range",
     "tightest",
     "time_range",
     "tree_calls",
@@ -208,7 +209,7 @@ def time_range(
     rates: Rates,
     places: int | None,
     call_s: float | None,
-    in_turn: float = 1.0,
+    in_turn: tuple[float, float] = (1.0, 1.0),
 ) -> tuple[float | None, float | None]:
     """Return the least and the most seconds that calls take by the limits that are known.
 
@@ -219,7 +220,7 @@ def time_range(
         rates: Its limits, told and learnt.
         places: How many calls may be in flight; None if that is unknown.
         call_s: How long a call has taken on average; None if that is unknown.
-        in_turn: How many calls of a branch follow each other, at least.
+        in_turn: How many calls follow each other, at least and at most.
     """
     low: list[float] = []
     high: list[float | None] = []
@@ -238,8 +239,8 @@ def time_range(
         low.append(ceil(calls.calls_low / places) * call_s)
         high.append(ceil(calls.calls_high / places) * call_s)
     if call_s and low:
-        low.append(call_s * in_turn if calls.calls_low else 0.0)
-        high.append(call_s * in_turn if calls.calls_high else 0.0)
+        low.append(call_s * in_turn[0] if calls.calls_low else 0.0)
+        high.append(call_s * in_turn[1] if calls.calls_high else 0.0)
     known = [one for one in high if one is not None]
     return max(low, default=None), max(known) if known and len(known) == len(high) else None
 
@@ -278,6 +279,23 @@ def tree_range(answers: float, room: float, answer: float, partial: float, frame
         answers, room=room, answer=answer + _PLACE_TOKENS, partial=partial + _PLACE_TOKENS
     )
     tokens += calls * frame
+    return Calls(calls_low=calls, calls_high=calls, input_low=tokens, input_high=tokens)
+
+
+def refine_range(answers: float, room: float, answer: float, partial: float, frame: float) -> Calls:
+    """Return the calls that refine an answer in turn, each with ``frame`` tokens around what it sees.
+
+    Args:
+        answers: How many answers there are.
+        room: Tokens that fit a prompt.
+        answer: Tokens of an answer.
+        partial: Tokens of the answer so far, which each call but the first sees.
+        frame: Tokens of the rest of a prompt.
+    """
+    size = min(answer + _PLACE_TOKENS, room)
+    first, beside = (max(1.0, space // size) for space in (room, room - partial))
+    calls = 1.0 + ceil(max(0.0, answers - first) / beside) if answers else 0.0
+    tokens = answers * size + max(0.0, calls - 1) * (partial + _PLACE_TOKENS) + calls * frame
     return Calls(calls_low=calls, calls_high=calls, input_low=tokens, input_high=tokens)
 
 

@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 
     from fanout.core.state import ShardState, StageProgress
 
-__all__ = ["BrokerMessages", "Heal", "Remedy", "heal_shard", "heal_stage", "unpublished"]
+__all__ = [
+    "BrokerMessages",
+    "Heal",
+    "Remedy",
+    "heal_shard",
+    "heal_stage",
+    "heal_unsealed",
+    "unpublished",
+]
 
 
 class Heal(Enum):
@@ -30,6 +38,7 @@ class Heal(Enum):
     COLLECT = "collect"  # all branches have ended, but the callback never completed
     OPEN = "open"  # the window has room for shards that were never opened
     ADOPT = "adopt"  # unfinished shards are missing from the list of open ones
+    GO_ON = "go on"  # what adds shards to the stage one by one has stopped
     AGGREGATE = "aggregate"  # all shards are collected, but the root callback never ran
     LOSE = "lose"  # branches were published again too often: record them as lost
     FAIL = "fail"  # a callback was published again too often, or records are missing: fail the run
@@ -91,6 +100,19 @@ def heal_shard(shard: ShardState, messages: BrokerMessages, *, max_heals: int) -
 def unpublished(shard: ShardState, messages: BrokerMessages) -> tuple[int, ...]:
     """Return the positions of the branches that have neither an outcome nor a message."""
     return tuple(sorted(set(range(shard.count)) - shard.ended - messages.branches - shard.held))
+
+
+def heal_unsealed(stage: StageProgress, *, goes_on: bool, max_heals: int) -> Remedy:
+    """Return the remedy for a stage that makes no progress, and should have all its shards.
+
+    Args:
+        stage: The stage's records in the store.
+        goes_on: Whether its shards follow each other: each is written when the one before has ended.
+        max_heals: How often that is done again before the run fails.
+    """
+    if goes_on and stage.opened < stage.written:
+        return Remedy(heal=Heal.OPEN)
+    return Remedy(heal=Heal.GO_ON if goes_on and stage.heals < max_heals else Heal.FAIL)
 
 
 def heal_stage(

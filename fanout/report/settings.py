@@ -68,7 +68,12 @@ def _settings(spec: RunSpec) -> Iterator[tuple[str, str]]:
         yield "judge_model", spec.reduce_model
     yield from _shapes(spec)
     yield from _unusual(
-        spec, on_rejected="keep", on_truncated="fail", prompt_order="auto", lane="realtime"
+        spec,
+        fold="tree",
+        on_rejected="keep",
+        on_truncated="fail",
+        prompt_order="auto",
+        lane="realtime",
     )
     if spec.labels:
         yield (

@@ -14,6 +14,7 @@ from fanout.core.spec import make_budget, stored_spec
 from fanout.core.tokens import utf8_bytes
 from fanout.inputs.comparison_prompts import comparison_frame
 from fanout.inputs.fences import FENCE_BYTES, with_rule
+from fanout.inputs.fold_prompts import aggregate_source
 from fanout.inputs.prompt_checks import templates_of
 from fanout.inputs.prompts import Template
 from fanout.inputs.step_prompts import StepPrompts
@@ -110,7 +111,7 @@ def _least_calls(spec: RunSpec, asks: list[Ask]) -> Iterator[_LeastCall]:
             size = utf8_bytes(with_rule(spec, model, None) or "")
             size += utf8_bytes(comparison_frame(spec.criteria, has_task=False))
         else:
-            template = Template.parse(spec.aggregate_prompt or "", field="aggregate_prompt")
+            template = Template.parse(aggregate_source(spec), field="aggregate_prompt")
             size = utf8_bytes(with_rule(spec, model, spec.system) or "")
             size += _least_bytes(template, spec, model)
         most = CallBounds(spec, model).least(size, longest, lane)

@@ -17,6 +17,7 @@ from fanout.core.rate_limits import LimitState, Rates
 from fanout.core.step_answers import likely_answer
 from fanout.core.tokens import BYTES_PER_TOKEN
 from fanout.inputs.fences import FENCE_BYTES, with_rule
+from fanout.inputs.fold_prompts import aggregate_source
 from fanout.inputs.splitters import split_documents, splitter_of
 from fanout.inputs.token_counters import ratio_of
 from fanout.llm.prices import price_of
@@ -31,6 +32,7 @@ from fanout.policy.estimates import (
     known_sum,
     likely_cost,
     models_of,
+    refine_range,
     tightest,
     time_range,
     tree_range,
@@ -88,6 +90,7 @@ class Estimator:
         self._groups: Counter[str] = Counter()
         # The chunks of the groups beyond these.
         self._ungrouped = 0
+        self._reduced = Calls()
 
     def documents(self, documents: Iterable[Document]) -> Iterator[Chunk]:
         """Read documents; yield their chunks, those that cannot be used excepted, with their numbers."""
@@ -138,7 +141,7 @@ class Estimator:
         spec, shown = self._spec, self._counts.shown
         routes = self._counts.routes(self._times)
         branches = any_of([(route.share, _total(calls.values())) for route, calls in routes])
-        reduced = self._reduce(branches)
+        reduced = self._reduced = self._reduce(branches)
         by_route = [
             (route.share, models_of(calls, spec.reduce_model, reduced)) for route, calls in routes
         ]
@@ -224,7 +227,7 @@ class Estimator:
         system = with_rule(spec, spec.model, spec.system) or ""
         fence = " " * FENCE_BYTES * spec.is_fenced(spec.model)
         rule = " " * BYTES_PER_TOKEN * RULE_TOKENS * spec.sources
-        texts = (spec.aggregate_prompt or "", system, fence, rule)
+        texts = (aggregate_source(spec), system, fence, rule)
         frame = learnt.tokens_of(bytes_by_kind(texts))
         ratio = ratio_of(spec.tokenizer) or float(BYTES_PER_TOKEN)
         try:
@@ -238,12 +241,13 @@ class Estimator:
         each = spec.variants.count / len(spec.aspect_names)
         models = len(spec.models) if spec.group_by in ("model", "fanout.model") else 1
         low = middle = high = Calls()
+        folded = refine_range if spec.refines else tree_range
         for count in self._groups.values():
             for _ in range(models):
                 answers = count * each / models
-                low = low.plus(tree_range(answers, room, least, 1.0, frame))
-                middle = middle.plus(tree_range(answers, room, likely, partial, frame))
-                high = high.plus(tree_range(answers, room, most or partial, partial, frame))
+                low = low.plus(folded(answers, room, least, 1.0, frame))
+                middle = middle.plus(folded(answers, room, likely, partial, frame))
+                high = high.plus(folded(answers, room, most or partial, partial, frame))
         all_groups = 1 + self._ungrouped / self._groups.total()
         if spec.sources and spec.max_reasks:
             # Each answer may be sent back once, with its citations.
@@ -317,9 +321,15 @@ class Estimator:
             rates=rates,
             places=places,
             call_s=seen.elapsed_s / seen.calls if seen.calls else None,
-            # Those of the steps of a branch follow each other.
-            in_turn=calls.calls_low / branches if self._spec.steps and branches else 1.0,
+            in_turn=self._in_turn(calls, branches),
         )
+
+    def _in_turn(self, calls: Calls, branches: int) -> tuple[float, float]:
+        """Return how many calls of a model follow each other: of the steps of a branch, and of a chain."""
+        steps = calls.calls_low / branches if self._spec.steps and branches else 1.0
+        if not self._spec.refines:
+            return steps, steps
+        return steps + self._reduced.calls_low, steps + self._reduced.calls_high
 
 
 def _total(calls: Iterable[Calls]) -> Calls:

@@ -26,6 +26,7 @@ _ARROW = "▼"
 _BAR = "│"
 _SHOWN = 6
 _SHOWN_CHARS = 60
+_FOLDS = {"tree": "a tree of calls", "refine": "calls in turn, each refines the answer so far"}
 
 
 def job_drawing(spec: RunSpec) -> list[str]:
@@ -159,7 +160,9 @@ def _reduce(spec: RunSpec) -> str:
     how: str = spec.reduction
     if spec.reduces_by_calls:
         rounds = f"{spec.reduce_model} compares answers by two, in rounds"
-        how += f", {rounds if spec.compares else 'a tree of calls'}"
+        how += f", {rounds if spec.compares else _FOLDS[spec.fold]}"
+    elif spec.reduction == "map_rerank":
+        how += ", the answer with the highest score"
     by = f" by {', '.join(spec.by)}" if spec.by else ""
     groups = f", for each {spec.group_by}" if spec.group_by else ""
     return f"reduce: {how}{by}{groups}"

@@ -16,7 +16,7 @@ from fanout.core.errors import BrokerError, StorageError, StoredDataError, Unkno
 from fanout.core.ids import ShardId, StageId
 from fanout.core.records import ErrorKind, Outcome, RunStatus
 from fanout.core.state import RecordRequest
-from fanout.policy.healing import Heal, Remedy, heal_shard, heal_stage
+from fanout.policy.healing import Heal, Remedy, heal_shard, heal_stage, heal_unsealed
 from fanout.runs.enqueue import close_stopped_input, delete, fleet_window, unpark
 from fanout.system.logs import about
 
@@ -219,7 +219,9 @@ class Reaper:
         if isinstance(key, StageId):
             messages = messages_of_stage(task_ids, key)
             if not progress.sealed and self._must_be_sealed(key):
-                return Remedy(heal=Heal.FAIL)
+                # Of a chain of calls, the step that writes the next one is lost; else records are.
+                goes_on = self._store.frontier(key)[1].branches > 0
+                return heal_unsealed(progress, goes_on=goes_on, max_heals=MAX_HEALS)
             incomplete = [] if progress.open else self._store.incomplete(key)
             return heal_stage(progress, messages, incomplete=incomplete, max_heals=MAX_HEALS)
         messages = messages_of_shard(task_ids, key)
@@ -257,6 +259,8 @@ class Reaper:
     def _heal_stage(self, stage_id: StageId, remedy: Remedy) -> None:
         if remedy.heal is Heal.AGGREGATE:
             self._publisher.aggregate(stage_id)
+        elif remedy.heal is Heal.GO_ON:
+            self._publisher.aggregate(StageId(stage_id.run_id, 0))
         elif remedy.heal is Heal.ADOPT:
             self._store.adopt(stage_id, remedy.positions)
         else:

@@ -10,6 +10,7 @@ from fanout.aggregators import RULE_TOKENS, room_tokens
 from fanout.core.field_effects import SIZED_SPLITS
 from fanout.core.tokens import BYTES_PER_TOKEN, utf8_bytes
 from fanout.inputs.fences import FENCE_TOKENS, with_rule
+from fanout.inputs.fold_prompts import aggregate_source
 from fanout.inputs.token_counters import bytes_tokenizer, ratio_of
 from fanout.llm import context_tokens
 from fanout.llm.prompt_plans import plan_of
@@ -94,7 +95,7 @@ def reduce_room(spec: RunSpec, bytes_per_token: float) -> int:
         SpecError: Too few fit.
     """
     system = with_rule(spec, spec.model, spec.system) or ""
-    prompts = utf8_bytes((spec.aggregate_prompt or "") + system)
+    prompts = utf8_bytes(aggregate_source(spec) + system)
     fence_tokens = FENCE_TOKENS * spec.is_fenced(spec.model) + RULE_TOKENS * spec.sources
     room = room_tokens(
         context_tokens=spec.context_tokens or context_tokens(spec.model),

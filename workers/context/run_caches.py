@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from fanout.core.answer_shape import AnswerShape, shape_of
 from fanout.core.errors import SettingsError, StoredDataError
 from fanout.core.spec import RunSpec
+from fanout.inputs.fold_prompts import aggregate_source
 from fanout.inputs.prompts import Template
 from fanout.inputs.retrieval_prompts import query_template, step_prompts_of
 from fanout.llm.prices import price_of
@@ -104,7 +105,7 @@ class RunCaches:
     def _load_template(self, stage_id: StageId, aspect: str | None) -> Template:
         spec = self.specs.get(stage_id.run_id)
         if stage_id.stage:
-            return Template.parse(spec.aggregate_prompt or "{input}", field="aggregate_prompt")
+            return Template.parse(aggregate_source(spec), field="aggregate_prompt")
         return Template.parse(spec.prompts[aspect])
 
     def _load_frame(self, stage_id: StageId, aspect: str | None, model: str) -> PromptFrame:

@@ -10,6 +10,7 @@ new frontier with it, in one step, and others go on from there.
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ from fanout.policy.packing import pack
 from fanout.runs.enqueue import fleet_window, has_frontier, seal_reduce_stage
 from fanout.runs.token_counts import packing_ratio, reduce_room
 from workers.reduce.items import ended_branches, item_of, tally_of
+from workers.reduce.refining import RefineCalls
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -74,8 +76,13 @@ def follow(context: WorkerContext, shard_id: ShardId) -> None:
     if not has_frontier(spec):
         return
     run = store.run(run_id)
-    is_over = run.has_ended or run.halt is not None
-    if is_over or 0 < shard_id.stage <= run.base_stage or not _may_succeed(context, spec, run_id):
+    if run.has_ended or 0 < shard_id.stage <= run.base_stage:
+        return
+    if spec.refines:
+        if run.halt is not None or _may_succeed(context, spec, run_id):
+            refine_calls(context, run, spec).follow(run)
+        return
+    if run.halt is not None or not _may_succeed(context, spec, run_id):
         return
     # What the job cannot do is reported once all branches have ended.
     with suppress(SpecError):
@@ -88,6 +95,8 @@ def reduce_rest(context: WorkerContext, run: RunRecord, spec: RunSpec, stage_id:
     Raises:
         SpecError: The job leaves no room for answers.
     """
+    if spec.refines:
+        return stage_id.stage == 0 and refine_calls(context, run, spec).finish()
     if stage_id.stage > 0 and context.connections.store.stage(stage_id).total <= 1:
         return False
     feed = _Feed(context, run, spec, stage_id)
@@ -97,6 +106,12 @@ def reduce_rest(context: WorkerContext, run: RunRecord, spec: RunSpec, stage_id:
         return False
     seal_reduce_stage(store, publisher, feed.target)
     return True
+
+
+def refine_calls(context: WorkerContext, run: RunRecord, spec: RunSpec) -> RefineCalls:
+    """Return the calls that refine the aggregate of a run."""
+    parts = partial(_parts_from, context, spec, StageId(run.run_id, 0))
+    return RefineCalls(context, run, spec, parts)
 
 
 def _may_succeed(context: WorkerContext, spec: RunSpec, run_id: str) -> bool:
@@ -155,7 +170,9 @@ class _Feed:
         made = begins.branches
 
         def parts() -> Iterator[Part]:
-            for place, part in self._parts(begins, is_complete=is_complete):
+            for place, part in _parts_from(
+                self._context, self._spec, self._source, begins, is_complete=is_complete
+            ):
                 places.append(place)
                 yield part
 
@@ -186,23 +203,24 @@ class _Feed:
         if is_complete:
             yield from packer.finish()
 
-    def _parts(self, begins: Frontier, *, is_complete: bool) -> Iterator[tuple[Frontier, Part]]:
-        """Yield the outcomes that follow a frontier as parts, each with its place."""
-        progress = self._store.progress(self._source)
-        end = progress.written if is_complete else progress.first_open
-        for number in range(begins.shard, end):
-            start = begins.position if number == begins.shard else 0
-            found = ended_branches(
-                self._context, self._source.shard(number), start=start, is_complete=is_complete
-            )
-            if found is None:
-                # It is being processed again.
-                return
-            for position, chunk, outcome in found:
-                place = Frontier(shard=number, position=position)
-                is_leaf = self._source.stage == 0
-                part = leaf_of(self._spec, chunk, outcome) if is_leaf else part_of(chunk, outcome)
-                yield place, part
+
+def _parts_from(
+    context: WorkerContext, spec: RunSpec, source: StageId, begins: Frontier, *, is_complete: bool
+) -> Iterator[tuple[Frontier, Part]]:
+    """Yield the outcomes of a stage that follow a frontier as parts, each with its place."""
+    progress = context.connections.store.progress(source)
+    end = progress.written if is_complete else progress.first_open
+    for number in range(begins.shard, end):
+        start = begins.position if number == begins.shard else 0
+        found = ended_branches(context, source.shard(number), start=start, is_complete=is_complete)
+        if found is None:
+            # It is being processed again.
+            return
+        for position, chunk, outcome in found:
+            place = Frontier(shard=number, position=position)
+            is_leaf = source.stage == 0
+            part = leaf_of(spec, chunk, outcome) if is_leaf else part_of(chunk, outcome)
+            yield place, part
 
 
 def leaf_of(spec: RunSpec, chunk: Chunk, outcome: Outcome) -> Part:

@@ -40,6 +40,7 @@ from workers.reduce.frontier import (
     reduce_rest,
 )
 from workers.reduce.items import branches, item_of, tally_of
+from workers.reduce.refining import refined
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -165,7 +166,11 @@ def _reduce_by_calls(
     if has_frontier(spec) and stage_id.stage == 0 and _ends_lacking(context, run.run_id, spec):
         return
     reduce = reduce_rest if has_frontier(spec) else _reduce_groups
-    if not reduce(context, run, spec, stage_id):
+    if reduce(context, run, spec, stage_id):
+        return
+    if spec.refines:
+        _end_refined(context, run, spec)
+    else:
         last = max(stage_id.stage, run.base_stage)
         _end_with_answers(context, run.run_id, spec, range(run.base_stage + 1, last + 1))
 
@@ -183,6 +188,23 @@ def _ends_lacking(context: WorkerContext, run_id: str, spec: RunSpec) -> bool:
     problem = _of_all([lacking(tally, spec.min_group_success)])
     _end(context, run_id, [("", _covered(spec, none, tally))], problem=problem)
     return True
+
+
+def _end_refined(context: WorkerContext, run: RunRecord, spec: RunSpec) -> None:
+    """End a run with the answer that its calls have refined."""
+    chain, failed = refined(context, run, spec)
+    errors = [_error("", outcome) for outcome in failed]
+    made = Aggregate(
+        value=_value(chain.answer, is_json=spec.aggregate_schema is not None),
+        succeeded=chain.tally.behind,
+        failed=chain.failed,
+        notes=chain.remarks,
+    )
+    problem = _of_all([lacking(chain.tally, spec.min_group_success)])
+    if problem is None and chain.answer is None:
+        silent = ["no call had anything to say of the answers"]
+        problem = f"no aggregate could be made: {_last_problem(errors, [] if errors else silent)}"
+    _end(context, run.run_id, [("", _covered(spec, made, chain.tally))], errors, problem=problem)
 
 
 def _reduce_groups(

@@ -75,7 +75,9 @@ SOMETIMES: dict[str, tuple[Any, list[Any], list[Any]]] = {
     "passage_tokens": (50, [{"retrieve": "a"}], [{}, {"retrieve": "a.b:c"}]),
     "passage_column": ("x", [{"retrieve": "a"}], [{}, {"retrieve": "a.b:c"}]),
     "aggregate_schema": (STRING, [SUMMED], [{}, {"reduce": "vote"}]),
-    "by": ("x", [{"reduce": name} for name in ("vote", "rank", "top", "merge", "table")],
+    "fold": ("refine", [SUMMED, {**SUMMED, "reduce": "llm"}], [{}, {"reduce": "vote"}, COMPARED]),
+    "by": ("x", [*({"reduce": name} for name in ("vote", "rank", "top", "merge", "table")),
+                 {"fold": "map_rerank", "output_format": "json"}],
            [{}, {"reduce": "none"}, {"reduce": "concat"}, SUMMED]),
     "measures": ("count", [{"reduce": "table"}], [{}, {"reduce": "vote"}, SUMMED]),
     "k": (3, [{"reduce": "top"}, {"reduce": "rank"}, COMPARED],
@@ -83,7 +85,7 @@ SOMETIMES: dict[str, tuple[Any, list[Any], list[Any]]] = {
     "sources": (True, [SUMMED], [{}, {"reduce": "vote"}, {"reduce": "none"}, BEST, COMPARED]),
     "min_group_success": (0.5, [SUMMED, {"reduce": "vote"}, {"reduce": "concat"}],
                           [{}, {"reduce": "none"}, BEST, COMPARED]),
-    "output_format": ("json", [{}], [{"choices": "a,b"}, {"schema": STRING}]),
+    "output_format": ("json", [{}, {"fold": "map_rerank"}], [{"choices": "a,b"}, {"schema": STRING}]),
     "max_reasks": (1, [{"choices": "a,b"}, {"schema": STRING}, COMPARED, {**SUMMED, "sources": True}],
                    [{}, SUMMED]),
     "criteria": (["d"], [COMPARED, BEST], [{}, {"reduce": "vote"}, SUMMED]),
@@ -129,7 +131,7 @@ def test_every_field_of_a_job_is_read_by_what_does_the_job(name):
     ]
     own = {
         "prompt": "prompts", "aspects": "prompts", "reduce": "reduction", "models": "variants",
-        "judge_model": "reduce_model",
+        "judge_model": "reduce_model", "fold": "refines",
         "fence": "is_fenced",
         "retrieve": "retrieval", "top_k": "retrieval", "query": "retrieval",
         **dict.fromkeys(("requests_per_minute", "tokens_per_minute"), "rates"),

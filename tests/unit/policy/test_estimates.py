@@ -15,6 +15,7 @@ from fanout.policy.estimates import (
     likely_answer,
     likely_cost,
     project,
+    refine_range,
     time_range,
     tree_calls,
 )
@@ -130,6 +131,24 @@ def test_a_reduce_is_a_tree():
     assert tree_calls(10, room=100, answer=10, partial=10) == (1, 100)
     assert tree_calls(100, room=100, answer=10, partial=10) == (16, 1_150)
     assert tree_calls(3, room=100, answer=500, partial=500)[0] == 6, "each level halves at least"
+
+
+@pytest.mark.parametrize(
+    ("answers", "calls", "tokens"),
+    [(0, 0, 0), (5, 1, 150), (6, 2, 6 * 30 + 40), (45, 11, 45 * 30 + 10 * 40)],
+)
+def test_a_chain_of_calls_sees_each_answer_once_and_the_answer_so_far_each_time(
+    answers, calls, tokens
+):
+    found = refine_range(answers, 150, 10, 20, 0)
+    assert (found.calls_low, found.input_low) == (calls, tokens)
+    framed = refine_range(answers, 150, 10, 20, 7)
+    assert framed.input_high == tokens + 7 * calls
+
+
+def test_calls_that_follow_each_other_take_their_time_on_any_number_of_places():
+    found = time_range(CALLS, rates=Rates(), places=9_999, call_s=2.0, in_turn=(3, 5))
+    assert found == (6.0, 10.0)
 
 
 def test_a_sample_of_all_has_no_error():

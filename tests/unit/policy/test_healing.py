@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fanout.core.state import ShardState, StageProgress
-from fanout.policy.healing import BrokerMessages, Heal, heal_shard, heal_stage
+from fanout.policy.healing import BrokerMessages, Heal, heal_shard, heal_stage, heal_unsealed
 
 
 def shard(*ended, count=4, published=True, finished=False, heals=0, held=()):
@@ -118,3 +118,16 @@ def test_any_counters_have_a_remedy_unless_something_is_in_flight(
     assert not set(remedy.positions) & (ended | in_flight)
     if remedy.heal in {Heal.BRANCHES, Heal.LOSE}:
         assert remedy.positions, "it is about something"
+
+
+@pytest.mark.parametrize(
+    ("stage", "goes_on", "heal"),
+    [
+        (StageProgress(), False, Heal.FAIL),
+        (StageProgress(written=2, opened=2), True, Heal.GO_ON),
+        (StageProgress(written=2, opened=1), True, Heal.OPEN),
+        (StageProgress(written=2, opened=2, heals=5), True, Heal.FAIL),
+    ],
+)
+def test_a_stage_that_is_not_sealed_goes_on_or_has_lost_its_records(stage, goes_on, heal):
+    assert heal_unsealed(stage, goes_on=goes_on, max_heals=5).heal is heal

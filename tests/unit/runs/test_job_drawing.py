@@ -82,3 +82,8 @@ def test_steps_are_drawn_with_their_models_answers_and_conditions():
 def test_a_stage_says_what_it_does(fields, line):
     fields = fields if "models" in fields else {"model": "fake", **fields}
     assert line in job_drawing(make_spec(**fields))
+
+
+def test_the_fold_of_an_aggregate_is_drawn():
+    spec = make_spec(model="fake", prompt="{input}", aggregate_prompt="{input}", fold="refine")
+    assert job_drawing(spec)[-1] == "reduce: llm, calls in turn, each refines the answer so far"

@@ -1,0 +1,228 @@
+"""The fold ``refine``: calls that follow each other, each of which revises the answer of those before it.
+
+A call sees the answer so far, the notes that the call before has left (its scratchpad), and the next answers
+that fit beside them. What the chain has come to is known from its last call alone: the call's columns have
+what it began with, and its reply says what to put in the place of that.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from fanout.aggregators.coverage import Tally
+from fanout.aggregators.llm import Part, fitted, part_tokens, render_input
+from fanout.core.errors import SpecError
+from fanout.core.fold_words import NOTHING_TO_ADD, SCRATCHPAD
+from fanout.core.records import ErrorKind
+from fanout.core.units import plural
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from fanout.core.cells import Cell
+    from fanout.core.records import Outcome
+
+__all__ = [
+    "Chain",
+    "Reply",
+    "Step",
+    "next_step",
+    "reply_of",
+    "step_columns",
+    "step_input",
+]
+
+# What models put around such words.
+_MARKS = " \t\r\n#*_=`'\".:!-"
+# Of the room of a prompt: more notes are cut.
+_NOTES_SHARE = 0.25
+# With less room beside the answer so far, answers would be cut too short to be of use.
+_LEAST_ROOM = 64
+
+
+class Chain(msgspec.Struct, frozen=True, kw_only=True):
+    """What the calls so far have come to.
+
+    Attributes:
+        answer: The answer so far; None if no call gave one.
+        notes: The notes for the next call.
+        tally: What is behind it, and missing.
+        unchanged: The calls that had nothing to add.
+    """
+
+    answer: str | None = None
+    notes: str = ""
+    tally: Tally = Tally()
+    unchanged: int = 0
+
+    @classmethod
+    def after(cls, columns: Mapping[str, Cell], outcome: Outcome, *, is_json: bool) -> Chain:
+        """Return what the calls have come to with one more.
+
+        Args:
+            columns: The columns of its chunk.
+            outcome: Its outcome. If it failed, the answer so far stays, without the answers of the call.
+            is_json: Whether answers have a schema: they are then the whole output.
+        """
+        before = msgspec.convert(columns["chain"], cls)
+        added = msgspec.convert(columns["added"], Tally)
+        if outcome.output is None:
+            lost = added.without_answers(outcome.kind or ErrorKind.INTERNAL)
+            return msgspec.structs.replace(before, tally=Tally.total([before.tally, lost]))
+        reply = Reply(answer=outcome.output) if is_json else reply_of(outcome.output)
+        return cls(
+            answer=before.answer if reply.answer is None else reply.answer,
+            notes=before.notes if reply.notes is None else reply.notes,
+            tally=Tally.total([before.tally, added.with_cuts(truncated=int(outcome.is_cut))]),
+            unchanged=before.unchanged + (reply.answer is None),
+        )
+
+    @property
+    def failed(self) -> int:
+        """The branches without an answer, and the answers of calls that failed."""
+        return self.tally.branches - self.tally.behind
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader must know of the calls."""
+        if not self.unchanged:
+            return []
+        return [f"{plural(self.unchanged, 'call', 'calls')} had nothing to add"]
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """What a call has replied.
+
+    Attributes:
+        answer: The revised answer; None if there is nothing to add.
+        notes: The notes for the next call; None if it left none, and those before stay.
+    """
+
+    answer: str | None
+    notes: str | None = None
+
+
+def reply_of(output: str) -> Reply:
+    """Return what the text of a call says: its answer, and what is below the last line SCRATCHPAD."""
+    lines = output.split("\n")
+    at = next(
+        (at for at in range(len(lines) - 1, -1, -1) if lines[at].strip(_MARKS) == SCRATCHPAD), None
+    )
+    answer, notes = output, None
+    if at is not None:
+        answer, notes = "\n".join(lines[:at]), "\n".join(lines[at + 1 :]).strip()
+    answer = answer.strip()
+    is_unchanged = not answer or answer.strip(_MARKS).casefold() == NOTHING_TO_ADD.casefold()
+    return Reply(answer=None if is_unchanged else answer, notes=notes)
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """The answers that a call adds.
+
+    Attributes:
+        parts: The answers, cut where one does not fit.
+        taken: How many branches it was made of.
+        tally: What these are.
+    """
+
+    parts: list[Part]
+    taken: int
+    tally: Tally
+
+    @property
+    def failed(self) -> int:
+        """How many of the branches have no answer."""
+        return self.tally.branches - self.tally.behind
+
+
+def next_step(
+    parts: Iterable[Part],
+    chain: Chain,
+    *,
+    room_tokens: int,
+    bytes_per_token: float,
+    is_complete: bool,
+) -> Step | None:
+    """Return the next answers that fit one prompt beside the answer so far.
+
+    None if that is not known yet, or if no answer is left.
+
+    Args:
+        parts: The branches that follow, in order; no more are taken than are needed.
+        chain: What the calls so far have come to.
+        room_tokens: The tokens that fit one prompt.
+        bytes_per_token: For what a prompt says of an answer that was cut.
+        is_complete: Whether no branch follows these.
+
+    Raises:
+        SpecError: The answer so far leaves no room.
+    """
+    room = _room_beside(chain, room_tokens, bytes_per_token)
+    taken: list[Part] = []
+    used = 0
+    for part in parts:
+        size = part_tokens(part) if part.text else 0
+        if used and used + size > room:
+            break
+        taken.append(part)
+        used += size
+    else:
+        if not is_complete or not used:
+            return None
+    shown = [part for part in taken if part.text]
+    made = fitted(shown, room, bytes_per_token)
+    cut = sum(one is not whole for one, whole in zip(made, shown, strict=True))
+    tally = Tally.total(part.tally for part in taken).with_cuts(cut=cut)
+    return Step(parts=made, taken=len(taken), tally=tally)
+
+
+def _room_beside(chain: Chain, room_tokens: int, bytes_per_token: float) -> int:
+    room = room_tokens
+    for part in _own_parts(chain, room_tokens, bytes_per_token):
+        room -= part_tokens(part)
+    if room < _LEAST_ROOM:
+        raise SpecError(
+            f"the answer so far leaves {max(0, room):,} of {room_tokens:,} tokens for further answers; "
+            "raise it, or give a (smaller) aggregate_max_tokens",
+            field="context_tokens",
+        )
+    return room
+
+
+def _own_parts(chain: Chain, room_tokens: int, bytes_per_token: float) -> list[Part]:
+    """Return the answer so far and the notes, as parts of a prompt; notes may be cut."""
+    found = []
+    if chain.answer is not None:
+        found.append(Part(group="", text=chain.answer, count=0))
+        if chain.notes:
+            notes = Part(group="", text=chain.notes, count=0)
+            found += fitted([notes], int(room_tokens * _NOTES_SHARE), bytes_per_token)
+    return found
+
+
+def step_input(chain: Chain, step: Step, *, room_tokens: int, bytes_per_token: float) -> str:
+    """Return the value of ``{input}``: the answer so far, the notes, and the answers, between fences.
+
+    What is which stands before the first fence, where no answer can write.
+    """
+    own = _own_parts(chain, room_tokens, bytes_per_token)
+    missing = [Part(group="", text="", count=0, failed=step.failed)] if step.failed else []
+    text = render_input([*own, *step.parts, *missing], level=0)
+    if not own:
+        return text
+    notes = ", the second your notes" if len(own) > 1 else ""
+    made = plural(chain.tally.behind, "answer", "answers")
+    return f"(The first is the answer so far, made from {made}{notes}; further answers follow.)\n\n{text}"
+
+
+def step_columns(chain: Chain, step: Step) -> dict[str, Any]:
+    """Return what a call begins with, and what it stands for, as the columns of its chunk."""
+    return {
+        "group": "",
+        "count": str(chain.tally.behind + step.tally.behind),
+        "failed": str(chain.failed + step.failed),
+        "chain": msgspec.to_builtins(chain),
+        "added": msgspec.to_builtins(step.tally),
+    }

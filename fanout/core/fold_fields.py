@@ -1,0 +1,80 @@
+"""The field of a job that says how its aggregate folds many answers into one: ``fold``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel
+
+from fanout.core.strict_schema import object_properties
+
+__all__ = ["RERANK", "FoldFields", "FoldName", "with_scores"]
+
+FoldName = Literal["tree", "refine", "map_rerank"]
+
+RERANK = "map_rerank"
+_SCORE = "score"
+# What each branch answers, unless the job says so itself. The score is judged after the answer is written.
+_SCORED_ANSWER: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "answer": {
+            "type": "string",
+            "description": "The answer to the question, by this text alone.",
+        },
+        _SCORE: {
+            "type": "integer",
+            "minimum": 0,
+            "maximum": 100,
+            "description": "How fully this text answers the question: 100 is fully and in detail, 0 is not "
+            "at all, also if the text does not say.",
+        },
+    },
+    "required": ["answer", _SCORE],
+    "additionalProperties": False,
+}
+_SHAPES = ("schema", "choices", "steps", "output_format")
+
+
+def with_scores(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a job whose answers have scores, if it folds by these, with a schema of such."""
+    if fields.get("fold") != RERANK or any(fields.get(name) for name in _SHAPES):
+        return fields
+    return {**fields, "schema": _SCORED_ANSWER}
+
+
+class FoldFields(BaseModel):
+    """The field of a job that says how answers are folded: see RunSpec."""
+
+    fold: FoldName = "tree"
+
+    if TYPE_CHECKING:
+        # Of the other fields of a job.
+        by: tuple[str, ...]
+        choices: tuple[str, ...]
+
+        @property
+        def reduction(self) -> str:
+            """The name of the aggregator."""
+
+        @property
+        def answer_schema(self) -> dict[str, Any] | None:
+            """The JSON Schema of outputs."""
+
+    @property
+    def refines(self) -> bool:
+        """Whether an LLM aggregate is made by calls that follow each other."""
+        return self.reduction == "llm" and self.fold == "refine"
+
+    @property
+    def score_problem(self) -> str | None:
+        """Why the answers of a job have no score by which the best is found, or None."""
+        if self.fold != RERANK or self.by:
+            return None
+        if self.choices:
+            return "choices: are labels, which have no score for fold 'map_rerank'; leave them out"
+        fields = object_properties(self.answer_schema or {})
+        if fields and _SCORE not in fields:
+            listed = ", ".join(fields)
+            return f"by: fold 'map_rerank' needs a score: name its field (the schema has {listed})"
+        return None

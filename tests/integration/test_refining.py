@@ -1,0 +1,80 @@
+"""The fold refine with real workers: calls in turn while branches go on, and nothing is paid for twice."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from fanout import RunStatus
+from tests.integration.conftest import wait_for
+from tests.integration.test_frontier import COUNT, IN_FLIGHT, QUICK, Summing, submit
+
+
+@pytest.fixture
+def provider():
+    made = Summing()
+    yield made
+    made.goes_on.set()
+    made.close()
+
+
+def refine(client, **fields):
+    return submit(client, fold="refine", context_tokens=4_000, **fields)
+
+
+def test_a_killed_worker_loses_nothing_of_a_chain_that_has_begun(client, start_worker, provider):
+    environment = {**QUICK, "OPENAI_BASE_URL": provider.url, "OPENAI_API_KEY": "none"}
+    worker = start_worker(**environment)
+    provider.held = (f"text {COUNT - 1}",)
+    run = refine(client)
+    assert provider.is_held.wait(60)
+    wait_for(lambda: len(run.status().stages) > 1 and run.status().stages[1].done > 3, "calls", 60)
+    assert run.status().status is RunStatus.RUNNING
+    worker.kill()
+    start_worker(**environment)
+    provider.goes_on.set()
+    assert run.wait(90).status is RunStatus.SUCCEEDED
+    result = run.result()
+    assert result.aggregated == f"n={COUNT} in sum"
+    twice = len(provider.calls) - len({*provider.calls})
+    assert twice <= IN_FLIGHT, "only the calls that were in flight are made again"
+    assert len({*provider.nodes}) == run.status().stages[1].total
+
+
+def test_after_a_retry_calls_before_the_changed_answer_are_known(client, start_worker, provider):
+    start_worker(**QUICK, OPENAI_BASE_URL=provider.url, OPENAI_API_KEY="none")
+    provider.fails = ("text 1777",)
+    run = refine(client, cache=True)
+    assert run.wait(90).status is RunStatus.SUCCEEDED
+    assert run.result().aggregated == f"n={COUNT - 1} in sum"
+    calls = len(provider.nodes)
+    provider.fails = ()
+    provider.calls.clear()
+    assert run.retry_failed() == 1
+    assert run.wait(90).status is RunStatus.SUCCEEDED
+    assert run.result().aggregated == f"n={COUNT} in sum"
+    assert 0 < len(provider.nodes) < calls / 2
+    [first, *_] = provider.nodes
+    assert "text 1777]" not in first
+    found = re.search(r"made from ([\d,]+) answers", first)
+    assert found
+    assert int(found[1].replace(",", "")) > COUNT / 2
+
+
+def test_a_chain_ends_with_its_run(client, start_worker, provider):
+    start_worker(**QUICK, OPENAI_BASE_URL=provider.url, OPENAI_API_KEY="none")
+    answer = provider._answer
+
+    def held(headers, request):
+        if request is not None and "made from" in request["messages"][-1]["content"]:
+            provider.is_held.set()
+            provider.goes_on.wait(60)
+        return answer(headers, request)
+
+    provider.respond = held
+    run = refine(client)
+    assert provider.is_held.wait(60)
+    wait_for(lambda: run.status().status is RunStatus.REDUCING, "the branches have ended", 60)
+    run.cancel()
+    assert run.wait(60).status is RunStatus.CANCELLED

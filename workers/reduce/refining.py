@@ -1,0 +1,175 @@
+"""The fold ``refine``: one call after the other, each of which revises the answer of those before it.
+
+The calls are the shards of one stage, with one branch each. When one has ended, and the branches that follow
+in the order of the input have, too, the next is written; so the calls begin while the map goes on. Who writes
+a call first writes with it how far the branches are taken, in one step, and its chunk has all that the call
+begins with. Any process goes on from there. Once the map has ended, and no answer is left, the stage is
+sealed.
+"""
+
+from __future__ import annotations
+
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Protocol
+
+from fanout.aggregators.refine import Chain, next_step, step_columns, step_input
+from fanout.core.errors import SpecError
+from fanout.core.ids import StageId
+from fanout.core.records import Chunk, RunStatus
+from fanout.core.state import Frontier
+from fanout.policy.packing import pack
+from fanout.runs.enqueue import fleet_window, seal_reduce_stage
+from fanout.runs.token_counts import packing_ratio, reduce_room
+from workers.reduce.items import branches, ended_branches
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fanout.aggregators import Part
+    from fanout.core.records import Outcome
+    from fanout.core.spec import RunSpec
+    from fanout.core.state import RunRecord
+    from workers.context.worker_context import WorkerContext
+
+__all__ = ["RefineCalls", "refined"]
+
+# Answers are counted in tokens as the first ones show.
+_SHOWN_PARTS = 50
+
+
+class PartReader(Protocol):
+    """Reads the branches of the map as parts."""
+
+    def __call__(self, begins: Frontier, *, is_complete: bool) -> Iterator[tuple[Frontier, Part]]:
+        """Yield those that follow a frontier, up to the first shard that has not ended."""
+
+
+class RefineCalls:
+    """The calls of a run that refine its aggregate.
+
+    Args:
+        context: The worker's process.
+        run: The run.
+        spec: Its job.
+        parts: Reads the branches of the map.
+    """
+
+    def __init__(
+        self, context: WorkerContext, run: RunRecord, spec: RunSpec, parts: PartReader
+    ) -> None:
+        self._context = context
+        self._store = context.connections.store
+        self._publisher = context.connections.publisher
+        self._run_id = run.run_id
+        self._spec = spec
+        self._parts = parts
+        self._target = StageId(run.run_id, run.base_stage + 1)
+
+    def follow(self, run: RunRecord) -> None:
+        """Publish the next call, if all that it needs has ended."""
+        is_complete = run.stage >= self._target.stage
+        if run.halt is not None:
+            if is_complete:
+                self._stop()
+            return
+        try:
+            self._advance(is_complete=is_complete)
+        except SpecError:
+            # What the job cannot do is reported once all branches have ended.
+            if is_complete:
+                self._publisher.aggregate(StageId(self._run_id, 0))
+
+    def finish(self) -> bool:
+        """Publish what is left to call, as the map has ended; return whether there is anything.
+
+        Raises:
+            SpecError: The job leaves no room for answers.
+        """
+        self._store.set_status(self._run_id, RunStatus.REDUCING, stage=self._target.stage)
+        self._advance(is_complete=True)
+        record = self._store.stage(self._target)
+        # Sealed without a call: the run was stopped meanwhile.
+        return record.total > 0 or record.sealed
+
+    def _advance(self, *, is_complete: bool) -> None:
+        number, begins = self._store.frontier(self._target)
+        so_far = self._so_far(number)
+        if so_far is not None or is_complete:
+            places = self._parts(begins, is_complete=is_complete)
+            head = list(islice(places, _SHOWN_PARTS))
+            if not head and number and is_complete:
+                seal_reduce_stage(self._store, self._publisher, self._target)
+            elif so_far is not None and (number or is_complete or len(head) == _SHOWN_PARTS):
+                self._write(number, so_far, head, places, is_complete=is_complete)
+        # Also of a call that another process has written, and died.
+        opened = self._store.open_shards(self._target, window=fleet_window(self._store))
+        self._publisher.expand(self._target, opened)
+
+    def _so_far(self, number: int) -> Chain | None:
+        """Return what so many calls have come to; None if the last of them has not ended."""
+        if not number:
+            return Chain()
+        found = ended_branches(self._context, self._target.shard(number - 1))
+        if not found:
+            return None
+        _, chunk, outcome = found[-1]
+        return _after(self._spec, chunk, outcome)
+
+    def _write(
+        self,
+        number: int,
+        so_far: Chain,
+        head: list[tuple[Frontier, Part]],
+        rest: Iterator[tuple[Frontier, Part]],
+        *,
+        is_complete: bool,
+    ) -> None:
+        """Write the next call, if it is known which answers it has."""
+        ratio = packing_ratio(
+            self._store, self._run_id, self._spec, (part.text for _, part in head)
+        )
+        room = reduce_room(self._spec, ratio)
+        taken: list[Frontier] = []
+
+        def parts() -> Iterator[Part]:
+            for place, part in chain(head, rest):
+                taken.append(place)
+                yield part
+
+        step = next_step(
+            parts(), so_far, room_tokens=room, bytes_per_token=ratio, is_complete=is_complete
+        )
+        if step is None:
+            return
+        last = taken[step.taken - 1]
+        chunk = Chunk(
+            text=step_input(so_far, step, room_tokens=room, bytes_per_token=ratio),
+            document="",
+            document_index=0,
+            position=number,
+            columns=step_columns(so_far, step),
+        )
+        shard = next(pack([chunk], branches_per_chunk=1, first=number))
+        frontier = Frontier(shard=last.shard, position=last.position + 1, branches=number + 1)
+        is_first = self._store.put_next(self._target.shard(number), shard, frontier)
+        if is_first is None and is_complete:
+            self._stop()
+
+    def _stop(self) -> None:
+        """Let the stage end as it is, as the run was stopped."""
+        sealed = self._store.seal_stage(self._target)
+        self._publisher.seal(self._target, shards=sealed.shards)
+
+
+def _after(spec: RunSpec, chunk: Chunk, outcome: Outcome) -> Chain:
+    return Chain.after(chunk.columns, outcome, is_json=spec.aggregate_schema is not None)
+
+
+def refined(context: WorkerContext, run: RunRecord, spec: RunSpec) -> tuple[Chain, list[Outcome]]:
+    """Return what the calls of a run have come to, and the outcomes of those that failed."""
+    so_far, failed = Chain(), []
+    for chunk, outcome in branches(context, StageId(run.run_id, run.base_stage + 1)):
+        so_far = _after(spec, chunk, outcome)
+        if outcome.kind is not None:
+            failed.append(outcome)
+    return so_far, failed
