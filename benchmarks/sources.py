@@ -100,7 +100,7 @@ def _rows(options: argparse.Namespace) -> Iterator[dict[str, str]]:
 
 
 def _checked(result: Result[str]) -> Counter[str]:
-    counts: Counter[str] = Counter()
+    counts: Counter[str] = Counter(unmarked_inventions=0, of_another_fact=0, unmarked_quotes=0)
     for group, text in result.aggregated.items():
         sources = {one.id: one for one in result.sources[group]}
         counts["aggregates"] += text is not None

@@ -34,11 +34,19 @@ class CitedAnswers:
     Args:
         texts: What the prompt shows of each source, by id.
         shape: What the answer must be; None is any text.
+        look_up: Returns the texts of a source itself, by id, where the prompt shows only what others say
+            of it; None if they cannot be had now. It may block. None where the prompt shows the sources.
     """
 
     def __init__(
-        self, texts: Mapping[str, Sequence[str]], shape: AnswerShape | None = None
+        self,
+        texts: Mapping[str, Sequence[str]],
+        shape: AnswerShape | None = None,
+        *,
+        look_up: Callable[[str], Sequence[str] | None] | None = None,
     ) -> None:
+        self._look_up = look_up
+        self._found: dict[str, Sequence[str] | None] = {}
         self._texts = texts
         self._shape = shape
         self._read: dict[str, QuotedText] = {}
@@ -92,11 +100,21 @@ class CitedAnswers:
 
     def _has(self, quote: Quote) -> bool:
         """Say whether a quote stands in one of the texts of the sources that are cited for it."""
+        if self._look_up is not None:
+            found = [self._source(one) for one in quote.ids]
+            return None in found or any(
+                self._text(text).has(quote.words) for some in found for text in some or ()
+            )
         return any(
             self._text(text).has(quote.words)
             for one in quote.ids
             for text in self._texts.get(one, ())
         )
+
+    def _source(self, one: str) -> Sequence[str] | None:
+        if one not in self._found and self._look_up is not None:
+            self._found[one] = self._look_up(one)
+        return self._found[one]
 
     def _text(self, text: str) -> QuotedText:
         found = self._read.get(text)

@@ -9,6 +9,7 @@ from msgspec import structs
 
 from fanout.aggregators import decode_places, shown_texts
 from fanout.core.errors import (
+    FanoutError,
     LostDataError,
     ModelError,
     PromptError,
@@ -34,6 +35,7 @@ from workers.branch.delivery_ends import BranchHandedBack
 from workers.branch.late_results import count_unused
 from workers.branch.outcomes import outcome_of, unanswered
 from workers.branch.retrieving import RetrievalError, Retriever
+from workers.context.branch_texts import texts_of_branch
 from workers.context.inflight import CallStoppedError, StopReason, run_ending
 
 if TYPE_CHECKING:
@@ -151,7 +153,7 @@ async def _prompted(
     if shape is not None and is_plan(stage_id.run_id):
         shape = PlanShape(shape, chunk.text)
     plan = None if stage_id.stage else runs.plan(stage_id.run_id)
-    review = _review(chunk, shape) if stage_id.stage else None
+    review = _review(context, stage_id.run_id, read, shape) if stage_id.stage else None
     retriever = Retriever(claim, context, spec, calls) if frame.has_passages else None
     passages: dict[str, str] = {}
 
@@ -191,12 +193,28 @@ async def _prompted(
     return outcome if retriever is None else structs.replace(outcome, passages=retriever.uses)
 
 
-def _review(chunk: Chunk, shape: AnswerShape | None) -> CitedAnswers | None:
+def _review(
+    context: WorkerContext, run_id: str, read: _Read, shape: AnswerShape | None
+) -> CitedAnswers | None:
     """Return what checks the citations of an answer of the reduce; None if it is to cite nothing."""
-    places = chunk.columns.get("sources")
-    if places is None:
+    chunk, spec = read.chunk, read.spec
+    shown = chunk.columns.get("sources")
+    if shown is None:
         return None
-    return CitedAnswers(shown_texts(chunk.text, decode_places(str(places))), shape)
+    places = decode_places(str(shown))
+    texts = shown_texts(chunk.text, places)
+    if "level" not in chunk.columns:
+        return CitedAnswers(texts, shape)
+
+    def look_up(one: str) -> list[str] | None:
+        """Return the texts of a source of which the prompt shows only what partial results say of it."""
+        try:
+            return texts_of_branch(context, run_id, spec, places[one].index)
+        except FanoutError:
+            # The quote is checked again when the run ends.
+            return None
+
+    return CitedAnswers(texts, shape, look_up=look_up)
 
 
 def _comparison(spec: RunSpec, prompt: str, shape: AnswerShape | None) -> LLMRequest:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from typing import TYPE_CHECKING, Any
 
 from fanout.aggregators import sources_of
 from fanout.core.citations import quotes, strings_in
-from fanout.core.ids import StageId
 from fanout.inputs.cited_answers import with_found_quotes
-from fanout.policy.packing import shard_chunk
+from workers.context.branch_texts import texts_of_branch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,18 +51,6 @@ def _quoted(
     wanted = {
         one for text in strings_in(value) for quote in quotes(text) for one in quote.ids
     } & places.keys()
-    return {one: _texts(context, run_id, spec, places[one].index) for one in sorted(wanted)}
-
-
-def _texts(context: WorkerContext, run_id: str, spec: RunSpec, index: int) -> list[str]:
-    """Return the answer of a branch, and the text of its chunk."""
-    store, map_id = context.connections.store, StageId(run_id, 0)
-    shards = range(store.stage(map_id).shards)
-    at = bisect_right(
-        shards, index, key=lambda number: context.runs.indices.get(map_id.shard(number))[0]
-    )
-    shard_id = map_id.shard(at - 1)
-    shard = store.shard(shard_id)
-    outcome = store.outcomes(shard_id).get(index - shard.first)
-    answer = None if outcome is None else outcome.output
-    return [answer or "", shard_chunk(shard, index, spec.branches_per_chunk).text]
+    return {
+        one: texts_of_branch(context, run_id, spec, places[one].index) for one in sorted(wanted)
+    }

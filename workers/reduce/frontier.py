@@ -266,6 +266,8 @@ def node_chunk(
     if cites:
         text, places = cited_node(node.parts, level=level, tally=node.tally)
         columns["sources"] = encode_places(places)
+        if level:
+            columns["level"] = str(level)
     else:
         text = render_input(node.parts, level=level)
     return Chunk(

@@ -42,6 +42,22 @@ def test_an_answer_is_checked_against_its_sources(answer, problem, marked):
     assert review.problem(review.marked(answer)) is None
 
 
+def test_quotes_of_partial_results_are_checked_in_the_sources_themselves():
+    asked = []
+
+    def look_up(one):
+        asked.append(one)
+        return None if one == B else ["It is as red as wine."]
+
+    shown = {A: [f"(partial) it is said to be red [{A}]"], B: [f"and blue [{B}]"]}
+    review = CitedAnswers(shown, look_up=look_up)
+    answer = f'"as red as wine" [{A}], "said to be red" [{A}], "who knows" [{B}], blue [{B}]'
+    assert review.problem(answer) == f"{LOST}: said to be red"
+    marked = answer.replace('be red"', f'be red" {LOST_QUOTE}')
+    assert review.marked(answer) == marked
+    assert asked == [A, B], "each once, and only where there is a quote"
+
+
 def test_citations_in_the_texts_of_json_are_checked_alike():
     shape = shape_of({
         "type": "object",
