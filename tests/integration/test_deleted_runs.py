@@ -227,6 +227,7 @@ OPERATIONS = {
     "evaluation": lambda run: run.evaluation(),
     "aggregate": lambda run: run.aggregate(),
     "stored_result": lambda run: run.stored_result(),
+    "stored_aggregate": lambda run: run.stored_aggregate(),
     "trace": lambda run: run.trace(0),
     "outcomes": lambda run: list(run.outcomes()),
     "report": lambda run: run.report(),

@@ -10,7 +10,9 @@ from fanout.core.errors import SpecError
 from fanout.core.records import ErrorKind
 from fanout.core.spec import make_spec
 from fanout.report import render
+from fanout.runs.result_values import ResultValues
 from fanout.runs.status import StoredResult
+from fanout.runs.stored_aggregate import StoredAggregate
 from tests.unit.report.test_report import NASTY, Reader, branch, facts
 
 
@@ -19,7 +21,9 @@ def rendered(spec, branches, labels=None):
         spec=spec,
         status=lambda: facts(branches).status,
         outcomes=lambda *, with_text: iter(branches),
-        stored_result=StoredResult,
+        stored_aggregate=lambda: StoredAggregate(
+            ResultValues(StoredResult()), spec.reduction, is_grouped=False
+        ),
     )
     return Reader(render(run, labels=labels))
 

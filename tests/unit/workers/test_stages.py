@@ -12,6 +12,7 @@ from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.records import Chunk, ErrorKind, Outcome, RunStatus, Shard
 from fanout.core.settings import load_settings
 from fanout.core.state import BeginRequest, RecordRequest
+from fanout.runs import result_writer
 from fanout.runs.enqueue import unpark
 from tests.fakes import (
     RUN,
@@ -27,7 +28,7 @@ from workers.branch.delivery_ends import BranchHandedBack, BranchHeld, BranchPar
 from workers.branch.execution import BranchFailed
 from workers.context.batches import LoadingCache
 from workers.context.inflight import StopReason
-from workers.reduce import reductions, stages
+from workers.reduce import stages
 from workers.reduce.stages import TooEarlyError, aggregate, collect, expand
 
 
@@ -518,9 +519,9 @@ def test_an_aggregate_that_is_delivered_twice_changes_nothing():
 
 
 def test_an_aggregate_that_is_too_large_to_be_kept_fails_the_run_and_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(reductions, "_MAX_RESULT_BYTES", 100)
-    context = FakeContext(reduce="concat")
-    context.write(["a" * 200])
+    monkeypatch.setattr(result_writer, "_MAX_RECORD_BYTES", 200)
+    context = FakeContext(reduce="concat", group_by="document")
+    context.write(["a", "b", "c"])
     context.process()
     run = context.store.run(RUN)
     assert run.status is RunStatus.FAILED
