@@ -8,6 +8,8 @@ room leaves its place soon, at the latest when one that has room needs a place.
 from __future__ import annotations
 
 import asyncio
+from functools import lru_cache
+from itertools import takewhile
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -44,22 +46,16 @@ class HeldPlace(Protocol):
 class LongWait:
     """A wait during which ``leaves`` is called from time to time, until it returns True."""
 
+    __slots__ = ("_leaves", "_waits")
+
     def __init__(self, leaves: Callable[[], bool] | None) -> None:
         self._leaves = leaves
-        self._timer: asyncio.TimerHandle | None = None
+        self._waits: _Waits | None = None
 
     def __enter__(self) -> None:
         if self._leaves is not None:
-            self._ask_later(self._leaves)
-
-    def _ask_later(self, leaves: Callable[[], bool]) -> None:
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(KEEPS_PLACE_S, self._ask, leaves)
-
-    def _ask(self, leaves: Callable[[], bool]) -> None:
-        self._timer = None
-        if not leaves():
-            self._ask_later(leaves)
+            self._waits = _waits_on(asyncio.get_running_loop())
+            self._waits.add(self)
 
     def __exit__(
         self,
@@ -67,5 +63,48 @@ class LongWait:
         _error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._waits is not None:
+            self._waits.drop(self)
+
+    def is_over(self) -> bool:
+        """Call ``leaves``; return whether it need not be called again."""
+        return self._leaves is None or self._leaves()
+
+
+class _Waits:
+    """The waits on one loop. They share a timer: nearly all are over long before it is due."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        # When each is asked next, in this order.
+        self._due: dict[LongWait, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, wait: LongWait) -> None:
+        """Ask a wait after a while."""
+        self._due[wait] = self._loop.time() + KEEPS_PLACE_S
+        if self._timer is None:
+            self._ask_later()
+
+    def drop(self, wait: LongWait) -> None:
+        """Ask a wait no more."""
+        self._due.pop(wait, None)
+
+    def _ask(self) -> None:
+        self._timer, now = None, self._loop.time()
+        due = list(takewhile(lambda wait: self._due[wait] <= now, self._due))
+        try:
+            for wait in due:
+                # Who leaves may end the wait of another one.
+                if self._due.pop(wait, None) is not None and not wait.is_over():
+                    self.add(wait)
+        finally:
+            self._ask_later()
+
+    def _ask_later(self) -> None:
+        if self._timer is None and self._due:
+            self._timer = self._loop.call_at(next(iter(self._due.values())), self._ask)
+
+
+# A process has one loop for its calls.
+_waits_on = lru_cache(maxsize=4)(_Waits)

@@ -248,3 +248,32 @@ def test_branches_that_come_back_take_turns_before_those_that_have_not_begun(dro
         return "".join(whose[admitted.pop()] for _ in order), admitted.waiting
 
     assert asyncio.run(run()) == (order, deque())
+
+
+def test_waits_share_a_timer_and_each_is_asked_until_it_leaves():
+    async def run():
+        asked, has_left = [], asyncio.Event()
+
+        def leaves(name, after):
+            asked.append(name)
+            if asked.count(name) < after:
+                return False
+            has_left.set()
+            return True
+
+        loop = asyncio.get_running_loop()
+        with (
+            held_places.LongWait(lambda: leaves("long", 3)),
+            held_places.LongWait(lambda: leaves("once", 1)),
+            held_places.LongWait(None),
+        ):
+            with held_places.LongWait(lambda: leaves("short", 1)):
+                pass
+            while asked.count("long") < 3:
+                has_left.clear()
+                await has_left.wait()
+        return asked, dict(held_places._waits_on(loop)._due)
+
+    asked, left = asyncio.run(asyncio.wait_for(run(), 5))
+    assert sorted(asked) == ["long", "long", "long", "once"]
+    assert left == {}
