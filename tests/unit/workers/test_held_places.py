@@ -32,6 +32,20 @@ def _soon(monkeypatch):
     monkeypatch.setattr(held_places, "KEEPS_PLACE_S", 0.01)
 
 
+class NotedClaim(Claim):
+    """A claim without a store that notes how often its branch was asked to leave its place."""
+
+    def __init__(self, place, name, asked):
+        self.place = place
+        self._name = name
+        self._asked = asked
+
+    def leaves_place(self, *, in_outage=False):
+        """See HeldPlace."""
+        self._asked.append((self._name, has_left := super().leaves_place(in_outage=in_outage)))
+        return has_left
+
+
 class Process:
     """A worker process with one place; its branches make one call each."""
 
@@ -41,27 +55,29 @@ class Process:
         self.admission = Admission(lambda requests: [None] * len(requests), sure_s=9)
         self.admission.places = 1
         self.called = []
+        # The branches that waited so long that they were to leave their places, and whether they did.
+        self.asked = []
         self.most = self.in_flight = 0
 
     def spec(self, _run_id):
         return SimpleNamespace(max_workers=None, priority=1.0)
 
-    def branch(self, name, *, budget=None, calls=1, call_s=0.002):
-        return asyncio.create_task(self._branch(name, budget, calls, call_s))
+    def branch(self, name, *, budget=None, calls=1, ends=None):
+        """Begin a branch, whose calls last until an event, or 2 ms."""
+        return asyncio.create_task(self._branch(name, budget, calls, ends))
 
-    async def _branch(self, name, budget, calls, call_s):
+    async def _branch(self, name, budget, calls, ends):
         runs = SimpleNamespace(specs=SimpleNamespace(ready=self.spec))
         context = SimpleNamespace(admission=self.admission, runs=runs)
         async with Place(context, "r", lambda: None, None) as place:
-            claim = Claim.__new__(Claim)
-            claim.place = place
+            claim = NotedClaim(place, name, self.asked)
             with self.limiter.gate("m", Rates(), place=claim) as gate:
                 whole = gate if budget is None else BudgetGate(budget, gate, claim)
                 for _ in range(calls):
                     await whole.enter(REQUEST, left_s=60)
                     self.in_flight += 1
                     self.most = max(self.most, self.in_flight)
-                    await asyncio.sleep(call_s)
+                    await (asyncio.sleep(0.002) if ends is None else ends.wait())
                     self.in_flight -= 1
                     self.called.append(name)
                     await whole.leave(REQUEST, REPLY, None)
@@ -98,9 +114,9 @@ def test_who_has_a_place_in_an_outage_leaves_it_to_one_that_has_room(store, last
             store.trip_breaker("m")
             process.model.looked_at, process.model.is_read, process.model.probes = now, True, 1
         second = process.branch("second")
-        await process.until(lambda: len(process.model.places._waiting) == 2)
+        await process.until(lambda: process.asked.count(("second", False)) >= 3)
         # Others in its place would wait as well.
-        await asyncio.sleep(0.05)
+        assert ("second", True) not in process.asked
         assert process.admission.away == 1
         process.opens(1)
         await has_ended(first, second)
@@ -151,8 +167,8 @@ def test_who_waits_for_a_budget_leaves_its_place_to_one_that_has_its_part(store,
     assert asyncio.run(run()) == (["first", "third", "second"], 1)
 
 
-def test_many_branches_pass_through_refusals_and_outages(store, monkeypatch):
-    """In seeded turns the window shrinks and grows, and the model falls and rises."""
+def test_many_branches_pass_through_refusals_and_outages(store):
+    """In 40 turns the window shrinks and grows, and the model falls and rises."""
 
     async def run():
         process = Process(store)
@@ -160,34 +176,43 @@ def test_many_branches_pass_through_refusals_and_outages(store, monkeypatch):
         branches = [process.branch(n) for n in range(60)]
         for turn in range(40):
             process.opens((turn * 7) % 5)
-            if turn % 6 == 0:
+            if turn % 6 == 5:
                 now = process.limiter.clock()
                 process.model.fell(now, now)
-            await asyncio.sleep(0.005)
+            moved = len(process.called) + len(process.asked)
+            # Where all are away, nobody moves before the next turn.
+            await process.until(
+                lambda moved=moved: (
+                    len(process.called) + len(process.asked) > moved
+                    or process.admission.away + len(process.called) == len(branches)
+                )
+            )
         process.opens(2)
         await has_ended(*branches)
-        return sorted(process.called), process.most
+        return sorted(process.called), process.most, any(has_left for _, has_left in process.asked)
 
-    called, most = asyncio.run(run())
+    called, most, has_left = asyncio.run(run())
     assert called == list(range(60))
     assert most <= 3
+    assert has_left
 
 
 def test_a_call_begins_when_its_branch_is_back(store):
     """Its time is that of the provider, and it counts as one of before or after an outage."""
 
     async def run():
-        limiter, back = Limiter(store), asyncio.Event()
+        limiter, came, back = Limiter(store), asyncio.Event(), asyncio.Event()
         place = SimpleNamespace(is_away=True, leaves_place=lambda **_: True)
 
         async def takes_place(*, has_called):
+            came.set()
             await back.wait()
             place.is_away = False
 
         place.takes_place = takes_place
         gate = limiter.gate("m", Rates(), place=place)
         entering = asyncio.create_task(gate.enter(REQUEST, left_s=60))
-        await asyncio.sleep(0.02)
+        await asyncio.wait_for(came.wait(), 5)
         at = limiter.clock()
         back.set()
         await entering
@@ -205,9 +230,12 @@ def test_a_process_gives_back_the_branches_for_whose_calls_it_has_no_place(store
     async def run():
         process = Process(store)
         process.opens(0)
-        branches = [process.branch(n, call_s=0.2) for n in range(6)]
+        ends = asyncio.Event()
+        branches = [process.branch(n, ends=ends) for n in range(6)]
         await process.until(lambda: process.admission.away == 6)
         process.opens(4)
+        await process.until(lambda: sum(branch.done() for branch in branches) == 5)
+        ends.set()
         ended = await asyncio.wait_for(asyncio.gather(*branches, return_exceptions=True), 5)
         process.opens(None)
         await has_ended(process.branch("next"))
@@ -221,11 +249,13 @@ def test_a_process_gives_back_the_branches_for_whose_calls_it_has_no_place(store
 
 
 def test_a_branch_that_has_called_is_not_given_back(store, monkeypatch):
-    monkeypatch.setattr(claims, "RETURNS_S", 0.15)
+    monkeypatch.setattr(claims, "RETURNS_S", 0)
+    # None leaves its place before it has called.
+    monkeypatch.setattr(held_places, "KEEPS_PLACE_S", 60)
 
     async def run():
         process = Process(store)
-        branches = [process.branch(n, calls=2, call_s=0.2) for n in "abcd"]
+        branches = [process.branch(n, calls=2) for n in "abcd"]
         await has_ended(*branches)
         return "".join(process.called)
 
