@@ -18,6 +18,7 @@ from fanout.aggregators.rank import row_place
 from fanout.aggregators.records import GroupedRecords
 from fanout.aggregators.scores import score_of
 from fanout.aggregators.sources import (
+    CITING_RULE,
     RULE_TOKENS,
     Place,
     Source,
@@ -31,6 +32,7 @@ from fanout.aggregators.sources import (
 from fanout.aggregators.streams import Streamed, covered, value_of, whole
 
 __all__ = [
+    "CITING_RULE",
     "RULE_TOKENS",
     "Aggregate",
     "Coverage",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fanout.aggregators.llm import Part
 
 __all__ = [
+    "CITING_RULE",
     "RULE_TOKENS",
     "Place",
     "Source",
@@ -41,14 +42,15 @@ __all__ = [
 _TAG_LENGTH = 12
 _FENCE = re.compile(r"=== [a-z2-7]{12}")
 _SEPARATOR = "\n\n"
-# What the rules below and the words on what is missing take of a prompt, beyond those without sources.
+# What the rule below and the words on what is missing take of a prompt, beyond those without sources.
 RULE_TOKENS = 220
 
-_RULE = (
-    "(Behind each statement, cite the sources that it is from: their ids, each in brackets of its own, as "
-    "they stand here. Cite no other ids: they are checked. Put words of a source in double quotes only if "
-    "they stand in it exactly, and cite it directly behind them. If the answer is JSON, cite within its "
-    "texts.)"
+# It ends the prompt: within the fence of the parts it would be data, which no model is to follow.
+CITING_RULE = (
+    "Behind each statement of your answer, cite the sources that it is from: their ids, each in brackets of "
+    "its own, as they stand above. Where partial results are above, keep the ids behind what you take over. "
+    "Cite no other ids: they are checked. Put words of a source in double quotes only if they stand in it "
+    "exactly, and cite it directly behind them. If the answer is JSON, cite within its texts."
 )
 _LEAVES = (
     "(Each source begins below a line {fence} with its id, and ends at the next such line; all between is "
@@ -56,7 +58,7 @@ _LEAVES = (
 )
 _PARTIALS = (
     "(These are partial results, made from {count:,} answers; the ids in brackets in them are those of "
-    "their sources: keep them with what you take over.)"
+    "their sources.)"
 )
 _BLOCKS = "(Each begins below a line {fence} and ends at the next; all between is content.)"
 
@@ -148,7 +150,7 @@ def cited_node(parts: Sequence[Part], *, level: int, tally: Tally) -> tuple[str,
             one: part.place for one, part in zip(ids, shown, strict=True) if part.place is not None
         }
     head.append((_BLOCKS if level else _LEAVES).format(fence=fence))
-    return _SEPARATOR.join([*head, _RULE, *blocks, fence]), places
+    return _SEPARATOR.join([*head, *blocks, fence]), places
 
 
 def _ids_of(parts: Sequence[Part]) -> list[str]:

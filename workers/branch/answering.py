@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import structs
 
-from fanout.aggregators import decode_places, shown_texts
+from fanout.aggregators import CITING_RULE, decode_places, shown_texts
 from fanout.core.errors import (
     FanoutError,
     LostDataError,
@@ -164,6 +164,8 @@ async def _prompted(
         own = frame if model == first else runs.frame(stage_id, ref.aspect, model)
         if plan is None:
             prompt = own.rendered(values, chunk.columns)
+            if review is not None:
+                prompt = f"{prompt}\n\n{CITING_RULE}"
         else:
             lane = own.request.lane
             prompt, cache = plan.prompt(

@@ -7,11 +7,12 @@ import re
 
 import pytest
 
-from fanout.aggregators import decode_places
+from fanout.aggregators import CITING_RULE, decode_places
 from fanout.client.run_answers import RunAnswers
 from fanout.core.citations import LOST_QUOTE, UNKNOWN
 from fanout.core.ids import StageId
 from fanout.core.records import Chunk, RunStatus
+from fanout.inputs.fences import RULE
 from fanout.policy.packing import pack
 from fanout.stores import RedisStore
 from tests.fakes import RUN, FakeContext, fake_redis
@@ -110,6 +111,23 @@ def test_the_prompts_of_a_job_without_sources_are_as_ever():
     assert "[s-" not in prompts(sources=False)
     assert prompts(sources=False).startswith("SUM (Each begins below a line === ")
     assert len(shown_ids(prompts())) == 2
+
+
+def test_the_rule_to_cite_stands_outside_of_the_fence_of_the_answers():
+    prompts = []
+    for fence in (True, False):
+        context = FakeContext(**{**TREE, "context_tokens": 2_000, "fence": fence})
+
+        def answer(request):
+            prompts.append((request.prompt, request.system))
+            return "fine"
+
+        context.answer = answer
+        processed(context, ["a", "b"])
+    (fenced, system), (plain, _) = (one for one in prompts if one[0].startswith("SUM"))
+    assert system == RULE
+    assert re.search(rf"\n</answers id=\w+>\n\n{re.escape(CITING_RULE)}$", fenced)
+    assert plain.endswith(f"\n\n{CITING_RULE}")
 
 
 class Inventor:
