@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 # A shell that runs the tests in the background makes them and their children ignore Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# pytest rewrites each test module for its assertions, and keeps the result unless this is set, as it is
+# in containers. Every process would do half of its collection anew.
+sys.dont_write_bytecode = False
 
 _NOBODY = "http://127.0.0.1:9"
 _TIERS = {"contract", "integration", "acceptance"}
@@ -60,6 +65,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             processes=processes,
             module=lambda item: item.path,
             is_slow=lambda item: item.path.parent.name in _SLOW,
+            # A test that gives itself more time than others takes it.
+            is_long=lambda item: item.get_closest_marker("timeout") is not None,
         )
 
 

@@ -24,17 +24,23 @@ def dealt(
     processes: int,
     module: Callable[[_T], Hashable],
     is_slow: Callable[[_T], bool],
+    is_long: Callable[[_T], bool],
 ) -> list[_T]:
     """Return the tests so that each process, which takes an equal slice, begins with slow ones.
 
-    The last process begins with quick ones. Otherwise modules keep the order that they come in.
+    The last process begins with quick ones. Slow modules with a long test come first: one that began
+    last would keep its process busy alone. Otherwise modules keep the order that they come in.
     """
     modules = [list(group) for _, group in groupby(tests, key=module)]
     slow = [group for group in modules if is_slow(group[0])]
     quick = [test for group in modules if not is_slow(group[0]) for test in group]
     hands: list[list[_T]] = [[] for _ in range(processes)]
-    for group in sorted(slow, key=len, reverse=True):
-        min(hands[: max(1, processes - 1)], key=len).extend(group)
+    others = hands[: max(1, processes - 1)]
+    slow.sort(key=lambda group: (any(map(is_long, group)), len(group)), reverse=True)
+    for number, group in enumerate(slow):
+        # The long ones are shared out in turn, whatever the number of tests beside them.
+        is_turn = any(map(is_long, group))
+        (others[number % len(others)] if is_turn else min(others, key=len)).extend(group)
     result: list[_T] = []
     left = len(quick) + sum(map(len, hands))
     for number, hand in enumerate(hands):

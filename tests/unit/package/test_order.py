@@ -9,6 +9,7 @@ from tests.order import dealt
 # Modules as pytest-randomly leaves them; those with a capital letter are slow.
 NAMES = ["a", "B", "c", "D", "e", "F", "g", "h", "I"]
 COUNTS = [9, 3, 5, 1, 40, 2, 7, 11, 6]
+LONG = {("D", 0), ("F", 1)}
 TESTS = [(name, at) for name, count in zip(NAMES, COUNTS, strict=True) for at in range(count)]
 
 
@@ -18,6 +19,7 @@ def order(tests, processes):
         processes=processes,
         module=lambda test: test[0],
         is_slow=lambda test: test[0].isupper(),
+        is_long=lambda test: test in LONG,
     )
 
 
@@ -51,3 +53,13 @@ def test_no_test_is_lost_and_a_slow_module_stays_together(processes, case):
         first = made.index((name, 0))
         own = [test for test in tests if test[0] == name]
         assert made[first : first + len(own)] == own
+
+
+@pytest.mark.parametrize(("processes", "begun"), [(2, "DF"), (3, "DF"), (5, "DFIB")])
+def test_the_modules_with_a_long_test_come_first_each_in_another_process(processes, begun):
+    first = list(slices(order(TESTS, processes), processes))[:-1]
+    heads = [list(dict.fromkeys(name for name, _ in part if name.isupper())) for part in first]
+    if processes == 2:
+        assert set(heads[0][:2]) == set(begun)
+    else:
+        assert {head[0] for head in heads} == set(begun)
