@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def named(tree):
                 yield first.value
 
 
+@cache
 def imports():
     """Each foreign package that is imported, and by which modules of ours."""
     found = {}
