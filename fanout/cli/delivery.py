@@ -293,7 +293,10 @@ def _print(
 ) -> None:
     if delivery.stream is not None:
         if answer.aggregated:
-            print_json({"aggregated": None}, {"aggregated": answer.aggregated.json()})
+            cited = (
+                {} if answer.sources is None else {"sources": msgspec.to_builtins(answer.sources)}
+            )
+            print_json({"aggregated": None, **cited}, {"aggregated": answer.aggregated.json()})
     elif delivery.as_json:
         record = {**answer.to_dict(status), **_threshold(answer, delivery)}
         print_json(record, {"aggregated": answer.aggregated.json()})

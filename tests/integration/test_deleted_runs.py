@@ -227,6 +227,8 @@ OPERATIONS = {
     "evaluation": lambda run: run.evaluation(),
     "aggregate": lambda run: run.aggregate(),
     "stored_result": lambda run: run.stored_result(),
+    "aggregate_coverage": lambda run: run.aggregate_coverage(),
+    "sources": lambda run: run.sources(),
     "stored_aggregate": lambda run: run.stored_aggregate(),
     "trace": lambda run: run.trace(0),
     "outcomes": lambda run: list(run.outcomes()),
