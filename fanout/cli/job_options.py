@@ -72,6 +72,8 @@ _OPTIONS = [
             multiple=True),
     _option("--judge-model", "M",
             "The model that compares answers, for --reduce best and pairwise. [default: the first]"),
+    _option("--max-pairs", "N",
+            "The most pairs of values that --reduce resolve asks about. [default: 10000]"),
     _option("--system", "P", "The system prompt. [default: none]"),
     _option("--temperature", "T", "Sampling temperature, 0 to 2. [default: the model's]"),
     _option("--max-tokens", "N",

@@ -39,6 +39,7 @@ _LEFT_OUT = (
     "split_model", "split_gaps", "split_max_tokens", "chunk_tokens",
     "chunk_overlap_tokens", "tokenizer", "reduce", "aggregate_prompt", "aggregate_schema",
     "aggregate_max_tokens", "fold", "group_by", "by", "measures", "k", "criteria", "judge_model",
+    "max_pairs",
     "context_tokens", "min_success", "min_group_success", "sources", "deadline_s",
 )  # fmt: skip
 # What says how a model splits documents: its sample is one of documents, which it splits.

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from fanout.core.fold_fields import RERANK, FoldFields
-from fanout.core.spec_fields import Criteria  # noqa: TC001 - pydantic reads it
+from fanout.core.spec_fields import NUMBER, Criteria
 
-__all__ = ["COMPARISON_SCHEMA", "ComparisonFields"]
+__all__ = ["COMPARISON_SCHEMA", "RESOLUTION_SCHEMA", "ComparisonFields"]
 
 # The reasons come first: what is written before the verdict can still change it.
 COMPARISON_SCHEMA: dict[str, Any] = {
@@ -21,6 +21,12 @@ COMPARISON_SCHEMA: dict[str, Any] = {
     "required": ["reasons", "winner"],
     "additionalProperties": False,
 }
+RESOLUTION_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"reasons": {"type": "string"}, "same": {"type": "boolean"}},
+    "required": ["reasons", "same"],
+    "additionalProperties": False,
+}
 _COMPARING = ("best", "pairwise")
 _RANKING = ("rank", "top", "pairwise")
 
@@ -30,6 +36,7 @@ class ComparisonFields(FoldFields):
 
     criteria: Criteria = ()
     judge_model: Annotated[str | None, Field(min_length=1, max_length=512)] = None
+    max_pairs: Annotated[int, Field(ge=1, le=1_000_000), NUMBER] = 10_000
 
     if TYPE_CHECKING:
         # Of the other fields of a job.
@@ -52,6 +59,16 @@ class ComparisonFields(FoldFields):
         return self.reduction in _COMPARING
 
     @property
+    def resolves(self) -> bool:
+        """Whether a model says which values of a field are the same."""
+        return self.reduction == "resolve"
+
+    @property
+    def judges_pairs(self) -> bool:
+        """Whether a model is asked about pairs of outputs, or of values of these."""
+        return self.compares or self.resolves
+
+    @property
     def ranks_answers(self) -> bool:
         """Whether the aggregate ranks the outputs."""
         return self.reduction in _RANKING
@@ -59,12 +76,12 @@ class ComparisonFields(FoldFields):
     @property
     def reduces_by_calls(self) -> bool:
         """Whether calls to a model make the aggregate."""
-        return self.reduction == "llm" or self.compares
+        return self.reduction == "llm" or self.judges_pairs
 
     @property
     def judges(self) -> tuple[str, ...]:
-        """The model that compares outputs; none if none does."""
-        return (self.reduce_model,) if self.compares else ()
+        """The model that compares outputs, or values; none if none does."""
+        return (self.reduce_model,) if self.judges_pairs else ()
 
     @property
     def reduce_model(self) -> str:
@@ -74,4 +91,6 @@ class ComparisonFields(FoldFields):
     @property
     def reduce_schema(self) -> dict[str, Any] | None:
         """The JSON Schema of the answers of the reduce; None is any text."""
+        if self.resolves:
+            return RESOLUTION_SCHEMA
         return COMPARISON_SCHEMA if self.compares else self.aggregate_schema

@@ -36,7 +36,7 @@ READING = frozenset({
 })  # fmt: skip
 
 # The reduces that go by one field.
-_BY_ONE = ("vote", "rank", "top", "merge", "map_rerank")
+_BY_ONE = ("vote", "rank", "top", "merge", "map_rerank", "resolve")
 # The splitters that fill chunks up to a size; a model leaves its gaps to one of them.
 SIZED_SPLITS = ("tokens", "markdown", "sentences", "model")
 
@@ -123,6 +123,11 @@ CONFLICTS = (
               "one of them out"),
     FieldRule((), (), lambda spec: spec.reduce != "table" or bool(spec.by or spec.measures),
               "by: reduce 'table' needs by or measures"),
+    FieldRule((), (), lambda spec: spec.reduce != "resolve" or bool(spec.by),
+              "by: reduce 'resolve' needs by: the field whose values are resolved"),
+    FieldRule((), (), lambda spec: spec.reduce != "resolve" or not spec.group_by,
+              "group_by: reduce 'resolve' finds what is the same in all answers; leave it out, or choose "
+              "another reduce"),
     FieldRule((), (), lambda spec: len(spec.by) <= 1 or spec.reduction not in _BY_ONE,
               "by: reduce {spec.reduction!r} goes by one field (got {spec.by!r}); only a table goes "
               "by several"),
@@ -192,9 +197,11 @@ RULES = (
     FieldRule(("fold",), ("reduce", "aggregate_prompt"), lambda spec: spec.reduction in ("llm", "map_rerank"),
               "has no effect with reduce {spec.reduction!r}; leave it out, or give an aggregate "
               "prompt, for a reduce by the model"),
-    FieldRule(("criteria", "judge_model"), ("reduce", "aggregate_prompt"), lambda spec: spec.compares,
+    FieldRule(("criteria", "judge_model"), ("reduce", "aggregate_prompt"), lambda spec: spec.judges_pairs,
               "has no effect with reduce {spec.reduction!r}; leave it out, or choose a reduce that "
-              "compares answers (best or pairwise)"),
+              "compares answers (best, pairwise or resolve)"),
+    FieldRule(("max_pairs",), ("reduce", "aggregate_prompt"), lambda spec: spec.resolves,
+              "has no effect with reduce {spec.reduction!r}; leave it out, or choose reduce resolve"),
     FieldRule(("top_k", "query"), ("retrieve",), lambda spec: bool(spec.retrieval_sources),
               "has no effect without retrieve; leave it out, or say where passages come from"),
     FieldRule(("passage_tokens", "passage_column"), ("retrieve",),

@@ -76,7 +76,17 @@ __all__ = [
 ]
 
 ReduceName = Literal[
-    "none", "concat", "merge", "vote", "rank", "top", "table", "llm", "best", "pairwise"
+    "none",
+    "concat",
+    "merge",
+    "vote",
+    "rank",
+    "top",
+    "table",
+    "llm",
+    "best",
+    "pairwise",
+    "resolve",
 ]
 
 
@@ -175,8 +185,10 @@ class RunSpec(
             ``fanout.core.answer_parts``.
         measures: What a table has of each group: ``count``, ``share``, ``mean:FIELD`` and so on.
         k: How many answers a ``top`` has (None is 10), or a ``rank`` or ``pairwise`` (None is all).
-        criteria: What outputs are compared by, with the reduce ``best`` or ``pairwise``.
+        criteria: What outputs are compared by, with the reduce ``best`` or ``pairwise``; with ``resolve``,
+            what makes two values the same, beside what is usual.
         judge_model: The model that compares them; None is the (first) model of the job.
+        max_pairs: The most pairs of values that ``resolve`` asks a model about.
         context_tokens: The model's context window; None takes the known one, or a safe guess.
         min_success: The share of branches (0 to 1) that must succeed. A run in which no branch
             succeeds has failed, even with 0.

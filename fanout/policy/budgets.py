@@ -79,7 +79,7 @@ def too_large(most: Amounts, state: BudgetState, *, is_reduce: bool) -> bool:
 
 def reduce_share(reduction: str) -> float:
     """Return the share of a budget that is kept for the calls of a reduce; 0 if it makes none."""
-    if reduction in ("best", "pairwise"):
+    if reduction in ("best", "pairwise", "resolve"):
         return COMPARISON_SHARE
     return REDUCE_SHARE if reduction == "llm" else 0.0
 

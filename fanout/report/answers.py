@@ -227,7 +227,7 @@ def _value(
             return {"votes": _votes(value, budget)}
         if reduction in ("rank", "top"):
             return {"ranking": _ranking(value, count, budget)}
-        if reduction in ("table", "pairwise"):
+        if reduction in ("table", "pairwise", "resolve"):
             return {"table": _table(value, count, budget)}
         if reduction == "best":
             rows = [{"best of": key, **row} for key, row in value.items()]

@@ -63,8 +63,9 @@ def _settings(spec: RunSpec) -> Iterator[tuple[str, str]]:
         yield "measures", ", ".join(spec.measures)
     if spec.k is not None:
         yield "k", f"{spec.k:,}"
-    if spec.compares:
-        yield "criteria", "; ".join(spec.criteria)
+    if spec.judges_pairs:
+        if spec.criteria:
+            yield "criteria", "; ".join(spec.criteria)
         yield "judge_model", spec.reduce_model
     yield from _shapes(spec)
     yield from _unusual(

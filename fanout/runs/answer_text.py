@@ -24,7 +24,7 @@ _EXACT_DECIMALS = 6
 _PRECISION = 6
 _CENTS = 2
 # Reduces whose value is rows.
-ROWS = ("pairwise", "rank", "table", "top")
+ROWS = ("pairwise", "rank", "resolve", "table", "top")
 
 
 def answer_text(aggregated: Any, reduction: str = "none") -> str:

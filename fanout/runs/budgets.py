@@ -17,6 +17,7 @@ from fanout.inputs.fences import FENCE_BYTES, with_rule
 from fanout.inputs.fold_prompts import aggregate_source
 from fanout.inputs.prompt_checks import templates_of
 from fanout.inputs.prompts import Template
+from fanout.inputs.resolution_prompts import resolution_prompt
 from fanout.inputs.step_prompts import StepPrompts
 from fanout.policy.budgets import fits, map_limits, reduce_share
 from fanout.runs.budget_status import BudgetStatus, amount_words
@@ -107,7 +108,10 @@ def _least_calls(spec: RunSpec, asks: list[Ask]) -> Iterator[_LeastCall]:
             )
     if spec.reduces_by_calls:
         model, longest = spec.reduce_model, spec.aggregate_max_tokens
-        if spec.compares:
+        if spec.resolves:
+            size = utf8_bytes(with_rule(spec, model, None) or "")
+            size += utf8_bytes(resolution_prompt(spec.by[0], "", "", spec.criteria))
+        elif spec.compares:
             size = utf8_bytes(with_rule(spec, model, None) or "")
             size += utf8_bytes(comparison_frame(spec.criteria, has_task=False))
         else:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from fanout.core.comparison_fields import COMPARISON_SCHEMA
+from fanout.core.comparison_fields import COMPARISON_SCHEMA, RESOLUTION_SCHEMA
 from fanout.core.errors import SpecError
 from fanout.core.tokens import BYTES_PER_TOKEN, utf8_bytes
 from fanout.inputs.comparison_prompts import comparison_frame, comparison_room
+from fanout.inputs.resolution_prompts import resolution_prompt
 from fanout.inputs.token_counters import ratio_of
 from fanout.policy.estimates import Calls, comparisons_of
 from fanout.runs.token_counts import comparison_tokens
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
     from fanout.core.spec import RunSpec
     from fanout.runs.ask_counts import AnswerTokens
 
-__all__ = ["comparison_calls", "competitions"]
+__all__ = ["comparison_calls", "competitions", "resolution_calls"]
 
 # Of a verdict with its reasons.
 _LEAST_VERDICT, _LIKELY_VERDICT = 12.0, 120.0
 _CALLS = 2  # of each comparison
+# Of a value that is resolved, and of a verdict about two of them.
+_VALUE_TOKENS, _LIKELY_SAME = 10.0, 40.0
 
 
 def competitions(
@@ -45,6 +48,28 @@ def competitions(
         times = models * (1 + ungrouped / max(1, sum(groups.values())))
         return [(size * each / models, times) for size in groups.values()]
     return [(each, float(chunks * aspects))] if each > 1 else [(float(aspects), float(chunks))]
+
+
+def resolution_calls(spec: RunSpec, answers: float) -> Calls:
+    """Return the calls that say which values of so many answers are the same.
+
+    How many values are alike is unknown: none at least, and one for each answer is likely.
+    """
+    high = min(float(spec.max_pairs), answers * max(0.0, answers - 1) / 2)
+    likely = min(high, answers)
+    bytes_per_token = ratio_of(spec.tokenizer) or float(BYTES_PER_TOKEN)
+    frame = utf8_bytes(resolution_prompt(spec.by[0], "", "", spec.criteria)) / bytes_per_token
+    frame += utf8_bytes(msgspec.json.encode(RESOLUTION_SCHEMA).decode()) / bytes_per_token
+    prompt = frame + 2 * _VALUE_TOKENS
+    _, verdict = comparison_tokens(spec)
+    return Calls(
+        calls_likely=likely,
+        calls_high=high,
+        input_likely=likely * prompt,
+        input_high=high * prompt,
+        output_likely=likely * min(_LIKELY_SAME, verdict),
+        output_high=high * float(verdict),
+    )
 
 
 def comparison_calls(

@@ -39,7 +39,7 @@ from fanout.policy.estimates import (
 )
 from fanout.policy.token_ratio import TokenRatio, TokenSums, bytes_by_kind
 from fanout.runs.ask_counts import AskCounts
-from fanout.runs.comparison_estimate import comparison_calls, competitions
+from fanout.runs.comparison_estimate import comparison_calls, competitions, resolution_calls
 from fanout.runs.estimate_result import Estimate, StepEstimate
 from fanout.runs.token_counts import ANSWER_TOKENS, reduce_room
 
@@ -218,6 +218,8 @@ class Estimator:
 
     def _reduce(self, branches: Calls) -> Calls:
         spec = self._spec
+        if spec.resolves:
+            return resolution_calls(spec, self._chunks * spec.branches_per_chunk)
         if spec.compares:
             sizes = competitions(spec, self._chunks, self._groups, self._ungrouped)
             return comparison_calls(spec, sizes, branches, self._counts.outputs())

@@ -160,7 +160,11 @@ def _reduce(spec: RunSpec) -> str:
     how: str = spec.reduction
     if spec.reduces_by_calls:
         rounds = f"{spec.reduce_model} compares answers by two, in rounds"
-        how += f", {rounds if spec.compares else _FOLDS[spec.fold]}"
+        if spec.resolves:
+            rounds = (
+                f"{spec.reduce_model} says which of up to {spec.max_pairs:,} pairs are the same"
+            )
+        how += f", {rounds if spec.judges_pairs else _FOLDS[spec.fold]}"
     elif spec.reduction == "map_rerank":
         how += ", the answer with the highest score"
     by = f" by {', '.join(spec.by)}" if spec.by else ""

@@ -105,7 +105,7 @@ async def _call(
         return Outcome(index=index, kind=ErrorKind.BAD_REQUEST, message=chunk.error)
     around = around_in(shard, ref.chunk, spec.neighbours) if spec.neighbours and not stage else None
     asking = Asking(claim, context, shard_id.stage_id, spec, calls)
-    if stage > 0 and spec.compares:
+    if stage > 0 and spec.judges_pairs:
         request = _comparison(spec, chunk.text, runs.shape(run_id, is_aggregate=True))
         return outcome_of(index, await asking.answer(spec.reduce_model, lambda _model: request))
     if spec.steps and stage == 0:

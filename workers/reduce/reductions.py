@@ -41,6 +41,7 @@ from workers.reduce.frontier import (
 )
 from workers.reduce.items import branches, item_of, tally_of
 from workers.reduce.refining import refined
+from workers.reduce.resolving import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -71,6 +72,8 @@ def _reduce(context: WorkerContext, run: RunRecord, stage_id: StageId, spec: Run
         _reduce_by_calls(context, run, stage_id, spec)
     elif spec.compares:
         _compare(context, run, stage_id, spec)
+    elif spec.resolves:
+        _resolve(context, run, stage_id, spec)
     else:
         _aggregate(context, run_id, spec)
 
@@ -113,6 +116,16 @@ def _compare(context: WorkerContext, run: RunRecord, stage_id: StageId, spec: Ru
     ended = compare(context, run, stage_id, spec)
     if ended is not None:
         _end(context, run.run_id, ended.made, ended.errors, problem=ended.problem)
+
+
+def _resolve(context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunSpec) -> None:
+    """Open the next stage of pairs of values, or end the run."""
+    ended = resolve(context, run, stage_id, spec)
+    if ended is None:
+        return
+    lack = lacking(ended.tally, spec.min_group_success)
+    made = [] if ended.problem else [("", _covered(spec, ended.made, ended.tally))]
+    _end(context, run.run_id, made, ended.errors, problem=ended.problem or _of_all([lack]))
 
 
 def _end(

@@ -43,6 +43,7 @@ STEP = {"name": "a", "prompt": "{input}"}
 STEPS = {"prompt": None, "steps": [STEP]}
 JUDGED = {"prompt": None, "steps": [STEP, {"name": "b", "judge": "a", "criteria": ["c"]}]}
 COMPARED = {"reduce": "pairwise", "criteria": ["c"]}
+RESOLVED = {"reduce": "resolve", "by": "x"}
 BEST = {"reduce": "best", "criteria": ["c"], "samples": 2}
 STRING = '{"type": "string"}'
 
@@ -88,8 +89,9 @@ SOMETIMES: dict[str, tuple[Any, list[Any], list[Any]]] = {
     "output_format": ("json", [{}, {"fold": "map_rerank"}], [{"choices": "a,b"}, {"schema": STRING}]),
     "max_reasks": (1, [{"choices": "a,b"}, {"schema": STRING}, COMPARED, {**SUMMED, "sources": True}],
                    [{}, SUMMED]),
-    "criteria": (["d"], [COMPARED, BEST], [{}, {"reduce": "vote"}, SUMMED]),
-    "judge_model": ("fake?seed=9", [COMPARED, BEST], [{}, {"reduce": "rank"}, SUMMED]),
+    "max_pairs": (9, [RESOLVED], [{}, COMPARED, {"reduce": "vote"}]),
+    "criteria": (["d"], [COMPARED, BEST, RESOLVED], [{}, {"reduce": "vote"}, SUMMED]),
+    "judge_model": ("fake?seed=9", [COMPARED, BEST, RESOLVED], [{}, {"reduce": "rank"}, SUMMED]),
     "output": ("a", [STEPS], [{}]),
     "on_rejected": ("fail", [JUDGED], [{}, STEPS]),
     "certainty": (0.9, [{"samples": 2}], [{}, {"samples": 1}]),

@@ -1,0 +1,259 @@
+"""The reduce ``resolve``: which values of a field name the same thing.
+
+Equal values are the same without a call. Of those that are alike, a model is asked by pairs, in a stage after
+the map; a second stage asks of what holds together by others only. Nothing but the stages holds what was
+found: the pairs are found again from the answers, and the verdicts are those of the stages.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from fanout.aggregators import Aggregate, CoverageCounter, Fields, Tally
+from fanout.aggregators.base import LEFT_OUT, NameSample
+from fanout.aggregators.parts import answer_value
+from fanout.core.ids import StageId
+from fanout.core.records import Chunk, ErrorKind
+from fanout.core.units import plural
+from fanout.inputs.resolution_prompts import is_same, resolution_prompt
+from fanout.policy.packing import pack
+from fanout.policy.resolution import candidates, closing_pairs, grouped, normal
+from fanout.runs.enqueue import open_stage
+from fanout.runs.status import ReduceError
+from workers.reduce.items import branches, item_of, tally_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fanout.aggregators import Item
+    from fanout.aggregators.parts import PartReader
+    from fanout.core.records import Outcome
+    from fanout.core.spec import RunSpec
+    from fanout.core.state import RunRecord
+    from fanout.policy.resolution import Candidates, Groups
+    from fanout.policy.tournaments import Pair
+    from workers.context.worker_context import WorkerContext
+
+__all__ = ["Resolved", "resolve"]
+
+# Different values that are compared with each other; n-grams of more would not fit into memory.
+_MOST_VALUES = 100_000
+_MOST_ERRORS = 100
+
+
+class Resolved(NamedTuple):
+    """How a run ends whose values were resolved.
+
+    Attributes:
+        made: The aggregate.
+        tally: What is behind it.
+        errors: The calls that failed.
+        problem: Why there is no aggregate, or None.
+    """
+
+    made: Aggregate
+    tally: Tally
+    errors: list[ReduceError]
+    problem: str | None = None
+
+
+class _Values:
+    """The different values of the answers of a run, with how often each is written in which way."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        self._fields = Fields(
+            schema=spec.answer_schema,
+            choices=spec.answer_choices,
+            model=spec.model,
+            steps=spec.step_names,
+        )
+        self._reader: PartReader = self._fields.reader(spec.by[0])
+        self._forms: dict[str, Counter[str]] = {}
+        self.coverage = CoverageCounter()
+        self.missing = NameSample()
+        self.without = NameSample()
+
+    def add(self, item: Item, tally: Tally) -> None:
+        """Count the values of a branch; one that it has twice counts once."""
+        self.coverage.add("", tally)
+        if item.output is None:
+            self.missing.add(item)
+            return
+        found = self._reader.values(item, answer_value(item.output, self._fields))
+        texts = [text for text in map(_text, found) if text]
+        if len(texts) < max(1, len(found)):
+            self.without.add(item)
+        firsts: dict[str, str] = {}
+        for text in texts:
+            firsts.setdefault(normal(text), text)
+        for key, text in firsts.items():
+            self._forms.setdefault(key, Counter())[text] += 1
+
+    def order(self) -> None:
+        """Bring the most frequent first, of equal ones the first in the input."""
+        rows = sorted(self._forms.items(), key=lambda row: -row[1].total())
+        self.keys = [key for key, _ in rows]
+        self.forms = [forms for _, forms in rows]
+        self.weights = [forms.total() for forms in self.forms]
+
+    def shown(self, number: int) -> str:
+        """Return a value as it is written most often; of equal ones, as it is written first."""
+        return self.forms[number].most_common(1)[0][0]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return " ".join(value.split())
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return msgspec.json.encode(value).decode() if is_number else ""
+
+
+class _Verdicts:
+    """What the model says of pairs."""
+
+    def __init__(self) -> None:
+        self.of: dict[Pair, bool | None] = {}
+        self.errors: list[ReduceError] = []
+        self.failed = self.over_budget = 0
+
+    def add(self, pair: Pair, outcome: Outcome) -> None:
+        if outcome.output is not None:
+            self.of[pair] = is_same(outcome.output)
+            return
+        self.of[pair] = None
+        self.failed += 1
+        is_unpaid = outcome.kind is ErrorKind.BUDGET
+        if len(self.errors) < _MOST_ERRORS or (is_unpaid and not self.over_budget):
+            self.errors.append(
+                ReduceError(
+                    group="",
+                    kind=outcome.kind or ErrorKind.INTERNAL,
+                    message=outcome.message or "",
+                    attempts=outcome.attempts,
+                )
+            )
+        self.over_budget += is_unpaid
+
+    @property
+    def problem(self) -> str | None:
+        """Why there is no aggregate, or None: no call had an answer, or the budget had no room for some."""
+        if not self.failed or not (self.over_budget or self.failed == len(self.of)):
+            return None
+        last = self.errors[-1]
+        why = f"{last.kind.value}: {last.message} (after {last.attempts} attempts)"
+        pairs = plural(self.failed, "pair of values", "pairs of values")
+        return f"no aggregate could be made: {pairs} could not be compared: {why}"
+
+
+def resolve(
+    context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunSpec
+) -> Resolved | None:
+    """Open the stage of the next pairs, and return None; or return how the run ends.
+
+    Args:
+        context: The worker's process.
+        run: The run.
+        stage_id: The stage that has ended: the map, or one of pairs.
+        spec: The job.
+    """
+    values = _Values(spec)
+    for chunk, outcome in branches(context, StageId(run.run_id, 0)):
+        values.add(item_of(spec, chunk, outcome), tally_of(spec, chunk, outcome))
+    values.order()
+    found = candidates(values.keys[:_MOST_VALUES], most=spec.max_pairs)
+    verdicts = _Verdicts()
+    last = max(run.base_stage, stage_id.stage)
+    pairs, stage = found.pairs, run.base_stage
+    # The second time, of groups that hold together by others only.
+    for _ in range(2):
+        if not pairs:
+            break
+        stage += 1
+        round_id = StageId(run.run_id, stage)
+        if stage > last:
+            _open(context, spec, values, pairs, round_id)
+            return None
+        _read(context, round_id, pairs, verdicts)
+        if verdicts.problem is not None:
+            break
+        groups = grouped(len(values.keys), verdicts.of)
+        left = spec.max_pairs - len(verdicts.of)
+        pairs = closing_pairs(groups, values.weights, verdicts.of, most=left)
+    groups = grouped(len(values.keys), verdicts.of)
+    [tally] = values.coverage.tallies().values()
+    made = Aggregate(
+        value=_rows(values, groups),
+        succeeded=tally.behind,
+        failed=tally.branches - tally.behind,
+        notes=_notes(spec, values, found, verdicts, groups),
+    )
+    return Resolved(made, tally, verdicts.errors, verdicts.problem)
+
+
+def _open(
+    context: WorkerContext, spec: RunSpec, values: _Values, pairs: list[Pair], round_id: StageId
+) -> None:
+    store, publisher = context.connections.store, context.connections.publisher
+    is_fenced = spec.is_fenced(spec.reduce_model)
+
+    def chunks() -> Iterator[Chunk]:
+        for number, (one, other) in enumerate(pairs):
+            text = resolution_prompt(
+                spec.by[0],
+                values.shown(one),
+                values.shown(other),
+                spec.criteria,
+                is_fenced=is_fenced,
+            )
+            yield Chunk(text=text, document="", document_index=0, position=number)
+
+    open_stage(store, publisher, round_id, pack(chunks(), branches_per_chunk=1))
+
+
+def _read(
+    context: WorkerContext, round_id: StageId, pairs: list[Pair], verdicts: _Verdicts
+) -> None:
+    """Add the verdicts of a stage, in the order of its pairs."""
+    store = context.connections.store
+    for shard_id in map(round_id.shard, range(store.stage(round_id).shards)):
+        for _, outcome in sorted(store.outcomes(shard_id).items()):
+            verdicts.add(pairs[outcome.index], outcome)
+
+
+def _rows(values: _Values, groups: Groups) -> list[dict[str, Any]]:
+    """Return the groups, the most frequent first."""
+    rows = []
+    for numbers in groups.members:
+        forms: Counter[str] = Counter()
+        for number in numbers:
+            forms.update(values.forms[number])
+        # Of equal counts, the first in the input.
+        members = dict(sorted(forms.items(), key=lambda form: -form[1]))
+        rows.append({"value": next(iter(members)), "count": forms.total(), "members": members})
+    return sorted(rows, key=lambda row: -row["count"])
+
+
+def _notes(
+    spec: RunSpec, values: _Values, found: Candidates, verdicts: _Verdicts, groups: Groups
+) -> list[str]:
+    asked = plural(len(verdicts.of), "pair was", "pairs were")
+    notes = [f"{len(values.keys):,} different values; {asked} compared by {spec.reduce_model}"]
+    if found.left_out:
+        pairs = plural(found.left_out, "less alike pair was", "less alike pairs were")
+        notes.append(f"{pairs} not compared (max_pairs is {spec.max_pairs:,})")
+    if len(values.keys) > _MOST_VALUES:
+        rare = len(values.keys) - _MOST_VALUES
+        notes.append(f"the {rare:,} rarest values were compared with no other")
+    if verdicts.failed:
+        failed = plural(verdicts.failed, "comparison", "comparisons")
+        notes.append(
+            f"{failed} failed: the values are kept apart, unless others bring them together"
+        )
+    if groups.contradictions:
+        kept = plural(groups.contradictions, "pair is", "pairs are")
+        notes.append(f"{kept} kept apart, as the model contradicts itself about their groups")
+    notes += values.without.notes(f"answers have no text in {spec.by[0]}")
+    return [*notes, *values.missing.notes(LEFT_OUT)]
