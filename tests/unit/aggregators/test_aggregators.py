@@ -5,7 +5,7 @@ import re
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fanout.aggregators import (
@@ -418,6 +418,7 @@ def test_only_the_long_one_of_a_prompt_is_cut():
     assert 150 < estimate_tokens(long.text) <= 175
 
 
+@settings(deadline=None)
 @given(count=st.integers(1, 500), answer=st.integers(1, 2000), room=st.integers(64, 300))
 def test_the_tree_ends(count, answer, room):
     parts_of_level = parts(*[answer] * count)
