@@ -31,12 +31,12 @@ __all__ = ["GroupedAggregates", "aggregate_groups", "group_key", "make_accumulat
 _ALL = Fields()
 _ACCUMULATORS: dict[str, Callable[[Fields, Records], Accumulator]] = {
     "concat": Concat,
-    "map_rerank": Rerank,
     "merge": Merge,
     "rank": Rank,
     "table": Table,
     "top": Top,
     "vote": Vote,
+    "map_rerank": Rerank,
 }
 
 
