@@ -184,6 +184,7 @@ def _distinct(
             (_, at), (data,) = next(same)
             if digest != known:
                 in_order.add((at,), data)
+        by_digest.close()
         yield b"["
         yield from pile.read(0, pile.size)
         for _, (data,) in in_order:

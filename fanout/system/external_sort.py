@@ -29,7 +29,7 @@ Record = tuple[tuple[Any, ...], tuple[Any, ...]]
 _MEMORY_BYTES = 8_000_000
 # What a record takes beside its values.
 _RECORD_BYTES = 250
-_BLOCK_BYTES = 128_000
+_BLOCK_BYTES = 64_000
 # So many files are merged into one: each that is read has a block in memory.
 _FAN_IN = 16
 _LENGTH = struct.Struct("<Q")
@@ -100,6 +100,8 @@ class ExternalSorter:
             self._spill()
 
     def _spill(self) -> None:
+        if not self._held:
+            return
         self._held.sort(key=_key)
         newest = self._levels[0][-1] if self._levels and self._levels[0] else None
         if newest is None or newest.last_key > self._held[0][0]:
@@ -122,6 +124,9 @@ class ExternalSorter:
 
     def __iter__(self) -> Iterator[Record]:
         """Yield the records in order; none may be added meanwhile."""
+        if self._levels:
+            # Others may need that memory now.
+            self._spill()
         self._held.sort(key=_key)
         # The oldest first, as records with the same key keep their order.
         runs: list[Iterable[Record]] = [run for level in reversed(self._levels) for run in level]

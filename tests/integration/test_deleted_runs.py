@@ -230,8 +230,6 @@ OPERATIONS = {
     "aggregate_coverage": lambda run: run.aggregate_coverage(),
     "sources": lambda run: run.sources(),
     "stored_aggregate": lambda run: run.stored_aggregate(),
-    "aggregate_coverage": lambda run: run.aggregate_coverage(),
-    "sources": lambda run: run.sources(),
     "trace": lambda run: run.trace(0),
     "outcomes": lambda run: list(run.outcomes()),
     "report": lambda run: run.report(),
