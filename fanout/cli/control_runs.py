@@ -185,7 +185,7 @@ def _redoes_aggregate(
         spec: Its job.
         has_failed_calls: Whether calls of its aggregate have failed, of the kinds that are retried.
     """
-    if spec.reduction == "none":
+    if not spec.reductions:
         return False
     if before.status is RunStatus.SUCCEEDED:
         return has_failed_calls

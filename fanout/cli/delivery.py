@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from fanout.runs.evaluation import Evaluation
     from fanout.runs.status import Status
     from fanout.runs.stored_aggregate import StoredAggregate
+    from fanout.runs.stored_aggregates import StoredAggregates
 
 __all__ = [
     "Delivery",
@@ -99,11 +100,11 @@ class Delivery:
 class _Answer:
     """What a run has given beside its branches; ``evaluation`` is None without labels."""
 
-    aggregated: StoredAggregate
+    aggregated: StoredAggregate | StoredAggregates
     notes: list[str]
     evaluation: Evaluation | None
-    coverage: Coverage | dict[str, Coverage] | None = None
-    sources: list[Source] | dict[str, list[Source]] | None = None
+    coverage: Coverage | dict[str, Any] | None = None
+    sources: list[Source] | dict[str, Any] | None = None
 
     def to_dict(self, status: Status) -> dict[str, Any]:
         """Return it with the status as JSON values; without labels there is no ``evaluation``.
@@ -200,7 +201,8 @@ def _write(run: Run, status: Status, answer: _Answer, progress: Progress, out: D
         record = {**answer.to_dict(status), "spec": spec_record(run.spec)}
         # It has a file of its own.
         del record["aggregated"]
-        out.write(run.outcomes(), answer.aggregated, record)
+        is_by_name = bool(run.spec.reduces)
+        out.write(run.outcomes(), answer.aggregated, record, is_by_name=is_by_name)
     progress.note(f"results: {out.path}")
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from fanout.client.trials import Trial
     from fanout.policy.estimates import Calls, LaneEstimate, Projection
-    from fanout.runs.estimate_result import Estimate
+    from fanout.runs.estimate_result import Estimate, ReduceEstimate
 
 __all__ = ["estimate_lines", "short_estimate", "trial_lines"]
 
@@ -82,11 +82,28 @@ def _counts(estimate: Estimate) -> Iterator[str]:
     yield f"branches: {_calls(estimate.calls)}"
     if estimate.reduce.calls_high:
         yield f"reduce: {_calls(estimate.reduce)}"
+    yield from _reduces(estimate)
     for step in estimate.steps:
         yield f"  step {step.name} ({', '.join(step.models)}): {_calls(step.calls)}"
     if len(estimate.by_model) > 1:
         for model, calls in estimate.by_model.items():
             yield f"  {model}: {_calls(calls)}"
+
+
+def _reduces(estimate: Estimate) -> Iterator[str]:
+    """Yield what each reduce of a list uses and costs."""
+    for one in estimate.reduces:
+        if one.name:
+            yield f"  reduce {one.name} ({one.model}): {_calls(one.calls)}, {_cost_of(one)}"
+
+
+def _cost_of(one: ReduceEstimate) -> str:
+    low, high = one.cost_usd_low, one.cost_usd_high
+    if low is None:
+        return "cost unknown"
+    if high is None:
+        return f"at least {dollars(low)}"
+    return dollars(low) if low == high else f"{dollars(low)} to {dollars(high)}"
 
 
 def _least(estimate: Estimate) -> str:
@@ -188,7 +205,10 @@ def trial_lines(trial: Trial) -> Iterator[str]:
     if trial.time_s is not None:
         yield f"  time: {duration(trial.time_s)}"
     if estimate.reduce.calls_high:
-        yield f"  and the reduce, which a trial leaves out: {_calls(estimate.reduce)}"
+        several = len(estimate.reduces) > 1
+        left_out = "reduces" if several else "reduce"
+        yield f"  and the {left_out}, which a trial leaves out: {_calls(estimate.reduce)}"
+        yield from _reduces(estimate)
 
 
 def _projection(found: Projection | None, shown: object) -> str:

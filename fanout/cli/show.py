@@ -20,7 +20,7 @@ from fanout.runs.rows import full_row
 from fanout.system.terminal import print_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from fanout.core.passage_uses import PassageUse
     from fanout.runs.branch_output import Output
@@ -51,6 +51,7 @@ def command(run_id: str, index: int, broker_url: str | None, as_json: bool) -> N
                 "run_id": run.run_id,
                 **full_row(trace.branch),
                 **trace.standing,
+                **({"standings": trace.standings} if trace.standings else {}),
                 "text": trace.branch.text,
                 "calls": [call.to_dict() for call in trace.calls],
                 "compared": [one.to_dict() for one in trace.compared],
@@ -82,7 +83,8 @@ def _lines(run_id: str, trace: BranchTrace) -> Iterator[str]:
 
 
 def _compared(one: TracedComparison) -> Iterator[str]:
-    yield f"compared with branch {one.other:,}, round {one.round}"
+    by = f" by reduce {one.reduce}" if one.reduce else ""
+    yield f"compared{by} with branch {one.other:,}, round {one.round}"
     yield "seen first" if one.was_first else "seen second"
     yield one.verdict or "no verdict"
     yield plural(one.attempts, "call", "calls")
@@ -123,11 +125,17 @@ def _ending(branch: Output[Any]) -> Iterator[str]:
 def _standing(trace: BranchTrace) -> Iterator[str]:
     if trace.branch.is_best is not None:
         yield f"best: {'yes' if trace.branch.is_best else 'no'}"
-    found = trace.standing
-    if "rank" in found:
-        yield f"rank {found['rank']:,}"
-    if "wins" in found:
-        yield f"wins {found['wins']:,} of {plural(found['comparisons'], 'comparison', 'comparisons')}"
+    yield from _found(trace.standing)
+    for name, found in trace.standings.items():
+        yield f"{name}: {', '.join(_found(found))}"
+
+
+def _found(standing: Mapping[str, int]) -> Iterator[str]:
+    if "rank" in standing:
+        yield f"rank {standing['rank']:,}"
+    if "wins" in standing:
+        of = plural(standing["comparisons"], "comparison", "comparisons")
+        yield f"wins {standing['wins']:,} of {of}"
 
 
 def _head(call: TracedCall) -> Iterator[str]:

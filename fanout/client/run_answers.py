@@ -14,17 +14,18 @@ from fanout.core.ids import StageId
 from fanout.core.plan_runs import plan_run
 from fanout.core.records import RunStatus, total_saved, total_usage, usage_by_model
 from fanout.core.spec import RunSpec, stored_spec
+from fanout.runs.aggregate_values import typed_aggregate
 from fanout.runs.branch_trace import trace_of
 from fanout.runs.budget_status import BudgetStatus, day_budgets
 from fanout.runs.common_errors import commonest_error
 from fanout.runs.evaluation import evaluate, evaluate_by
 from fanout.runs.lost_calls import with_lost_calls
-from fanout.runs.outputs import output_of, refused_note, typed_value
+from fanout.runs.outputs import output_of, refused_note
 from fanout.runs.result_values import ResultValues, stored_values
 from fanout.runs.results import Result
 from fanout.runs.rows import layout_of
 from fanout.runs.status import StageStatus, Status, StoredResult, kept_notes
-from fanout.runs.stored_aggregate import StoredAggregate
+from fanout.runs.stored_aggregates import stored_aggregate
 from fanout.runs.traced_comparisons import comparisons_in
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from fanout.runs.branch_output import Output
     from fanout.runs.branch_trace import BranchTrace
     from fanout.runs.evaluation import Evaluation
+    from fanout.runs.stored_aggregate import StoredAggregate
+    from fanout.runs.stored_aggregates import StoredAggregates
     from fanout.runs.traced_comparisons import TracedComparison
     from fanout.stores import RedisStore
 
@@ -212,9 +215,9 @@ class RunAnswers:
             aggregated=aggregated,
             aggregate_coverage=self.aggregate_coverage(),
             sources=self.sources(),
-            aggregated_json=None if self._types.aggregate is None else value,
+            aggregated_json=value if self._types.has_aggregates else None,
             notes=[*kept_notes(status), *notes, *faults],
-            reduce_errors=self.stored_result().errors,
+            reduce_errors=self.stored_result().all_errors,
             usage=status.usage,
             usage_by_model=status.usage_by_model or {spec.model: status.usage},
             saved=status.saved,
@@ -222,18 +225,27 @@ class RunAnswers:
             elapsed_s=status.elapsed_s,
             layout=layout_of(spec),
             evaluation=evaluate(spec, branches),
+            has_reduces=bool(spec.reduces),
         )
 
     def _typed_aggregate(self, value: Any) -> tuple[Any, list[str]]:
         """Return an aggregate with its instances, and why some could not be made."""
-        of_type = self._types.aggregate
-        if of_type is None or value is None:
+        types, spec = self._types, self.spec
+        if value is None or not types.has_aggregates:
             return value, []
-        if not self.spec.group_by:
-            return typed_value(of_type, value, "the aggregate")
-        made = {group: typed_value(of_type, one, group) for group, one in value.items()}
+        if not spec.reduces:
+            return typed_aggregate(types.aggregate, value, is_grouped=spec.group_by is not None)
+        made = {
+            one.name: typed_aggregate(
+                types.reduces.get(one.name),
+                value[one.name],
+                is_grouped=one.group_by is not None,
+                name=one.name,
+            )
+            for one in spec.reductions
+        }
         faults = [fault for _, found in made.values() for fault in found]
-        return {group: one for group, (one, _) in made.items()}, faults
+        return {name: one for name, (one, _) in made.items()}, faults
 
     def evaluation(self, labels: str | Mapping[str, str] | None = None) -> Evaluation | None:
         """Return the answers so far against labels, read branch by branch; None if there are none.
@@ -266,34 +278,30 @@ class RunAnswers:
                     yield outcome.kind, outcome.message or ""
 
     def aggregate(self) -> tuple[Any, list[str]]:
-        """Return the aggregate, by group if the run has groups, and the aggregator's notes.
+        """Return the aggregate, by group if the run has groups, and the aggregators' notes.
 
-        The aggregate is None if there is none, or none yet. All of it is in memory: that of a ``concat``,
-        ``merge`` or ``rank`` may be as large as all answers. ``stored_aggregate`` reads it in parts.
+        The aggregate is None if there is none, or none yet. That of a run with a list of reduces is a dict
+        with one for each, by name. All of it is in memory: that of a ``concat``, ``merge`` or ``rank`` may
+        be as large as all answers. ``stored_aggregate`` reads it in parts.
         """
         found = self.stored_aggregate()
         return found.value(), found.notes()
 
-    def stored_aggregate(self) -> StoredAggregate:
+    def stored_aggregate(self) -> StoredAggregate | StoredAggregates:
         """Return the aggregate as it is stored, to be read a part at a time. Raises UnknownRunError."""
         values = stored_values(self._store, self.run_id)
         if values is None:
             self._store.run(self.run_id)
             values = ResultValues(StoredResult())
-        spec = self.spec
-        return StoredAggregate(values, spec.reduction, is_grouped=bool(spec.group_by))
+        return stored_aggregate(values, self.spec)
 
-    def aggregate_coverage(self) -> Coverage | dict[str, Coverage] | None:
+    def aggregate_coverage(self) -> Coverage | dict[str, Any] | None:
         """Return what is behind the aggregate, by group if the run has groups; None if it is not known."""
         return self.stored_aggregate().coverage()
 
-    def sources(self) -> list[Source] | dict[str, list[Source]] | None:
+    def sources(self) -> list[Source] | dict[str, Any] | None:
         """Return what the aggregate cites, by group if the run has groups; None without ``sources``."""
-        spec = self.spec
-        if not spec.sources:
-            return None
-        found = {group: one.sources for group, one in self.stored_result().aggregates.items()}
-        return found if spec.group_by else found.get("", [])
+        return self.stored_aggregate().sources() if self.spec.sources else None
 
     def stored_result(self) -> StoredResult:
         """Return the aggregates by group with counts and notes. Raises UnknownRunError.
@@ -337,8 +345,10 @@ class RunAnswers:
         spec = self.spec
         if not spec.compares:
             return trace_of(spec, shard, outcome)
-        aggregate, compared = self.aggregate()[0], self._comparisons(index)
-        return trace_of(spec, shard, outcome, aggregate=aggregate, comparisons=compared)
+        found = self._comparisons(index)
+        return trace_of(
+            spec, shard, outcome, values=self.stored_aggregate().values, comparisons=found
+        )
 
     def _comparisons(self, index: int) -> Iterator[TracedComparison]:
         """Yield the comparisons of a branch, round by round; one shard is in memory at a time."""
@@ -379,7 +389,7 @@ class RunAnswers:
 
     def _best(self, spec: RunSpec) -> frozenset[int] | None:
         """Return the indices of the best answers; None if the job has none, or none yet."""
-        if spec.reduction != "best":
+        if not spec.finds_best:
             return None
         value, _ = self.aggregate()
         return None if value is None else frozenset(row["index"] for row in value.values())

@@ -14,6 +14,7 @@ from fanout.core.step_answers import STEPS
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from fanout.core.reduces import Reduce
     from fanout.core.spec import RunSpec
 
 __all__ = [
@@ -95,9 +96,9 @@ def part_of(
     return Part(name=name, sources=sources, path=path, key=name)
 
 
-def goes_by_steps(spec: RunSpec) -> bool:
-    """Say whether the aggregate of a job goes by answers of steps, which may not be the output."""
-    names = (*spec.by, *spec.measures, spec.group_by or "")
+def goes_by_steps(spec: RunSpec, reduce: Reduce) -> bool:
+    """Say whether an aggregate of a job goes by answers of steps, which may not be the output."""
+    names = (*reduce.by, *reduce.measures, reduce.group_by or "")
     return bool(spec.steps) and any(STEPS in name for name in names)
 
 

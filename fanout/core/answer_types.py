@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -61,12 +61,19 @@ class AnswerTypes(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         answer: That of answers; in a job with steps, that of the first step that may give them.
         aggregate: That of the aggregate.
+        reduces: In a job with a list of reduces, those of their aggregates, by name.
         steps: In a job with steps, those of the steps that may give the output, by name.
     """
 
     answer: AnswerType | None = None
     aggregate: AnswerType | None = None
     steps: dict[str, AnswerType] = {}
+    reduces: dict[str, AnswerType] = {}
+
+    @property
+    def has_aggregates(self) -> bool:
+        """Whether an aggregate has a type."""
+        return self.aggregate is not None or bool(self.reduces)
 
     def of(self, step: str | None) -> AnswerType | None:
         """Return the type of an output, which a step has given, or None in a job without steps."""
@@ -87,10 +94,23 @@ def types_of(fields: object, outputs: Sequence[str] = ()) -> AnswerTypes:
         return UNTYPED
     answer, aggregate = (_type(fields.get(name)) for name in ("schema", "aggregate_schema"))
     steps = _of_steps(fields.get("steps"), outputs)
-    if answer is None and aggregate is None and not steps:
+    reduces = dict(_of_reduces(fields.get("reduces") or fields.get("reduce")))
+    if answer is None and aggregate is None and not steps and not reduces:
         return UNTYPED
     answer = answer or next(iter(steps.values()), None)
-    return AnswerTypes(answer=answer, aggregate=aggregate, steps=steps)
+    return AnswerTypes(answer=answer, aggregate=aggregate, steps=steps, reduces=reduces)
+
+
+def _of_reduces(reduces: object) -> Iterator[tuple[str, AnswerType]]:
+    for reduce in reduces if isinstance(reduces, (list, tuple)) else ():
+        if not isinstance(reduce, Mapping):
+            continue
+        # The fields may stand beside the name, or below that of the aggregator.
+        places = [reduce, *(one for one in reduce.values() if isinstance(one, Mapping))]
+        for place in places:
+            made = _type(place.get("aggregate_schema"))
+            if made is not None:
+                yield reduce["name"], made
 
 
 def _of_steps(steps: object, outputs: Sequence[str]) -> dict[str, AnswerType]:

@@ -53,6 +53,4 @@ def asks_of(spec: RunSpec) -> list[Ask]:
 def first_models(spec: RunSpec) -> tuple[str, ...]:
     """Return the models that branches and the reduce ask first, each once."""
     found = [model for ask in asks_of(spec) for model in ask.models]
-    if spec.reduces_by_calls:
-        found.append(spec.reduce_model)
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys((*found, *spec.reduce_models)))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from fanout.core.errors import SpecError
 from fanout.core.lanes import takes_lane
 from fanout.core.model_names import takes_seed
+from fanout.core.reduce_rules import BY_ONE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,8 +36,6 @@ READING = frozenset({
     "where",
 })  # fmt: skip
 
-# The reduces that go by one field.
-_BY_ONE = ("vote", "rank", "top", "merge", "map_rerank", "resolve")
 # The splitters that fill chunks up to a size; a model leaves its gaps to one of them.
 SIZED_SPLITS = ("tokens", "markdown", "sentences", "model")
 
@@ -91,6 +90,13 @@ CONFLICTS = (
               "fold: 'map_rerank' takes the answer with the highest score, and asks nothing more; leave it "
               "out, or leave reduce and aggregate_prompt out (reduce top keeps several answers)"),
     FieldRule((), (), lambda spec: not spec.score_problem, "{spec.score_problem}"),
+    FieldRule(("reduces",), ("reduce", "aggregate_prompt"),
+              lambda spec: not spec.reduces or not (spec.reduce or spec.aggregate_prompt),
+              "reduce: give either a list of reduces, or one with its aggregate_prompt, and not both"),
+    FieldRule((), (), lambda spec: not spec.field_beside_reduces,
+              "{spec.field_beside_reduces}: has no effect beside a list of reduces; give it to one of "
+              "them"),
+    FieldRule((), (), lambda spec: not spec.reduce_problem, "{spec.reduce_problem}"),
     FieldRule((), (), lambda spec: spec.reduce != "llm" or bool(spec.aggregate_prompt),
               "aggregate_prompt: reduce 'llm' needs an aggregate prompt"),
     FieldRule(("reduce", "aggregate_prompt"), ("reduce", "aggregate_prompt"),
@@ -112,7 +118,7 @@ CONFLICTS = (
     FieldRule((), (), lambda spec: not spec.refines or spec.lane not in ("batch", "auto"),
               "lane: {spec.lane!r} may take a day for each call, and with fold 'refine' one follows the "
               "other; choose another lane, or fold tree"),
-    FieldRule((), (), lambda spec: not spec.compares or bool(spec.criteria),
+    FieldRule((), (), lambda spec: bool(spec.reduces or spec.criteria) or not spec.compares,
               "criteria: reduce {spec.reduction!r} needs criteria: what makes one answer better than "
               "another"),
     FieldRule((), ("samples", "model"), lambda spec: spec.reduce != "best" or spec.branches_per_chunk > 1,
@@ -128,7 +134,7 @@ CONFLICTS = (
     FieldRule((), (), lambda spec: spec.reduce != "resolve" or not spec.group_by,
               "group_by: reduce 'resolve' finds what is the same in all answers; leave it out, or choose "
               "another reduce"),
-    FieldRule((), (), lambda spec: len(spec.by) <= 1 or spec.reduction not in _BY_ONE,
+    FieldRule((), (), lambda spec: len(spec.by) <= 1 or spec.reduction not in BY_ONE,
               "by: reduce {spec.reduction!r} goes by one field (got {spec.by!r}); only a table goes "
               "by several"),
     FieldRule((), (), lambda spec: spec.reduce != "table" or not {*spec.by} & {*spec.measures},
@@ -221,7 +227,7 @@ RULES = (
               "has no effect on a single answer for each chunk; leave it out, or give samples "
               "(more than 1) or several models"),
     FieldRule(("by",), ("reduce", "aggregate_prompt"),
-              lambda spec: spec.reduction in (*_BY_ONE, "table"),
+              lambda spec: spec.reduction in (*BY_ONE, "table"),
               "has no effect with reduce {spec.reduction!r}; leave it out, or choose another reduce "
               "(vote, rank, top, merge or table)"),
     FieldRule(("measures",), ("reduce", "aggregate_prompt"), lambda spec: spec.reduction == "table",
@@ -231,18 +237,18 @@ RULES = (
               "has no effect with reduce {spec.reduction!r}; leave it out, or choose another reduce "
               "(top, rank or pairwise)"),
     FieldRule(("sources",), ("reduce", "aggregate_prompt"),
-              lambda spec: spec.reduction == "llm",
+              lambda spec: any(one.kind == "llm" for one in spec.reductions),
               "has no effect with reduce {spec.reduction!r}; leave it out, or give an aggregate "
               "prompt, for a reduce by the model"),
     FieldRule(("min_group_success",), ("reduce", "aggregate_prompt"),
-              lambda spec: spec.reduction != "none" and not spec.compares,
+              lambda spec: not all(one.compares for one in spec.reductions),
               "has no effect with reduce {spec.reduction!r}; leave it out, or choose another reduce "
               "(concat, merge, vote, rank, top, table or llm)"),
     FieldRule(("output_format",), ("schema", "choices"),
               lambda spec: not (spec.schema or spec.choices),
               "has no effect with schema or choices, which say more; leave it out"),
     FieldRule(("max_reasks",), ("schema", "choices", "aggregate_schema", "reduce"),
-              lambda spec: bool(spec.schema or spec.choices or spec.reduce_schema or spec.sources
+              lambda spec: bool(spec.schema or spec.choices or spec.has_reduce_schema or spec.sources
                                 or any(step.has_shape for step in spec.steps)),
               "has no effect without schema or choices; leave it out, or give one"),
     FieldRule(("retries.base_wait_s", "retries.max_wait_s"), ("max_attempts",),

@@ -2,7 +2,7 @@
 
 A field of ``retries``, ``rate`` or ``budget`` may also be given at the top level: ``max_attempts: 3``
 is ``retries: {max_attempts: 3}``, and ``budget_usd: 5`` is ``budget: {usd: 5}``. An option of the
-command line has the field's name, with dashes.
+command line has the field's name, with dashes. A list that is given as ``reduce`` is ``reduces``.
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ def canonical(fields: Mapping[str, Any]) -> dict[str, Any]:
     parts: dict[str, dict[str, Any]] = {}
     for name, value in fields.items():
         field = ALIASES.get(name, name)
+        if field == "reduce" and isinstance(value, (list, tuple)):
+            field = "reduces"
         if field in PARTS:
             _note_name(given_as, field, name)
             parts.setdefault(PARTS[field], {})[inner_name(field)] = value

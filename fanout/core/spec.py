@@ -30,11 +30,13 @@ from fanout.core.fence_fields import FenceFields
 from fanout.core.field_effects import conflict
 from fanout.core.field_names import canonical
 from fanout.core.field_words import binary_in, shown
-from fanout.core.fold_fields import with_scores
+from fanout.core.fold_fields import FoldFields, with_scores
 from fanout.core.labels import Labels, label_problem
 from fanout.core.lanes import LaneChoice  # noqa: TC001 - pydantic reads the annotation
 from fanout.core.prices import JobPrices, PriceSpec
 from fanout.core.records import Variants
+from fanout.core.reduce_fields import ReduceFields
+from fanout.core.reduces import ReduceKind
 from fanout.core.retrieval_fields import RetrieveFields
 from fanout.core.spec_errors import spec_error
 from fanout.core.spec_fields import (
@@ -75,19 +77,7 @@ __all__ = [
     "stored_spec",
 ]
 
-ReduceName = Literal[
-    "none",
-    "concat",
-    "merge",
-    "vote",
-    "rank",
-    "top",
-    "table",
-    "llm",
-    "best",
-    "pairwise",
-    "resolve",
-]
+ReduceName = Literal["none", ReduceKind]
 
 
 class RunSpec(
@@ -96,6 +86,8 @@ class RunSpec(
     SplitFields,
     StepFields,
     ComparisonFields,
+    FoldFields,
+    ReduceFields,
     FenceFields,
     RetrieveFields,
     TrustFields,
@@ -175,6 +167,8 @@ class RunSpec(
             learnt from the calls of the model; a run stores what that was.
         reduce: How outputs become the aggregate. None is ``llm`` if ``aggregate_prompt`` is given,
             else ``none``.
+        reduces: Several reduces, each with a name and fields of its own, in place of ``reduce`` and its
+            fields; they may be given as ``reduce``.
         aggregate_prompt: The template of the LLM aggregate; ``{input}`` is the joined outputs.
         fold: How an LLM aggregate is made of answers that do not fit one prompt: by a ``tree`` of calls, or
             by calls that ``refine`` the answer of those before them. With ``map_rerank``, answers have
@@ -380,7 +374,7 @@ class RunSpec(
     @cached_property
     def is_by_model(self) -> bool:
         """Whether the calls of a run go to several models."""
-        return bool(self.models or self.fallback or self.step_models or self.judge_model)
+        return bool(self.models or self.fallback or self.step_models or self.has_judge_model)
 
     @property
     def _single_model(self) -> tuple[str | None, ...]:

@@ -9,6 +9,8 @@ from fanout.core.errors import SpecError
 from fanout.core.field_names import ALIASES, PARTS
 from fanout.core.field_words import first_error, shown, wrong_value
 from fanout.core.model_names import ANY_MODEL
+from fanout.core.reduce_errors import reduce_error
+from fanout.core.reduce_fields import ReduceSpec
 from fanout.core.step_errors import step_error
 from fanout.core.steps import StepSpec
 
@@ -39,7 +41,11 @@ def spec_error(
         given: The fields of the job as they were given.
     """
     first = first_error(error)
-    found = step_error(first, given, StepSpec, spec) or _field_error(first, spec, parts, part)
+    found = (
+        step_error(first, given, StepSpec, spec)
+        or reduce_error(first, given, ReduceSpec, spec)
+        or _field_error(first, spec, parts, part)
+    )
     unquoted = _unquoted(first["input"]) if first["type"] == "string_type" else None
     return found if unquoted is None else SpecError(unquoted, field=found.field)
 

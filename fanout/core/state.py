@@ -22,6 +22,7 @@ __all__ = [
     "RunRecord",
     "SealReply",
     "ShardState",
+    "StageFrontier",
     "StageLoad",
     "StageProgress",
     "StageRecord",
@@ -115,17 +116,31 @@ class RecordReply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Frontier(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How far the outcomes of a stage are packed into the next one, while both go on.
+    """How far a reduce has packed the outcomes of a stage into the next one, while both go on.
 
     Attributes:
-        shard: The shard of the first branch that is not packed.
+        shard: The shard of the first branch that is not packed; 0 of a reduce that packs all at once.
         position: The position of that branch in its shard.
-        branches: The branches of the next stage that hold those before it.
+        branches: The branches of the next stage that the reduce has written.
     """
 
     shard: int = 0
     position: int = 0
     branches: int = 0
+
+
+class StageFrontier(msgspec.Struct, frozen=True, kw_only=True):
+    """A stage of a reduce, as one of the reduces that write it sees it.
+
+    Attributes:
+        shards: Its shards, those of other reduces included.
+        branches: Its branches, those of other reduces included.
+        frontier: How far this reduce has written it.
+    """
+
+    shards: int
+    branches: int
+    frontier: Frontier
 
 
 class SealReply(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,5 +13,5 @@ __all__ = ["WIRE_VERSION"]
 #   6: usage counts cached, written and reasoning tokens, and has the known part of what is unknown.
 #   7: branches may have steps.
 #   8: stages of a reduce begin while branches go on.
-#   9: an aggregate may be in pieces.
+#   9: an aggregate may be in pieces, and a job may have several.
 WIRE_VERSION = 9

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from fanout.core.answer_parts import Part
+    from fanout.core.reduces import Reduce
     from fanout.core.spec import RunSpec
 
 __all__ = ["likely_typos", "part_columns", "require_parts"]
@@ -81,7 +82,7 @@ def likely_typos(spec: RunSpec, columns: frozenset[str]) -> Iterator[str]:
 def _measured_texts(spec: RunSpec) -> Iterator[str]:
     for field, part, _ in _parts(spec):
         step = step_of(part.name, spec.steps)[0] if part.sources == ("step",) else None
-        if field == "measures" and step is not None and step.is_text:
+        if field.endswith("measures") and step is not None and step.is_text:
             yield (
                 f"{field}: step {step.name!r} answers with a text, of which only one that is a number "
                 "counts: a schema, as {type: number}, makes it one"
@@ -90,12 +91,18 @@ def _measured_texts(spec: RunSpec) -> Iterator[str]:
 
 def _parts(spec: RunSpec) -> list[tuple[str, Part, tuple[str, ...]]]:
     """Return each name with its field of the job, and the types that its values may have."""
-    is_ranked = spec.reduction in ("rank", "top", "map_rerank")
-    kinds: tuple[str, ...] = _RANKED if is_ranked else ()
-    names = [("by", name.removeprefix("-") if is_ranked else name, kinds) for name in spec.by]
-    measures = (measure_of(name) for name in spec.measures)
-    names += [("measures", one.field, _NUMBERS) for one in measures if one.field]
+    names = [name for reduce in spec.reductions for name in _names(reduce)]
     return [(field, _part_of(spec, name), kinds) for field, name, kinds in names]
+
+
+def _names(reduce: Reduce) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    is_ranked = reduce.kind in ("rank", "top", "map_rerank")
+    for name in reduce.by:
+        bare = name.removeprefix("-") if is_ranked else name
+        yield reduce.field("by"), bare, _RANKED if is_ranked else ()
+    for one in map(measure_of, reduce.measures):
+        if one.field:
+            yield reduce.field("measures"), one.field, _NUMBERS
 
 
 def _part_of(spec: RunSpec, name: str) -> Part:

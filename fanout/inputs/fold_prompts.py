@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fanout.core.fold_words import NOTHING_TO_ADD, SCRATCHPAD
 
 if TYPE_CHECKING:
-    from fanout.core.spec import RunSpec
+    from fanout.core.reduces import Reduce
 
 __all__ = ["aggregate_source"]
 
@@ -20,10 +20,10 @@ Below the answer you may write a line {SCRATCHPAD}, and below that short notes f
 counts or open questions. You see them again; nobody else does."""
 
 
-def aggregate_source(spec: RunSpec) -> str:
-    """Return the template of the calls of an LLM aggregate: that of the job, and how they fold answers."""
-    given = spec.aggregate_prompt or "{input}"
-    if not spec.refines:
+def aggregate_source(reduce: Reduce) -> str:
+    """Return the template of the calls of an LLM aggregate: that of the user, and how they fold answers."""
+    given = reduce.prompt or "{input}"
+    if not reduce.refines:
         return given
-    rules = [_TURNS] if spec.aggregate_schema is not None else [_TURNS, _IN_TEXT]
+    rules = [_TURNS] if reduce.schema is not None else [_TURNS, _IN_TEXT]
     return "\n\n".join([given, *rules])

@@ -18,7 +18,7 @@ from fanout.inputs.losses import (
 )
 from fanout.inputs.names import DocumentNames
 from fanout.inputs.prompt_checks import (
-    group_column,
+    group_columns,
     label_leaks,
     names_of,
     output_gaps,
@@ -142,7 +142,7 @@ def _checked_head(
         *(one.columns(names_of(spec)) for one in query_templates(spec))
     )
     needed |= frozenset[str]().union(*(one.columns(BRANCH_NAMES) for one in plan_templates(spec)))
-    needed |= group_column(spec) | part_columns(spec) | names.columns | selection.columns
+    needed |= group_columns(spec) | part_columns(spec) | names.columns | selection.columns
     needed |= {*spec.labels.values()}
     head, columns = _head(stream, needed, source)
     if needed - columns and source.is_lasting:

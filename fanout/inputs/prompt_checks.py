@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from fanout.core.spec import RunSpec
 
-__all__ = ["group_column", "label_leaks", "names_of", "output_gaps", "plan_templates", "query_names",
+__all__ = ["group_columns", "label_leaks", "names_of", "output_gaps", "plan_templates", "query_names",
            "require_group", "require_labels", "require_prompts", "templates_of"]  # fmt: skip
 
 _GROUPS = ("document", "aspect", "model")
@@ -33,9 +33,10 @@ _GROUPS = ("document", "aspect", "model")
 
 def templates_of(spec: RunSpec) -> list[Template]:
     """Return the templates of a job's prompts. Raises PromptError."""
-    if spec.aggregate_prompt is not None:
-        template = Template.parse(spec.aggregate_prompt, field="aggregate_prompt")
-        template.require(AGGREGATE_NAMES)
+    for reduce in spec.reductions:
+        if reduce.prompt is not None:
+            template = Template.parse(reduce.prompt, field=reduce.field("aggregate_prompt"))
+            template.require(AGGREGATE_NAMES)
     if spec.steps:
         _require_other_names(spec)
         prompts = StepPrompts(spec.steps)
@@ -159,36 +160,41 @@ def _groups(spec: RunSpec) -> tuple[str, ...]:
     return (*_GROUPS, *(SPLIT_NAMES if spec.split == "model" else ()))
 
 
-def group_column(spec: RunSpec) -> frozenset[str]:
-    """Return the column by which a job groups its branches, if it is one."""
-    by = spec.group_by or ""
-    if not by or by in _groups(spec) or by.startswith(OWN) or (spec.steps and by.startswith(STEPS)):
-        return frozenset()
-    return frozenset({by.removeprefix(COLUMN)})
+def group_columns(spec: RunSpec) -> frozenset[str]:
+    """Return the columns by which a job groups its branches."""
+    names = {reduce.group_by for reduce in spec.reductions if reduce.group_by is not None}
+    return frozenset(
+        by.removeprefix(COLUMN)
+        for by in names.difference(_groups(spec))
+        if not by.startswith(OWN) and not (spec.steps and by.startswith(STEPS))
+    )
 
 
 def require_group(spec: RunSpec, columns: frozenset[str]) -> None:
     """Check that a job groups by something that there is. Raises SpecError."""
-    by = spec.group_by
-    if by is None:
-        return
+    for reduce in spec.reductions:
+        if reduce.group_by is not None:
+            _require_group(spec, reduce.group_by, columns, field=reduce.field("group_by"))
+
+
+def _require_group(spec: RunSpec, by: str, columns: frozenset[str], *, field: str) -> None:
     if spec.steps and by.startswith(STEPS):
         problem = step_problem(spec, by)
         if problem is not None:
-            raise SpecError(problem, field="group_by")
+            raise SpecError(problem, field=field)
         return
     own = _groups(spec)
     if by in own and by in columns:
         raise SpecError(
             f"{by!r} is not clear: the input has a column of this name; write {COLUMN}{by} for "
             f"the column, or {OWN}{by} for fanout's own",
-            field="group_by",
+            field=field,
         )
     if by.removeprefix(OWN) not in own and by.removeprefix(COLUMN) not in columns:
         known = sorted({*own, *columns, *(STEPS + name for name in spec.step_names)})
         raise SpecError(
             f"there is no column {by!r};{near_hint(by, known)} known: {', '.join(known)}",
-            field="group_by",
+            field=field,
         )
 
 

@@ -173,13 +173,17 @@ class Template(msgspec.Struct, frozen=True):
                 out[i] = self._fenced(own, out[i], i)
         return out
 
+    @property
+    def _is_of_reduce(self) -> bool:
+        return self.field == "aggregate_prompt" or self.field.startswith("reduce.")
+
     def _fenced(self, own: str, value: str, at: int) -> str:
         """Return a value between fences; ``own`` is the name of fanout, empty for a column."""
         if isinstance(value, Fenced):
             return value.fenced
         if own in BLOCKS:
-            is_aggregate = own == "input" and self.field == "aggregate_prompt"
-            return block("answers" if is_aggregate else BLOCKS[own], value)
+            is_answers = own == "input" and self._is_of_reduce
+            return block("answers" if is_answers else BLOCKS[own], value)
         return inline(value, in_quotes=is_in_quotes(self.parts, at))
 
     def _column_value(

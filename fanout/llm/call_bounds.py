@@ -181,8 +181,10 @@ def unkept(spec: RunSpec, limits: BudgetLimits) -> tuple[str, str] | None:
         for ask in asks_of(spec)
         for model in dict.fromkeys((*ask.models, *spec.fallback))
     ]
-    if spec.reduces_by_calls:
-        lengths.append((spec.reduce_model, spec.aggregate_max_tokens, "aggregate_max_tokens"))
+    lengths += [
+        (reduce.model, reduce.max_tokens, reduce.field("aggregate_max_tokens"))
+        for reduce in spec.called_reductions
+    ]
     if spec.split == "model":
         splitting = (spec.split_model or spec.model, *spec.fallback)
         lengths += [

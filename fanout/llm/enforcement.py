@@ -42,10 +42,11 @@ def unenforced(spec: RunSpec) -> Iterator[str]:
         if ask.step is None or ask.step.judge is None
     ]
     of_map = [(field, schema, (*models, *spec.fallback)) for field, schema, models in fields]
-    for field, schema, models in (
-        *of_map,
-        ("aggregate_schema", spec.aggregate_schema, (spec.reduce_model,)),
-    ):
+    of_reduces = [
+        (reduce.field("aggregate_schema"), reduce.schema, (reduce.model,))
+        for reduce in spec.reductions
+    ]
+    for field, schema, models in (*of_map, *of_reduces):
         providers = dict.fromkeys(model.partition("/")[0] for model in models if "/" in model)
         for provider in providers:
             if schema is not None and provider in _DIALECTS:

@@ -17,6 +17,8 @@ from fanout.core.budgets import NANO, NO_AMOUNTS, Amounts, BudgetLimits, BudgetS
 from fanout.policy.pricing import most_usd
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fanout.core.lanes import Lane
     from fanout.core.records import Usage
     from fanout.policy.pricing import Price
@@ -77,11 +79,15 @@ def too_large(most: Amounts, state: BudgetState, *, is_reduce: bool) -> bool:
     return not fits(most, used=NO_AMOUNTS, limits=limits)
 
 
-def reduce_share(reduction: str) -> float:
-    """Return the share of a budget that is kept for the calls of a reduce; 0 if it makes none."""
-    if reduction in ("best", "pairwise", "resolve"):
-        return COMPARISON_SHARE
-    return REDUCE_SHARE if reduction == "llm" else 0.0
+def reduce_share(kinds: Sequence[str]) -> float:
+    """Return the share of a budget that is kept for the calls of reduces; 0 if they make none.
+
+    Of several reduces, each has its share; the branches have half of the budget at least.
+    """
+    shares = dict.fromkeys(("best", "pairwise", "resolve"), COMPARISON_SHARE) | {
+        "llm": REDUCE_SHARE
+    }
+    return min(sum(shares.get(kind, 0.0) for kind in kinds), COMPARISON_SHARE)
 
 
 def map_limits(limits: BudgetLimits, *, reduce_share: float) -> BudgetLimits:

@@ -11,7 +11,7 @@ from msgspec import structs
 from fanout.core.records import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from fanout.core.lanes import Lane
     from fanout.core.rate_limits import LimitState, Rates
@@ -192,14 +192,15 @@ def tightest(told: Rates, learnt: LimitState, places: int | None) -> tuple[Rates
 
 
 def models_of(
-    calls: Mapping[tuple[str, str], Calls], reducing: str, reduced: Calls
+    calls: Mapping[tuple[str, str], Calls], reduced: Iterable[tuple[str, Calls]]
 ) -> dict[str, Calls]:
-    """Return calls by model, with those of the reduce."""
+    """Return calls by model, with those of reduces, which come with their models."""
     found: dict[str, Calls] = {}
     for (_, model), one in calls.items():
         found[model] = found.get(model, Calls()).plus(one)
-    if reduced.calls_high:
-        found[reducing] = found.get(reducing, Calls()).plus(reduced)
+    for model, one in reduced:
+        if one.calls_high:
+            found[model] = found.get(model, Calls()).plus(one)
     return found
 
 

@@ -13,9 +13,10 @@ from fanout.report.text import cut, one_line
 from fanout.runs.answer_text import EMPTY_GROUP, cell_words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from fanout.aggregators import Aggregate
+    from fanout.core.reduces import Reduce
     from fanout.runs.result_values import ResultValues
 
 __all__ = [
@@ -134,18 +135,27 @@ class ShownAggregate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShownAggregates:
-    """The aggregates as the page shows them; ``more`` is the number of omitted groups."""
+    """The aggregates of a reduce as the page shows them.
 
+    Attributes:
+        name: The name of the reduce; empty for the only one of a job without a list.
+        votes: The votes of all groups.
+        problem: Why there is none, or None.
+        more: The number of omitted groups.
+    """
+
+    name: str
     votes: VoteTable | None
     shown: list[ShownAggregate]
     more: int
+    problem: str | None = None
 
 
 class _CharBudget:
     """The number of characters of answers that the page can still take."""
 
-    def __init__(self) -> None:
-        self._left = _CHARS
+    def __init__(self, chars: int) -> None:
+        self._left = chars
 
     def take(self, text: str) -> str:
         shown = cut(text, self._left)
@@ -159,13 +169,23 @@ class _CharBudget:
         return not self._left
 
 
-def aggregates(values: ResultValues, reduction: str, *, is_grouped: bool) -> ShownAggregates:
-    """Return the aggregates of a run as the page shows them."""
-    budget = _CharBudget()
-    votes = _vote_table(values, budget) if is_grouped and reduction == "vote" else None
-    shown = list(_aggregates(values, reduction, budget, is_grouped=is_grouped))
-    more = len(values.stored.aggregates) - len(shown)
-    return ShownAggregates(votes=votes, shown=shown, more=more)
+def aggregates(values: ResultValues, reduces: Sequence[Reduce]) -> list[ShownAggregates]:
+    """Return the aggregates of a run as the page shows them, for each reduce."""
+    chars = _CHARS // max(1, len(reduces))
+    return [_of_reduce(values.of(one.name), one, _CharBudget(chars)) for one in reduces]
+
+
+def _of_reduce(values: ResultValues, reduce: Reduce, budget: _CharBudget) -> ShownAggregates:
+    is_grouped = reduce.group_by is not None
+    votes = _vote_table(values, budget) if is_grouped and reduce.kind == "vote" else None
+    shown = list(_aggregates(values, reduce.kind, budget, is_grouped=is_grouped))
+    return ShownAggregates(
+        name=reduce.name,
+        votes=votes,
+        shown=shown,
+        more=len(values.stored.aggregates) - len(shown),
+        problem=values.stored.problem,
+    )
 
 
 def _aggregates(

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from fanout.runs.result_values import ResultValues
     from fanout.runs.status import Status
     from fanout.runs.stored_aggregate import StoredAggregate
+    from fanout.runs.stored_aggregates import StoredAggregates
 
 __all__ = ["Facts", "ReportedRun", "page", "render", "write"]
 
@@ -56,7 +57,7 @@ class ReportedRun(Protocol):
     def outcomes(self, *, with_text: bool = False) -> Iterable[Output[Any]]:
         """Yield the branches that have ended, in input order."""
 
-    def stored_aggregate(self) -> StoredAggregate:
+    def stored_aggregate(self) -> StoredAggregate | StoredAggregates:
         """Return its aggregates."""
 
 
@@ -149,7 +150,7 @@ def page(facts: Facts) -> str:
         kept_cut=kept_notes(facts.status),
         figures=figures,
         stored=facts.values.stored,
-        aggregates=aggregates(facts.values, spec.reduction, is_grouped=bool(spec.group_by)),
+        aggregates=aggregates(facts.values, spec.reductions),
         throughput=_over_time(figures.over_time, "succeeded", "failed"),
         tokens=_over_time(figures.over_time, "input_tokens", "output_tokens"),
         latency=_latency(figures.durations),

@@ -11,6 +11,7 @@ from fanout.inputs.documents.urls import shown_input
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from fanout.core.reduces import Reduce
     from fanout.core.spec import RunSpec
 
 __all__ = ["answer_settings", "input_settings"]
@@ -57,16 +58,9 @@ def answer_settings(spec: RunSpec) -> list[tuple[str, str]]:
 
 
 def _settings(spec: RunSpec) -> Iterator[tuple[str, str]]:
-    if spec.by:
-        yield "by", ", ".join(spec.by)
-    if spec.measures:
-        yield "measures", ", ".join(spec.measures)
-    if spec.k is not None:
-        yield "k", f"{spec.k:,}"
-    if spec.judges_pairs:
-        if spec.criteria:
-            yield "criteria", "; ".join(spec.criteria)
-        yield "judge_model", spec.reduce_model
+    for reduce in spec.reductions:
+        for name, value in _of_reduce(reduce):
+            yield reduce.field(name), value
     yield from _shapes(spec)
     yield from _unusual(
         spec,
@@ -85,6 +79,25 @@ def _settings(spec: RunSpec) -> Iterator[tuple[str, str]]:
         )
 
 
+def _of_reduce(reduce: Reduce) -> Iterator[tuple[str, str]]:
+    if reduce.name:
+        yield "reduce", reduce.kind
+        if reduce.group_by is not None:
+            yield "group_by", reduce.group_by
+    if reduce.by:
+        yield "by", ", ".join(reduce.by)
+    if reduce.measures:
+        yield "measures", ", ".join(reduce.measures)
+    if reduce.k is not None:
+        yield "k", f"{reduce.k:,}"
+    if reduce.judges_pairs:
+        if reduce.criteria:
+            yield "criteria", "; ".join(reduce.criteria)
+        yield "judge_model", reduce.model
+    if reduce.name and reduce.max_tokens is not None:
+        yield "aggregate_max_tokens", f"{reduce.max_tokens:,}"
+
+
 def _shapes(spec: RunSpec) -> Iterator[tuple[str, str]]:
     """Yield what answers and the aggregate must be."""
     if spec.answer_schema is not None:
@@ -93,15 +106,20 @@ def _shapes(spec: RunSpec) -> Iterator[tuple[str, str]]:
         yield "choices", ", ".join(spec.answer_choices)
     elif not spec.steps:
         yield "output_format", spec.output_format
-    if spec.aggregate_schema is not None:
-        yield "aggregate_schema", _shape(spec.aggregate_schema)
+    schemas = [
+        (reduce.field("aggregate_schema"), reduce.schema)
+        for reduce in spec.reductions
+        if reduce.schema is not None
+    ]
+    for name, schema in schemas:
+        yield name, _shape(schema)
     has_shape = (
         spec.schema is not None
         or spec.choices
         or spec.output_format == "json"
         or any(step.has_shape for step in spec.steps)
     )
-    if has_shape or spec.aggregate_schema is not None:
+    if has_shape or schemas:
         yield "max_reasks", f"{spec.max_reasks:,} after an answer that does not fit"
 
 

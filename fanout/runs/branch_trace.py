@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -26,6 +25,8 @@ from fanout.policy.packing import shard_chunk
 from fanout.policy.steps import Chain, SentBack
 from fanout.retrieval.context import NO_PASSAGE
 from fanout.runs.outputs import output_of
+from fanout.runs.result_values import ResultValues
+from fanout.runs.status import StoredResult
 from fanout.runs.traced_comparisons import TracedComparison  # noqa: TC001 - as above
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from fanout.core.passage_uses import PassageUse
     from fanout.core.records import BranchRef, Chunk, ErrorKind, Outcome, Shard, StepOutcome
+    from fanout.core.reduces import Reduce
     from fanout.core.spec import RunSpec
     from fanout.core.steps import StepSpec
     from fanout.runs.branch_output import Output
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["BranchTrace", "TracedCall", "trace_of"]
 
 _STANDING = ("rank", "wins", "comparisons")
+_NO_RESULT = ResultValues(StoredResult())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,6 +112,7 @@ class BranchTrace:
         calls: Its questions in the order in which they were asked.
         standing: What comparisons have found, as the aggregate has it: ``rank``, or ``wins`` and
             ``comparisons``; empty if the aggregate does not have the branch.
+        standings: The same by the name of the reduce, where the job has a list of them.
         compared: The calls that compared its answer with others, in the order of the rounds.
     """
 
@@ -116,6 +120,7 @@ class BranchTrace:
     calls: tuple[TracedCall, ...]
     standing: Mapping[str, int] = field(default_factory=dict)
     compared: tuple[TracedComparison, ...] = ()
+    standings: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 def trace_of(
@@ -123,7 +128,7 @@ def trace_of(
     shard: Shard,
     outcome: Outcome,
     *,
-    aggregate: Any = None,
+    values: ResultValues = _NO_RESULT,
     comparisons: Iterable[TracedComparison] = (),
 ) -> BranchTrace:
     """Return a branch from end to end.
@@ -132,7 +137,7 @@ def trace_of(
         spec: The job.
         shard: The shard of the branch.
         outcome: Its outcome.
-        aggregate: What comparisons have found; None if the job has none, or not yet.
+        values: What its reduces have found so far.
         comparisons: Those of the branch.
 
     Raises:
@@ -143,27 +148,37 @@ def trace_of(
     chunk = shard_chunk(shard, outcome.index, variants.count)
     if spec.neighbours:
         chunk = structs.replace(chunk, around=around_in(shard, ref.chunk, spec.neighbours))
-    compared = list(_compared(spec, aggregate))
-    is_decided = spec.reduction == "best" and aggregate is not None
-    best = frozenset(row["index"] for row in compared) if is_decided else None
-    own = next((row for row in compared if row["index"] == outcome.index), {})
+    rows = {
+        one.name: list(_compared(values.of(one.name), one))
+        for one in spec.reductions
+        if one.compares
+    }
+    is_decided = spec.finds_best and bool(values.stored.aggregates)
+    best = frozenset(row["index"] for row in rows[""]) if is_decided else None
     branch = output_of(spec, shard, outcome, with_text=True, best=best)
     if spec.steps:
         calls = tuple(_steps(spec, chunk, ref, outcome, len(shard.chunks)))
     else:
         calls = (_single(spec, chunk, ref, branch, len(shard.chunks), outcome.refused),)
-    standing = {name: own[name] for name in _STANDING if name in own}
-    return BranchTrace(branch=branch, calls=calls, standing=standing, compared=tuple(comparisons))
+    found = {name: _standing(some, outcome.index) for name, some in rows.items()}
+    return BranchTrace(
+        branch=branch,
+        calls=calls,
+        standing=found.pop("", {}),
+        standings={name: one for name, one in found.items() if one},
+        compared=tuple(comparisons),
+    )
 
 
-def _compared(spec: RunSpec, aggregate: Any) -> Iterator[dict[str, Any]]:
-    """Yield the rows of the answers that an aggregate of comparisons has."""
-    if not spec.compares or aggregate is None:
-        return
-    if spec.reduction == "best":
-        yield from aggregate.values()
-    else:
-        yield from chain.from_iterable(aggregate.values()) if spec.group_by else aggregate
+def _compared(values: ResultValues, reduce: Reduce) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the answers that the aggregates of comparisons have."""
+    for one in values.stored.aggregates.values():
+        yield from values.value(one).values() if reduce.kind == "best" else values.rows(one)
+
+
+def _standing(rows: list[dict[str, Any]], index: int) -> dict[str, int]:
+    own = next((row for row in rows if row["index"] == index), {})
+    return {name: own[name] for name in _STANDING if name in own}
 
 
 def _listed(uses: Iterable[PassageUse], kind: ErrorKind | None) -> OwnText:

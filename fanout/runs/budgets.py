@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from fanout.core.asks import Ask
     from fanout.core.budgets import Amounts
+    from fanout.core.reduces import Reduce
     from fanout.core.spec import BudgetSpec, RunSpec
     from fanout.core.state import RunRecord
     from fanout.stores import RedisStore
@@ -42,7 +43,8 @@ def run_limits(spec: RunSpec) -> tuple[BudgetLimits, BudgetLimits] | None:
 
 
 def _with_map(spec: RunSpec, limits: BudgetLimits) -> tuple[BudgetLimits, BudgetLimits]:
-    return limits, map_limits(limits, reduce_share=reduce_share(spec.reduction))
+    kinds = [reduce.kind for reduce in spec.reductions]
+    return limits, map_limits(limits, reduce_share=reduce_share(kinds))
 
 
 def require_kept(spec: RunSpec, limits: BudgetLimits) -> None:
@@ -71,7 +73,7 @@ def require_room(spec: RunSpec, limits: BudgetLimits) -> None:
     for call in _least_calls(spec, asks_of(spec)):
         if not call.is_needed:
             continue
-        of_call = limits if call.is_reduce else _with_map(spec, limits)[1]
+        of_call = limits if call.reduce is not None else _with_map(spec, limits)[1]
         if not fits(call.most, used=NO_AMOUNTS, limits=of_call):
             raise _too_small(call, limits, of_call)
 
@@ -82,7 +84,7 @@ class _LeastCall(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     most: Amounts
     max_tokens: int | None
-    is_reduce: bool = False
+    reduce: Reduce | None = None
     step: str = ""
     is_needed: bool = True
 
@@ -106,20 +108,30 @@ def _least_calls(spec: RunSpec, asks: list[Ask]) -> Iterator[_LeastCall]:
                 # A route may leave it out.
                 is_needed=step is None or not step.when,
             )
-    if spec.reduces_by_calls:
-        model, longest = spec.reduce_model, spec.aggregate_max_tokens
-        if spec.resolves:
-            size = utf8_bytes(with_rule(spec, model, None) or "")
-            size += utf8_bytes(resolution_prompt(spec.by[0], "", "", spec.criteria))
-        elif spec.compares:
-            size = utf8_bytes(with_rule(spec, model, None) or "")
-            size += utf8_bytes(comparison_frame(spec.criteria, has_task=False))
-        else:
-            template = Template.parse(aggregate_source(spec), field="aggregate_prompt")
-            size = utf8_bytes(with_rule(spec, model, spec.system) or "")
-            size += _least_bytes(template, spec, model)
-        most = CallBounds(spec, model).least(size, longest, lane)
-        yield _LeastCall(model=model, most=most, max_tokens=longest, is_reduce=True)
+    for reduce in spec.called_reductions:
+        yield _LeastCall(
+            model=reduce.model,
+            most=CallBounds(spec, reduce.model).least(
+                _reduce_bytes(spec, reduce), reduce.max_tokens, lane
+            ),
+            max_tokens=reduce.max_tokens,
+            reduce=reduce,
+        )
+
+
+def _reduce_bytes(spec: RunSpec, reduce: Reduce) -> int:
+    """Return the bytes of a prompt of a reduce without answers."""
+    model = reduce.model
+    if reduce.judges_pairs:
+        frame = (
+            resolution_prompt(reduce.by[0], "", "", reduce.criteria)
+            if reduce.resolves
+            else comparison_frame(reduce.criteria, has_task=False)
+        )
+        return utf8_bytes(with_rule(spec, model, None) or "") + utf8_bytes(frame)
+    template = Template.parse(aggregate_source(reduce), field=reduce.field("aggregate_prompt"))
+    system = utf8_bytes(with_rule(spec, model, spec.system) or "")
+    return system + _least_bytes(template, spec, model)
 
 
 def _least_bytes(template: Template, spec: RunSpec, model: str) -> int:
@@ -131,10 +143,10 @@ def _least_bytes(template: Template, spec: RunSpec, model: str) -> int:
 
 def _too_small(call: _LeastCall, limits: BudgetLimits, of_call: BudgetLimits) -> SpecError:
     name = next(name for name in _NAMES if _is_over(of_call, name, call.most))
-    field = "aggregate_max_tokens" if call.is_reduce else "max_tokens"
+    field = "max_tokens" if call.reduce is None else call.reduce.field("aggregate_max_tokens")
     smaller = f"give {field}" if call.max_tokens is None else f"give a smaller {field}"
     kept = " beside what is kept for the reduce" if of_call != limits else ""
-    what = "call of the reduce" if call.is_reduce else "call"
+    what = "call" if call.reduce is None else f"call of {call.reduce.words}"
     if call.step:
         what = f"call of step {call.step}"
     return SpecError(

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from fanout.core.comparison_fields import COMPARISON_SCHEMA, RESOLUTION_SCHEMA
 from fanout.core.errors import SpecError
+from fanout.core.reduces import COMPARISON_SCHEMA, RESOLUTION_SCHEMA
 from fanout.core.tokens import BYTES_PER_TOKEN, utf8_bytes
 from fanout.inputs.comparison_prompts import comparison_frame, comparison_room
 from fanout.inputs.resolution_prompts import resolution_prompt
@@ -18,6 +18,7 @@ from fanout.runs.token_counts import comparison_tokens
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from fanout.core.reduces import Reduce
     from fanout.core.spec import RunSpec
     from fanout.runs.ask_counts import AnswerTokens
 
@@ -31,37 +32,38 @@ _VALUE_TOKENS, _LIKELY_SAME = 10.0, 40.0
 
 
 def competitions(
-    spec: RunSpec, chunks: int, groups: Mapping[str, int], ungrouped: int
+    spec: RunSpec, reduce: Reduce, chunks: int, groups: Mapping[str, int], ungrouped: int
 ) -> list[tuple[float, float]]:
     """Return how many outputs compete with each other, and how often so many do.
 
     Args:
         spec: The job.
+        reduce: The reduce that compares.
         chunks: The number of its chunks.
         groups: The chunks of each group, once for each aspect.
         ungrouped: The chunks of further groups, which are taken to be of the same sizes.
     """
     aspects = len(spec.aspect_names)
     each = spec.variants.count / aspects
-    if spec.reduction != "best":
-        models = len(spec.models) if spec.group_by in ("model", "fanout.model") else 1
+    if reduce.kind != "best":
+        models = len(spec.models) if reduce.is_by_model else 1
         times = models * (1 + ungrouped / max(1, sum(groups.values())))
         return [(size * each / models, times) for size in groups.values()]
     return [(each, float(chunks * aspects))] if each > 1 else [(float(aspects), float(chunks))]
 
 
-def resolution_calls(spec: RunSpec, answers: float) -> Calls:
+def resolution_calls(spec: RunSpec, reduce: Reduce, answers: float) -> Calls:
     """Return the calls that say which values of so many answers are the same.
 
     How many values are alike is unknown: none at least, and one for each answer is likely.
     """
-    high = min(float(spec.max_pairs), answers * max(0.0, answers - 1) / 2)
+    high = min(float(reduce.max_pairs), answers * max(0.0, answers - 1) / 2)
     likely = min(high, answers)
     bytes_per_token = ratio_of(spec.tokenizer) or float(BYTES_PER_TOKEN)
-    frame = utf8_bytes(resolution_prompt(spec.by[0], "", "", spec.criteria)) / bytes_per_token
+    frame = utf8_bytes(resolution_prompt(reduce.by[0], "", "", reduce.criteria)) / bytes_per_token
     frame += utf8_bytes(msgspec.json.encode(RESOLUTION_SCHEMA).decode()) / bytes_per_token
     prompt = frame + 2 * _VALUE_TOKENS
-    _, verdict = comparison_tokens(spec)
+    _, verdict = comparison_tokens(spec, reduce)
     return Calls(
         calls_likely=likely,
         calls_high=high,
@@ -74,6 +76,7 @@ def resolution_calls(spec: RunSpec, answers: float) -> Calls:
 
 def comparison_calls(
     spec: RunSpec,
+    reduce: Reduce,
     sizes: Iterable[tuple[float, float]],
     branches: Calls,
     outputs: AnswerTokens,
@@ -82,22 +85,23 @@ def comparison_calls(
 
     Args:
         spec: The job.
+        reduce: The reduce that compares.
         sizes: How many outputs compete in a slot or group, and how many such there are.
         branches: The calls of the branches: a judge may see their prompt.
         outputs: The tokens of an output.
     """
-    has_task = spec.reduction == "best"
+    has_task = reduce.kind == "best"
     low = likely = high = 0.0
     for size, times in sizes:
-        counts = comparisons_of(size, k=spec.k, is_best=has_task)
+        counts = comparisons_of(size, k=reduce.k, is_best=has_task)
         low, likely, high = (
             one + _CALLS * times * count
             for one, count in zip((low, likely, high), counts, strict=True)
         )
     bytes_per_token = ratio_of(spec.tokenizer) or float(BYTES_PER_TOKEN)
-    frame = utf8_bytes(comparison_frame(spec.criteria, has_task=has_task)) / bytes_per_token
+    frame = utf8_bytes(comparison_frame(reduce.criteria, has_task=has_task)) / bytes_per_token
     frame += utf8_bytes(msgspec.json.encode(COMPARISON_SCHEMA).decode()) / bytes_per_token
-    window, verdict = comparison_tokens(spec)
+    window, verdict = comparison_tokens(spec, reduce)
     try:
         room = float(
             comparison_room(context_tokens=window, frame_tokens=int(frame), answer_tokens=verdict)

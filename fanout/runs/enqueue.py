@@ -147,8 +147,8 @@ class Enqueuer:
 
 
 def has_frontier(spec: RunSpec) -> bool:
-    """Return whether the tree of a job begins before its branches have ended."""
-    return spec.reduction == "llm" and spec.group_by is None
+    """Return whether a tree of a job begins before its branches have ended."""
+    return any(reduce.has_frontier for reduce in spec.reductions)
 
 
 def _max_branches(spec: RunSpec) -> int:
@@ -164,7 +164,7 @@ def open_stage(
     stage_id: StageId,
     shards: Iterable[Shard],
 ) -> None:
-    """Write the shards of a stage, publish the first, and seal it.
+    """Write the shards of the branches of a run, publish the first, and seal their stage.
 
     The call may be repeated, also by two processes at once: each shard is written and counted once.
     It stops as soon as the stage takes no more shards: the run was stopped, or another process has
@@ -176,9 +176,6 @@ def open_stage(
         if number >= written and not store.put_shard(stage_id.shard(number), shard):
             break
         publisher.expand(stage_id, store.open_shards(stage_id, window=window))
-    if stage_id.stage:
-        seal_reduce_stage(store, publisher, stage_id)
-        return
     sealed = store.seal_stage(stage_id)
     store.set_status(stage_id.run_id, RunStatus.RUNNING, stage=0)
     if sealed.first:

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from functools import cached_property, reduce
 from types import MappingProxyType
 from typing import TYPE_CHECKING, get_args
 
 import msgspec
 
-from fanout.aggregators import RULE_TOKENS, group_key
-from fanout.core.errors import SpecError
 from fanout.core.lanes import Lane, takes_lane
 from fanout.core.neighbours import with_around
 from fanout.core.rate_limits import LimitState, Rates
-from fanout.core.step_answers import likely_answer
-from fanout.core.tokens import BYTES_PER_TOKEN
-from fanout.inputs.fences import FENCE_BYTES, with_rule
-from fanout.inputs.fold_prompts import aggregate_source
+from fanout.inputs.fences import with_rule
 from fanout.inputs.splitters import split_documents, splitter_of
-from fanout.inputs.token_counters import ratio_of
 from fanout.llm.prices import price_of
 from fanout.policy.consensus import is_decided
 from fanout.policy.estimates import (
@@ -32,16 +25,12 @@ from fanout.policy.estimates import (
     known_sum,
     likely_cost,
     models_of,
-    refine_range,
     tightest,
     time_range,
-    tree_range,
 )
-from fanout.policy.token_ratio import TokenRatio, TokenSums, bytes_by_kind
 from fanout.runs.ask_counts import AskCounts
-from fanout.runs.comparison_estimate import comparison_calls, competitions, resolution_calls
-from fanout.runs.estimate_result import Estimate, StepEstimate
-from fanout.runs.token_counts import ANSWER_TOKENS, reduce_room
+from fanout.runs.estimate_result import Estimate, ReduceEstimate, StepEstimate
+from fanout.runs.reduce_estimate import ReduceEstimator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -51,14 +40,13 @@ if TYPE_CHECKING:
     from fanout.core.spec import RunSpec
     from fanout.inputs.fences import Fenced
     from fanout.policy.routes import Route
+    from fanout.policy.token_ratio import TokenSums
 
     _ByModel = Mapping[str, Calls]
     _RouteCalls = tuple[Route, Mapping[tuple[str, str], Calls]]
 
 __all__ = ["Estimator"]
 
-# Groups that are told apart; the chunks of more are taken to be in groups of the same sizes.
-_MOST_GROUPS = 100_000
 _TITLE, _SUBTASK = "[title]", "[subtask]"
 
 
@@ -87,9 +75,10 @@ class Estimator:
         self._places, self._limits = places, limits
         self._counts = AskCounts(spec, self._seen, passages)
         self._documents = self._bad = self._chunks = self._bad_chunks = 0
-        self._groups: Counter[str] = Counter()
-        # The chunks of the groups beyond these.
-        self._ungrouped = 0
+        self._reducing = [
+            ReduceEstimator(spec, reduce, self._seen[reduce.model])
+            for reduce in spec.called_reductions
+        ]
         self._reduced = Calls()
 
     def documents(self, documents: Iterable[Document]) -> Iterator[Chunk]:
@@ -115,36 +104,20 @@ class Estimator:
 
     def add(self, chunk: Chunk, number: int) -> None:
         """Count the branches of a chunk."""
-        spec = self._spec
         self._chunks += 1
         self._counts.add(chunk, number)
-        if spec.reduces_by_calls and spec.reduction != "best":
-            for aspect in spec.aspect_names:
-                self._count_group(chunk, aspect)
-
-    def _count_group(self, chunk: Chunk, aspect: str | None) -> None:
-        group = group_key(
-            self._spec.group_by,
-            document=chunk.document,
-            aspect=aspect,
-            model=None,
-            columns=chunk.columns,
-            steps=likely_answer(self._spec.group_by, self._spec.steps, chunk.document_index),
-        )
-        if group in self._groups or len(self._groups) < _MOST_GROUPS:
-            self._groups[group] += 1
-        else:
-            self._ungrouped += 1
+        for one in self._reducing:
+            one.add(chunk)
 
     def result(self) -> Estimate:
         """Return the estimate for what was counted."""
         spec, shown = self._spec, self._counts.shown
         routes = self._counts.routes(self._times)
         branches = any_of([(route.share, _total(calls.values())) for route, calls in routes])
-        reduced = self._reduced = self._reduce(branches)
-        by_route = [
-            (route.share, models_of(calls, spec.reduce_model, reduced)) for route, calls in routes
-        ]
+        reduces = self._reduces(branches)
+        reduced = [(one.model, one.calls) for one in reduces]
+        self._reduced = _total(one for _, one in reduced)
+        by_route = [(route.share, models_of(calls, reduced)) for route, calls in routes]
         models = dict.fromkeys(model for _, found in by_route for model in found)
         by_model = {
             model: any_of([(share, found.get(model, Calls())) for share, found in by_route])
@@ -159,7 +132,8 @@ class Estimator:
             chunks=self._chunks,
             branches=(self._chunks + self._bad_chunks) * spec.branches_per_chunk,
             calls=branches,
-            reduce=reduced,
+            reduce=self._reduced,
+            reduces=reduces,
             by_model=by_model,
             lane=spec.lane,
             lanes=[
@@ -216,55 +190,25 @@ class Estimator:
             for model, price in prices.items()
         )
 
-    def _reduce(self, branches: Calls) -> Calls:
-        spec = self._spec
-        if spec.resolves:
-            return resolution_calls(spec, self._chunks * spec.branches_per_chunk)
-        if spec.compares:
-            sizes = competitions(spec, self._chunks, self._groups, self._ungrouped)
-            return comparison_calls(spec, sizes, branches, self._counts.outputs())
-        if spec.reduction != "llm" or not self._groups:
-            return Calls()
-        learnt = TokenRatio.fitted(self._seen[spec.model])
-        system = with_rule(spec, spec.model, spec.system) or ""
-        fence = " " * FENCE_BYTES * spec.is_fenced(spec.model)
-        rule = " " * BYTES_PER_TOKEN * RULE_TOKENS * spec.sources
-        texts = (aggregate_source(spec), system, fence, rule)
-        frame = learnt.tokens_of(bytes_by_kind(texts))
-        ratio = ratio_of(spec.tokenizer) or float(BYTES_PER_TOKEN)
-        try:
-            room = float(reduce_room(spec, ratio))
-        except SpecError:
-            room = 1.0
-        outputs = self._counts.outputs()
-        least, likely, most = outputs.least, outputs.likely, outputs.most
-        partial = float(spec.aggregate_max_tokens or ANSWER_TOKENS)
-        # Each answer of a prompt: its samples, and those of each model.
-        each = spec.variants.count / len(spec.aspect_names)
-        models = len(spec.models) if spec.group_by in ("model", "fanout.model") else 1
-        low = middle = high = Calls()
-        folded = refine_range if spec.refines else tree_range
-        for count in self._groups.values():
-            for _ in range(models):
-                answers = count * each / models
-                low = low.plus(folded(answers, room, least, 1.0, frame))
-                middle = middle.plus(folded(answers, room, likely, partial, frame))
-                high = high.plus(folded(answers, room, most or partial, partial, frame))
-        all_groups = 1 + self._ungrouped / self._groups.total()
-        if spec.sources and spec.max_reasks:
-            # Each answer may be sent back once, with its citations.
-            high = high.plus(high)
-        return Calls(
-            calls_low=low.calls_low * all_groups,
-            calls_likely=middle.calls_low * all_groups,
-            calls_high=high.calls_high * all_groups,
-            input_low=low.input_low * all_groups,
-            input_likely=middle.input_low * all_groups,
-            input_high=high.input_high * all_groups,
-            output_low=low.calls_low * all_groups,
-            output_likely=middle.calls_low * all_groups * min(partial, max(likely, ANSWER_TOKENS)),
-            output_high=high.calls_high * all_groups * partial,
-        )
+    def _reduces(self, branches: Calls) -> list[ReduceEstimate]:
+        lane: Lane = "realtime" if self._spec.lane == "auto" else self._spec.lane
+        found = []
+        for one in self._reducing:
+            calls = one.calls(branches, self._counts.outputs())
+            price = price_of(one.reduce.model, self._spec.price)
+            low, high = cost_range(price, calls, lane)
+            found.append(
+                ReduceEstimate(
+                    name=one.reduce.name,
+                    kind=one.reduce.kind,
+                    model=one.reduce.model,
+                    calls=calls,
+                    cost_usd_low=low,
+                    cost_usd_likely=likely_cost(price, calls, lane),
+                    cost_usd_high=high,
+                )
+            )
+        return found
 
     def _in_lane(self, lane: Lane, by_route: Sequence[tuple[float, _ByModel]]) -> LaneEstimate:
         """Return what a lane costs: from the cheapest way through the steps to the dearest."""

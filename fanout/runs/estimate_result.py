@@ -10,7 +10,7 @@ import msgspec
 from fanout.policy.estimates import Calls, LaneEstimate
 from fanout.runs.one_line import one_line, range_of
 
-__all__ = ["Estimate", "StepEstimate"]
+__all__ = ["Estimate", "ReduceEstimate", "StepEstimate"]
 
 
 class StepEstimate(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +39,37 @@ class StepEstimate(msgspec.Struct, frozen=True, kw_only=True):
         return one_line("StepEstimate", shown)
 
 
+class ReduceEstimate(msgspec.Struct, frozen=True, kw_only=True):
+    """What a reduce by calls would use.
+
+    Attributes:
+        name: Its name; empty for the only one of a job without a list.
+        kind: The name of the aggregator.
+        model: The model that it asks.
+        calls: Its calls, and their tokens.
+        cost_usd_low: What they cost at least, in the lane of the job (for ``auto``, in realtime).
+        cost_usd_likely: What they likely cost.
+        cost_usd_high: What they cost at most; each is None if it is unknown.
+    """
+
+    name: str
+    kind: str
+    model: str
+    calls: Calls
+    cost_usd_low: float | None
+    cost_usd_likely: float | None
+    cost_usd_high: float | None
+
+    def __repr__(self) -> str:
+        shown = {
+            "name": self.name,
+            "kind": self.kind,
+            **range_of("calls", self.calls.calls_low, self.calls.calls_high),
+            **range_of("cost_usd", self.cost_usd_low, self.cost_usd_high),
+        }
+        return one_line("ReduceEstimate", shown)
+
+
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     """What a run of a job would use.
 
@@ -48,7 +79,8 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
         chunks: What they are split into, without those.
         branches: The branches, those without a call included.
         calls: Calls of the branches, and their tokens. Calls that are made again are not in it.
-        reduce: The calls of the reduce, and their tokens.
+        reduce: The calls of the reduces, and their tokens.
+        reduces: The same for each reduce that makes calls, in order, with its cost.
         by_model: The same for each model, the reduce included.
         lane: The lane of the job.
         lanes: For each lane that all models have: what the run costs and how long it takes.
@@ -81,6 +113,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str | None
     system: str | None
     steps: list[StepEstimate] = []
+    reduces: list[ReduceEstimate] = []
     plan: Calls = Calls()
     unknown_parts: str | None = None
 
@@ -108,13 +141,13 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON values; unknown values, and infinite ones, are None."""
         made: dict[str, Any] = msgspec.to_builtins(self)
-        of_steps = [step["calls"] for step in made["steps"]]
+        of_parts = [part["calls"] for part in (*made["steps"], *made["reduces"])]
         for calls in (
             made["calls"],
             made["reduce"],
             made["plan"],
             *made["by_model"].values(),
-            *of_steps,
+            *of_parts,
         ):
             calls.update(
                 {name: None if n in (None, inf) else round(n) for name, n in calls.items()}

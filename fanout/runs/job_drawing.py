@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Any
 
+    from fanout.core.reduces import Reduce
     from fanout.core.retrieval import Retrieval
     from fanout.core.spec import RunSpec
     from fanout.core.steps import StepSpec
@@ -33,8 +34,8 @@ def job_drawing(spec: RunSpec) -> list[str]:
     """Return the stages of a job from its documents to its aggregate, a line each, the steps below."""
     lines = [_documents(spec), *_below(_chunks(spec)), _ARROW]
     lines += [_map(spec), *_below(_branch(spec))]
-    if spec.reduction != "none":
-        lines += [_ARROW, _reduce(spec)]
+    if spec.reductions:
+        lines += [_ARROW, *map(_reduce, spec.reductions)]
     return lines
 
 
@@ -156,20 +157,18 @@ def _shape(schema: dict[str, Any] | None, choices: tuple[str, ...]) -> str:
     return f"JSON with {_listed(fields)}" if fields else "JSON"
 
 
-def _reduce(spec: RunSpec) -> str:
-    how: str = spec.reduction
-    if spec.reduces_by_calls:
-        rounds = f"{spec.reduce_model} compares answers by two, in rounds"
-        if spec.resolves:
-            rounds = (
-                f"{spec.reduce_model} says which of up to {spec.max_pairs:,} pairs are the same"
-            )
-        how += f", {rounds if spec.judges_pairs else _FOLDS[spec.fold]}"
-    elif spec.reduction == "map_rerank":
+def _reduce(reduce: Reduce) -> str:
+    how: str = reduce.kind
+    if reduce.makes_calls:
+        rounds = f"{reduce.model} compares answers by two, in rounds"
+        if reduce.resolves:
+            rounds = f"{reduce.model} says which of up to {reduce.max_pairs:,} pairs are the same"
+        how += f", {rounds if reduce.judges_pairs else _FOLDS[reduce.fold]}"
+    elif reduce.kind == "map_rerank":
         how += ", the answer with the highest score"
-    by = f" by {', '.join(spec.by)}" if spec.by else ""
-    groups = f", for each {spec.group_by}" if spec.group_by else ""
-    return f"reduce: {how}{by}{groups}"
+    by = f" by {', '.join(reduce.by)}" if reduce.by else ""
+    groups = f", for each {reduce.group_by}" if reduce.group_by else ""
+    return f"reduce{f' {reduce.name}' if reduce.name else ''}: {how}{by}{groups}"
 
 
 def _listed(names: tuple[str, ...]) -> str:

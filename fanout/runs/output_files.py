@@ -5,12 +5,14 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
 from fanout.core.errors import InputError, RunError
 from fanout.runs.rows import error_row, output_row
 from fanout.runs.stored_aggregate import StoredAggregate
+from fanout.runs.stored_aggregates import StoredAggregates
 from fanout.system.private_files import PRIVATE, UNFINISHED, finish, open_unfinished, whole_file
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ _LOCK = ".fanout.lock"
 RESULTS = frozenset(
     {"outputs.jsonl", "errors.jsonl", "aggregated.txt", "aggregated.json", "run.json"}
 )
+# That of each reduce of a list.
+_NAMED = re.compile(r"aggregated\.[A-Za-z0-9_-]+\.(?:txt|json)")
 
 
 class OutputFolder:
@@ -100,7 +104,7 @@ class OutputFolder:
 
     def _require_empty(self, *, replaces: bool) -> None:
         names = os.listdir(self._folder)  # noqa: PTH208 - an open folder has no path
-        found = sorted(RESULTS.intersection(names))
+        found = sorted(name for name in names if name in RESULTS or _NAMED.fullmatch(name))
         if found and not replaces:
             raise InputError(
                 f"{self._named} has results already ({', '.join(found)}): give another folder, or "
@@ -130,7 +134,12 @@ class OutputFolder:
         self.close()
 
     def write(
-        self, branches: Iterable[Output[Any]], aggregated: Any, record: Mapping[str, Any]
+        self,
+        branches: Iterable[Output[Any]],
+        aggregated: Any,
+        record: Mapping[str, Any],
+        *,
+        is_by_name: bool = False,
     ) -> None:
         """Write outputs, errors, the aggregate and the run's record.
 
@@ -138,19 +147,21 @@ class OutputFolder:
             branches: The branches.
             aggregated: The aggregate: a JSON value, None, or a StoredAggregate, which is read in parts.
             record: The record, without the aggregate.
+            is_by_name: Whether the aggregate is one for each reduce of a list, by name: each then has a
+                file of its own.
 
         Raises:
             RunError: A file cannot be written, for example on a full disk; existing results stay.
         """
         try:
             written = self._write_rows(branches)
-            if isinstance(aggregated, StoredAggregate):
-                if aggregated:
-                    written.append(self._write_stored(aggregated))
-            elif isinstance(aggregated, str):
-                written.append(self._write_file("aggregated.txt", [aggregated]))
-            elif aggregated is not None:
-                written.append(self._write_file("aggregated.json", [_pretty(aggregated)]))
+            named: Mapping[str, Any] = {"": aggregated}
+            if isinstance(aggregated, StoredAggregates):
+                named = aggregated.by_name
+            elif is_by_name:
+                named = aggregated or {}
+            for name, one in named.items():
+                written += self._write_aggregate(f"aggregated.{name}".rstrip("."), one)
             written.append(self._write_file("run.json", [_pretty(record)]))
             self._finish(written)
         except OSError as error:
@@ -171,10 +182,16 @@ class OutputFolder:
                 finish(file)
         return ["outputs.jsonl", "errors.jsonl"]
 
-    def _write_stored(self, aggregated: StoredAggregate) -> str:
-        if aggregated.is_text:
-            return self._write_file("aggregated.txt", aggregated.texts())
-        return self._write_file("aggregated.json", aggregated.json(is_indented=True))
+    def _write_aggregate(self, stem: str, value: Any) -> list[str]:
+        if value is None or (isinstance(value, StoredAggregate) and not value):
+            return []
+        if isinstance(value, StoredAggregate):
+            if value.is_text:
+                return [self._write_file(f"{stem}.txt", value.texts())]
+            return [self._write_file(f"{stem}.json", value.json(is_indented=True))]
+        if isinstance(value, str):
+            return [self._write_file(f"{stem}.txt", [value])]
+        return [self._write_file(f"{stem}.json", [_pretty(value)])]
 
     def _write_file(self, name: str, parts: Iterable[str]) -> str:
         with self._open(name) as file:
@@ -188,7 +205,9 @@ class OutputFolder:
 
     def _finish(self, names: list[str]) -> None:
         # An older run.json would vouch for files that are being replaced.
-        for name in ("run.json", "aggregated.txt", "aggregated.json"):
+        names_now = os.listdir(self._folder)  # noqa: PTH208 - an open folder has no path
+        older = [name for name in names_now if _NAMED.fullmatch(name)]
+        for name in ("run.json", "aggregated.txt", "aggregated.json", *older):
             with suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=self._folder)
         for name in names:
@@ -196,9 +215,12 @@ class OutputFolder:
             os.replace(name + UNFINISHED, name, src_dir_fd=here, dst_dir_fd=here)
 
     def _remove_unfinished(self) -> None:
-        for name in RESULTS:
-            with suppress(OSError):
-                os.unlink(name + UNFINISHED, dir_fd=self._folder)
+        names = os.listdir(self._folder)  # noqa: PTH208
+        for name in names:
+            whole = name.removesuffix(UNFINISHED)
+            if name != whole and (whole in RESULTS or _NAMED.fullmatch(whole)):
+                with suppress(OSError):
+                    os.unlink(name, dir_fd=self._folder)
 
 
 def write_json(

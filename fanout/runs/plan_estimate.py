@@ -68,6 +68,10 @@ class PlanEstimator:
             plan=own.calls,
             calls=_least(estimate.calls),
             reduce=_least(estimate.reduce) if estimate.reduce.calls_high else estimate.reduce,
+            reduces=[
+                structs.replace(one, calls=_least(one.calls), cost_usd_high=None)
+                for one in estimate.reduces
+            ],
             steps=[structs.replace(one, calls=_least(one.calls)) for one in estimate.steps],
             by_model=by_model,
             lanes=[

@@ -38,6 +38,13 @@ class ResultValues:
         # Small values of groups are many to a piece.
         self._last: tuple[int, bytes] = (-1, b"")
 
+    def of(self, name: str) -> ResultValues:
+        """Return the values of a reduce of a list, by its name; without a name, these."""
+        if not name:
+            return self
+        named = self.stored.named.get(name, StoredResult())
+        return ResultValues(structs.replace(named, piece_bytes=self.stored.piece_bytes), self._read)
+
     def chunks(self, one: Aggregate) -> Iterator[bytes]:
         """Yield the bytes of a value that is in pieces: see ``fanout.aggregators.streams``."""
         held, size = one.held, self.stored.piece_bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from contextlib import suppress
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 from msgspec import structs
@@ -15,13 +15,13 @@ from fanout.core.errors import FanoutError
 from fanout.runs.status import StoredResult
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from typing import Self
 
     from fanout.runs.status import ReduceError
     from fanout.stores import RedisStore
 
-__all__ = ["ResultTooLargeError", "write_result"]
+__all__ = ["ResultTooLargeError", "write_result", "write_results"]
 
 PIECE_BYTES = 2_000_000
 # Values that are in the record: up to so many bytes each, and in all.
@@ -65,7 +65,40 @@ def write_result(
     with _ResultWriter(store, run_id) as writer:
         try:
             aggregates = {group: writer.add(one) for group, one in made}
-            return writer.finish(aggregates, list(errors))
+            return writer.finish(StoredResult(aggregates=aggregates, errors=list(errors)))
+        except _LateError:
+            return False
+
+
+class ReduceMade(Protocol):
+    """What a reduce has come to."""
+
+    @property
+    def aggregates(self) -> Iterable[tuple[str, Aggregate | Streamed]]:
+        """Its aggregates by group; each is read before the next is asked for."""
+
+    @property
+    def errors(self) -> list[ReduceError]:
+        """Its calls that failed."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why there is no aggregate, or None."""
+
+
+def write_results(store: RedisStore, run_id: str, made: Mapping[str, ReduceMade]) -> bool:
+    """Write the aggregates of a run with a list of reduces, by name: see write_result."""
+    with _ResultWriter(store, run_id) as writer:
+        try:
+            named = {
+                name: StoredResult(
+                    aggregates={group: writer.add(one) for group, one in some.aggregates},
+                    errors=some.errors,
+                    problem=some.problem,
+                )
+                for name, some in made.items()
+            }
+            return writer.finish(StoredResult(named=named))
         except _LateError:
             return False
 
@@ -126,15 +159,12 @@ class _ResultWriter:
         self._before += len(piece)
         self._pieces += 1
 
-    def finish(self, aggregates: dict[str, Aggregate], errors: list[ReduceError]) -> bool:
+    def finish(self, result: StoredResult) -> bool:
         """Write the rest and the record; return whether this result stands."""
         if self._piece:
             self._put(bytes(self._piece))
         writer = self._name if self._pieces else ""
-        result = StoredResult(
-            aggregates=aggregates, errors=errors, writer=writer, piece_bytes=PIECE_BYTES
-        )
-        data = msgspec.json.encode(result)
+        data = msgspec.json.encode(structs.replace(result, writer=writer, piece_bytes=PIECE_BYTES))
         if len(data) > _MAX_RECORD_BYTES:
             raise ResultTooLargeError
         self._stands = self._store.put_result(self._run_id, data, writer=writer)

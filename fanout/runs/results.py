@@ -45,7 +45,8 @@ class Result(Generic[AnswerT]):
         branches: Every branch in input order: chunks x aspects x models x samples, samples
             fastest.
         aggregated: The aggregate; by group if the run has groups; None if there is none. With an
-            ``aggregate_schema`` a JSON value, or an instance of the type that it was given as.
+            ``aggregate_schema`` a JSON value, or an instance of the type that it was given as. Of a list of
+            reduces, this and the next two are dicts with that of each, by name.
         aggregate_coverage: What is behind the aggregate: a ``Coverage`` with documents, chunks and
             branches, and what is missing; by group if the run has groups; None if there is none.
         sources: What the aggregate cites, in the order in which it first cites it: a list of ``Source``,
@@ -61,6 +62,7 @@ class Result(Generic[AnswerT]):
         layout: What the rows of its branches have.
         aggregated_json: The aggregate as a JSON value, where ``aggregated`` has instances of a type.
         evaluation: The answers against ``labels``; None if the job has none.
+        has_reduces: Whether the job has a list of reduces.
     """
 
     run_id: str
@@ -77,9 +79,10 @@ class Result(Generic[AnswerT]):
     evaluation: Evaluation | None = None
     usage_by_model: dict[str, Usage] = field(default_factory=dict)
     saved: Usage = NO_CALL
-    # As the aggregate: a value, or values by group.
+    # As the aggregate: a value, or values by reduce and group.
     aggregate_coverage: Any = None
     sources: Any = None
+    has_reduces: bool = False
 
     @property
     def cached(self) -> int:
@@ -245,7 +248,12 @@ class Result(Generic[AnswerT]):
         else:
             require_no_wide(target, wide=wide)
             with OutputFolder(target, replaces=replace, words=("", "replace=True")) as folder:
-                folder.write(self.branches, self.aggregated_value, self._record())
+                folder.write(
+                    self.branches,
+                    self.aggregated_value,
+                    self._record(),
+                    is_by_name=self.has_reduces,
+                )
 
     def _save_table(self, target: Path, suffix: str, *, replace: bool, wide: bool) -> None:
         with OutputFile(

@@ -151,7 +151,7 @@ def layout_of(spec: RunSpec) -> RowLayout:
             for step in spec.steps
         ),
         has_judge=spec.has_judge,
-        has_best=spec.reduction == "best",
+        has_best=spec.finds_best,
         has_rank=spec.ranks_answers,
         has_titles=spec.split == "model",
         has_subtasks=spec.split == "model" and wants_subtasks(spec),

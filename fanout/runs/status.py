@@ -40,6 +40,7 @@ class ReduceError(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         group: The group of the aggregate; empty if the run has no groups.
+        reduce: The name of the reduce; empty if the run has only one.
         kind: Why it failed.
         message: One line about the failure.
         attempts: Calls made for it.
@@ -49,22 +50,35 @@ class ReduceError(msgspec.Struct, frozen=True, kw_only=True):
     kind: ErrorKind
     message: str
     attempts: int
+    reduce: str = ""
 
 
 class StoredResult(msgspec.Struct, frozen=True, kw_only=True):
-    """The stored aggregate of a run: see also ``fanout.runs.result_values``.
+    """The stored result of a reduce: see also ``fanout.runs.result_values``.
+
+    That of a run with a list of reduces has a result for each.
 
     Attributes:
-        aggregates: By group; the only group of a run without groups is the empty string.
+        aggregates: By group; the only group of a reduce without groups is the empty string.
         errors: The calls of an LLM aggregate that failed.
         writer: Whose pieces have the values that are not here; empty if there are none.
         piece_bytes: The size of a piece; the last one may be smaller.
+        problem: Why there is no aggregate, or None.
+        named: The results of the reduces of a list, by name, in the order of the list, without their own
+            ``writer``.
     """
 
     aggregates: dict[str, Aggregate] = {}
     errors: list[ReduceError] = []
     writer: str = ""
     piece_bytes: int = 0
+    problem: str | None = None
+    named: dict[str, StoredResult] = {}
+
+    @property
+    def all_errors(self) -> list[ReduceError]:
+        """The failed calls of all reduces."""
+        return [error for one in (self, *self.named.values()) for error in one.errors]
 
 
 class StageStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -259,10 +273,10 @@ def coverage_notes(aggregate: Aggregate, reduction: str) -> list[str]:
     return [] if coverage.is_whole or reduction != "llm" else [f"behind it: {coverage.words}"]
 
 
-def coverage_value(coverage: Coverage | dict[str, Coverage] | None) -> dict[str, Any] | None:
-    """Return what is behind an aggregate, or the aggregate of each group, as JSON-able values."""
+def coverage_value(coverage: Coverage | dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return what is behind an aggregate, or that of each reduce or group, as JSON-able values."""
     if isinstance(coverage, dict):
-        return {group: one.to_dict() for group, one in coverage.items()}
+        return {name: coverage_value(one) for name, one in coverage.items()}
     return None if coverage is None else coverage.to_dict()
 
 

@@ -12,7 +12,7 @@ from fanout.runs.status import coverage_notes
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fanout.aggregators import Aggregate, Coverage
+    from fanout.aggregators import Aggregate, Coverage, Source
     from fanout.runs.result_values import ResultValues
     from fanout.runs.status import StoredResult
 
@@ -77,6 +77,16 @@ class StoredAggregate:
         stored = self.stored.aggregates
         found = {group: one.coverage for group, one in stored.items() if one.coverage is not None}
         return (found or None) if self._is_grouped else found.get("")
+
+    @property
+    def can_cite(self) -> bool:
+        """Whether calls have made it, which may cite sources."""
+        return self._reduction == "llm"
+
+    def sources(self) -> list[Source] | dict[str, list[Source]]:
+        """Return what the aggregate cites, by group if the run has groups."""
+        found = {group: one.sources for group, one in self.stored.aggregates.items()}
+        return found if self._is_grouped else found.get("", [])
 
     def ranks(self) -> Iterator[tuple[int, int]]:
         """Yield the index and the rank of each answer of a ranking."""

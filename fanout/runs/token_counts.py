@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from fanout.core.records import Document
+    from fanout.core.reduces import Reduce
     from fanout.core.spec import RunSpec
     from fanout.stores import RedisStore
 
@@ -73,8 +74,10 @@ def with_tokenizer(
     return spec, chain(head, documents)
 
 
-def packing_ratio(store: RedisStore, run_id: str, spec: RunSpec, texts: Iterable[str]) -> float:
-    """Return the bytes per token by which the answers of a run are packed into prompts.
+def packing_ratio(
+    store: RedisStore, run_id: str, spec: RunSpec, reduce: Reduce, texts: Iterable[str]
+) -> float:
+    """Return the bytes per token by which a reduce packs the answers of a run into prompts.
 
     It is the same for all its stages, and when one of them is planned again.
 
@@ -85,30 +88,31 @@ def packing_ratio(store: RedisStore, run_id: str, spec: RunSpec, texts: Iterable
     if ratio is not None:
         return ratio
     shown = "\n".join(text[:_SHOWN_CHARS] for text in islice(texts, _SHOWN_TEXTS))
-    return store.fix_packing_ratio(run_id, _cut_ratio(store, spec.model, shown))
+    ratio = _cut_ratio(store, spec.model, shown)
+    return store.fix_packing_ratio(run_id, ratio, reduce=reduce.name)
 
 
-def reduce_room(spec: RunSpec, bytes_per_token: float) -> int:
-    """Return how many tokens of answers fit one prompt of the reduce, at a quarter of their bytes.
+def reduce_room(spec: RunSpec, reduce: Reduce, bytes_per_token: float) -> int:
+    """Return how many tokens of answers fit one prompt of a reduce, at a quarter of their bytes.
 
     Raises:
         SpecError: Too few fit.
     """
-    system = with_rule(spec, spec.model, spec.system) or ""
-    prompts = utf8_bytes(aggregate_source(spec) + system)
-    fence_tokens = FENCE_TOKENS * spec.is_fenced(spec.model) + RULE_TOKENS * spec.sources
+    system = with_rule(spec, reduce.model, spec.system) or ""
+    prompts = utf8_bytes(aggregate_source(reduce) + system)
+    fence_tokens = FENCE_TOKENS * spec.is_fenced(reduce.model) + RULE_TOKENS * spec.sources
     room = room_tokens(
-        context_tokens=spec.context_tokens or context_tokens(spec.model),
+        context_tokens=spec.context_tokens or context_tokens(reduce.model),
         template_tokens=ceil(prompts / bytes_per_token) + fence_tokens,
-        answer_tokens=spec.aggregate_max_tokens or ANSWER_TOKENS,
+        answer_tokens=reduce.max_tokens or ANSWER_TOKENS,
     )
     return int(room * bytes_per_token / BYTES_PER_TOKEN)
 
 
-def comparison_tokens(spec: RunSpec) -> tuple[int, int]:
+def comparison_tokens(spec: RunSpec, reduce: Reduce) -> tuple[int, int]:
     """Return the tokens of the window of the model that compares outputs, and those of its verdict."""
-    window = spec.context_tokens or context_tokens(spec.reduce_model)
-    return window, spec.aggregate_max_tokens or ANSWER_TOKENS
+    window = spec.context_tokens or context_tokens(reduce.model)
+    return window, reduce.max_tokens or ANSWER_TOKENS
 
 
 def _cut_ratio(store: RedisStore, model: str, text: str) -> float:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fanout.core.records import Usage  # noqa: TC001 - dataclasses read the annotation
+from fanout.core.reduces import reduce_name
 from fanout.inputs.comparison_prompts import winner_of
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class TracedComparison:
     Attributes:
         round: The round of comparisons, from 1.
         other: The index of the other branch.
+        reduce: The name of the reduce; empty for the only one of a job without a list.
         was_first: Whether the judge saw the answer of this branch first: there is a call for each order.
         prompt: What the judge was asked.
         verdict: ``won``, ``lost`` or ``tie``; None if the call failed.
@@ -49,6 +51,7 @@ class TracedComparison:
     attempts: int
     usage: Usage
     elapsed_s: float
+    reduce: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as JSON values."""
@@ -99,4 +102,5 @@ def _traced(chunk: Chunk, outcome: Outcome, index: int, number: int) -> TracedCo
         attempts=outcome.attempts,
         usage=outcome.usage,
         elapsed_s=outcome.elapsed_s,
+        reduce=reduce_name(chunk.columns),
     )

@@ -35,6 +35,7 @@ __all__ = [
     "decode_limits",
     "decode_outcome",
     "decode_outcomes",
+    "decode_owner",
     "decode_parked",
     "decode_piece",
     "decode_run",
@@ -137,9 +138,14 @@ def decode_piece(blob: bytes) -> bytes:
 
 
 def decode_size(size: bytes) -> range:
-    """Return a shard's indices from its stored first index and count."""
-    first, count = (int(part) for part in size.split(b":"))
+    """Return a shard's indices from its stored first index and count, which a name may follow."""
+    first, count = (int(part) for part in size.split(b":")[:2])
     return range(first, first + count)
+
+
+def decode_owner(size: bytes) -> str:
+    """Return the reduce that has written a shard, from its stored size; empty if it has no name."""
+    return size.decode().partition(":")[2].partition(":")[2]
 
 
 def held_positions(fields: dict[bytes, bytes], alive: set[str], now: float) -> frozenset[int]:

@@ -7,24 +7,18 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import structs
 
-from fanout.aggregators import CITING_RULE, decode_places, shown_texts
 from fanout.core.errors import (
-    FanoutError,
     LostDataError,
     ModelError,
     PromptError,
     StoredDataError,
     UnknownRunError,
 )
-from fanout.core.lanes import first_lane
 from fanout.core.neighbours import around_in
 from fanout.core.plan_runs import is_plan
 from fanout.core.records import ErrorKind, Outcome, Variants
-from fanout.inputs.cited_answers import CitedAnswers
-from fanout.inputs.fences import with_rule
 from fanout.inputs.plan_answers import PlanShape
 from fanout.inputs.prompt_layout import branch_values
-from fanout.llm.base import LLMRequest
 from fanout.llm.error_kinds import FEW, MANY
 from fanout.policy.packing import shard_chunk
 from fanout.policy.retries import STOPS_RUN
@@ -34,15 +28,15 @@ from workers.branch.consensus import ask_until_certain
 from workers.branch.delivery_ends import BranchHandedBack
 from workers.branch.late_results import count_unused
 from workers.branch.outcomes import outcome_of, unanswered
+from workers.branch.reducing import ask_reduce
 from workers.branch.retrieving import RetrievalError, Retriever
-from workers.context.branch_texts import texts_of_branch
 from workers.context.inflight import CallStoppedError, StopReason, run_ending
 
 if TYPE_CHECKING:
-    from fanout.core.answer_shape import AnswerShape
     from fanout.core.ids import ShardId
     from fanout.core.records import BranchRef, Chunk
     from fanout.core.spec import RunSpec
+    from fanout.llm.base import LLMRequest
     from workers.branch.claims import Claim
     from workers.context.worker_context import WorkerContext
     from workers.telemetry.reports import Calls
@@ -103,12 +97,11 @@ async def _call(
     chunk = shard_chunk(shard, index, variants.count)
     if chunk.error is not None:
         return Outcome(index=index, kind=ErrorKind.BAD_REQUEST, message=chunk.error)
-    around = around_in(shard, ref.chunk, spec.neighbours) if spec.neighbours and not stage else None
     asking = Asking(claim, context, shard_id.stage_id, spec, calls)
-    if stage > 0 and spec.judges_pairs:
-        request = _comparison(spec, chunk.text, runs.shape(run_id, is_aggregate=True))
-        return outcome_of(index, await asking.answer(spec.reduce_model, lambda _model: request))
-    if spec.steps and stage == 0:
+    if stage > 0:
+        return await ask_reduce(context, run_id, spec, asking, ref, chunk)
+    around = around_in(shard, ref.chunk, spec.neighbours) if spec.neighbours else None
+    if spec.steps:
         return await ask_steps(
             claim,
             context,
@@ -122,7 +115,7 @@ async def _call(
             chunks=len(shard.chunks),
         )
     read = _Read(spec, chunk, ref, around, len(shard.chunks))
-    return await _prompted(claim, context, shard_id, index, calls, asking, read)
+    return await _prompted(claim, context, index, calls, asking, read)
 
 
 class _Read(msgspec.Struct, frozen=True):
@@ -139,21 +132,19 @@ class _Read(msgspec.Struct, frozen=True):
 async def _prompted(
     claim: Claim,
     context: WorkerContext,
-    shard_id: ShardId,
     index: int,
     calls: Calls,
     asking: Asking,
     read: _Read,
 ) -> Outcome:
-    """Return the outcome of a branch with a single prompt, of the map or of a reduce."""
+    """Return the outcome of a branch with a single prompt."""
     spec, chunk, ref, around = read.spec, read.chunk, read.ref, read.around
-    stage_id, runs, first = shard_id.stage_id, context.runs, ref.model or spec.model
-    frame = runs.frame(stage_id, ref.aspect, first)
+    run_id, runs, first = claim.branch_id.run_id, context.runs, ref.model or spec.model
+    frame = runs.frame(run_id, ref.aspect, first)
     shape = frame.request.shape
-    if shape is not None and is_plan(stage_id.run_id):
+    if shape is not None and is_plan(run_id):
         shape = PlanShape(shape, chunk.text)
-    plan = None if stage_id.stage else runs.plan(stage_id.run_id)
-    review = _review(context, stage_id.run_id, read, shape) if stage_id.stage else None
+    plan = runs.plan(run_id)
     retriever = Retriever(claim, context, spec, calls) if frame.has_passages else None
     passages: dict[str, str] = {}
 
@@ -161,18 +152,15 @@ async def _prompted(
         values, cache = branch_values(chunk, ref, sample, around), None
         if passages:
             values |= passages
-        own = frame if model == first else runs.frame(stage_id, ref.aspect, model)
+        own = frame if model == first else runs.frame(run_id, ref.aspect, model)
         if plan is None:
             prompt = own.rendered(values, chunk.columns)
-            if review is not None:
-                prompt = f"{prompt}\n\n{CITING_RULE}"
         else:
             lane = own.request.lane
             prompt, cache = plan.prompt(
                 chunk, ref, values, model=model, chunks=read.chunks, lane=lane
             )
-        request = own.asks(prompt, sample=sample, shape=shape, cache=cache)
-        return request if review is None else structs.replace(request, review=review)
+        return own.asks(prompt, sample=sample, shape=shape, cache=cache)
 
     async def ask(model: str, sample: int) -> Outcome:
         if retriever is not None:
@@ -184,7 +172,7 @@ async def _prompted(
         return outcome_of(index, result)
 
     try:
-        if stage_id.stage > 0 or spec.certainty is None:
+        if spec.certainty is None:
             outcome = await ask(first, ref.sample)
         else:
             outcome = await ask_until_certain(ask, claim, spec, calls, index)
@@ -193,39 +181,3 @@ async def _prompted(
         await count_unused(claim, context, calls)
         outcome = unanswered(index, error.kind, str(error), calls)
     return outcome if retriever is None else structs.replace(outcome, passages=retriever.uses)
-
-
-def _review(
-    context: WorkerContext, run_id: str, read: _Read, shape: AnswerShape | None
-) -> CitedAnswers | None:
-    """Return what checks the citations of an answer of the reduce; None if it is to cite nothing."""
-    chunk, spec = read.chunk, read.spec
-    shown = chunk.columns.get("sources")
-    if shown is None:
-        return None
-    places = decode_places(str(shown))
-    texts = shown_texts(chunk.text, places)
-    if "level" not in chunk.columns:
-        return CitedAnswers(texts, shape)
-
-    def look_up(one: str) -> list[str] | None:
-        """Return the texts of a source of which the prompt shows only what partial results say of it."""
-        try:
-            return texts_of_branch(context, run_id, spec, places[one].index)
-        except FanoutError:
-            # The quote is checked again when the run ends.
-            return None
-
-    return CitedAnswers(texts, shape, look_up=look_up)
-
-
-def _comparison(spec: RunSpec, prompt: str, shape: AnswerShape | None) -> LLMRequest:
-    """Return the request of a comparison: what the job says of its answers is not for the judge."""
-    return LLMRequest(
-        prompt=prompt,
-        system=with_rule(spec, spec.reduce_model, None),
-        max_tokens=spec.aggregate_max_tokens,
-        seed=spec.seed,
-        shape=shape,
-        lane=first_lane(spec.lane),
-    )

@@ -219,7 +219,7 @@ class Asking:
         if step is not None and step.model == model and not step.when:
             return True
         if self._stage_id.stage > 0:
-            return model == self._spec.reduce_model
+            return {model} == {*self._spec.reduce_models}
         return model == self._spec.model and not self._spec.models
 
 

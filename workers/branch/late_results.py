@@ -114,7 +114,7 @@ def _items(
 ) -> dict[str, str]:
     """Return the ids that a call of a branch may have in a batch, by the model that is asked."""
     places = (spec.model, *spec.all_models)
-    models = dict.fromkeys(places if branch_id.stage == 0 else (spec.reduce_model,))
+    models = dict.fromkeys(places if branch_id.stage == 0 else spec.reduce_models)
     return {
         model: item_of(branch_id, model, places.index(model), number, since=since, step=step)
         for model in models

@@ -152,8 +152,8 @@ class CallPlans:
     ) -> CallPlan:
         wants_json = stage_id.stage == 0 and spec.output_format == "json"
         # What the job says of its model need not hold for another one.
-        own_model = spec.reduce_model if stage_id.stage else spec.model
-        own_window = spec.context_tokens if model == own_model else None
+        own_models = spec.reduce_models if stage_id.stage else (spec.model,)
+        own_window = spec.context_tokens if model in own_models else None
         return CallPlan(
             spec=spec,
             model=model,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from fanout.core.answer_shape import AnswerShape
     from fanout.core.cells import Cell
+    from fanout.core.reduces import Reduce
     from fanout.core.spec import RunSpec
     from fanout.inputs.prompts import Template
     from fanout.policy.prefixes import PromptCache
@@ -72,28 +73,28 @@ def frame_of(
     template: Template,
     *,
     shape: AnswerShape | None,
-    is_reduce: bool,
-    retrieves: bool,
+    reduce: Reduce | None = None,
+    retrieves: bool = False,
 ) -> PromptFrame:
-    """Return what the branches of a stage ask a model.
+    """Return what the branches of a run, or the nodes of a reduce, ask a model.
 
     Args:
         spec: The run's spec.
         model: The model.
         template: The template of the prompt.
         shape: What the answers must be; None is any text.
-        is_reduce: Whether the stage is one of the reduce.
+        reduce: The reduce; None for the branches.
         retrieves: Whether passages are found for the prompts of the run.
     """
     return PromptFrame(
         template=template,
         is_fenced=spec.is_fenced(model),
-        has_passages=retrieves and not is_reduce and has_context(template),
+        has_passages=retrieves and reduce is None and has_context(template),
         request=LLMRequest(
             prompt="",
             system=with_rule(spec, model, spec.system),
             temperature=spec.temperature,
-            max_tokens=spec.aggregate_max_tokens if is_reduce else spec.max_tokens,
+            max_tokens=spec.max_tokens if reduce is None else reduce.max_tokens,
             seed=spec.seed,
             stop=spec.stop,
             shape=shape,

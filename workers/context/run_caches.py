@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from concurrent.futures import Executor
 
-    from fanout.core.ids import StageId
+    from fanout.core.reduces import Reduce
     from fanout.inputs.step_prompts import StepPrompts
     from fanout.llm.prompt_plans import PromptPlan
     from fanout.llm.step_plans import StepPlan
@@ -63,9 +63,11 @@ class RunCaches:
         specs: The spec of a run id.
         indices: The indices of the branches of a shard.
         shards: The shard of a shard id.
-        shape: Returns the shape of the answers of a run, or of its aggregates; None is any text.
-        template: Returns the prompt template of a stage and an aspect.
-        frame: Returns what the branches of a stage ask a model with the prompt of an aspect.
+        shape: Returns the shape of the answers of a run; None is any text.
+        template: Returns the prompt template of a run and an aspect.
+        frame: Returns what the branches of a run ask a model with the prompt of an aspect.
+        reduce_frame: Returns what the nodes of a reduce of a run, by its name, ask a model.
+        reduce_shape: Returns the shape of the answers of the calls of a reduce.
         steps: Returns the prompts and shapes of the steps of a run.
         query: Returns the template of what passages are looked for; None of a run without, or with steps.
         plan: Returns how the prompts of a run without steps are laid out; None for as its templates are
@@ -78,12 +80,14 @@ class RunCaches:
         self.specs = LoadingCache(self._load_spec, loaders, size=_SPECS)
         self.indices = LoadingCache(store.indices, loaders, size=_SHARDS * 8)
         self.shards = LoadingCache(store.shard, loaders, size=_SHARDS)
-        self.shape = lru_cache(maxsize=_SPECS * 2)(self._load_shape)
+        self.shape = lru_cache(maxsize=_SPECS)(self._load_shape)
         self.steps = lru_cache(maxsize=_SPECS)(self._load_steps)
         self.query = lru_cache(maxsize=_SPECS)(self._load_query)
         self.plan = lru_cache(maxsize=_SPECS)(self._load_plan)
         self.template = lru_cache(maxsize=_SPECS * 8)(self._load_template)
         self.frame = lru_cache(maxsize=_SPECS * 8)(self._load_frame)
+        self.reduce_frame = lru_cache(maxsize=_SPECS * 2)(self._load_reduce_frame)
+        self.reduce_shape = lru_cache(maxsize=_SPECS * 2)(self._load_reduce_shape)
 
     def _load_spec(self, run_id: str) -> RunSpec:
         try:
@@ -102,22 +106,23 @@ class RunCaches:
                 price_of(model, spec.price)
         return spec
 
-    def _load_template(self, stage_id: StageId, aspect: str | None) -> Template:
-        spec = self.specs.get(stage_id.run_id)
-        if stage_id.stage:
-            return Template.parse(aggregate_source(spec), field="aggregate_prompt")
-        return Template.parse(spec.prompts[aspect])
+    def _load_template(self, run_id: str, aspect: str | None) -> Template:
+        return Template.parse(self.specs.get(run_id).prompts[aspect])
 
-    def _load_frame(self, stage_id: StageId, aspect: str | None, model: str) -> PromptFrame:
-        run_id, is_reduce = stage_id.run_id, stage_id.stage > 0
+    def _load_frame(self, run_id: str, aspect: str | None, model: str) -> PromptFrame:
         return frame_of(
             self.specs.get(run_id),
             model,
-            self.template(stage_id, aspect),
-            shape=self.shape(run_id, is_aggregate=is_reduce),
-            is_reduce=is_reduce,
+            self.template(run_id, aspect),
+            shape=self.shape(run_id),
             retrieves=self.query(run_id) is not None,
         )
+
+    def _load_reduce_frame(self, run_id: str, name: str, model: str) -> PromptFrame:
+        reduce = self._reduce(run_id, name)
+        template = Template.parse(aggregate_source(reduce), field=reduce.field("aggregate_prompt"))
+        spec, shape = self.specs.get(run_id), self.reduce_shape(run_id, name)
+        return frame_of(spec, model, template, shape=shape, reduce=reduce)
 
     def _load_steps(self, run_id: str) -> RunSteps:
         spec = self.specs.get(run_id)
@@ -130,11 +135,19 @@ class RunCaches:
     def _load_plan(self, run_id: str) -> PromptPlan | None:
         return plan_of(self.specs.get(run_id))
 
-    def _load_shape(self, run_id: str, *, is_aggregate: bool) -> AnswerShape | None:
+    def _load_shape(self, run_id: str) -> AnswerShape | None:
         spec = self.specs.get(run_id)
-        if is_aggregate:
-            return shape_of(spec.reduce_schema)
         return shape_of(spec.schema, spec.choices)
+
+    def _load_reduce_shape(self, run_id: str, name: str) -> AnswerShape | None:
+        return shape_of(self._reduce(run_id, name).call_schema)
+
+    def _reduce(self, run_id: str, name: str) -> Reduce:
+        """Return a reduce of a run. Raises StoredDataError if it has none of this name."""
+        try:
+            return self.specs.get(run_id).reduction_of(name)
+        except KeyError:
+            raise StoredDataError(f"the run has no reduce {name!r}") from None
 
     def close(self) -> None:
         """End the threads that load."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fanout.core.errors import FanoutError
-from fanout.core.ids import StageId
 from fanout.inputs.prompt_layout import branch_values
 from fanout.inputs.retrieval_prompts import has_context
 from fanout.retrieval.context import context_of, named
 
 if TYPE_CHECKING:
     from fanout.core.records import Chunk, Outcome
+    from fanout.core.reduces import Reduce
     from fanout.core.spec import RunSpec
     from workers.context.worker_context import WorkerContext
 
@@ -28,13 +28,14 @@ class Tasks:
         context: The context of this worker process.
         run_id: The run.
         spec: Its job.
+        reduce: The reduce that compares.
     """
 
-    def __init__(self, context: WorkerContext, run_id: str, spec: RunSpec) -> None:
+    def __init__(self, context: WorkerContext, run_id: str, spec: RunSpec, reduce: Reduce) -> None:
         self._context = context
         self._run_id = run_id
         self._spec = spec
-        self._is_fenced = spec.is_fenced(spec.reduce_model)
+        self._is_fenced = spec.is_fenced(reduce.model)
         self._last: tuple[str, str] = "", ""
 
     def of(self, chunk: Chunk, outcome: Outcome) -> str:
@@ -43,7 +44,7 @@ class Tasks:
         ref = spec.variants.ref(outcome.index)
         if spec.steps or len(spec.variants.models) * spec.variants.samples == 1:
             return chunk.text
-        template = runs.template(StageId(self._run_id, 0), ref.aspect)
+        template = runs.template(self._run_id, ref.aspect)
         values = branch_values(chunk, ref, ref.sample, chunk.around)
         if has_context(template):
             query = runs.query(self._run_id)

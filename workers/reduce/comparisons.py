@@ -8,7 +8,8 @@ Nothing but the stages holds what was found: each round is played again from the
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -24,45 +25,32 @@ from fanout.inputs.comparison_prompts import (
     fitted,
     winner_of,
 )
-from fanout.policy.packing import pack
 from fanout.policy.steps import output_step
 from fanout.policy.tournaments import Knockout, Ranking
-from fanout.runs.enqueue import open_stage
 from fanout.runs.status import ReduceError
 from fanout.runs.token_counts import comparison_tokens, packing_ratio
 from fanout.system.external_sort import Scratch
 from workers.reduce.compared_tasks import Tasks
 from workers.reduce.entrants import Entrants
 from workers.reduce.items import item_of
+from workers.reduce.made import Made
+from workers.reduce.writing import StageWriter, write_all
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from fanout.core.records import Outcome
+    from fanout.core.reduces import Reduce
     from fanout.core.spec import RunSpec
     from fanout.core.state import RunRecord
     from fanout.policy.tournaments import Pair
     from workers.context.worker_context import WorkerContext
     from workers.reduce.entrants import Group
 
-__all__ = ["Compared", "compare"]
+__all__ = ["compare"]
 
 _MOST_ERRORS = 100
 _CALLS = 2  # of each comparison
-
-
-class Compared(NamedTuple):
-    """How a run ends whose outputs were compared.
-
-    Attributes:
-        made: The aggregates by group; each must be read before the next is asked for.
-        errors: The calls that failed.
-        problem: Why there is no aggregate, or None.
-    """
-
-    made: Iterable[tuple[str, Aggregate | Streamed]]
-    errors: list[ReduceError]
-    problem: str | None = None
 
 
 def _as_ties(count: int) -> str:
@@ -72,6 +60,7 @@ def _as_ties(count: int) -> str:
 class _Tally(msgspec.Struct):
     """What has become of the comparisons so far."""
 
+    reduce: str = ""
     comparisons: int = 0
     failed: int = 0
     by_position: int = 0
@@ -111,61 +100,78 @@ class _Tally(msgspec.Struct):
 
 
 def compare(
-    context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunSpec
-) -> Compared | None:
-    """Open the stage of the next comparisons, and return None; or return how the run ends.
+    context: WorkerContext,
+    run: RunRecord,
+    stage_id: StageId,
+    spec: RunSpec,
+    reduce: Reduce,
+) -> Made | None:
+    """Write the next comparisons, and return None; or return how the reduce ends.
 
     Args:
         context: The worker's process.
         run: The run.
         stage_id: The stage that has ended: the map, or a round.
         spec: The job.
+        reduce: The reduce.
+
+    Raises:
+        SpecError: No answers fit the window of the judge.
     """
-    entrants = Entrants(context, run.run_id, spec)
-    tournament = _tournament(entrants, spec)
-    tally = _Tally()
+    entrants = Entrants(context, run.run_id, spec, reduce)
+    tournament = _tournament(entrants, spec, reduce)
+    tally, store = _Tally(reduce=reduce.name), context.connections.store
     stage, last = run.base_stage, max(run.base_stage, stage_id.stage)
     while pairs := tournament.pairs():
         passes = entrants.passes(pairs)
         stage += 1
         round_id = StageId(run.run_id, stage)
-        if stage > last:
-            _open(context, spec, entrants, pairs, passes, round_id)
+        if stage > last or not store.shards_of(round_id, reduce=reduce.name):
+            # Other reduces may have gone on without one whose comparisons do not fit.
+            _write(context, spec, reduce, entrants, pairs, passes, round_id)
             return None
         order = [at for one in passes for at in one]
-        tournament.settle(_verdicts(context, round_id, order, tally))
+        tournament.settle(_verdicts(context, round_id, reduce, order, tally))
         if tally.problem is not None:
-            return Compared((), tally.errors, tally.problem)
+            return Made((), tally.errors, tally.problem)
     if isinstance(tournament, Knockout):
-        return Compared([("", _best(entrants, tournament, spec, tally))], tally.errors)
-    return Compared(_ranked(entrants, tournament, spec, tally), tally.errors)
+        return Made([("", _best(entrants, tournament, spec, reduce, tally))], tally.errors)
+    return Made(_ranked(entrants, tournament, spec, reduce, tally), tally.errors)
 
 
-def _tournament(entrants: Entrants, spec: RunSpec) -> Knockout | Ranking:
+def _tournament(entrants: Entrants, spec: RunSpec, reduce: Reduce) -> Knockout | Ranking:
     items = [group.items for group in entrants.groups]
-    if spec.reduction == "best":
+    if reduce.kind == "best":
         return Knockout(items)
-    return Ranking(items, seed=spec.seed or 0, k=spec.k, copies=entrants.weights)
+    return Ranking(items, seed=spec.seed or 0, k=reduce.k, copies=entrants.weights)
 
 
-def _open(
+def _write(
     context: WorkerContext,
     spec: RunSpec,
+    reduce: Reduce,
     entrants: Entrants,
     pairs: list[Pair],
     passes: list[list[int]],
     round_id: StageId,
 ) -> None:
-    store, publisher = context.connections.store, context.connections.publisher
     first = (outcome.output or "" for _, outcome in entrants.read(pairs[0]))
-    ratio = packing_ratio(store, round_id.run_id, spec, first)
-    prompts = _Prompts(context, round_id.run_id, spec, ratio)
-    chunks = _chunks(entrants, pairs, passes, prompts)
-    open_stage(store, publisher, round_id, pack(chunks, branches_per_chunk=1))
+    run_id = round_id.run_id
+    ratio = packing_ratio(context.connections.store, run_id, spec, reduce, first)
+    prompts = _Prompts(context, run_id, spec, reduce, ratio)
+
+    def chunks(since: int) -> Iterator[Chunk]:
+        return islice(_chunks(reduce, entrants, pairs, passes, prompts), since, None)
+
+    write_all(StageWriter(context, round_id, reduce), chunks)
 
 
 def _chunks(
-    entrants: Entrants, pairs: list[Pair], passes: list[list[int]], prompts: _Prompts
+    reduce: Reduce,
+    entrants: Entrants,
+    pairs: list[Pair],
+    passes: list[list[int]],
+    prompts: _Prompts,
 ) -> Iterator[Chunk]:
     """Yield the two prompts of each pair, in the order of the passes."""
     number = 0
@@ -186,7 +192,7 @@ def _chunks(
                     document=chunk.document,
                     document_index=chunk.document_index,
                     position=number,
-                    columns={"one": one, "other": other},
+                    columns={"one": one, "other": other, **reduce.columns},
                 )
                 number += 1
 
@@ -199,14 +205,19 @@ class _Prompts:
     """
 
     def __init__(
-        self, context: WorkerContext, run_id: str, spec: RunSpec, bytes_per_token: float
+        self,
+        context: WorkerContext,
+        run_id: str,
+        spec: RunSpec,
+        reduce: Reduce,
+        bytes_per_token: float,
     ) -> None:
-        self._spec = spec
-        self._tasks = Tasks(context, run_id, spec)
-        self._is_fenced = spec.is_fenced(spec.reduce_model)
-        self._has_task = spec.reduction == "best"
-        window, answer = comparison_tokens(spec)
-        frame = comparison_frame(spec.criteria, has_task=self._has_task)
+        self._criteria = reduce.criteria
+        self._tasks = Tasks(context, run_id, spec, reduce)
+        self._is_fenced = spec.is_fenced(reduce.model)
+        self._has_task = reduce.kind == "best"
+        window, answer = comparison_tokens(spec, reduce)
+        frame = comparison_frame(reduce.criteria, has_task=self._has_task)
         room = comparison_room(
             context_tokens=window,
             frame_tokens=int(len(frame.encode()) / bytes_per_token) + 1,
@@ -221,7 +232,7 @@ class _Prompts:
             texts.append(self._tasks.of(chunk, first))
         one, other, *tasks = fitted(texts, self._room)
         task = tasks[0] if tasks else None
-        criteria = self._spec.criteria
+        criteria = self._criteria
         return (
             comparison_prompt(criteria, task, one, other, is_fenced=self._is_fenced),
             comparison_prompt(criteria, task, other, one, is_fenced=self._is_fenced),
@@ -229,21 +240,24 @@ class _Prompts:
 
 
 def _verdicts(
-    context: WorkerContext, round_id: StageId, order: list[int], tally: _Tally
+    context: WorkerContext, round_id: StageId, reduce: Reduce, order: list[int], tally: _Tally
 ) -> list[int]:
     """Return the verdicts of a round, in the order of its pairs.
 
     Args:
         context: The worker's process.
         round_id: The stage.
+        reduce: The reduce.
         order: The position of each comparison of the stage in the pairs of the round.
         tally: Gets what has become of them.
     """
     calls: list[int | None] = [None] * (_CALLS * len(order))
-    store = context.connections.store
-    for shard_id in map(round_id.shard, range(store.stage(round_id).shards)):
-        for outcome in store.outcomes(shard_id).values():
-            calls[outcome.index] = _verdict(outcome, tally)
+    store, done = context.connections.store, 0
+    for shard_id in map(round_id.shard, store.shards_of(round_id, reduce=reduce.name)):
+        count = len(store.indices(shard_id))
+        for position, outcome in store.outcomes(shard_id).items():
+            calls[done + position] = _verdict(outcome, tally)
+        done += count
     verdicts = [0] * len(order)
     for number, position in enumerate(order):
         as_first, as_second = calls[_CALLS * number : _CALLS * (number + 1)]
@@ -264,6 +278,7 @@ def _verdict(outcome: Outcome, tally: _Tally) -> int | None:
     if len(tally.errors) < _MOST_ERRORS or (is_unpaid and not tally.over_budget):
         tally.errors.append(
             ReduceError(
+                reduce=tally.reduce,
                 group="",
                 kind=outcome.kind or ErrorKind.INTERNAL,
                 message=outcome.message or "",
@@ -274,7 +289,9 @@ def _verdict(outcome: Outcome, tally: _Tally) -> int | None:
     return None
 
 
-def _best(entrants: Entrants, knockout: Knockout, spec: RunSpec, tally: _Tally) -> Streamed:
+def _best(
+    entrants: Entrants, knockout: Knockout, spec: RunSpec, reduce: Reduce, tally: _Tally
+) -> Streamed:
     best = dict(zip([group.name for group in entrants.groups], knockout.best(), strict=True))
     found = {name: index for name, index in best.items() if index is not None}
     without = len(best) - len(found)
@@ -291,7 +308,7 @@ def _best(entrants: Entrants, knockout: Knockout, spec: RunSpec, tally: _Tally) 
 
     def chunks() -> Iterator[bytes]:
         places = {index: (0, at) for at, index in enumerate(found.values())}
-        rows = _rows(entrants, spec, places).taken(0)
+        rows = _rows(entrants, spec, reduce, places).taken(0)
         mark = b"{"
         for (name, index), (_, (row,)) in zip(found.items(), rows, strict=True):
             counts = {"wins": knockout.wins(index), "comparisons": knockout.comparisons(index)}
@@ -303,7 +320,7 @@ def _best(entrants: Entrants, knockout: Knockout, spec: RunSpec, tally: _Tally) 
 
 
 def _ranked(
-    entrants: Entrants, ranking: Ranking, spec: RunSpec, tally: _Tally
+    entrants: Entrants, ranking: Ranking, spec: RunSpec, reduce: Reduce, tally: _Tally
 ) -> Iterator[tuple[str, Streamed]]:
     ranks = [
         sorted(
@@ -311,9 +328,9 @@ def _ranked(
         )
         for ranked in ranking.ranked()
     ]
-    kept = [some[: spec.k] for some in ranks]
+    kept = [some[: reduce.k] for some in ranks]
     places = {one: (at, rank, one) for at, some in enumerate(kept) for rank, one in some}
-    rows = _rows(entrants, spec, places)
+    rows = _rows(entrants, spec, reduce, places)
     of_all = tally.notes
     for at, (group, some, all_of_them) in enumerate(zip(entrants.groups, kept, ranks, strict=True)):
         end = partial(
@@ -343,13 +360,14 @@ def _cut_ties(kept: list[tuple[int, int]], ranks: list[tuple[int, int]]) -> list
 
 
 def _rows(
-    entrants: Entrants, spec: RunSpec, places: Mapping[int, tuple[int, ...]]
+    entrants: Entrants, spec: RunSpec, reduce: Reduce, places: Mapping[int, tuple[int, ...]]
 ) -> GroupedRecords:
     """Return the rows of outputs as JSON, by group and place.
 
     Args:
         entrants: The outputs.
         spec: The job.
+        reduce: The reduce.
         places: By index, the number of the group, and the place there.
     """
     rows = GroupedRecords(Scratch())
@@ -359,7 +377,7 @@ def _rows(
         is_json = spec.schema is not None if step is None else step.is_json
         if is_json:
             output = msgspec.json.decode(output)
-        row = {**dict(row_place(item_of(spec, chunk, outcome))), "output": output}
+        row = {**dict(row_place(item_of(spec, reduce, chunk, outcome))), "output": output}
         group, *place = places[outcome.index]
         rows.add(group, tuple(place), (msgspec.json.encode(row),))
     return rows

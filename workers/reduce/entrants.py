@@ -19,7 +19,9 @@ from workers.reduce.items import item_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from fanout.aggregators import Item
     from fanout.core.records import Chunk, Outcome, Shard
+    from fanout.core.reduces import Reduce
     from fanout.core.spec import RunSpec
     from fanout.policy.tournaments import Pair
     from workers.context.worker_context import WorkerContext
@@ -56,11 +58,11 @@ class Group(msgspec.Struct):
     succeeded: int = 0
     missing: NameSample | None = None
 
-    def add_missing(self, spec: RunSpec, chunk: Chunk, outcome: Outcome) -> None:
+    def add_missing(self, item: Item) -> None:
         """Note a branch without an output."""
         if self.missing is None:
             self.missing = NameSample()
-        self.missing.add(item_of(spec, chunk, outcome))
+        self.missing.add(item)
 
     @property
     def failed(self) -> int:
@@ -75,12 +77,14 @@ class Entrants:
         context: The worker's process.
         run_id: The run.
         spec: Its job.
+        reduce: The reduce that compares.
     """
 
-    def __init__(self, context: WorkerContext, run_id: str, spec: RunSpec) -> None:
+    def __init__(self, context: WorkerContext, run_id: str, spec: RunSpec, reduce: Reduce) -> None:
         self._store = context.connections.store
         self._map_id = StageId(run_id, 0)
         self._spec = spec
+        self._reduce = reduce
         self._firsts: list[int] = []
         self._sizes: dict[int, int] = {}
         # Further branches with the output of another one, by that one.
@@ -95,7 +99,7 @@ class Entrants:
     def _read(self) -> Iterator[Group]:
         groups: dict[str | int, Group] = {}
         known: dict[tuple[str | int, bytes], int] = {}
-        is_best = self._spec.reduction == "best"
+        is_best = self._reduce.kind == "best"
         for number in range(self._store.stage(self._map_id).shards):
             shard_id = self._map_id.shard(number)
             shard = self._store.shard(shard_id)
@@ -106,7 +110,7 @@ class Entrants:
                     key: str | int = slot_of(self._spec, outcome.index)
                     name = self._slot_name(chunk, outcome)
                 else:
-                    key = name = item_of(self._spec, chunk, outcome).group
+                    key = name = item_of(self._spec, self._reduce, chunk, outcome).group
                 if key not in groups:
                     groups[key] = Group(name, [])
                 self._add(groups[key], key, known, chunk, outcome)
@@ -127,7 +131,7 @@ class Entrants:
         outcome: Outcome,
     ) -> None:
         if outcome.output is None:
-            group.add_missing(self._spec, chunk, outcome)
+            group.add_missing(item_of(self._spec, self._reduce, chunk, outcome))
             return
         group.succeeded += 1
         text = outcome.output.strip().encode(errors="surrogatepass")

@@ -32,20 +32,22 @@ from fanout.aggregators import (
 from fanout.core.errors import SpecError
 from fanout.core.ids import StageId
 from fanout.core.records import Chunk, ErrorKind
+from fanout.core.reduces import reduce_name
 from fanout.core.state import Frontier
-from fanout.policy.packing import pack
-from fanout.runs.enqueue import fleet_window, has_frontier, seal_reduce_stage
+from fanout.runs.enqueue import has_frontier
 from fanout.runs.token_counts import packing_ratio, reduce_room
 from workers.reduce.items import ended_branches, item_of, tally_of
 from workers.reduce.refining import RefineCalls
+from workers.reduce.writing import StageWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from fanout.aggregators import Node
     from fanout.core.cells import Cell
     from fanout.core.ids import ShardId
     from fanout.core.records import Outcome
+    from fanout.core.reduces import Reduce
     from fanout.core.spec import RunSpec
     from fanout.core.state import RunRecord
     from workers.context.worker_context import WorkerContext
@@ -58,7 +60,8 @@ __all__ = [
     "node_places",
     "node_tally",
     "part_of",
-    "reduce_rest",
+    "refine_calls",
+    "write_rest",
 ]
 
 # Shards of nodes in flight beyond those of the window: they are small, one for each shard that has ended.
@@ -70,48 +73,55 @@ _tally = msgspec.json.Decoder(Tally).decode
 
 
 def follow(context: WorkerContext, shard_id: ShardId) -> None:
-    """Publish the nodes that the end of a shard completes, if its run has a tree that can begin."""
+    """Publish the nodes that the end of a shard completes, if its run has trees that can begin."""
     run_id, store = shard_id.run_id, context.connections.store
     spec = context.runs.specs.get(run_id)
     if not has_frontier(spec):
         return
+    trees = [reduce for reduce in spec.reductions if reduce.has_frontier]
+    if shard_id.stage > 0 and len(spec.reductions) > 1:
+        own = reduce_name(context.runs.shards.get(shard_id).chunks[0].columns)
+        trees = [reduce for reduce in trees if reduce.name == own]
+    if not trees:
+        return
     run = store.run(run_id)
     if run.has_ended or 0 < shard_id.stage <= run.base_stage:
         return
-    if spec.refines:
+    if trees[0].refines:
+        # Such a reduce is alone.
         if run.halt is not None or _may_succeed(context, spec, run_id):
-            refine_calls(context, run, spec).follow(run)
+            refine_calls(context, run, spec, trees[0]).follow(run)
         return
     if run.halt is not None or not _may_succeed(context, spec, run_id):
         return
-    # What the job cannot do is reported once all branches have ended.
-    with suppress(SpecError):
-        _Feed(context, run, spec, shard_id.stage_id).advance(is_complete=False)
+    for reduce in trees:
+        # What the job cannot do is reported once all branches have ended.
+        with suppress(SpecError):
+            _Feed(context, run, spec, reduce, shard_id.stage_id).advance(is_complete=False)
 
 
-def reduce_rest(context: WorkerContext, run: RunRecord, spec: RunSpec, stage_id: StageId) -> bool:
-    """Publish the last nodes over a stage that has ended; return whether there are any.
+def write_rest(
+    context: WorkerContext, run: RunRecord, spec: RunSpec, reduce: Reduce, stage_id: StageId
+) -> None:
+    """Write the last nodes of a tree over a stage that has ended.
 
     Raises:
         SpecError: The job leaves no room for answers.
     """
-    if spec.refines:
-        return stage_id.stage == 0 and refine_calls(context, run, spec).finish()
-    if stage_id.stage > 0 and context.connections.store.stage(stage_id).total <= 1:
-        return False
-    feed = _Feed(context, run, spec, stage_id)
-    feed.advance(is_complete=True)
-    store, publisher = context.connections.store, context.connections.publisher
-    if not store.stage(feed.target).total:
-        return False
-    seal_reduce_stage(store, publisher, feed.target)
-    return True
+    if stage_id.stage > 0:
+        known = context.connections.store.frontier(stage_id, reduce=reduce.name)
+        if known.frontier.branches <= 1:
+            # It has its root.
+            return
+    _Feed(context, run, spec, reduce, stage_id).advance(is_complete=True)
 
 
-def refine_calls(context: WorkerContext, run: RunRecord, spec: RunSpec) -> RefineCalls:
+def refine_calls(
+    context: WorkerContext, run: RunRecord, spec: RunSpec, reduce: Reduce
+) -> RefineCalls:
     """Return the calls that refine the aggregate of a run."""
-    parts = partial(_parts_from, context, spec, StageId(run.run_id, 0))
-    return RefineCalls(context, run, spec, parts)
+    parts = partial(_parts_from, context, spec, reduce, StageId(run.run_id, 0))
+    return RefineCalls(context, run, spec, reduce, parts)
 
 
 def _may_succeed(context: WorkerContext, spec: RunSpec, run_id: str) -> bool:
@@ -127,14 +137,21 @@ class _Feed:
     """Packs the outcomes of a stage into the next one."""
 
     def __init__(
-        self, context: WorkerContext, run: RunRecord, spec: RunSpec, source: StageId
+        self,
+        context: WorkerContext,
+        run: RunRecord,
+        spec: RunSpec,
+        reduce: Reduce,
+        source: StageId,
     ) -> None:
         self._context = context
         self._store = context.connections.store
         self._spec = spec
+        self._reduce = reduce
         self._source = source
         self._level = source.stage - run.base_stage if source.stage else 0
-        self.target = StageId(run.run_id, run.base_stage + self._level + 1)
+        target = StageId(run.run_id, run.base_stage + self._level + 1)
+        self._writer = StageWriter(context, target, reduce, more_shards=_MORE_SHARDS)
 
     def advance(self, *, is_complete: bool) -> None:
         """Write and publish the nodes that are known.
@@ -142,25 +159,11 @@ class _Feed:
         Args:
             is_complete: Whether the source has ended.
         """
-        while not self._advanced(is_complete=is_complete):
-            continue
-        publisher = self._context.connections.publisher
-        window = fleet_window(self._store) + _MORE_SHARDS
-        publisher.expand(self.target, self._store.open_shards(self.target, window=window))
-
-    def _advanced(self, *, is_complete: bool) -> bool:
-        """Write nodes; return False if another process has written some meanwhile."""
-        number, begins = self._store.frontier(self.target)
-        ends: list[Frontier] = []
-        nodes = self._nodes(begins, ends, is_complete=is_complete)
-        for shard in pack(nodes, branches_per_chunk=1, first=begins.branches):
-            frontier = ends[shard.first + shard.count - begins.branches - 1]
-            is_first = self._store.put_next(self.target.shard(number), shard, frontier)
-            if not is_first:
-                # None: the run was stopped, or the stage is sealed.
-                return is_first is None
-            number += 1
-        return True
+        is_done = False
+        while not is_done:
+            ends: list[Frontier] = []
+            nodes = self._nodes(self._writer.begin(), ends, is_complete=is_complete)
+            is_done = self._writer.write(nodes, partial(_last_of, ends))
 
     def _nodes(
         self, begins: Frontier, ends: list[Frontier], *, is_complete: bool
@@ -171,7 +174,12 @@ class _Feed:
 
         def parts() -> Iterator[Part]:
             for place, part in _parts_from(
-                self._context, self._spec, self._source, begins, is_complete=is_complete
+                self._context,
+                self._spec,
+                self._reduce,
+                self._source,
+                begins,
+                is_complete=is_complete,
             ):
                 places.append(place)
                 yield part
@@ -182,7 +190,12 @@ class _Feed:
             del places[: node.taken]
             ends.append(Frontier(shard=last.shard, position=last.position + 1, branches=made))
             yield node_chunk(
-                node, group="", position=made - 1, level=self._level, cites=self._spec.sources
+                node,
+                self._reduce,
+                group="",
+                position=made - 1,
+                level=self._level,
+                cites=self._spec.sources,
             )
 
     def _packed(self, parts: Iterable[Part], *, is_complete: bool) -> Iterator[Node]:
@@ -191,12 +204,10 @@ class _Feed:
         if not is_complete and self._level == 0 and len(head) < _SHOWN_PARTS:
             # The ratio is that of the first ones.
             return
-        ratio = packing_ratio(
-            self._store, self._source.run_id, self._spec, (part.text for part in head)
-        )
-        packer = NodePacker(
-            room_tokens=reduce_room(self._spec, ratio), level=self._level, bytes_per_token=ratio
-        )
+        texts = (part.text for part in head)
+        ratio = packing_ratio(self._store, self._source.run_id, self._spec, self._reduce, texts)
+        room = reduce_room(self._spec, self._reduce, ratio)
+        packer = NodePacker(room_tokens=room, level=self._level, bytes_per_token=ratio)
         for some in (head, parts):
             for part in some:
                 yield from packer.add(part)
@@ -205,12 +216,16 @@ class _Feed:
 
 
 def _parts_from(
-    context: WorkerContext, spec: RunSpec, source: StageId, begins: Frontier, *, is_complete: bool
+    context: WorkerContext,
+    spec: RunSpec,
+    reduce: Reduce,
+    source: StageId,
+    begins: Frontier,
+    *,
+    is_complete: bool,
 ) -> Iterator[tuple[Frontier, Part]]:
-    """Yield the outcomes of a stage that follow a frontier as parts, each with its place."""
-    progress = context.connections.store.progress(source)
-    end = progress.written if is_complete else progress.first_open
-    for number in range(begins.shard, end):
+    """Yield the outcomes of a stage that follow a frontier as parts of a reduce, each with its place."""
+    for number in _shards_from(context, reduce, source, begins.shard, is_complete=is_complete):
         start = begins.position if number == begins.shard else 0
         found = ended_branches(context, source.shard(number), start=start, is_complete=is_complete)
         if found is None:
@@ -219,23 +234,41 @@ def _parts_from(
         for position, chunk, outcome in found:
             place = Frontier(shard=number, position=position)
             is_leaf = source.stage == 0
-            part = leaf_of(spec, chunk, outcome) if is_leaf else part_of(chunk, outcome)
+            part = leaf_of(spec, reduce, chunk, outcome) if is_leaf else part_of(chunk, outcome)
             yield place, part
 
 
-def leaf_of(spec: RunSpec, chunk: Chunk, outcome: Outcome) -> Part:
+def _shards_from(
+    context: WorkerContext, reduce: Reduce, source: StageId, first: int, *, is_complete: bool
+) -> Iterable[int]:
+    """Return the shards of a stage from one on, up to the first that has not ended."""
+    store = context.connections.store
+    if source.stage > 0 and reduce.name:
+        # Shards of other reduces may still be open. The end of one's own is seen as it is read.
+        own = store.shards_of(source, reduce=reduce.name)
+        return (number for number in own if number >= first)
+    progress = store.progress(source)
+    return range(first, progress.written if is_complete else progress.first_open)
+
+
+def _last_of(ends: Sequence[Frontier], count: int) -> Frontier:
+    return ends[count - 1]
+
+
+def leaf_of(spec: RunSpec, reduce: Reduce, chunk: Chunk, outcome: Outcome) -> Part:
     """Return a branch of the map as a part of the first level."""
     ref = spec.variants.ref(outcome.index)
     key = part_key(chunk.document, chunk.position, ref.aspect, ref.model, ref.sample)
     tally = tally_of(spec, chunk, outcome)
     place = None
-    if spec.sources:
+    if spec.sources and reduce.kind == "llm":
         place = Place(outcome.index, chunk.document, chunk.position, tuple(chunk.pages))
-    return leaf_part(item_of(spec, chunk, outcome), key=key, tally=tally, place_of=place)
+    return leaf_part(item_of(spec, reduce, chunk, outcome), key=key, tally=tally, place_of=place)
 
 
 def node_chunk(
     node: Node,
+    reduce: Reduce,
     *,
     group: str,
     position: int,
@@ -247,6 +280,7 @@ def node_chunk(
 
     Args:
         node: The node.
+        reduce: Its reduce.
         group: Its group.
         position: Its number among the nodes of its group and level.
         level: Its level: see NodePacker.
@@ -260,6 +294,7 @@ def node_chunk(
         "failed": str(node.failed),
         "key": f"{node.key:016x}",
         "tally": msgspec.json.encode(node.tally).decode(),
+        **reduce.columns,
     }
     if problem is not None:
         return Chunk(text="", document=group, document_index=0, columns=columns, error=problem)

@@ -10,22 +10,37 @@ from fanout.core.step_answers import answers_of
 from fanout.policy.packing import shard_chunk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from fanout.core.ids import ShardId, StageId
     from fanout.core.records import Chunk, Outcome
+    from fanout.core.reduces import Reduce
     from fanout.core.spec import RunSpec
     from workers.context.worker_context import WorkerContext
 
-__all__ = ["branches", "ended_branches", "item_of", "tally_of"]
+__all__ = ["branches", "ended_branches", "item_of", "reduce_branches", "tally_of"]
 
 
 def branches(context: WorkerContext, stage_id: StageId) -> Iterator[tuple[Chunk, Outcome]]:
-    """Yield chunk and outcome of each branch of a stage, in input order."""
+    """Yield chunk and outcome of each branch of the map, in input order."""
     spec = context.runs.specs.get(stage_id.run_id)
-    per_chunk = spec.branches_per_chunk if stage_id.stage == 0 else 1
+    shards = range(context.connections.store.stage(stage_id).shards)
+    return _branches(context, stage_id, shards, spec.branches_per_chunk)
+
+
+def reduce_branches(
+    context: WorkerContext, stage_id: StageId, reduce: Reduce
+) -> Iterator[tuple[Chunk, Outcome]]:
+    """Yield chunk and outcome of each branch of a reduce in one of its stages, in order."""
+    shards = context.connections.store.shards_of(stage_id, reduce=reduce.name)
+    return _branches(context, stage_id, shards, 1)
+
+
+def _branches(
+    context: WorkerContext, stage_id: StageId, shards: Iterable[int], per_chunk: int
+) -> Iterator[tuple[Chunk, Outcome]]:
     store = context.connections.store
-    for shard_id in map(stage_id.shard, range(store.stage(stage_id).shards)):
+    for shard_id in map(stage_id.shard, shards):
         shard = store.shard(shard_id)
         for _, outcome in sorted(store.outcomes(shard_id).items()):
             yield shard_chunk(shard, outcome.index, per_chunk), outcome
@@ -56,11 +71,11 @@ def ended_branches(
     ]
 
 
-def item_of(spec: RunSpec, chunk: Chunk, outcome: Outcome) -> Item:
+def item_of(spec: RunSpec, reduce: Reduce, chunk: Chunk, outcome: Outcome) -> Item:
     """Return a branch of the map as the input of an aggregator."""
     has_models = len(spec.models) > 1 or bool(spec.fallback)
     ref = spec.variants.ref(outcome.index)
-    steps = answers_of(outcome.steps) if goes_by_steps(spec) else None
+    steps = answers_of(outcome.steps) if goes_by_steps(spec, reduce) else None
     return Item(
         index=outcome.index,
         document=chunk.document,
@@ -69,7 +84,7 @@ def item_of(spec: RunSpec, chunk: Chunk, outcome: Outcome) -> Item:
         asked_model=ref.model if spec.fallback else None,
         sample=ref.sample if spec.variants.samples > 1 else None,
         group=group_key(
-            spec.group_by,
+            reduce.group_by,
             document=chunk.document,
             aspect=ref.aspect,
             model=ref.model,

@@ -20,13 +20,14 @@ from fanout.core.state import Frontier
 from fanout.policy.packing import pack
 from fanout.runs.enqueue import fleet_window, seal_reduce_stage
 from fanout.runs.token_counts import packing_ratio, reduce_room
-from workers.reduce.items import branches, ended_branches
+from workers.reduce.items import ended_branches, reduce_branches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fanout.aggregators import Part
     from fanout.core.records import Outcome
+    from fanout.core.reduces import Reduce
     from fanout.core.spec import RunSpec
     from fanout.core.state import RunRecord
     from workers.context.worker_context import WorkerContext
@@ -51,17 +52,24 @@ class RefineCalls:
         context: The worker's process.
         run: The run.
         spec: Its job.
+        reduce: Its reduce, the only one.
         parts: Reads the branches of the map.
     """
 
     def __init__(
-        self, context: WorkerContext, run: RunRecord, spec: RunSpec, parts: PartReader
+        self,
+        context: WorkerContext,
+        run: RunRecord,
+        spec: RunSpec,
+        reduce: Reduce,
+        parts: PartReader,
     ) -> None:
         self._context = context
         self._store = context.connections.store
         self._publisher = context.connections.publisher
         self._run_id = run.run_id
         self._spec = spec
+        self._reduce = reduce
         self._parts = parts
         self._target = StageId(run.run_id, run.base_stage + 1)
 
@@ -92,7 +100,8 @@ class RefineCalls:
         return record.total > 0 or record.sealed
 
     def _advance(self, *, is_complete: bool) -> None:
-        number, begins = self._store.frontier(self._target)
+        known = self._store.frontier(self._target)
+        number, begins = known.shards, known.frontier
         so_far = self._so_far(number)
         if so_far is not None or is_complete:
             places = self._parts(begins, is_complete=is_complete)
@@ -113,7 +122,7 @@ class RefineCalls:
         if not found:
             return None
         _, chunk, outcome = found[-1]
-        return _after(self._spec, chunk, outcome)
+        return _after(self._reduce, chunk, outcome)
 
     def _write(
         self,
@@ -126,9 +135,9 @@ class RefineCalls:
     ) -> None:
         """Write the next call, if it is known which answers it has."""
         ratio = packing_ratio(
-            self._store, self._run_id, self._spec, (part.text for _, part in head)
+            self._store, self._run_id, self._spec, self._reduce, (part.text for _, part in head)
         )
-        room = reduce_room(self._spec, ratio)
+        room = reduce_room(self._spec, self._reduce, ratio)
         taken: list[Frontier] = []
 
         def parts() -> Iterator[Part]:
@@ -161,15 +170,15 @@ class RefineCalls:
         self._publisher.seal(self._target, shards=sealed.shards)
 
 
-def _after(spec: RunSpec, chunk: Chunk, outcome: Outcome) -> Chain:
-    return Chain.after(chunk.columns, outcome, is_json=spec.aggregate_schema is not None)
+def _after(reduce: Reduce, chunk: Chunk, outcome: Outcome) -> Chain:
+    return Chain.after(chunk.columns, outcome, is_json=reduce.schema is not None)
 
 
-def refined(context: WorkerContext, run: RunRecord, spec: RunSpec) -> tuple[Chain, list[Outcome]]:
+def refined(context: WorkerContext, run: RunRecord, reduce: Reduce) -> tuple[Chain, list[Outcome]]:
     """Return what the calls of a run have come to, and the outcomes of those that failed."""
     so_far, failed = Chain(), []
-    for chunk, outcome in branches(context, StageId(run.run_id, run.base_stage + 1)):
-        so_far = _after(spec, chunk, outcome)
+    for chunk, outcome in reduce_branches(context, StageId(run.run_id, run.base_stage + 1), reduce):
+        so_far = _after(reduce, chunk, outcome)
         if outcome.kind is not None:
             failed.append(outcome)
     return so_far, failed

@@ -8,7 +8,7 @@ found: the pairs are found again from the answers, and the verdicts are those of
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -19,11 +19,12 @@ from fanout.core.ids import StageId
 from fanout.core.records import Chunk, ErrorKind
 from fanout.core.units import plural
 from fanout.inputs.resolution_prompts import is_same, resolution_prompt
-from fanout.policy.packing import pack
 from fanout.policy.resolution import candidates, closing_pairs, grouped, normal
-from fanout.runs.enqueue import open_stage
 from fanout.runs.status import ReduceError
+from workers.reduce.coverage import with_coverage
 from workers.reduce.items import branches, item_of, tally_of
+from workers.reduce.made import Made
+from workers.reduce.writing import StageWriter, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,46 +32,31 @@ if TYPE_CHECKING:
     from fanout.aggregators import Item
     from fanout.aggregators.parts import PartReader
     from fanout.core.records import Outcome
+    from fanout.core.reduces import Reduce
     from fanout.core.spec import RunSpec
     from fanout.core.state import RunRecord
     from fanout.policy.resolution import Candidates, Groups
     from fanout.policy.tournaments import Pair
     from workers.context.worker_context import WorkerContext
 
-__all__ = ["Resolved", "resolve"]
+__all__ = ["resolve"]
 
 # Different values that are compared with each other; n-grams of more would not fit into memory.
 _MOST_VALUES = 100_000
 _MOST_ERRORS = 100
 
 
-class Resolved(NamedTuple):
-    """How a run ends whose values were resolved.
-
-    Attributes:
-        made: The aggregate.
-        tally: What is behind it.
-        errors: The calls that failed.
-        problem: Why there is no aggregate, or None.
-    """
-
-    made: Aggregate
-    tally: Tally
-    errors: list[ReduceError]
-    problem: str | None = None
-
-
 class _Values:
     """The different values of the answers of a run, with how often each is written in which way."""
 
-    def __init__(self, spec: RunSpec) -> None:
+    def __init__(self, spec: RunSpec, reduce: Reduce) -> None:
         self._fields = Fields(
             schema=spec.answer_schema,
             choices=spec.answer_choices,
             model=spec.model,
             steps=spec.step_names,
         )
-        self._reader: PartReader = self._fields.reader(spec.by[0])
+        self._reader: PartReader = self._fields.reader(reduce.by[0])
         self._forms: dict[str, Counter[str]] = {}
         self.coverage = CoverageCounter()
         self.missing = NameSample()
@@ -114,7 +100,8 @@ def _text(value: Any) -> str:
 class _Verdicts:
     """What the model says of pairs."""
 
-    def __init__(self) -> None:
+    def __init__(self, reduce: str) -> None:
+        self._reduce = reduce
         self.of: dict[Pair, bool | None] = {}
         self.errors: list[ReduceError] = []
         self.failed = self.over_budget = 0
@@ -129,6 +116,7 @@ class _Verdicts:
         if len(self.errors) < _MOST_ERRORS or (is_unpaid and not self.over_budget):
             self.errors.append(
                 ReduceError(
+                    reduce=self._reduce,
                     group="",
                     kind=outcome.kind or ErrorKind.INTERNAL,
                     message=outcome.message or "",
@@ -149,22 +137,23 @@ class _Verdicts:
 
 
 def resolve(
-    context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunSpec
-) -> Resolved | None:
-    """Open the stage of the next pairs, and return None; or return how the run ends.
+    context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunSpec, reduce: Reduce
+) -> Made | None:
+    """Write the next pairs, and return None; or return what the reduce comes to.
 
     Args:
         context: The worker's process.
         run: The run.
         stage_id: The stage that has ended: the map, or one of pairs.
         spec: The job.
+        reduce: The reduce.
     """
-    values = _Values(spec)
+    values = _Values(spec, reduce)
     for chunk, outcome in branches(context, StageId(run.run_id, 0)):
-        values.add(item_of(spec, chunk, outcome), tally_of(spec, chunk, outcome))
+        values.add(item_of(spec, reduce, chunk, outcome), tally_of(spec, chunk, outcome))
     values.order()
-    found = candidates(values.keys[:_MOST_VALUES], most=spec.max_pairs)
-    verdicts = _Verdicts()
+    found = candidates(values.keys[:_MOST_VALUES], most=reduce.max_pairs)
+    verdicts = _Verdicts(reduce.name)
     last = max(run.base_stage, stage_id.stage)
     pairs, stage = found.pairs, run.base_stage
     # The second time, of groups that hold together by others only.
@@ -174,13 +163,13 @@ def resolve(
         stage += 1
         round_id = StageId(run.run_id, stage)
         if stage > last:
-            _open(context, spec, values, pairs, round_id)
+            _write(context, spec, reduce, values, pairs, round_id)
             return None
-        _read(context, round_id, pairs, verdicts)
+        _read(context, round_id, reduce, pairs, verdicts)
         if verdicts.problem is not None:
             break
         groups = grouped(len(values.keys), verdicts.of)
-        left = spec.max_pairs - len(verdicts.of)
+        left = reduce.max_pairs - len(verdicts.of)
         pairs = closing_pairs(groups, values.weights, verdicts.of, most=left)
     groups = grouped(len(values.keys), verdicts.of)
     [tally] = values.coverage.tallies().values()
@@ -188,39 +177,53 @@ def resolve(
         value=_rows(values, groups),
         succeeded=tally.behind,
         failed=tally.branches - tally.behind,
-        notes=_notes(spec, values, found, verdicts, groups),
+        notes=_notes(reduce, values, found, verdicts, groups),
     )
-    return Resolved(made, tally, verdicts.errors, verdicts.problem)
+    if verdicts.problem is not None:
+        return Made((), verdicts.errors, verdicts.problem)
+    covered = with_coverage(spec, [("", made)], {"": tally})
+    return covered._replace(errors=verdicts.errors)
 
 
-def _open(
-    context: WorkerContext, spec: RunSpec, values: _Values, pairs: list[Pair], round_id: StageId
+def _write(
+    context: WorkerContext,
+    spec: RunSpec,
+    reduce: Reduce,
+    values: _Values,
+    pairs: list[Pair],
+    round_id: StageId,
 ) -> None:
-    store, publisher = context.connections.store, context.connections.publisher
-    is_fenced = spec.is_fenced(spec.reduce_model)
+    is_fenced = spec.is_fenced(reduce.model)
 
-    def chunks() -> Iterator[Chunk]:
-        for number, (one, other) in enumerate(pairs):
+    def chunks(since: int) -> Iterator[Chunk]:
+        for number, (one, other) in enumerate(pairs[since:], since):
             text = resolution_prompt(
-                spec.by[0],
+                reduce.by[0],
                 values.shown(one),
                 values.shown(other),
-                spec.criteria,
+                reduce.criteria,
                 is_fenced=is_fenced,
             )
-            yield Chunk(text=text, document="", document_index=0, position=number)
+            yield Chunk(
+                text=text, document="", document_index=0, position=number, columns=reduce.columns
+            )
 
-    open_stage(store, publisher, round_id, pack(chunks(), branches_per_chunk=1))
+    write_all(StageWriter(context, round_id, reduce), chunks)
 
 
 def _read(
-    context: WorkerContext, round_id: StageId, pairs: list[Pair], verdicts: _Verdicts
+    context: WorkerContext,
+    round_id: StageId,
+    reduce: Reduce,
+    pairs: list[Pair],
+    verdicts: _Verdicts,
 ) -> None:
     """Add the verdicts of a stage, in the order of its pairs."""
-    store = context.connections.store
-    for shard_id in map(round_id.shard, range(store.stage(round_id).shards)):
-        for _, outcome in sorted(store.outcomes(shard_id).items()):
-            verdicts.add(pairs[outcome.index], outcome)
+    store, done = context.connections.store, 0
+    for shard_id in map(round_id.shard, store.shards_of(round_id, reduce=reduce.name)):
+        for position, outcome in sorted(store.outcomes(shard_id).items()):
+            verdicts.add(pairs[done + position], outcome)
+        done += len(store.indices(shard_id))
 
 
 def _rows(values: _Values, groups: Groups) -> list[dict[str, Any]]:
@@ -237,13 +240,13 @@ def _rows(values: _Values, groups: Groups) -> list[dict[str, Any]]:
 
 
 def _notes(
-    spec: RunSpec, values: _Values, found: Candidates, verdicts: _Verdicts, groups: Groups
+    reduce: Reduce, values: _Values, found: Candidates, verdicts: _Verdicts, groups: Groups
 ) -> list[str]:
     asked = plural(len(verdicts.of), "pair was", "pairs were")
-    notes = [f"{len(values.keys):,} different values; {asked} compared by {spec.reduce_model}"]
+    notes = [f"{len(values.keys):,} different values; {asked} compared by {reduce.model}"]
     if found.left_out:
         pairs = plural(found.left_out, "less alike pair was", "less alike pairs were")
-        notes.append(f"{pairs} not compared (max_pairs is {spec.max_pairs:,})")
+        notes.append(f"{pairs} not compared (max_pairs is {reduce.max_pairs:,})")
     if len(values.keys) > _MOST_VALUES:
         rare = len(values.keys) - _MOST_VALUES
         notes.append(f"the {rare:,} rarest values were compared with no other")
@@ -255,5 +258,5 @@ def _notes(
     if groups.contradictions:
         kept = plural(groups.contradictions, "pair is", "pairs are")
         notes.append(f"{kept} kept apart, as the model contradicts itself about their groups")
-    notes += values.without.notes(f"answers have no text in {spec.by[0]}")
+    notes += values.without.notes(f"answers have no text in {reduce.by[0]}")
     return [*notes, *values.missing.notes(LEFT_OUT)]

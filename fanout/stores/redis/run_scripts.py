@@ -156,9 +156,10 @@ if stage and stage > before then redis.call('HSET', KEYS[1], 'stage', stage) end
 return 1
 """
 
-# KEYS run; ARGV bytes per token. Returns the first that was fixed for the run.
+# KEYS run; ARGV bytes per token, reduce. Returns the first that was fixed for this reduce of the run.
 FIX_RATIO = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return false end
-redis.call('HSETNX', KEYS[1], 'bytes_per_token', ARGV[1])
-return redis.call('HGET', KEYS[1], 'bytes_per_token')
+local field = ARGV[2] == '' and 'bytes_per_token' or 'bytes_per_token:' .. ARGV[2]
+redis.call('HSETNX', KEYS[1], field, ARGV[1])
+return redis.call('HGET', KEYS[1], field)
 """

@@ -91,8 +91,8 @@ return 1
 """
 
 # KEYS run, stage, blob, sizes; ARGV blob, shard, count, ttl, index of the first branch, number of the stage,
-# frontier. As PUT_SHARD for a stage that is written while the one before it goes on: the frontier is written
-# with the shard. Returns -1 if there is no such run, 0 if the stage takes no more shards, 1 if another
+# frontier, name of the reduce. As PUT_SHARD for a stage of reduces: how far the one has written it is written
+# with its shard. Returns -1 if there is no such run, 0 if the stage takes no more shards, 1 if another
 # process has written the shard, 2 if this call did.
 PUT_NEXT = f"""
 {ENDED}
@@ -105,8 +105,9 @@ if tonumber(redis.call('HGET', KEYS[2], 'written') or 0) ~= tonumber(ARGV[2]) th
 redis.call('SET', KEYS[3], ARGV[1], 'EX', ARGV[4])
 redis.call('HINCRBY', KEYS[2], 'written', 1)
 redis.call('HINCRBY', KEYS[2], 'total', ARGV[3])
-redis.call('HSET', KEYS[2], 'frontier', ARGV[7])
-redis.call('HSET', KEYS[4], ARGV[2], ARGV[5] .. ':' .. ARGV[3])
+local suffix = ARGV[8] == '' and '' or ':' .. ARGV[8]
+redis.call('HSET', KEYS[2], 'frontier' .. suffix, ARGV[7])
+redis.call('HSET', KEYS[4], ARGV[2], ARGV[5] .. ':' .. ARGV[3] .. suffix)
 if stage > tonumber(run[4] or 0) then redis.call('HSET', KEYS[1], 'ahead', stage) end
 redis.call('EXPIRE', KEYS[1], ARGV[4])
 redis.call('EXPIRE', KEYS[2], ARGV[4])

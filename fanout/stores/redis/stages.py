@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, cast
 from fanout.core.errors import UnknownRunError
 from fanout.core.ids import ShardId
 from fanout.core.queue_names import TAKEN, TURNS, backlog_of
-from fanout.core.state import Frontier, SealReply, ShardState, StageLoad, StageProgress
+from fanout.core.state import (
+    Frontier,
+    SealReply,
+    ShardState,
+    StageFrontier,
+    StageLoad,
+    StageProgress,
+)
 from fanout.stores import codec
 from fanout.stores.blobs.base import blob_name
 from fanout.stores.redis import stage_scripts
@@ -131,16 +138,18 @@ class RedisStages(RedisBlobReferences):
         return bool(answer)
 
     @translated
-    def frontier(self, stage_id: StageId) -> tuple[int, Frontier]:
-        """Return how many shards a stage has, and how far they hold the outcomes of the one before."""
-        written, data = self._redis.hmget(self._stage(stage_id), "written", "frontier")
-        return int(written or 0), Frontier() if data is None else codec.decode_frontier(
-            cast("bytes", data)
-        )
+    def frontier(self, stage_id: StageId, *, reduce: str = "") -> StageFrontier:
+        """Return the size of a stage of a reduce, and how far a reduce of the job has written it."""
+        field = f"frontier:{reduce}" if reduce else "frontier"
+        written, total, data = self._redis.hmget(self._stage(stage_id), "written", "total", field)
+        frontier = Frontier() if data is None else codec.decode_frontier(cast("bytes", data))
+        return StageFrontier(shards=int(written or 0), branches=int(total or 0), frontier=frontier)
 
     @translated
-    def put_next(self, shard_id: ShardId, shard: Shard, frontier: Frontier) -> bool | None:
-        """Write the next shard of a reduce stage whose source still goes on, and the frontier with it.
+    def put_next(
+        self, shard_id: ShardId, shard: Shard, frontier: Frontier, *, reduce: str = ""
+    ) -> bool | None:
+        """Write the next shard of a stage of a reduce, and how far the reduce has written it.
 
         Returns:
             Whether this call did; False if another process has written the shard, None if the stage
@@ -154,11 +163,22 @@ class RedisStages(RedisBlobReferences):
         name = blob_name(shard_id, "in")
         held = self._keep(shard_id.run_id, name, codec.encode_shard(shard))
         args: list[Any] = [held, shard_id.shard, shard.count, self._ttl_s, shard.first]
-        args += [shard_id.stage, codec.encode_frontier(frontier)]
+        args += [shard_id.stage, codec.encode_frontier(frontier), reduce]
         answer = self._call(stage_scripts.PUT_NEXT, keys, args)
         self._drop_if_late(keys[2], name, held)
         self._require(shard_id.run_id, answer >= 0)
         return None if answer == 0 else bool(answer == _IS_FIRST)
+
+    @translated
+    def shards_of(self, stage_id: StageId, *, reduce: str = "") -> list[int]:
+        """Return the shards of a stage that a reduce has written, in order; without a name, all."""
+        key = f"{self._stage(stage_id)}:sizes"
+        sizes = cast("dict[bytes, bytes]", self._redis.hgetall(key))
+        return sorted(
+            int(shard)
+            for shard, size in sizes.items()
+            if not reduce or codec.decode_owner(size) == reduce
+        )
 
     @translated
     def shard(self, shard_id: ShardId) -> Shard:

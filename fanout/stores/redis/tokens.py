@@ -48,13 +48,13 @@ class RedisTokens(RedisBase):
             pipe.execute()
 
     @translated
-    def fix_packing_ratio(self, run_id: str, ratio: float) -> float:
-        """Fix the bytes per token by which the answers of a run are packed; return what was fixed first.
+    def fix_packing_ratio(self, run_id: str, ratio: float, *, reduce: str = "") -> float:
+        """Fix the bytes per token by which a reduce packs answers; return what was fixed first.
 
         Raises:
             UnknownRunError: There is no such run.
         """
-        fixed = self._call(run_scripts.FIX_RATIO, [self._run(run_id)], [ratio])
+        fixed = self._call(run_scripts.FIX_RATIO, [self._run(run_id)], [ratio, reduce])
         self._require(run_id, fixed)
         with suppress(ValueError):
             return float(fixed)

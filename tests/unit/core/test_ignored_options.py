@@ -54,7 +54,7 @@ ALWAYS = {
     "split", "tokenizer", "reduce", "aggregate_prompt",
     "group_by", "min_success", "max_workers", "priority", "cache", "timeout_s", "deadline_s", "max_attempts",
     "max_elapsed_s", "requests_per_minute", "tokens_per_minute", "sample", "limit", "labels",
-    "lane", "prompt_order", "steps", "fence", "retrieve",
+    "lane", "prompt_order", "steps", "fence", "retrieve", "reduces",
     "price", "budget_usd", "budget_calls", "budget_tokens",
 }  # fmt: skip
 # These have one beside some others only: a value, and with which others it has one and has none.
@@ -133,8 +133,7 @@ def test_every_field_of_a_job_is_read_by_what_does_the_job(name):
     ]
     own = {
         "prompt": "prompts", "aspects": "prompts", "reduce": "reduction", "models": "variants",
-        "judge_model": "reduce_model", "fold": "refines",
-        "fence": "is_fenced",
+        "fold": "refines", "fence": "is_fenced",
         "retrieve": "retrieval", "top_k": "retrieval", "query": "retrieval",
         **dict.fromkeys(("requests_per_minute", "tokens_per_minute"), "rates"),
     }.get(name, inner_name(name))  # fmt: skip

@@ -351,6 +351,7 @@ VALUES = {
     "tokens_per_minute": 7, "aspects": {"a": "{input}"}, "models": ["fake", "fake?seed=2"],
     "labels": "gold", "lane": "auto", "prompt_order": "as_written",
     "budget_usd": 2.5, "budget_calls": 30, "budget_tokens": 4000,
+    "reduces": [{"name": "counts", "reduce": "table", "by": ["x"]}],
     "steps": [
         {"name": "a", "prompt": "{input}"}, {"name": "check", "judge": "a", "criteria": ["clear"]},
     ],
@@ -460,9 +461,9 @@ def test_a_field_has_the_same_names_everywhere(monkeypatch, tmp_path, name):
         for option in click.command("x")(job_options(lambda: None)).params
         for spelling in option.opts
     }
-    if "steps" in job:
+    if {"steps", "reduces"} & job.keys():
         # They have no option.
-        job = {key: value for key, value in job.items() if key != "steps"}
+        job = {key: value for key, value in job.items() if key not in ("steps", "reduces")}
         words = [
             str(path),
             *(word for one, value in job.items() for word in option_words(one, value)),

@@ -4,12 +4,15 @@ import json
 
 import pytest
 
+from fanout.aggregators import Aggregate
 from fanout.cli.show import _lines
 from fanout.core.errors import StoredDataError
 from fanout.core.passage_uses import PassageUse
 from fanout.core.records import Chunk, ErrorKind, Outcome, Shard, StepOutcome, Usage
 from fanout.core.spec import make_spec
 from fanout.runs.branch_trace import trace_of
+from fanout.runs.result_values import ResultValues
+from fanout.runs.status import StoredResult
 
 CHUNK = Chunk(text="TEXT", document="d.csv:3", document_index=0, end=4, columns={"product": "P"},
               pages=[2, 3])  # fmt: skip
@@ -51,7 +54,10 @@ def verdict(*, passes):
 def test_what_comparisons_have_found_is_shown(job, aggregate, line):
     spec = make_spec(model="fake", prompt="{input}", criteria="c", **job)
     outcome = Outcome(index=0, output="x", attempts=1, usage=ONCE)
-    shown = list(_lines("r", trace_of(spec, SHARD, outcome, aggregate=aggregate)))
+    values = aggregate if "group_by" in job else {} if aggregate is None else {"": aggregate}
+    made = {group: Aggregate(value=value) for group, value in values.items()}
+    found = ResultValues(StoredResult(aggregates=made))
+    shown = list(_lines("r", trace_of(spec, SHARD, outcome, values=found)))
     assert (shown[2] or None) == line
 
 

@@ -15,7 +15,7 @@ from fanout.inputs.fences import FENCE_BYTES, RULE, block
 from fanout.inputs.prompt_layout import branch_values
 from fanout.llm.prompt_plans import plan_of
 from fanout.policy.token_ratio import TokenSums, bytes_by_kind
-from fanout.runs import estimate
+from fanout.runs import reduce_estimate
 from fanout.runs.estimate import Estimator
 
 
@@ -177,7 +177,7 @@ def test_a_vote_may_end_early():
     ("group", "least", "most_groups"), [(None, 1, 9), ("document", 30, 99), ("document", 30, 8)]
 )
 def test_the_calls_of_the_reduce_are_counted(monkeypatch, group, least, most_groups):
-    monkeypatch.setattr(estimate, "_MOST_GROUPS", most_groups)
+    monkeypatch.setattr(reduce_estimate, "_MOST_GROUPS", most_groups)
     fields = {"aggregate_prompt": "Sum up: {input}", "group_by": group, "max_tokens": 500}
     found, _ = estimated({**fields, "context_tokens": 4_000}, documents(30))
     assert found.reduce.calls_low == least

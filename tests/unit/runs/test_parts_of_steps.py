@@ -50,8 +50,11 @@ def outcome(index, kind):
 
 def aggregate(**fields):
     spec = spec_of(**fields)
+    (reduce,) = spec.reductions
     items = [
-        item_of(spec, Chunk(text="t", document=f"d{at}", document_index=at), outcome(at, kind))
+        item_of(
+            spec, reduce, Chunk(text="t", document=f"d{at}", document_index=at), outcome(at, kind)
+        )
         for at, kind in enumerate(KINDS)
     ]
     goes_by = Fields(

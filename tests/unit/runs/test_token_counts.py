@@ -73,13 +73,19 @@ def test_the_reduce_packs_by_one_ratio_for_all_its_stages(store):
     store.create_run(RUN, spec="{}", created_at=1.0)
     learn(store, 1.0)
     spec = make_spec(**TREE)
-    assert packing_ratio(store, RUN, spec, [TEXT]) == pytest.approx(1.0, abs=0.1)
+    assert packing_ratio(store, RUN, spec, spec.reductions[0], [TEXT]) == pytest.approx(
+        1.0, abs=0.1
+    )
     learn(store, 9.0)
-    assert packing_ratio(store, RUN, spec, [TEXT]) == pytest.approx(1.0, abs=0.1)
+    assert packing_ratio(store, RUN, spec, spec.reductions[0], [TEXT]) == pytest.approx(
+        1.0, abs=0.1
+    )
     own = make_spec(**TREE, tokenizer="bytes/3")
-    assert packing_ratio(store, RUN, own, [TEXT]) == 3
+    assert packing_ratio(store, RUN, own, own.reductions[0], [TEXT]) == 3
 
 
 def test_the_room_of_a_prompt_follows_the_ratio():
     spec = make_spec(**TREE)
-    assert reduce_room(spec, 1.0) == pytest.approx(reduce_room(spec, 4.0) / 4, rel=0.02)
+    (reduce,) = spec.reductions
+    large = reduce_room(spec, reduce, 4.0)
+    assert reduce_room(spec, reduce, 1.0) == pytest.approx(large / 4, rel=0.02)

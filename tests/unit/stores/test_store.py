@@ -1230,6 +1230,7 @@ READS = {
         "result_piece",
         "stage",
         "frontier",
+        "shards_of",
         "is_finished",
         "is_reopened",
         "reopened",

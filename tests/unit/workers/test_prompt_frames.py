@@ -1,6 +1,7 @@
 """What the prompts of a stage have in common."""
 
 from fanout.core.answer_shape import shape_of
+from fanout.core.reduces import Reduce
 from fanout.core.spec import RunSpec
 from fanout.inputs.prompts import Template
 from fanout.llm.base import LLMRequest
@@ -13,7 +14,7 @@ TEMPLATE = Template.parse("Read {input}")
 
 
 def framed(spec=SPEC, model="fake", **given):
-    given = {"shape": None, "is_reduce": False, "retrieves": False, **given}
+    given = {"shape": None, **given}
     return frame_of(spec, model, TEMPLATE, **given)
 
 
@@ -37,10 +38,9 @@ def test_a_branch_may_have_a_shape_of_its_own():
 
 
 def test_a_reduce_has_its_own_limit_and_no_passages():
-    spec = SPEC.model_copy(update={"aggregate_max_tokens": 5})
-    frame = frame_of(
-        spec, "fake", Template.parse("{context}"), shape=None, is_reduce=True, retrieves=True
-    )
+    reduce = Reduce(kind="llm", model="fake", max_tokens=5)
+    template = Template.parse("{context}")
+    frame = frame_of(SPEC, "fake", template, shape=None, reduce=reduce, retrieves=True)
     assert frame.request.max_tokens == 5
     assert not frame.has_passages
 

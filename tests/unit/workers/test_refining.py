@@ -117,7 +117,7 @@ def test_the_same_calls_go_on_after_a_death_between_two_steps(monkeypatch):
     context = refining()
     deaths = Deaths(context, monkeypatch)
     assert through(context, TEXTS) == stages
-    assert deaths.unmet <= {"put_shard", "seal_stage"}, "collect does the rest"
+    assert deaths.unmet <= {"put_next", "seal_stage"}, "collect does the rest"
     assert context.result == whole.result
     assert context.llm.calls == whole.llm.calls
 

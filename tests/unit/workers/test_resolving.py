@@ -172,7 +172,7 @@ def test_what_does_not_fit_is_refused(fields, words):
 
 def test_its_calls_are_estimated():
     spec = make_spec(model="fake", prompt="{input}", **JOB)
-    calls = resolution_calls(spec, 10)
+    calls = resolution_calls(spec, spec.reductions[0], 10)
     assert (calls.calls_low, calls.calls_likely, calls.calls_high) == (0, 10, 45)
-    assert resolution_calls(spec, 1_000_000).calls_high == spec.max_pairs
-    assert resolution_calls(spec, 0).calls_high == 0
+    assert resolution_calls(spec, spec.reductions[0], 1_000_000).calls_high == spec.max_pairs
+    assert resolution_calls(spec, spec.reductions[0], 0).calls_high == 0

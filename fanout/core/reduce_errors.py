@@ -1,0 +1,153 @@
+"""What is wrong with a reduce of a list, by its name and field, and the short forms of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+from fanout.core.errors import SpecError
+from fanout.core.field_names import ALIASES
+from fanout.core.field_words import shown, wrong_value
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from pydantic_core import ErrorDetails
+
+__all__ = ["ReduceFieldError", "canonical_reduce", "reduce_error"]
+
+_FIELD = "reduce"
+# The field that a text or a list beside the name of an aggregator is.
+_MAIN = {"llm": "aggregate_prompt", "best": "criteria", "pairwise": "criteria"}
+_BY = "by"
+_WITHOUT_MAIN = ("concat",)
+
+
+class ReduceFieldError(ValueError):
+    """A field of a reduce of a list is wrong.
+
+    Args:
+        reduce: The name of the reduce, or its number in the list.
+        field: Its field, or empty.
+        reason: What is wrong.
+    """
+
+    def __init__(self, reduce: str, field: str, reason: str) -> None:
+        super().__init__(f"reduce {reduce!r}: {field}: {reason}")
+        self.reduce = reduce
+        self.field = field
+        self.reason = reason
+
+
+def canonical_reduce(
+    given: Mapping[object, object], number: int, kinds: Sequence[str]
+) -> dict[str, object]:
+    """Return the fields of a reduce of a list, with the name of its aggregator as ``reduce``.
+
+    ``{name: counts, table: {by: product}}`` is ``{name: counts, reduce: table, by: product}``. A text or a
+    list beside the name of an aggregator is its most important field: ``{name: counts, table: product}``.
+
+    Args:
+        given: The fields as they were given.
+        number: The place of the reduce in the list, from 1.
+        kinds: The names of aggregators.
+
+    Raises:
+        ReduceFieldError: A field is given twice, or there are two aggregators, or none.
+    """
+    name = given.get("name")
+    called = name if isinstance(name, str) else str(number)
+    fields: dict[str, object] = {}
+    for key, value in given.items():
+        is_kind = key in kinds
+        found = _of_kind(called, str(key), value) if is_kind else {str(key): value}
+        for alias, one in ({_FIELD: key} | found if is_kind else found).items():
+            field = ALIASES.get(alias, alias)
+            if field in fields:
+                what = f"has {fields[field]} and {one}" if field == _FIELD else "is given twice"
+                raise ReduceFieldError(called, "" if field == _FIELD else field, what)
+            fields[field] = one
+    if _FIELD not in fields:
+        near = [match for key in given for match in get_close_matches(str(key), kinds, n=1)]
+        hint = f"; did you mean {near[0]}?" if near else ""
+        reason = f"does not say how: give it one of {', '.join(kinds)}{hint}"
+        raise ReduceFieldError(called, "", reason)
+    return fields
+
+
+def _of_kind(called: str, kind: str, value: object) -> dict[str, object]:
+    if value is None or value is True:
+        return {}
+    if isinstance(value, Mapping):
+        return {str(field): one for field, one in value.items()}
+    if isinstance(value, (str, list, tuple)) and kind not in _WITHOUT_MAIN:
+        return {_MAIN.get(kind, _BY): value}
+    reason = f"must be a mapping of its fields, such as group_by (got {shown(value)})"
+    raise ReduceFieldError(called, kind, reason)
+
+
+def reduce_error(
+    first: ErrorDetails,
+    fields: Mapping[str, object] | None,
+    reduce: type[BaseModel],
+    job: type[BaseModel],
+) -> SpecError | None:
+    """Return the error of a field of a reduce of a list; None if the error is of another kind.
+
+    Args:
+        first: What pydantic says.
+        fields: The fields of the job as they were given.
+        reduce: The model of such reduces.
+        job: The model of the job.
+    """
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, ReduceFieldError):
+        return SpecError(cause.reason, field=_path(cause.reduce, cause.field))
+    where = first["loc"]
+    if where[:1] != ("reduces",):
+        return None
+    if len(where) == 1:
+        kind = type(first["input"]).__name__
+        reason = f"must be a list of reduces, each a mapping with a name of its own (got {kind})"
+        return SpecError(reason, field=_FIELD)
+    given = (fields or {}).get(_FIELD) or (fields or {}).get("reduces")
+    number = where[1] if isinstance(where[1], int) else 0
+    name = _name(given, number)
+    field = _path(name or str(number + 1), *map(str, where[2:3]))
+    note = "" if name else f" (reduce {number + 1} of the list)"
+    return SpecError(_reason(first, reduce, job) + note, field=field)
+
+
+def _reason(first: ErrorDetails, reduce: type[BaseModel], job: type[BaseModel]) -> str:
+    where = first["loc"]
+    if first["type"] == "extra_forbidden":
+        return _unknown(str(where[-1]), reduce, job)
+    if first["type"] == "missing":
+        return "is required"
+    if len(where) == 2:  # noqa: PLR2004 - the reduce itself
+        return f"must be a mapping of fields, such as name and table (got {shown(first['input'])})"
+    message = wrong_value(first)
+    return message if "(got " in message else f"{message} (got {shown(first['input'])})"
+
+
+def _unknown(field: str, reduce: type[BaseModel], job: type[BaseModel]) -> str:
+    known = [*reduce.model_fields]
+    listed = f"(known: {', '.join(sorted(known))})"
+    of_aggregate = f"aggregate_{field}"
+    near = [of_aggregate] if of_aggregate in known else get_close_matches(field, known, n=1)
+    if field in job.model_fields and not near:
+        return f"is a field of the job, and not of a reduce {listed}"
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"a reduce has no such field{hint} {listed}"
+
+
+def _path(*parts: str) -> str:
+    return ".".join([_FIELD, *filter(None, parts)])
+
+
+def _name(reduces: object, number: int) -> str | None:
+    if not isinstance(reduces, Sequence) or isinstance(reduces, str) or number >= len(reduces):
+        return None
+    one = reduces[number]
+    name = one.get("name") if isinstance(one, Mapping) else getattr(one, "name", None)
+    return name if isinstance(name, str) and name.isprintable() and name else None

@@ -1,0 +1,75 @@
+"""The aggregates that no call is made for: all of a run are computed in one pass over its branches."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from fanout.aggregators import CoverageCounter, Fields, GroupedAggregates
+from fanout.core.ids import StageId
+from fanout.system.external_sort import Scratch
+from workers.reduce.coverage import with_coverage
+from workers.reduce.items import branches, item_of, tally_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from fanout.core.reduces import Reduce
+    from fanout.core.spec import RunSpec
+    from workers.context.worker_context import WorkerContext
+    from workers.reduce.made import Made
+
+__all__ = ["computed"]
+
+
+@contextmanager
+def computed(
+    context: WorkerContext, run_id: str, spec: RunSpec, reduces: Sequence[Reduce]
+) -> Iterator[dict[str, Made]]:
+    """Give what reduces without calls have come to, by name; they are to be read inside.
+
+    Args:
+        context: The worker's process.
+        run_id: The run.
+        spec: Its job.
+        reduces: The reduces.
+    """
+    with ExitStack() as stack:
+        counters = [(reduce, _Counter(stack, spec, reduce, len(reduces))) for reduce in reduces]
+        if counters:
+            for chunk, outcome in branches(context, StageId(run_id, 0)):
+                tally = tally_of(spec, chunk, outcome)
+                for reduce, counter in counters:
+                    item = item_of(spec, reduce, chunk, outcome)
+                    counter.behind.add(item.group, tally)
+                    counter.groups.add(item)
+        yield {
+            reduce.name: with_coverage(spec, counter.groups.results(), counter.behind.tallies())
+            for reduce, counter in counters
+        }
+
+
+class _Counter:
+    """The branches of one reduce. Together, several have the memory of one."""
+
+    def __init__(self, stack: ExitStack, spec: RunSpec, reduce: Reduce, count: int) -> None:
+        scratch = Scratch()
+        if count > 1:
+            scratch = Scratch(memory_bytes=scratch.memory_bytes // count)
+        self.behind = CoverageCounter()
+        self.groups = stack.enter_context(
+            GroupedAggregates(reduce.kind, _fields(spec, reduce), scratch)
+        )
+
+
+def _fields(spec: RunSpec, reduce: Reduce) -> Fields:
+    """Return what the aggregators of a reduce go by."""
+    return Fields(
+        by=reduce.by,
+        measures=reduce.measures,
+        k=reduce.k,
+        schema=spec.answer_schema,
+        choices=spec.answer_choices,
+        model=spec.model,
+        steps=spec.step_names,
+    )
