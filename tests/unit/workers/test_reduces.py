@@ -1,0 +1,168 @@
+"""Several reduces in one run: they share the stages, and each comes to what it comes to alone."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from fanout.core.errors import LLMError, SpecError
+from fanout.core.records import ErrorKind, RunStatus
+from fanout.core.spec import make_spec
+from fanout.runs.result_values import stored_values
+from fanout.runs.retried_runs import retry_failed
+from fanout.runs.stored_aggregates import stored_aggregate
+from tests.fakes import RUN, FakeContext
+from tests.unit.workers.test_comparisons import longer, through
+
+TEXTS = [f"answer {n} of {'x' * (n % 7)}" for n in range(60)]
+# So that trees have several levels.
+SMALL = {"context_tokens": 900, "tokenizer": "bytes/4", "cache": False, "model": "fake"}
+COUNTS = {"name": "counts", "table": {"measures": ["count"]}}
+ALL = {"name": "all", "concat": None}
+SUM = {"name": "sum", "llm": {"aggregate_prompt": "SUM {input}", "aggregate_max_tokens": 30}}
+EACH = {"name": "each", "llm": "EACH {input}", "group_by": "document", "aggregate_max_tokens": 30}
+RANKED = {"name": "ranked", "pairwise": "the longer", "k": 3, "aggregate_max_tokens": 30}
+
+
+def answered(request):
+    if "SUM" in request.prompt or "EACH" in request.prompt:
+        name = "sum" if "SUM" in request.prompt else "each"
+        numbers = re.findall(r"answer (\d+)|n=(\d+)", request.prompt)
+        return f"{name} n={sum(int(one or other) for one, other in numbers)}"
+    return longer(request)
+
+
+def run(*reduces, answer=answered, **fields):
+    context = FakeContext(**SMALL, reduce=list(reduces), **fields)
+    return context, processed(context, answer)
+
+
+def processed(context, answer=answered):
+    """Process a run to its end; return the number of its stages."""
+    context.asked = []
+
+    def noted(request):
+        context.asked.append(request.prompt)
+        return answer(request)
+
+    context.answer = noted
+    return through(context, TEXTS, max_branches=20)
+
+
+def aggregated(context):
+    return stored_aggregate(stored_values(context.store, RUN), context.spec).value()
+
+
+@pytest.mark.parametrize("reduces", [[COUNTS, ALL], [COUNTS, SUM, EACH], [SUM, RANKED, ALL, EACH]])
+def test_each_aggregate_is_that_of_a_run_with_this_reduce_alone(reduces):
+    context, stages = run(*reduces)
+    assert context.store.run(RUN).status is RunStatus.SUCCEEDED
+    alone = [run(one) for one in reduces]
+    found = aggregated(context)
+    assert list(found) == [one["name"] for one in reduces]
+    for one, (other, _) in zip(reduces, alone, strict=True):
+        assert found[one["name"]] == aggregated(other)[one["name"]]
+        assert found[one["name"]], "there is something to compare"
+    assert stages == max(count for _, count in alone), "the stages are shared"
+    map_calls = len(TEXTS)
+    of_reduces = sum(len(other.asked) - map_calls for other, _ in alone)
+    assert len(context.asked) == map_calls + of_reduces, "the map is paid for once"
+
+
+def test_an_aggregate_of_a_list_is_that_of_a_job_with_the_reduce_alone():
+    context, _ = run(SUM, COUNTS)
+    single = FakeContext(**SMALL, aggregate_prompt="SUM {input}", aggregate_max_tokens=30)
+    processed(single)
+    assert aggregated(context)["sum"] == aggregated(single)
+    asked = [[one for one in some.asked if "SUM" in one] for some in (context, single)]
+    assert sorted(asked[0]) == sorted(asked[1]), (
+        "also its prompts: the cache has the answers of both"
+    )
+
+
+def test_a_reduce_that_fails_does_not_take_the_others_with_it():
+    def refused(request):
+        if "SUM" in request.prompt:
+            raise LLMError(ErrorKind.CONTENT_FILTER, "no")
+        return answered(request)
+
+    context, _ = run(SUM, COUNTS, EACH, answer=refused)
+    state = context.store.run(RUN)
+    assert state.status is RunStatus.FAILED
+    assert state.error.startswith("reduce sum: no aggregate could be made: content_filter: no")
+    found = aggregated(context)
+    assert found["sum"] is None
+    assert found["counts"] == [{"count": 60}]
+    assert len(found["each"]) == 60
+    assert {one.reduce for one in context.result.all_errors} == {"sum"}
+
+
+def test_one_whose_prompts_do_not_fit_says_so_and_the_others_go_on():
+    large = {"name": "large", "llm": "x" * 9_000 + "{input}"}
+    context, _ = run(large, SUM)
+    assert "reduce large: context_tokens: the context window of 900" in context.store.run(RUN).error
+    found = aggregated(context)
+    assert found["large"] is None
+    assert found["sum"].startswith("sum n=")
+
+
+def test_a_retry_makes_all_aggregates_again():
+    failing = {"answer 7 of "}
+
+    def sometimes(request):
+        if request.prompt in failing:
+            raise LLMError(ErrorKind.CONTENT_FILTER, "no")
+        return answered(request)
+
+    context, _ = run(SUM, COUNTS, EACH, answer=sometimes)
+    assert aggregated(context)["counts"] == [{"count": 59}]
+    failing.clear()
+    assert retry_failed(context.store, context.publisher, RUN, None) == 1
+    base = context.store.run(RUN).base_stage
+    stage = 0
+    while not context.store.run(RUN).has_ended:
+        context.process(stage=stage)
+        stage = max(stage, base) + 1
+    whole, _ = run(SUM, COUNTS, EACH)
+    assert aggregated(context) == aggregated(whole)
+
+
+@pytest.mark.parametrize(
+    ("reduces", "words"),
+    [
+        ([{"name": "a", "vote": {"k": 3}}], "reduce.a.k: has no effect with vote, which reads by"),
+        ([{"name": "a"}], "reduce.a: does not say how: give it one of concat, merge"),
+        ([{"name": "a", "votes": {}}], "did you mean vote?"),
+        ([{"vote": None}], "reduce.1.name: is required (reduce 1 of the list)"),
+        ([{"name": "a", "table": {}}], "reduce.a.by: a table needs by or measures"),
+        ([{"name": "a", "vote": {}, "table": "x"}], "reduce.a: has vote and table"),
+        ([{"name": "a", "vote": {"by": "x"}, "by": "y"}], "reduce.a.by: is given twice"),
+        ([{"name": "a/b", "vote": {}}], "reduce.a/b.name: must be a name of letters"),
+        ([COUNTS, {**COUNTS, "name": "Counts"}], "reduce.counts.name: two reduces have this name"),
+        (["vote"], "reduce.1: must be a mapping of fields"),
+        ([{"name": "a", "llm": {"prompt": "x"}}], "did you mean aggregate_prompt?"),
+        ([{"name": "a", "llm": {}}], "reduce.a.aggregate_prompt: is required"),
+        ([{"name": "a", "best": "x"}], "reduce.a.reduce: best needs several answers"),
+        ([{"name": "a", "vote": {}, "group_by": "aspect"}], "reduce.a.group_by: 'aspect' needs aspects"),
+        ([{"name": "a", "top": {"k": 0}}], "reduce.a.k: must be 1 or more (got 0)"),
+        ([{"name": "a", "vote": {"chunk_tokens": 3}}], "is a field of the job, and not of a reduce"),
+        ([{"name": "a", "pairwise": {}}], "reduce.a.criteria: pairwise needs criteria"),
+        ([{"name": "a", "vote": 1}], "reduce.a.vote: must be a mapping of its fields"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_reduce_is_said_with_its_name_and_field(reduces, words):
+    with pytest.raises(SpecError) as caught:
+        make_spec(model="fake", prompt="{input}", reduce=reduces)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("fields", [{"by": "x"}, {"group_by": "document"}, {"fold": "refine"}])
+def test_a_field_of_a_single_reduce_is_refused_beside_a_list(fields):
+    with pytest.raises(SpecError, match="has no effect beside a list of reduces"):
+        make_spec(model="fake", prompt="{input}", reduce=[COUNTS], **fields)
+
+
+def test_a_list_and_a_single_reduce_are_not_given_both():
+    with pytest.raises(SpecError, match="reduce: give either a list of reduces, or one"):
+        make_spec(model="fake", prompt="{input}", reduce=[COUNTS], aggregate_prompt="{input}")
