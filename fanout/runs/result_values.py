@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import structs
 
-from fanout.aggregators import value_of
+from fanout.aggregators import Aggregate, Held, value_of
 from fanout.runs.status import StoredResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from fanout.aggregators import Aggregate
     from fanout.stores import RedisStore
 
 __all__ = ["ResultValues", "stored_values"]
@@ -44,6 +43,19 @@ class ResultValues:
             return self
         named = self.stored.named.get(name, StoredResult())
         return ResultValues(structs.replace(named, piece_bytes=self.stored.piece_bytes), self._read)
+
+    def listed(self) -> ResultValues:
+        """Return these values with the aggregates that are in pieces in memory; their values are not."""
+        stored = self.stored
+        named = {name: self.of(name).listed().stored for name in stored.named}
+        if stored.entries is None and not named:
+            return self
+        aggregates = stored.aggregates
+        if stored.entries is not None:
+            held = Held(form="rows", start=stored.entries[0], end=stored.entries[1])
+            lines = self.lines(Aggregate(value=None, held=held))
+            aggregates = dict(map(_entry, lines))
+        return ResultValues(structs.replace(stored, aggregates=aggregates, named=named), self._read)
 
     def chunks(self, one: Aggregate) -> Iterator[bytes]:
         """Yield the bytes of a value that is in pieces: see ``fanout.aggregators.streams``."""
@@ -111,7 +123,11 @@ def stored_values(store: RedisStore, run_id: str) -> ResultValues | None:
     if data is None:
         return None
     stored = msgspec.json.decode(data, type=StoredResult)
-    return ResultValues(
+    values = ResultValues(
         stored,
         lambda number: store.result_piece(run_id, writer=stored.writer, number=number),
     )
+    return values.listed()
+
+
+_entry = msgspec.json.Decoder(tuple[str, Aggregate]).decode

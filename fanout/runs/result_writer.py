@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from contextlib import suppress
 from itertools import chain
+from tempfile import SpooledTemporaryFile
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -27,6 +28,8 @@ PIECE_BYTES = 2_000_000
 # Values that are in the record: up to so many bytes each, and in all.
 _SMALL_BYTES = 100_000
 _SMALL_BYTES_IN_ALL = 1_000_000
+# Aggregates without their values that are in the record.
+_LISTED_BYTES = 1_000_000
 # Redis accepts values of up to 512 MB.
 _MAX_RECORD_BYTES = 256_000_000
 
@@ -64,8 +67,8 @@ def write_result(
     """
     with _ResultWriter(store, run_id) as writer:
         try:
-            aggregates = {group: writer.add(one) for group, one in made}
-            return writer.finish(StoredResult(aggregates=aggregates, errors=list(errors)))
+            result = writer.entries(made)
+            return writer.finish(structs.replace(result, errors=list(errors)))
         except _LateError:
             return False
 
@@ -90,14 +93,10 @@ def write_results(store: RedisStore, run_id: str, made: Mapping[str, ReduceMade]
     """Write the aggregates of a run with a list of reduces, by name: see write_result."""
     with _ResultWriter(store, run_id) as writer:
         try:
-            named = {
-                name: StoredResult(
-                    aggregates={group: writer.add(one) for group, one in some.aggregates},
-                    errors=some.errors,
-                    problem=some.problem,
-                )
-                for name, some in made.items()
-            }
+            named: dict[str, StoredResult] = {}
+            for name, some in made.items():
+                result = writer.entries(some.aggregates)
+                named[name] = structs.replace(result, errors=some.errors, problem=some.problem)
             return writer.finish(StoredResult(named=named))
         except _LateError:
             return False
@@ -111,11 +110,31 @@ class _ResultWriter:
         self._run_id = run_id
         self._name = secrets.token_hex(4)
         self._small = 0
+        # The bytes of the aggregates that are in the record.
+        self._listed = 0
         self._piece = bytearray()
         # The bytes before that piece, and the pieces.
         self._before = 0
         self._pieces = 0
         self._stands = False
+
+    def entries(self, made: Iterable[tuple[str, Aggregate | Streamed]]) -> StoredResult:
+        """Write aggregates; return their result, without errors.
+
+        Very many of them follow their values, in the pieces: until then they are in a temporary file.
+        """
+        with SpooledTemporaryFile(max_size=_LISTED_BYTES) as lines:
+            for group, one in made:
+                lines.write(msgspec.json.encode((group, self.add(one))) + b"\n")
+            size = lines.tell()
+            lines.seek(0)
+            if size + self._listed <= _LISTED_BYTES:
+                self._listed += size
+                return StoredResult(aggregates=dict(map(_entry, lines)))
+            start = self._size
+            while chunk := lines.read(PIECE_BYTES):
+                self._write(chunk)
+            return StoredResult(entries=(start, self._size))
 
     def add(self, made: Aggregate | Streamed) -> Aggregate:
         """Write a value, and return its aggregate as the record has it."""
@@ -178,6 +197,9 @@ class _ResultWriter:
             # Otherwise they are deleted with the run, or when another result is written.
             with suppress(FanoutError):
                 self._store.drop_result_pieces(self._run_id, writer=self._name)
+
+
+_entry = msgspec.json.Decoder(tuple[str, Aggregate]).decode
 
 
 def _streamed(made: Aggregate) -> Streamed:

@@ -63,6 +63,8 @@ class StoredResult(msgspec.Struct, frozen=True, kw_only=True):
         errors: The calls of an LLM aggregate that failed.
         writer: Whose pieces have the values that are not here; empty if there are none.
         piece_bytes: The size of a piece; the last one may be smaller.
+        entries: Where in these pieces the aggregates are, as lines of JSON, if they are too many for the
+            record: the first byte, and the one behind the last. None if they are in ``aggregates``.
         problem: Why there is no aggregate, or None.
         named: The results of the reduces of a list, by name, in the order of the list, without their own
             ``writer``.
@@ -72,6 +74,7 @@ class StoredResult(msgspec.Struct, frozen=True, kw_only=True):
     errors: list[ReduceError] = []
     writer: str = ""
     piece_bytes: int = 0
+    entries: tuple[int, int] | None = None
     problem: str | None = None
     named: dict[str, StoredResult] = {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -46,8 +47,9 @@ def store():
 
 @pytest.fixture
 def small(monkeypatch):
-    """Each value is in pieces, and each piece is small."""
+    """All values and aggregates are in pieces, and each piece is small."""
     monkeypatch.setattr(result_writer, "_SMALL_BYTES", -1)
+    monkeypatch.setattr(result_writer, "_LISTED_BYTES", -1)
     monkeypatch.setattr(result_writer, "PIECE_BYTES", 7)
 
 
@@ -93,7 +95,10 @@ def test_a_result_in_pieces_is_read_as_one_in_memory(store, name, is_grouped, tm
     }
     expected = whole if is_grouped else whole[""]
     values = stored_values(store, RUN)
-    # Only what has no byte is in the record.
+    record = msgspec.json.decode(store.result(RUN), type=StoredResult)
+    assert record.aggregates == {}
+    assert record.entries is not None
+    # Only what has no byte is with the aggregates.
     assert all(one.held or not one.value for one in values.stored.aggregates.values())
     read = StoredAggregate(values, name, is_grouped=is_grouped)
     assert read.value() == expected
@@ -168,7 +173,8 @@ def test_of_two_writers_the_first_to_end_stands_and_the_other_leaves_nothing(sto
     assert not write_result(store, RUN, [("", made)])
     values = stored_values(store, RUN)
     assert StoredAggregate(values, "concat", is_grouped=False).value() == "theirs"
-    assert len(keys(store)) == 2, "a piece, and the writers"
+    names = {key.rpartition(":")[0] for key in keys(store)}
+    assert len(names) == 2, "the pieces of one, and the writers"
 
 
 @pytest.mark.usefixtures("small")
