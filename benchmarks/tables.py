@@ -245,6 +245,28 @@ def _reduce_memory() -> str:
                    "seconds to print", "MB of the client"], rows)  # fmt: skip
 
 
+def _groups() -> str:
+    result = _read("groups")
+    rows = [
+        [one["order"], f"{one['stages'][0]:,}", f"{one['stages'][1]:,}",
+         _shown(100 * one["first_call_share_of_map"]), _shown(one["map_s"]),
+         _shown(one["after_map_s"]), _shown(one["cpu_ms_per_call"]),
+         _shown(max(one["rss_mb_peak"]))]
+        for one in result["runs"]
+    ]  # fmt: skip
+    head = ["input", "branches", "groups", "% of the branches before the first call"]
+    return _table(
+        [
+            *head,
+            "seconds of the branches",
+            "seconds after them",
+            "CPU ms a call",
+            "most MB of a worker",
+        ],
+        rows,
+    )
+
+
 def _million_memory() -> str:
     memory = _read("million-1000000")["memory_mb"]
     rows = [
@@ -501,6 +523,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "million": _million,
     "million-memory": _million_memory,
     "reduce-memory": _reduce_memory,
+    "groups": _groups,
     "chaos": _chaos,
     "chaos-faults": _chaos_faults,
     "outages": _outages,

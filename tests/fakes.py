@@ -43,6 +43,7 @@ from workers.context.passages import Passages
 from workers.context.progress import BranchTracker
 from workers.context.run_caches import RunCaches
 from workers.context.worker_context import Connections, WorkerContext
+from workers.reduce.groups import pack_partition
 from workers.reduce.stages import aggregate, collect
 from workers.telemetry.reports import Reports, Telemetry
 
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 
     from fanout.core.budgets import BudgetLimits
     from fanout.core.gathered import GatherReply, GatherRequest, Prepared
-    from fanout.core.ids import BranchId
+    from fanout.core.ids import BranchId, PartitionId
     from fanout.core.state import (
         BeginReply,
         BeginRequest,
@@ -146,6 +147,7 @@ class Publisher:
 
     def __init__(self) -> None:
         self.sent: Any = []
+        self.packs: list[PartitionId] = []
 
     def expand(self, stage_id: StageId, shards: Iterable[int]) -> None:
         self.sent += [("expand", stage_id.stage, shard) for shard in shards]
@@ -173,6 +175,11 @@ class Publisher:
 
     def seal(self, stage_id: StageId, *, shards: int) -> None:
         self.sent.append(("seal", stage_id.stage, shards))
+
+    def pack(self, partitions: Iterable[PartitionId], *, wait_s: float = 0.0) -> None:
+        some = list(partitions)
+        self.sent += [("pack", one.stage, one.reduce, one.partition) for one in some]
+        self.packs += some
 
     @property
     def seals(self) -> list[Any]:
@@ -384,7 +391,19 @@ class FakeContext(WorkerContext):
                 with suppress(BranchFailed):
                     run_branch(self, shard_id.branch(position))
             collect(self, [], shard_id)
+            self.pack()
         aggregate(self, stage_id)
+        if self.pack():
+            # The last partition has published it again.
+            aggregate(self, stage_id)
+
+    def pack(self) -> bool:
+        """Pack the partitions whose messages were published; return whether there were any."""
+        packs: list[PartitionId] = getattr(self.publisher, "packs", [])
+        has_any = bool(packs)
+        while packs:
+            pack_partition(self, packs.pop(0))
+        return has_any
 
     @property
     def result(self) -> StoredResult:

@@ -14,7 +14,7 @@ from fanout.broker import app as broker
 from fanout.broker.dropped import dropped_messages
 from fanout.broker.result_backend import TaskFault
 from fanout.core.errors import BrokerError, UnknownRunError
-from fanout.core.ids import BranchId, ShardId, StageId
+from fanout.core.ids import BranchId, PartitionId, ShardId, StageId
 from fanout.system.logs import place_of, told_of
 from workers.branch.delivery_ends import (
     BranchGathered,
@@ -34,6 +34,7 @@ from workers.consumer.task_requests import (
     delivery_of,
 )
 from workers.context.models import check_model
+from workers.reduce.groups import pack_partition
 from workers.reduce.stages import TooEarlyError, aggregate, collect, expand
 
 if TYPE_CHECKING:
@@ -137,6 +138,11 @@ def register(app: WorkerApp) -> None:
     def aggregate_stage(_results: list[Any], run_id: str, stage: int) -> None:
         with _not_done():
             aggregate(app.context, StageId(run_id, stage))
+
+    @task(name=broker.PACK, **others)  # type: ignore[untyped-decorator]
+    def pack_groups(run_id: str, stage: int, reduce: int, partition: int) -> None:
+        with _not_done():
+            pack_partition(app.context, PartitionId(run_id, stage, reduce, partition))
 
     @task(name=broker.PREFLIGHT, throws=(TaskFault,), Request=MonitoredRequest)  # type: ignore[untyped-decorator]
     def preflight(model: str, note: str, *, batches: bool = False) -> None:

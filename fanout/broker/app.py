@@ -35,6 +35,7 @@ __all__ = [
     "COLLECT",
     "CONTROL_QUEUE",
     "EXPAND",
+    "PACK",
     "PATIENT_S",
     "PREFLIGHT",
     "SEAL",
@@ -50,6 +51,7 @@ BRANCH = "fanout.branch"  # makes one LLM call: a member of a shard chord's head
 COLLECT = "fanout.collect"  # a shard chord's callback, and a member of the root chord's header
 SEAL = "fanout.seal"  # the last member of the root chord's header: all shards are known
 AGGREGATE = "fanout.aggregate"  # the root chord's callback
+PACK = "fanout.pack"  # packs what has ended of a partition of groups into prompts
 PREFLIGHT = "fanout.preflight"  # asks a worker whether a model can be used
 
 # Kombu's keys for the messages of processes that are not workers.

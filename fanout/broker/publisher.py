@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from celery import Celery, Signature
 
-    from fanout.core.ids import BranchId, ShardId
+    from fanout.core.ids import BranchId, PartitionId, ShardId
 
 __all__ = ["Publisher"]
 
@@ -100,6 +100,14 @@ class Publisher:
     def aggregate(self, stage_id: StageId) -> None:
         """Publish a stage's callback by itself: its root chord will not publish it."""
         self._publish([self._aggregate(stage_id).clone(args=([],))])
+
+    def pack(self, partitions: Iterable[PartitionId], *, wait_s: float = 0.0) -> None:
+        """Ask workers to pack what has ended of partitions of groups, after ``wait_s`` seconds."""
+        later = {"countdown": wait_s} if wait_s else {}
+        self._publish(
+            self._signature(broker.PACK, asdict(one), task_id=one.pack_task_id, **later)
+            for one in partitions
+        )
 
     def seal(self, stage_id: StageId, *, shards: int) -> None:
         """Set the size of a stage's root chord, and publish the last member of its header."""

@@ -15,6 +15,7 @@ from fanout.stores.redis import (
     budget_scripts,
     chord_scripts,
     fleet_scripts,
+    group_scripts,
     join_scripts,
     passage_scripts,
     run_scripts,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 _OURS = (
     answer_scripts, batch_scripts, branch_scripts, budget_scripts, chord_scripts, fleet_scripts,
-    join_scripts, passage_scripts, run_scripts, stage_scripts, turn_scripts,
+    group_scripts, join_scripts, passage_scripts, run_scripts, stage_scripts, turn_scripts,
 )  # fmt: skip
 
 __all__ = ["all_scripts", "count_missing", "load_functions"]

@@ -4,7 +4,8 @@ The id of a run is a text without a slash. All other ids begin with it:
 
 * ``run/stage`` is the root chord of a stage; ``run/stage/seal`` and ``run/stage/aggregate`` are tasks;
 * ``run/stage/shard`` is the chord of a shard; ``.../expand`` and ``.../collect`` are its tasks;
-* ``run/stage/shard/position`` is the task of a branch.
+* ``run/stage/shard/position`` is the task of a branch;
+* ``run/stage/reduce/partition/pack`` is the task that packs a partition of the groups of a reduce.
 
 These are structs that the garbage collector does not track: they cost half of what named tuples do.
 """
@@ -20,7 +21,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Self
 
-__all__ = ["BranchId", "Id", "ShardId", "StageId", "joined", "parse_task_id", "run_of"]
+__all__ = [
+    "BranchId",
+    "Id",
+    "PartitionId",
+    "ShardId",
+    "StageId",
+    "joined",
+    "parse_task_id",
+    "run_of",
+]
 
 # Each number has one form only, so that parsing and formatting an id gives the same text.
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
@@ -68,9 +78,13 @@ class StageId(_Id, frozen=True, gc=False):
         """Return one of its shards."""
         return ShardId(self.run_id, self.stage, shard)
 
+    def partition(self, reduce: int, partition: int) -> PartitionId:
+        """Return a partition of the groups of one of the job's reduces, as this stage has its parts."""
+        return PartitionId(self.run_id, self.stage, reduce, partition)
+
     def is_ended_by(self, task_id: str) -> bool:
-        """Say whether a task brings the stage to its end: a ``collect``, the seal or the aggregate."""
-        ends = ("/collect", "/seal", "/aggregate")
+        """Say whether a task brings the stage to its end: ``collect``, ``seal``, ``aggregate``, ``pack``."""
+        ends = ("/collect", "/seal", "/aggregate", "/pack")
         return task_id.startswith(f"{self.group_id}/") and task_id.endswith(ends)
 
 
@@ -122,13 +136,40 @@ class BranchId(_Id, frozen=True, gc=False):
         return ShardId(self.run_id, self.stage, self.shard)
 
 
-Id: TypeAlias = StageId | ShardId | BranchId
-_OF_WORD: dict[str, type[StageId | ShardId]]
-_OF_WORD = {"seal": StageId, "aggregate": StageId, "expand": ShardId, "collect": ShardId}
+class PartitionId(_Id, frozen=True, gc=False):
+    """A partition of groups at a stage whose outcomes are packed for the next one.
+
+    Attributes:
+        reduce: The number of the reduce among those of the job, from 0.
+        partition: Its number, from 0.
+    """
+
+    reduce: int
+    partition: int
+
+    @property
+    def pack_task_id(self) -> str:
+        """The task that packs what has ended of it."""
+        return f"{self.run_id}/{self.stage}/{self.reduce}/{self.partition}/pack"
+
+    def at(self, stage: int) -> PartitionId:
+        """Return the same partition at another stage."""
+        return PartitionId(self.run_id, stage, self.reduce, self.partition)
+
+
+Id: TypeAlias = StageId | ShardId | BranchId | PartitionId
+_OF_WORD: dict[str, type[StageId | ShardId | PartitionId]]
+_OF_WORD = {
+    "seal": StageId,
+    "aggregate": StageId,
+    "expand": ShardId,
+    "collect": ShardId,
+    "pack": PartitionId,
+}
 
 
 def parse_task_id(task_id: str) -> tuple[Id, str]:
-    """Return the id of a task's stage, shard or branch, and its word; a branch has ``branch``.
+    """Return the id of a task's stage, shard, branch or partition, and its word; a branch has ``branch``.
 
     Raises:
         ValueError: No task of a run has such an id.

@@ -116,6 +116,11 @@ class Reduce(msgspec.Struct, frozen=True, kw_only=True):
         return self.kind == "llm" and self.group_by is None
 
     @property
+    def has_partitions(self) -> bool:
+        """Whether calls make an aggregate for each of its groups, of which there may be very many."""
+        return self.kind == "llm" and self.group_by is not None
+
+    @property
     def is_by_model(self) -> bool:
         """Whether it has a group for each model."""
         return self.group_by in _MODEL_GROUPS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from itertools import islice, zip_longest
 from typing import TYPE_CHECKING
 
@@ -20,9 +21,10 @@ from fanout.core.records import Document, RunStatus
 from fanout.inputs.splitters import split_documents, splitter_of
 from fanout.policy.admission import shard_window
 from fanout.policy.packing import MAX_SHARD_BRANCHES, pack
+from fanout.runs.branch_groups import known_groups
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from fanout.broker.publisher import Publisher
     from fanout.core.ids import ShardId
@@ -70,7 +72,7 @@ class Enqueuer:
         """Split, pack, write and publish; the run is ``running`` when this returns."""
         shards = self._shards(run_id, spec, documents)
         try:
-            open_stage(self._store, self._publisher, StageId(run_id, 0), shards)
+            self._open(run_id, spec, shards)
         except Exception as error:
             is_source = isinstance(error, (InputError, StoredDataError))
             if isinstance(error, FanoutError) and not is_source:
@@ -101,7 +103,11 @@ class Enqueuer:
             RunError: The input has changed; the run is unchanged.
         """
         shards = _same_as_before(self._store, run_id, self._shards(run_id, spec, documents))
-        open_stage(self._store, self._publisher, StageId(run_id, 0), shards)
+        self._open(run_id, spec, shards)
+
+    def _open(self, run_id: str, spec: RunSpec, shards: Iterator[Shard]) -> None:
+        groups = partial(known_groups, run_id, spec)
+        open_stage(self._store, self._publisher, StageId(run_id, 0), shards, groups)
 
     def compare(self, run: RunRecord, spec: RunSpec, documents: Iterator[Document]) -> None:
         """Check that an input is the one that a run has read.
@@ -122,13 +128,14 @@ class Enqueuer:
             raise RunError(f"the input is not the same as before: it is {how}")
 
     def _shards(self, run_id: str, spec: RunSpec, documents: Iterator[Document]) -> Iterator[Shard]:
+        begins_early = any(one.kind == "llm" for one in spec.reductions)
         chunks = self._reported(split_documents(documents, splitter_of(spec)))
         shards = pack(
             chunks,
             branches_per_chunk=spec.branches_per_chunk,
             max_branches=_max_branches(spec),
             neighbours=spec.neighbours,
-            first_branches=_FIRST_BRANCHES if has_frontier(spec) else None,
+            first_branches=_FIRST_BRANCHES if begins_early else None,
         )
         return self._stoppable(run_id, shards)
 
@@ -163,18 +170,21 @@ def open_stage(
     publisher: Publisher,
     stage_id: StageId,
     shards: Iterable[Shard],
+    groups_of: Callable[[Shard], Mapping[int, bytes]] = lambda _shard: {},
 ) -> None:
     """Write the shards of the branches of a run, publish the first, and seal their stage.
 
     The call may be repeated, also by two processes at once: each shard is written and counted once.
     It stops as soon as the stage takes no more shards: the run was stopped, or another process has
-    sealed the stage.
+    sealed the stage. ``groups_of`` returns the groups of the branches of a shard.
     """
     written = store.stage(stage_id).shards
     window = fleet_window(store)
     for number, shard in enumerate(shards):
-        if number >= written and not store.put_shard(stage_id.shard(number), shard):
-            break
+        if number >= written:
+            groups = groups_of(shard)
+            if not store.put_shard(stage_id.shard(number), shard, groups=groups):
+                break
         publisher.expand(stage_id, store.open_shards(stage_id, window=window))
     sealed = store.seal_stage(stage_id)
     store.set_status(stage_id.run_id, RunStatus.RUNNING, stage=0)

@@ -30,7 +30,8 @@ __all__ = [
 ]
 
 _PATH = ("run_id", "stage", "shard", "position")
-_FIELDS = (*_PATH, "task")
+_OF_PARTITION = ("reduce", "partition")
+_FIELDS = (*_PATH, *_OF_PARTITION, "task")
 
 
 def about(of: str | Id) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def told_of(error: BaseException) -> str:
 
 def path_of(where: dict[str, Any]) -> str:
     """Return ``run/stage/shard/position``, as far as it is known."""
-    names = _PATH if "position" in where else (*_PATH, "task")
+    names = _PATH if "position" in where else (*_PATH, *_OF_PARTITION, "task")
     return joined(*(where[name] for name in names if where.get(name) is not None))
 
 

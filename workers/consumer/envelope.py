@@ -16,7 +16,7 @@ import msgspec
 
 from fanout.broker import app as broker
 from fanout.broker.dropped import MALFORMED
-from fanout.core.ids import BranchId, ShardId, StageId
+from fanout.core.ids import BranchId, PartitionId, ShardId, StageId
 from fanout.core.queue_names import QUEUES
 
 __all__ = ["LONGEST_WAIT_S", "find_fault"]
@@ -132,6 +132,11 @@ class _BranchArguments(_ShardArguments, forbid_unknown_fields=True):
     position: _Number
 
 
+class _PartitionArguments(_StageArguments, forbid_unknown_fields=True):
+    reduce: _Number
+    partition: _Number
+
+
 class _PreflightArguments(msgspec.Struct, forbid_unknown_fields=True):
     model: _Model
     note: _RunId
@@ -153,6 +158,7 @@ _BODIES = {
     broker.COLLECT: _decoder(_RESULTS, _ShardArguments),
     broker.SEAL: _decoder(_NONE, _StageArguments),
     broker.AGGREGATE: _decoder(_RESULTS, _StageArguments),
+    broker.PACK: _decoder(_NONE, _PartitionArguments),
     broker.PREFLIGHT: _decoder(_NONE, _PreflightArguments),
 }
 _callback_decoder = msgspec.json.Decoder(_Signature | None)
@@ -240,13 +246,21 @@ def _expected(task: str, arguments: Any) -> tuple[_Ids, ShardId | StageId | None
         case broker.COLLECT:
             shard_id, stage_id = ShardId(run, stage, arguments.shard), StageId(run, stage)
             return (shard_id.collect_task_id, stage_id.group_id, arguments.shard, run), stage_id
-        case broker.EXPAND:
-            return (ShardId(run, stage, arguments.shard).expand_task_id, None, None, run), None
-        case broker.AGGREGATE:
-            return (StageId(run, stage).aggregate_task_id, None, None, run), None
-    # SEAL is the last member of the root chord.
-    stage_id = StageId(run, stage)
-    return (stage_id.seal_task_id, stage_id.group_id, None, run), stage_id
+        case broker.SEAL:
+            # The last member of the root chord.
+            stage_id = StageId(run, stage)
+            return (stage_id.seal_task_id, stage_id.group_id, None, run), stage_id
+    return (_id_alone(task, arguments), None, None, run), None
+
+
+def _id_alone(task: str, arguments: Any) -> str:
+    """Return the id of a task that is in no chord's header, by its arguments."""
+    run, stage = arguments.run_id, arguments.stage
+    if task == broker.EXPAND:
+        return ShardId(run, stage, arguments.shard).expand_task_id
+    if task == broker.PACK:
+        return PartitionId(run, stage, arguments.reduce, arguments.partition).pack_task_id
+    return StageId(run, stage).aggregate_task_id
 
 
 @lru_cache(maxsize=256)

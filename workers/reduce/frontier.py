@@ -56,6 +56,7 @@ __all__ = [
     "follow",
     "group_counts",
     "leaf_of",
+    "may_succeed",
     "node_chunk",
     "node_places",
     "node_tally",
@@ -89,10 +90,10 @@ def follow(context: WorkerContext, shard_id: ShardId) -> None:
         return
     if trees[0].refines:
         # Such a reduce is alone.
-        if run.halt is not None or _may_succeed(context, spec, run_id):
+        if run.halt is not None or may_succeed(context, spec, run_id):
             refine_calls(context, run, spec, trees[0]).follow(run)
         return
-    if run.halt is not None or not _may_succeed(context, spec, run_id):
+    if run.halt is not None or not may_succeed(context, spec, run_id):
         return
     for reduce in trees:
         # What the job cannot do is reported once all branches have ended.
@@ -124,7 +125,7 @@ def refine_calls(
     return RefineCalls(context, run, spec, reduce, parts)
 
 
-def _may_succeed(context: WorkerContext, spec: RunSpec, run_id: str) -> bool:
+def may_succeed(context: WorkerContext, spec: RunSpec, run_id: str) -> bool:
     """Return whether a run does not seem to fail: its tree would be paid for in vain."""
     least = max(spec.min_success, spec.min_group_success)
     if not least:

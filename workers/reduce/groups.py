@@ -1,95 +1,168 @@
-"""The trees of calls of a reduce with groups: each stage is packed when the one before it has ended."""
+"""The trees of calls of very many groups: partitions of the groups, which the workers share.
+
+A partition is some groups that follow each other in the order of first appearance
+(fanout.policy.group_plans). As soon as all branches of a group have ended, its answers are packed into nodes.
+Which nodes these are depends on the answers of the group alone. One worker at a time packs a partition; how
+far it is, is written in one step with each shard of nodes, so that another one can go on from there.
+
+The nodes of a group follow each other in the shards of its partition, and say how many they are. A group
+with one is answered by it; the others go on to the next level in the same partition. A large group that is a
+partition by itself is packed while its branches go on, as a tree without groups is.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from functools import partial
-from itertools import islice
+import secrets
+from contextlib import suppress
+from threading import Lock
 from typing import TYPE_CHECKING
 
-from fanout.aggregators import Node, Part, Tally, lacking, nodes_of
+from fanout.core.errors import SpecError
 from fanout.core.ids import StageId
-from fanout.runs.token_counts import packing_ratio, reduce_room
-from workers.reduce.frontier import leaf_of, node_chunk, part_of
-from workers.reduce.items import branches, reduce_branches
-from workers.reduce.writing import StageWriter, write_all
+from fanout.policy.group_plans import due_partitions, planned
+from fanout.runs.branch_groups import follows_chunks
+from workers.reduce.frontier import may_succeed
+from workers.reduce.group_packing import LEASE_S, Packing, measures, stage_has_ended, target_of
+from workers.reduce.group_parts import GroupLeaves
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from fanout.core.records import Chunk
-    from fanout.core.reduces import Reduce
+    from fanout.core.ids import PartitionId, ShardId
     from fanout.core.spec import RunSpec
     from fanout.core.state import RunRecord
+    from fanout.policy.group_plans import GroupPlan
     from workers.context.worker_context import WorkerContext
 
-__all__ = ["write_groups"]
+__all__ = ["await_partitions", "follow_groups", "pack_partition"]
+
+# Seconds until a partition is tried again that another worker packs, or for which this one has no room.
+_AGAIN_S = 1.0
+# The most branches of a partition; None goes by the number of branches of the run.
+MOST_BRANCHES: int | None = None
+# A process packs one partition at a time: its answers are in memory.
+_PACKING = Lock()
 
 
-def write_groups(
-    context: WorkerContext, run: RunRecord, spec: RunSpec, reduce: Reduce, stage_id: StageId
+def follow_groups(context: WorkerContext, shard_id: ShardId) -> None:
+    """Publish the partitions that are worth being packed after the end of a shard."""
+    run_id, store = shard_id.run_id, context.connections.store
+    spec = context.runs.specs.get(run_id)
+    numbers = [at for at, one in enumerate(spec.reductions) if one.has_partitions]
+    if not numbers:
+        return
+    run = store.run(run_id)
+    is_over = run.has_ended or run.halt is not None
+    if is_over or 0 < shard_id.stage <= run.base_stage or not may_succeed(context, spec, run_id):
+        return
+    for number in numbers:
+        _follow(context, run, spec, shard_id, number)
+
+
+def _follow(
+    context: WorkerContext, run: RunRecord, spec: RunSpec, shard_id: ShardId, reduce: int
 ) -> None:
-    """Write the nodes of the groups that a stage leaves with several answers.
+    store, publisher = context.connections.store, context.connections.publisher
+    if shard_id.stage > 0:
+        owner = store.owner(shard_id)
+        if owner is not None and owner.reduce == reduce and store.partition(owner).has_more:
+            publisher.pack([owner])
+        return
+    stage_id, before = shard_id.stage_id, shard_id.shard
+    plan = store.group_plan(run.run_id, reduce)
+    if not follows_chunks(spec, spec.reductions[reduce]):
+        # They are planned when all branches have ended.
+        GroupLeaves(context, spec, stage_id, reduce).write_hashes(shard_id.shard)
+        return
+    if plan is None:
+        if not store.stage(stage_id).sealed:
+            return
+        plan, before = make_plan(context, spec, run.run_id, reduce), 0
+    front = store.progress(stage_id).first_open
+    due = due_partitions(plan, before=before, front=front)
+    publisher.pack(stage_id.partition(reduce, number) for number in due)
+
+
+def make_plan(context: WorkerContext, spec: RunSpec, run_id: str, reduce: int) -> GroupPlan:
+    """Return the plan of the groups of a run whose input is complete; write it if there is none."""
+    store, map_id = context.connections.store, StageId(run_id, 0)
+    leaves = GroupLeaves(context, spec, map_id, reduce)
+    shards = range(store.stage(map_id).shards)
+    plan, groups = planned(
+        lambda: (hashes for _, hashes in leaves.hashes(shards)),
+        most_branches=MOST_BRANCHES,
+    )
+    store.put_group_plan(run_id, reduce, plan, groups)
+    return plan
+
+
+def await_partitions(
+    context: WorkerContext, run: RunRecord, spec: RunSpec, source: StageId, reduce: int
+) -> bool:
+    """Publish the partitions that have not packed a stage that has ended; return whether there are any.
+
+    The last of them publishes the aggregate of the stage again.
 
     Raises:
         SpecError: The job leaves no room for answers.
     """
-    run_id, stage = run.run_id, stage_id.stage
-    level = stage - run.base_stage if stage else 0
-    groups = (
-        _partials(context, reduce, stage_id) if stage else _leaves(context, spec, reduce, run_id)
-    )
-    if not groups:
+    store = context.connections.store
+    if source.stage == 0:
+        measures(context, run, spec, reduce)
+    plan = store.group_plan(run.run_id, reduce) or make_plan(context, spec, run.run_id, reduce)
+    waiting = _incomplete(context, run, source, reduce, len(plan.partitions))
+    context.connections.publisher.pack(source.partition(reduce, number) for number in waiting)
+    return bool(waiting)
+
+
+def _incomplete(
+    context: WorkerContext, run: RunRecord, source: StageId, reduce: int, count: int
+) -> list[int]:
+    """Return the partitions that have not packed all that they have of a stage that has ended."""
+    store = context.connections.store
+    records = store.partitions(target_of(run, source), reduce, count)
+    waiting = [number for number, record in enumerate(records) if not record.is_complete]
+    if source.stage > 0 and waiting:
+        # Those without a group that has several nodes there have nothing to pack.
+        before = store.partitions(source, reduce, count)
+        waiting = [number for number in waiting if before[number].has_more]
+    return waiting
+
+
+def pack_partition(context: WorkerContext, partition_id: PartitionId) -> None:
+    """Pack what has ended of a partition at a stage; the stage's aggregate follows the last one."""
+    store, publisher = context.connections.store, context.connections.publisher
+    run = store.run(partition_id.run_id)
+    if run.has_ended or run.halt is not None or 0 < partition_id.stage <= run.base_stage:
         return
-    texts = (part.text for some in groups.values() for part in some)
-    ratio = packing_ratio(context.connections.store, run_id, spec, reduce, texts)
-    room = reduce_room(spec, reduce, ratio)
-    chunks = partial(_chunks, spec, reduce, groups, level, room, ratio)
-    target = StageId(run_id, run.base_stage + level + 1)
-    write_all(StageWriter(context, target, reduce), lambda first: islice(chunks(), first, None))
+    spec = context.runs.specs.get(run.run_id)
+    target = partition_id.at(target_of(run, partition_id.stage_id).stage)
+    if not _PACKING.acquire(blocking=False):
+        publisher.pack([partition_id], wait_s=_AGAIN_S)
+        return
+    token = secrets.token_hex(8)
+    try:
+        if not store.take_partition(target, token, lasts_s=LEASE_S):
+            publisher.pack([partition_id], wait_s=_AGAIN_S)
+            return
+        try:
+            # What the job cannot do is reported once all branches have ended.
+            with suppress(SpecError):
+                Packing(context, run, spec, partition_id, target, token).advance()
+        finally:
+            store.release_partition(target, token)
+    finally:
+        _PACKING.release()
+    _end_level(context, run, partition_id)
 
 
-def _leaves(
-    context: WorkerContext, spec: RunSpec, reduce: Reduce, run_id: str
-) -> dict[str, list[Part]]:
-    groups: dict[str, list[Part]] = defaultdict(list)
-    for chunk, outcome in branches(context, StageId(run_id, 0)):
-        part = leaf_of(spec, reduce, chunk, outcome)
-        groups[part.group].append(part)
-    return groups
-
-
-def _partials(context: WorkerContext, reduce: Reduce, stage_id: StageId) -> dict[str, list[Part]]:
-    """Return the partial answers of a stage, for the groups that need a further one."""
-    groups: dict[str, list[Part]] = defaultdict(list)
-    for chunk, outcome in reduce_branches(context, stage_id, reduce):
-        part = part_of(chunk, outcome)
-        groups[part.group].append(part)
-    return {group: parts for group, parts in groups.items() if len(parts) > 1}
-
-
-def _chunks(
-    spec: RunSpec,
-    reduce: Reduce,
-    groups: dict[str, list[Part]],
-    level: int,
-    room_tokens: int,
-    bytes_per_token: float,
-) -> Iterator[Chunk]:
-    for group, parts in groups.items():
-        nodes = nodes_of(
-            parts, room_tokens=room_tokens, level=level, bytes_per_token=bytes_per_token
-        )
-        tally = Tally.total(part.tally for part in parts)
-        problem = lacking(tally, spec.min_group_success)
-        if level == 0 and problem is not None:
-            # No call could change it.
-            failed = tally.branches - tally.behind
-            none = Part(group=group, text="", count=tally.behind, failed=failed)
-            node = Node(parts=[none], taken=len(parts), key=0, tally=tally)
-            yield node_chunk(node, reduce, group=group, position=0, level=level, problem=problem)
-            continue
-        for position, node in enumerate(nodes):
-            yield node_chunk(
-                node, reduce, group=group, position=position, level=level, cites=spec.sources
-            )
+def _end_level(context: WorkerContext, run: RunRecord, partition_id: PartitionId) -> None:
+    """Publish the aggregate of a stage if all partitions have packed it."""
+    store, source = context.connections.store, partition_id.stage_id
+    plan = store.group_plan(run.run_id, partition_id.reduce)
+    if (
+        plan is None
+        or store.stage(target_of(run, source)).sealed
+        or not stage_has_ended(context, run, source)
+    ):
+        return
+    if not _incomplete(context, run, source, partition_id.reduce, len(plan.partitions)):
+        context.connections.publisher.aggregate(source)

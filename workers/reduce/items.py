@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fanout.aggregators import Item, Tally, group_key
+from fanout.aggregators import Item, Tally
 from fanout.core.answer_parts import goes_by_steps
 from fanout.core.step_answers import answers_of
 from fanout.policy.packing import shard_chunk
+from fanout.runs.branch_groups import branch_group
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from fanout.core.spec import RunSpec
     from workers.context.worker_context import WorkerContext
 
-__all__ = ["branches", "ended_branches", "item_of", "reduce_branches", "tally_of"]
+__all__ = ["branches", "ended_branches", "item_of", "reduce_branches", "shard_branches", "tally_of"]
 
 
 def branches(context: WorkerContext, stage_id: StageId) -> Iterator[tuple[Chunk, Outcome]]:
@@ -39,11 +40,18 @@ def reduce_branches(
 def _branches(
     context: WorkerContext, stage_id: StageId, shards: Iterable[int], per_chunk: int
 ) -> Iterator[tuple[Chunk, Outcome]]:
-    store = context.connections.store
     for shard_id in map(stage_id.shard, shards):
-        shard = store.shard(shard_id)
-        for _, outcome in sorted(store.outcomes(shard_id).items()):
-            yield shard_chunk(shard, outcome.index, per_chunk), outcome
+        yield from shard_branches(context, shard_id, per_chunk)
+
+
+def shard_branches(
+    context: WorkerContext, shard_id: ShardId, per_chunk: int = 1
+) -> Iterator[tuple[Chunk, Outcome]]:
+    """Yield chunk and outcome of each branch of a shard, in order."""
+    store = context.connections.store
+    shard = store.shard(shard_id)
+    for _, outcome in sorted(store.outcomes(shard_id).items()):
+        yield shard_chunk(shard, outcome.index, per_chunk), outcome
 
 
 def ended_branches(
@@ -83,15 +91,7 @@ def item_of(spec: RunSpec, reduce: Reduce, chunk: Chunk, outcome: Outcome) -> It
         model=(outcome.model or ref.model) if has_models else None,
         asked_model=ref.model if spec.fallback else None,
         sample=ref.sample if spec.variants.samples > 1 else None,
-        group=group_key(
-            reduce.group_by,
-            document=chunk.document,
-            aspect=ref.aspect,
-            model=ref.model,
-            columns=chunk.columns,
-            steps=steps,
-            part=None if chunk.title is None else {"title": chunk.title, "subtask": chunk.subtask},
-        ),
+        group=branch_group(spec, reduce, chunk, outcome.index, steps),
         output=outcome.output,
         votes=outcome.votes,
         columns=chunk.columns,

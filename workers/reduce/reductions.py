@@ -18,15 +18,18 @@ from workers.reduce.comparisons import compare
 from workers.reduce.computed import computed
 from workers.reduce.coverage import lacking_all
 from workers.reduce.frontier import refine_calls, write_rest
-from workers.reduce.groups import write_groups
+from workers.reduce.groups import await_partitions
 from workers.reduce.made import Made
 from workers.reduce.resolving import resolve
-from workers.reduce.trees import answer_of_refining, answers_of_trees
+from workers.reduce.trees import TreeAnswers, answer_of_refining
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fanout.core.reduces import Reduce
     from fanout.core.spec import RunSpec
     from fanout.core.state import RunRecord
+    from fanout.runs.result_writer import ReduceMade
     from workers.context.worker_context import WorkerContext
 
 __all__ = ["end_run", "reduce"]
@@ -35,14 +38,13 @@ __all__ = ["end_run", "reduce"]
 def reduce(context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunSpec) -> None:
     """Reduce the outcomes of a stage: end the run, or open the next stage."""
     store, run_id, called = context.connections.store, run.run_id, spec.called_reductions
-    found: dict[str, Made] = {}
+    found: dict[str, ReduceMade] = {}
     if called and called[0].refines:
         _refine(context, run, stage_id, spec, called[0])
         return
-    for one in called:
-        ended = _advanced(context, run, stage_id, spec, one)
-        if ended is not None:
-            found[one.name] = ended
+    if _waits(context, run, stage_id, spec, found):
+        # The last partition of groups to be packed publishes this task again.
+        return
     last = max(stage_id.stage, run.base_stage)
     target = StageId(run_id, last + 1)
     if called and store.stage(target).total:
@@ -51,7 +53,7 @@ def reduce(context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunS
     stages = range(run.base_stage + 1, last + 1)
     for one in called:
         if one.name not in found:
-            found[one.name] = _of_trees(context, run_id, spec, one, stages)
+            found[one.name] = _of_trees(context, run_id, spec, one.name, stages)
     others = [one for one in spec.reductions if not one.makes_calls]
     with computed(context, run_id, spec, others) as made:
         _end(context, run_id, spec, {**found, **made})
@@ -75,47 +77,74 @@ def _refine(
     _end(context, run.run_id, spec, {reduce.name: made})
 
 
+def _waits(
+    context: WorkerContext,
+    run: RunRecord,
+    stage_id: StageId,
+    spec: RunSpec,
+    found: dict[str, ReduceMade],
+) -> bool:
+    """Write the calls that follow a stage; return whether partitions of groups are still to be packed.
+
+    ``found`` gets what reduces have come to, where that is known.
+    """
+    is_waiting = False
+    for number, one in enumerate(spec.reductions):
+        if not one.makes_calls:
+            continue
+        try:
+            if one.has_partitions:
+                is_waiting |= await_partitions(context, run, spec, stage_id, number)
+                continue
+            ended = _advanced(context, run, stage_id, spec, one)
+        except SpecError as error:
+            # It would be the same for ever.
+            ended = Made(problem=str(error))
+        if ended is not None:
+            found[one.name] = ended
+    return is_waiting
+
+
 def _advanced(
     context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunSpec, reduce: Reduce
 ) -> Made | None:
     """Write the calls of a reduce that follow a stage; return what it comes to if that is known."""
-    try:
-        if reduce.resolves:
-            return resolve(context, run, stage_id, spec, reduce)
-        if reduce.compares:
-            return compare(context, run, stage_id, spec, reduce)
-        if not reduce.has_frontier:
-            write_groups(context, run, spec, reduce, stage_id)
-            return None
-        if spec.min_group_success and (ended := lacking_all(context, run.run_id, spec)):
-            return ended
-        write_rest(context, run, spec, reduce, stage_id)
-    except SpecError as error:
-        # It would be the same for ever.
-        return Made(problem=str(error))
+    if reduce.resolves:
+        return resolve(context, run, stage_id, spec, reduce)
+    if reduce.compares:
+        return compare(context, run, stage_id, spec, reduce)
+    if spec.min_group_success and (ended := lacking_all(context, run.run_id, spec)):
+        return ended
+    write_rest(context, run, spec, reduce, stage_id)
     return None
 
 
 def _of_trees(
-    context: WorkerContext, run_id: str, spec: RunSpec, reduce: Reduce, stages: range
-) -> Made:
+    context: WorkerContext, run_id: str, spec: RunSpec, name: str, stages: range
+) -> ReduceMade:
+    number = [one.name for one in spec.reductions].index(name)
+    reduce = spec.reductions[number]
     ratio = packing_ratio(context.connections.store, run_id, spec, reduce, ())
     try:
         reduce_room(spec, reduce, ratio)
     except SpecError as error:
         return Made(problem=str(error))
-    return answers_of_trees(context, run_id, spec, reduce, stages)
+    return TreeAnswers(context, run_id, spec, number, stages)
 
 
-def _end(context: WorkerContext, run_id: str, spec: RunSpec, made: dict[str, Made]) -> None:
+def _end(
+    context: WorkerContext, run_id: str, spec: RunSpec, made: Mapping[str, ReduceMade]
+) -> None:
     """End a run with what its reduces have come to, by name."""
     store = context.connections.store
-    problems = {one.name: made[one.name].problem for one in spec.reductions}
     try:
         if spec.reduces:
             write_results(store, run_id, {one.name: made[one.name] for one in spec.reductions})
         else:
-            write_result(store, run_id, *made.get("", Made())[:2])
+            only = made.get("", Made())
+            write_result(store, run_id, only.aggregates, only.errors)
+        # Some are known when the aggregates have been read.
+        problems = {one.name: made[one.name].problem for one in spec.reductions}
     except ResultTooLargeError:
         # The answers themselves remain in the store.
         write_result(store, run_id, (), [error for one in made.values() for error in one.errors])
@@ -123,9 +152,9 @@ def _end(context: WorkerContext, run_id: str, spec: RunSpec, made: dict[str, Mad
             "": "the aggregate has more groups than can be stored: use another group_by, or "
             f"`fanout results {run_id} --out DIR`, which has all answers"
         }
-    said = [f"reduce {name}: {one}" if name else one for name, one in problems.items() if one]
-    status = RunStatus.FAILED if said else RunStatus.SUCCEEDED
-    end_run(context, run_id, status, error="; ".join(said) or None)
+    lines = [f"reduce {name}: {one}" if name else one for name, one in problems.items() if one]
+    status = RunStatus.FAILED if lines else RunStatus.SUCCEEDED
+    end_run(context, run_id, status, error="; ".join(lines) or None)
 
 
 def end_run(

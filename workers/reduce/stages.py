@@ -23,6 +23,7 @@ from fanout.system.logs import RateLimitFilter, about, place_of, told_of
 from workers.context.inflight import BEFORE_CALL, StopReason, run_ending
 from workers.reduce import reductions
 from workers.reduce.frontier import follow
+from workers.reduce.groups import follow_groups
 
 if TYPE_CHECKING:
     from fanout.core.ids import ShardId, StageId
@@ -198,6 +199,7 @@ def _follow(context: WorkerContext, shard_id: ShardId) -> None:
     """
     try:
         follow(context, shard_id)
+        follow_groups(context, shard_id)
     except (BrokerError, UnknownRunError):
         # The task is done again, or was for nothing.
         raise

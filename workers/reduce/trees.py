@@ -6,76 +6,114 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fanout.aggregators import Aggregate, Tally, lacking
+from fanout.aggregators import Aggregate, Source, Tally, lacking
 from fanout.core.ids import StageId
 from fanout.core.records import ErrorKind
 from fanout.runs.status import ReduceError
 from workers.reduce.cited import with_checked_sources
 from workers.reduce.coverage import with_coverage
 from workers.reduce.frontier import group_counts, node_places, node_tally
+from workers.reduce.group_answers import in_order, partition_branches, partitions_of
 from workers.reduce.items import reduce_branches
 from workers.reduce.made import Made
 from workers.reduce.refining import refined
 
 if TYPE_CHECKING:
-    from fanout.aggregators import Source
-    from fanout.core.records import Outcome
+    from collections.abc import Iterable, Iterator
+
+    from fanout.core.records import Chunk, Outcome
     from fanout.core.reduces import Reduce
     from fanout.core.spec import RunSpec
     from fanout.core.state import RunRecord
     from workers.context.worker_context import WorkerContext
 
-__all__ = ["answer_of_refining", "answers_of_trees"]
+__all__ = ["TreeAnswers", "answer_of_refining"]
 
 
-def answers_of_trees(
-    context: WorkerContext, run_id: str, spec: RunSpec, reduce: Reduce, stages: range
-) -> Made:
-    """Return what a reduce by a tree of calls for each group has come to.
+class TreeAnswers:
+    """What a reduce by a tree of calls for each group has come to.
+
+    The answers are read as the aggregates are asked for, those of a partition of groups together; errors
+    and the problem are known after that.
 
     Args:
         context: The worker's process.
         run_id: The run.
         spec: Its job.
-        reduce: The reduce.
+        number: The number of the reduce.
         stages: The stages of its nodes, in order. A group is done at the first one in which it has a
             single node.
+
+    Attributes:
+        errors: The calls that failed.
     """
-    aggregates: dict[str, Aggregate] = {}
-    answered: dict[str, bool] = {}
-    errors: list[ReduceError] = []
-    problems: list[str] = []
-    for stage in stages:
-        behind: dict[str, Tally] = {}
-        for chunk, outcome in reduce_branches(context, StageId(run_id, stage), reduce):
-            group, count, failed = group_counts(chunk)
-            if outcome.kind is not None and chunk.error is None:
-                errors.append(_error(reduce, group, outcome))
-            # A group with several chunks here is answered by a later stage, which overwrites this.
-            tally = Tally.total([behind.get(group, Tally()), node_tally(chunk, outcome)])
-            behind[group] = tally
-            problem = chunk.error or lacking(tally, spec.min_group_success)
-            value = None
-            if problem is None:
-                value = _value(outcome.output, is_json=reduce.schema is not None)
-            else:
-                problems.append(problem)
-            sources: list[Source] = []
-            if value is not None and (places := node_places(chunk)):
-                is_deep = stage > stages.start
-                value, sources = with_checked_sources(
-                    context, run_id, spec, value, places, is_deep=is_deep
-                )
-            aggregates[group] = Aggregate(
-                value=value,
-                succeeded=count,
-                failed=failed,
-                coverage=tally.coverage(problem),
-                sources=sources,
+
+    def __init__(
+        self, context: WorkerContext, run_id: str, spec: RunSpec, number: int, stages: range
+    ) -> None:
+        self._context = context
+        self._run_id = run_id
+        self._spec = spec
+        self._number = number
+        self._reduce = spec.reductions[number]
+        self._stages = stages
+        self._problems: list[str] = []
+        self._is_answered = False
+        self.errors: list[ReduceError] = []
+
+    @property
+    def aggregates(self) -> Iterator[tuple[str, Aggregate]]:
+        """The aggregates by group, in the order in which the groups first appear."""
+        context = self._context
+        if self._reduce.has_partitions:
+            for partition_id in partitions_of(context, self._run_id, self._number):
+                nodes = partition_branches(context, partition_id, self._stages)
+                yield from in_order(context, partition_id, self._answers(nodes))
+        else:
+            ids = (StageId(self._run_id, stage) for stage in self._stages)
+            nodes = (reduce_branches(context, stage_id, self._reduce) for stage_id in ids)
+            yield from self._answers(nodes).items()
+
+    @property
+    def problem(self) -> str | None:
+        """Why there is no aggregate; None if there is one."""
+        return None if self._is_answered else _problem(self.errors, self._problems)
+
+    def _answers(self, stages: Iterable[Iterable[tuple[Chunk, Outcome]]]) -> dict[str, Aggregate]:
+        """Return the answers of the nodes of some groups, by stages."""
+        found: dict[str, Aggregate] = {}
+        for number, nodes in enumerate(stages):
+            behind: dict[str, Tally] = {}
+            for chunk, outcome in nodes:
+                group = group_counts(chunk)[0]
+                tally = Tally.total([behind.get(group, Tally()), node_tally(chunk, outcome)])
+                behind[group] = tally
+                # A group with several nodes here is answered by a later stage, which overwrites this.
+                found[group] = self._answer(chunk, outcome, tally, is_deep=number > 0)
+        self._is_answered |= any(one.value is not None for one in found.values())
+        return found
+
+    def _answer(self, chunk: Chunk, outcome: Outcome, tally: Tally, *, is_deep: bool) -> Aggregate:
+        group, count, failed = group_counts(chunk)
+        if outcome.kind is not None and chunk.error is None:
+            self.errors.append(_error(self._reduce, group, outcome))
+        problem = chunk.error or lacking(tally, self._spec.min_group_success)
+        value, sources = None, list[Source]()
+        if problem is None:
+            value = _value(outcome.output, is_json=self._reduce.schema is not None)
+        else:
+            self._problems = [problem]
+        if value is not None and (places := node_places(chunk)):
+            value, sources = with_checked_sources(
+                self._context, self._run_id, self._spec, value, places, is_deep=is_deep
             )
-            answered[group] = value is not None
-    problem = None if any(answered.values()) else _problem(errors, problems)
-    return Made(aggregates.items(), errors, problem)
+        return Aggregate(
+            value=value,
+            succeeded=count,
+            failed=failed,
+            coverage=tally.coverage(problem),
+            sources=sources,
+        )
 
 
 def answer_of_refining(

@@ -7,6 +7,7 @@ from fanout.stores.redis.batch_lanes import RedisBatchLanes
 from fanout.stores.redis.branches import RedisBranches
 from fanout.stores.redis.budgets import RedisBudgets
 from fanout.stores.redis.fleet import RedisFleet
+from fanout.stores.redis.groups import RedisGroups
 from fanout.stores.redis.limits import RedisLimits
 from fanout.stores.redis.runs import RedisRuns
 from fanout.stores.redis.stages import RedisStages
@@ -18,6 +19,7 @@ __all__ = ["RedisStore"]
 class RedisStore(
     RedisRuns,
     RedisStages,
+    RedisGroups,
     RedisBranches,
     RedisBatchLanes,
     RedisFleet,

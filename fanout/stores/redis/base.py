@@ -5,6 +5,8 @@ Keys under ``{prefix}:run:{id}``, besides the run's own hash:
 * ``:sN``: a stage (a hash); ``:sN:open``, ``:sN:draining``: its shards in flight;
 * ``:sN:sizes``: first index and count of each shard, and which of several reduces wrote it;
   ``:sN:reopened``: shards that a retry has reset;
+* ``:sN:groups``, ``:sN:plan``, ``:sN:parts``, ``:sN:owners``, ``:sN:leases``: see
+  fanout.stores.redis.groups;
 * ``:sN:M:in``: the input of shard M; ``:live`` and ``:state``: its outcomes and its deliveries while
   it is processed, ``:checkpoints``: how far its branches of several calls are, and what batches have
   answered; ``:out``: its outcomes once it is finished;

@@ -213,7 +213,7 @@ class RedisRuns(RedisStages, RedisResults, RedisPassages):
         kind in ``retry``.
         """
         run, base = self._run(run_id), self._stage(StageId(run_id, 0))
-        gone = [f"{base}:{part}" for part in ("open", "draining", "reopened")]
+        gone = [f"{base}:{part}" for part in ("open", "draining", "reopened", "plan")]
         keys = [run, self._active, base, *gone]
         keys += [f"{run}:{part}" for part in ("result", "result:writers", "parked")]
         keys += [f"{run}:{part}" for part in ("gathered", "batches")]

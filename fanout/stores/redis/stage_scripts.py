@@ -71,9 +71,10 @@ end
 return shards
 """
 
-# KEYS run, stage, blob, sizes; ARGV blob, shard, count, ttl, index of the first branch. Returns -1 if
-# there is no such run, 0 if the stage takes no more shards. A shard that a second client writes
-# again is counted once, and the first one stands.
+# KEYS run, stage, blob, sizes, groups; ARGV blob, shard, count, ttl, index of the first branch, and the
+# fields with the groups of its branches, each with its value. Returns -1 if there is no such run, 0 if the
+# stage takes no more shards. A shard that a second client writes again is counted once, and the first one
+# stands.
 PUT_SHARD = f"""
 {ENDED}
 local run = redis.call('HMGET', KEYS[1], 'status', 'halt')
@@ -84,6 +85,10 @@ redis.call('SET', KEYS[3], ARGV[1], 'EX', ARGV[4])
 redis.call('HINCRBY', KEYS[2], 'written', 1)
 redis.call('HINCRBY', KEYS[2], 'total', ARGV[3])
 redis.call('HSET', KEYS[4], ARGV[2], ARGV[5] .. ':' .. ARGV[3])
+if #ARGV > 5 then
+    redis.call('HSET', KEYS[5], unpack(ARGV, 6))
+    redis.call('EXPIRE', KEYS[5], ARGV[4])
+end
 redis.call('EXPIRE', KEYS[1], ARGV[4])
 redis.call('EXPIRE', KEYS[2], ARGV[4])
 redis.call('EXPIRE', KEYS[4], ARGV[4])

@@ -21,6 +21,7 @@ from fanout.stores.blobs.base import blob_name
 from fanout.stores.redis import stage_scripts
 from fanout.stores.redis.base import translated
 from fanout.stores.redis.blob_references import RedisBlobReferences
+from fanout.stores.redis.groups import GROUP_PARTS, groups_field
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -109,12 +110,20 @@ class RedisStages(RedisBlobReferences):
         for shard_id in map(stage_id.shard, range(count)):
             parts = ("in", "live", "state", "checkpoints", "out")
             self._redis.delete(*(self._shard(shard_id, part) for part in parts))
-        rest = ("open", "draining", "sizes", "reopened")
+        rest = ("open", "draining", "sizes", "reopened", *GROUP_PARTS)
         self._redis.delete(*(f"{self._stage(stage_id)}:{part}" for part in rest))
 
     @translated
-    def put_shard(self, shard_id: ShardId, shard: Shard) -> bool:
+    def put_shard(
+        self,
+        shard_id: ShardId,
+        shard: Shard,
+        *,
+        groups: Mapping[int, bytes] = MappingProxyType({}),
+    ) -> bool:
         """Write and count the input of the next shard of a stage; an existing one stays.
+
+        ``groups`` are the groups of its branches (fanout.core.group_hashes), by the number of a reduce.
 
         Returns:
             Whether the stage accepts shards: not once it is sealed, or its run is halted or over.
@@ -127,11 +136,14 @@ class RedisStages(RedisBlobReferences):
             self._stage(shard_id),
             self._shard(shard_id, "in"),
             f"{self._stage(shard_id)}:sizes",
+            f"{self._stage(shard_id)}:groups",
         ]
         name = blob_name(shard_id, "in")
         blob = codec.encode_shard(shard)
         held = self._keep(shard_id.run_id, name, blob, is_input=shard_id.stage == 0)
         args: list[Any] = [held, shard_id.shard, shard.count, self._ttl_s, shard.first]
+        for reduce, hashes in groups.items():
+            args += [groups_field(reduce, shard_id.shard), hashes]
         answer = self._call(stage_scripts.PUT_SHARD, keys, args)
         self._drop_if_late(keys[2], name, held)
         self._require(shard_id.run_id, answer >= 0)

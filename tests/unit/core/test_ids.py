@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import fanout
 import workers
-from fanout.core.ids import BranchId, ShardId, StageId, joined, parse_task_id, run_of
+from fanout.core.ids import BranchId, PartitionId, ShardId, StageId, joined, parse_task_id, run_of
 
 RUNS = st.from_regex(r"[0-9A-Za-z_-]{1,64}", fullmatch=True)
 NUMBERS = st.integers(min_value=0, max_value=1_000_000_000)
@@ -23,6 +23,10 @@ def test_what_is_written_is_read_as_it_was(run_id, stage, shard, position):
     shard_id, stage_id = branch_id.shard_id, branch_id.stage_id
     assert shard_id == stage_id.shard(shard) == ShardId(run_id, stage, shard)
     assert branch_id == shard_id.branch(position)
+    partition_id = stage_id.partition(shard, position)
+    assert (
+        partition_id == PartitionId(run_id, stage, shard, position) == partition_id.at(9).at(stage)
+    )
     assert BranchId.parse(branch_id.task_id) == branch_id
     assert ShardId.parse(shard_id.group_id) == shard_id
     assert StageId.parse(stage_id.group_id) == stage_id == shard_id.stage_id
@@ -32,12 +36,13 @@ def test_what_is_written_is_read_as_it_was(run_id, stage, shard, position):
         shard_id.collect_task_id: (shard_id, "collect"),
         stage_id.seal_task_id: (stage_id, "seal"),
         stage_id.aggregate_task_id: (stage_id, "aggregate"),
+        partition_id.pack_task_id: (partition_id, "pack"),
     }
     assert {task_id: parse_task_id(task_id) for task_id in tasks} == tasks
     assert {run_of(task_id) for task_id in tasks} == {run_id}
     assert shard_id.positions(tasks) == {position}
     ends = {task_id for task_id in tasks if stage_id.is_ended_by(task_id)}
-    assert ends == {task_id for task_id, (_, word) in tasks.items() if word[0] in "cas"}
+    assert ends == {task_id for task_id, (_, word) in tasks.items() if word[0] in "casp"}
 
 
 def test_the_ids_are_as_messages_in_queues_have_them():
@@ -150,7 +155,14 @@ def found_in(where, source):
         for inner in ast.walk(node)
     }
     # What a message's task takes, and the one write that has a stage beside its run.
-    tasks = {"branch", "expand_shard", "collect_shard", "seal_stage", "aggregate_stage"}
+    tasks = {
+        "branch",
+        "expand_shard",
+        "collect_shard",
+        "seal_stage",
+        "aggregate_stage",
+        "pack_groups",
+    }
     allowed = tasks if where == "workers/tasks.py" else {"set_status"}
     return [
         f"{where}:{node.lineno}: {ast.unparse(node).splitlines()[0]}"

@@ -21,8 +21,10 @@ from fanout.core.gathered import (
     Prepared,
     RunBatch,
 )
-from fanout.core.ids import BranchId, ShardId, StageId
+from fanout.core.group_hashes import encode_hashes
+from fanout.core.ids import BranchId, PartitionId, ShardId, StageId
 from fanout.core.latency import Latency, bucket_of
+from fanout.core.partitions import PartitionRecord
 from fanout.core.queue_names import TAKEN, TURNS, backlog_of
 from fanout.core.rate_limits import CallTokens, LimitState, Rates
 from fanout.core.records import (
@@ -47,12 +49,14 @@ from fanout.core.state import (
     WorkerRecord,
 )
 from fanout.policy.admission import in_play_limit
+from fanout.policy.group_plans import planned
 from fanout.policy.outages import FIRST_PROBE_S, BreakerReply
 from fanout.policy.pricing import Price, priced
 from fanout.stores import RedisStore
 from fanout.stores.redis.batch_lanes import RedisBatchLanes
 from fanout.stores.redis.branches import RedisBranches
 from fanout.stores.redis.gathered import RedisGathered
+from fanout.stores.redis.groups import RedisGroups
 from fanout.stores.redis.joined import RedisJoined
 from fanout.stores.redis.runs import RedisRuns
 from fanout.stores.redis.stages import RedisStages
@@ -1167,6 +1171,31 @@ LATE = {
         lambda s: s.put_next(ShardId(RUN, 1, 0), make_shard(), Frontier()),
         UnknownRunError,
     ),
+    "put_groups": (
+        lambda s: s.put_groups(ShardId(RUN, 0, 2), 0, encode_hashes([1])),
+        UnknownRunError,
+    ),
+    "put_group_plan": (
+        lambda s: s.put_group_plan(RUN, 0, *planned(lambda: [[1, 2]])),
+        UnknownRunError,
+    ),
+    "take_partition": (
+        lambda s: s.take_partition(PartitionId(RUN, 1, 0, 0), "t", lasts_s=9),
+        UnknownRunError,
+    ),
+    "release_partition": (
+        lambda s: s.release_partition(PartitionId(RUN, 1, 0, 0), "t"),
+        None,
+    ),
+    "put_part": (
+        lambda s: s.put_part(
+            PartitionId(RUN, 1, 0, 0),
+            before=PartitionRecord(),
+            after=PartitionRecord(nodes=1),
+            shard=(ShardId(RUN, 1, 0), make_shard()),
+        ),
+        UnknownRunError,
+    ),
     "share_permits": (
         lambda s: share_one(s, RUN, process="p", max_workers=3, has=0, wanted=1),
         UnknownRunError,
@@ -1231,6 +1260,13 @@ READS = {
         "stage",
         "frontier",
         "shards_of",
+        "groups_of",
+        "group_plan",
+        "partition_groups",
+        "partition",
+        "partitions",
+        "owner",
+        "size",
         "is_finished",
         "is_reopened",
         "reopened",
@@ -1259,7 +1295,15 @@ OF_BATCHES = {
 
 
 def test_each_step_of_the_store_is_among_those_that_may_come_late():
-    parts = (RedisRuns, RedisStages, RedisBranches, RedisGathered, RedisJoined, RedisBatchLanes)
+    parts = (
+        RedisRuns,
+        RedisStages,
+        RedisGroups,
+        RedisBranches,
+        RedisGathered,
+        RedisJoined,
+        RedisBatchLanes,
+    )
     steps = {name for part in parts for name in vars(part) if name[0] != "_"}
     late = {name.split(" ")[0] for name in LATE}
     assert steps - READS - OF_BATCHES - late == {"create_run", "begin_delete", "delete_run"}

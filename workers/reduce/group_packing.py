@@ -1,0 +1,403 @@
+"""Packs the answers of one partition of groups into nodes: see workers.reduce.groups."""
+
+from __future__ import annotations
+
+import time
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
+
+from msgspec import structs
+
+from fanout.aggregators import Node, NodePacker, Part, Tally, lacking, nodes_of
+from fanout.core.errors import StoredDataError
+from fanout.core.ids import StageId
+from fanout.core.partitions import has_bit, with_bits
+from fanout.policy.group_plans import closed_groups
+from fanout.runs.token_counts import packing_ratio, reduce_room
+from workers.reduce.frontier import node_chunk, part_of
+from workers.reduce.group_parts import GroupLeaves, complete_groups
+from workers.reduce.group_writing import GroupWriter, OvertakenError, StageClosedError
+from workers.reduce.items import ended_branches
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from fanout.core.ids import PartitionId
+    from fanout.core.partitions import PartitionRecord
+    from fanout.core.records import Chunk
+    from fanout.core.spec import RunSpec
+    from fanout.core.state import RunRecord
+    from fanout.policy.group_plans import PartitionPlan
+    from workers.context.worker_context import WorkerContext
+
+__all__ = ["LEASE_S", "Packing", "measures", "nodes_in_group", "stage_has_ended", "target_of"]
+
+# Seconds that a worker has a partition for, and those after which it renews that.
+LEASE_S = 15.0
+_RENEW_S = 3.0
+# The characters of answers of a partition that are in memory at once.
+MOST_CHARS = 48_000_000
+# Nodes are packed by the tokens that the first answers have.
+_SHOWN_PARTS = 50
+# The column of a node that says how many its group has at its level.
+_OF = "of"
+
+
+def level_of(run: RunRecord, source: StageId) -> int:
+    """Return the level of the nodes that a stage has; 0 for the map."""
+    return source.stage - run.base_stage if source.stage else 0
+
+
+def target_of(run: RunRecord, source: StageId) -> StageId:
+    """Return the stage that the outcomes of another one are packed into."""
+    return StageId(run.run_id, run.base_stage + level_of(run, source) + 1)
+
+
+def stage_has_ended(context: WorkerContext, run: RunRecord, stage_id: StageId) -> bool:
+    """Return whether all branches of a stage have outcomes that stand."""
+    store = context.connections.store
+    record = store.stage(stage_id)
+    # A branch that a retry takes back has an outcome until its shard begins again. Otherwise, only the
+    # callbacks of shards may be lost.
+    has_all = record.done >= record.total and (stage_id.stage > 0 or not run.retry)
+    return record.sealed and (has_all or store.progress(stage_id).is_complete)
+
+
+def nodes_in_group(chunk: Chunk) -> int:
+    """Return how many nodes the group of a node has at its level; 0 if that was not known."""
+    return int(str(chunk.columns.get(_OF, 0)))
+
+
+def measures(
+    context: WorkerContext, run: RunRecord, spec: RunSpec, number: int
+) -> tuple[float, int]:
+    """Return the bytes per token of the answers of a run, and the tokens of them that fit a prompt.
+
+    The first shard must have ended: its answers show how many tokens they have.
+
+    Raises:
+        SpecError: The job leaves no room for answers.
+    """
+    map_id = StageId(run.run_id, 0)
+    leaves, reduce = GroupLeaves(context, spec, map_id, number), spec.reductions[number]
+
+    def texts() -> Iterator[str]:
+        [(_, hashes)] = leaves.hashes([0])
+        for leaf in islice(leaves.parts(0, range(len(hashes)), hashes), _SHOWN_PARTS):
+            yield leaf.part.text
+
+    ratio = packing_ratio(context.connections.store, run.run_id, spec, reduce, texts())
+    return ratio, reduce_room(spec, reduce, ratio)
+
+
+class _NodePart(NamedTuple):
+    """A node as a part of the next level: its shard among those of its partition, and its position."""
+
+    shard: int
+    position: int
+    nodes: int
+    part: Part
+
+
+class Packing:
+    """Packs a partition at one stage.
+
+    Args:
+        context: The worker's process.
+        run: The run.
+        spec: Its job.
+        source: The partition at the stage whose outcomes are packed.
+        target: The partition at the stage that is written.
+        token: That of the lease.
+    """
+
+    def __init__(
+        self,
+        context: WorkerContext,
+        run: RunRecord,
+        spec: RunSpec,
+        source: PartitionId,
+        target: PartitionId,
+        token: str,
+    ) -> None:
+        self._context = context
+        self._store = context.connections.store
+        self._run = run
+        self._spec = spec
+        self._reduce = spec.reductions[source.reduce]
+        self._source = source
+        self._target = target
+        self._token = token
+        self._most_chars = MOST_CHARS
+        self._level = level_of(run, source.stage_id)
+        self._map_id = StageId(run.run_id, 0)
+        self._leaves = GroupLeaves(
+            context, spec, self._map_id, source.reduce, on_shard=self._renewed
+        )
+        self._renewed_at = time.monotonic()
+        self._is_over = False
+        self._opened, self._still_open = 0, frozenset[int]()
+        self._ratio, self._room = 0.0, 0
+
+    def advance(self) -> None:
+        """Pack and publish what has ended, as far as it is not packed yet.
+
+        Raises:
+            SpecError: The job leaves no room for answers.
+        """
+        plan = self._store.group_plan(self._run.run_id, self._source.reduce)
+        if plan is None:
+            return
+        own = plan.partitions[self._source.partition]
+        is_again = True
+        while is_again:
+            record = self._store.partition(self._target)
+            self._look()
+            if record.is_complete or not self._has_ended(0):
+                return
+            self._ratio, self._room = measures(
+                self._context, self._run, self._spec, self._source.reduce
+            )
+            try:
+                writer = GroupWriter(self._context, self._target, record, self._reduce.name)
+                is_again = self._advanced(writer, own)
+                writer.open()
+            except StageClosedError:
+                return
+            except OvertakenError:
+                continue
+
+    def _look(self) -> None:
+        """Note which shards of the map have ended."""
+        progress = self._store.progress(self._map_id)
+        self._is_over = stage_has_ended(self._context, self._run, self._source.stage_id)
+        self._opened, self._still_open = progress.opened, progress.open
+        if self._is_over or (self._level > 0 and self._run.stage > 0):
+            # A shard whose callback was lost may still count as open.
+            self._opened, self._still_open = progress.written, frozenset()
+
+    def _has_ended(self, shard: int) -> bool:
+        return shard < self._opened and shard not in self._still_open
+
+    def _advanced(self, writer: GroupWriter, own: PartitionPlan) -> bool:
+        """Pack what has ended; return whether there may be more."""
+        is_streamed = own.is_alone and not self._spec.min_group_success
+        if is_streamed:
+            self._pack_large(writer, own)
+            return False
+        if self._level > 0:
+            self._pack_nodes(writer)
+            return False
+        return self._pack_groups(writer)
+
+    def _renewed(self) -> None:
+        """Renew the lease now and then.
+
+        Raises:
+            StageClosedError: The run has ended, or is to end.
+        """
+        if time.monotonic() - self._renewed_at < _RENEW_S:
+            return
+        self._renewed_at = time.monotonic()
+        run = self._store.run(self._run.run_id)
+        if run.has_ended or run.halt is not None:
+            raise StageClosedError
+        self._store.take_partition(self._target, self._token, lasts_s=LEASE_S)
+
+    # Many groups, of the map.
+
+    def _pack_groups(self, writer: GroupWriter) -> bool:
+        groups = self._store.partition_groups(self._source)
+        record = writer.record
+        closed = closed_groups(
+            groups, record.packed, opened=self._opened, still_open=self._still_open
+        )
+        if record.group is not None:
+            # It is finished first: the record has room for one that is begun.
+            closed = [record.group]
+        if closed:
+            found = complete_groups(self._leaves, groups, closed, most_chars=self._most_chars)
+            for at, names in found:
+                self._add_group(writer, at, names)
+        is_complete = all(has_bit(writer.packed, at) for at in range(len(groups.hashes)))
+        writer.flush(is_complete=is_complete)
+        return bool(closed) and not is_complete
+
+    def _add_group(self, writer: GroupWriter, at: int, names: list[list[Part]]) -> None:
+        chunks, has_more = [], False
+        for parts in names:
+            nodes = self._group_nodes(parts)
+            chunks += nodes
+            has_more = has_more or len(nodes) > 1
+
+        def done(record: PartitionRecord) -> PartitionRecord:
+            return structs.replace(
+                record,
+                packed=with_bits(record.packed, [at]),
+                group=None,
+                nodes=0,
+                has_more=record.has_more or has_more,
+            )
+
+        def begun(record: PartitionRecord) -> PartitionRecord:
+            return structs.replace(record, group=at, has_more=record.has_more or has_more)
+
+        writer.add(chunks, done, begun)
+
+    def _group_nodes(self, parts: list[Part]) -> list[Chunk]:
+        """Return the nodes of all answers of a group."""
+        group = parts[0].group
+        tally = Tally.total(part.tally for part in parts)
+        problem = lacking(tally, self._spec.min_group_success)
+        if self._level == 0 and problem is not None:
+            # No call could change it.
+            failed = tally.branches - tally.behind
+            none = Part(group=group, text="", count=tally.behind, failed=failed)
+            node = Node(parts=[none], taken=len(parts), key=0, tally=tally)
+            return [
+                _of(
+                    node_chunk(
+                        node, self._reduce, group=group, position=0, level=0, problem=problem
+                    ),
+                    1,
+                )
+            ]
+        made = nodes_of(
+            parts, room_tokens=self._room, level=self._level, bytes_per_token=self._ratio
+        )
+        chunks = [
+            self._node_chunk(node, group=group, position=position)
+            for position, node in enumerate(made)
+        ]
+        return [_of(chunk, len(chunks)) for chunk in chunks]
+
+    def _node_chunk(self, node: Node, *, group: str, position: int) -> Chunk:
+        return node_chunk(
+            node,
+            self._reduce,
+            group=group,
+            position=position,
+            level=self._level,
+            cites=self._spec.sources,
+        )
+
+    # Many groups, of a level of nodes: those of a group follow each other.
+
+    def _pack_nodes(self, writer: GroupWriter) -> None:
+        source = self._store.partition(self._source)
+        reading = _Reading(source.shards)
+        parts: list[Part] = []
+        for found in self._node_parts(reading, writer.record):
+            if found.nodes == 1:
+                continue
+            parts.append(found.part)
+            if len(parts) == found.nodes:
+                self._add_nodes(writer, found, parts)
+                parts = []
+        writer.flush(is_complete=source.is_complete and reading.is_read)
+
+    def _add_nodes(self, writer: GroupWriter, last: _NodePart, parts: list[Part]) -> None:
+        chunks = self._group_nodes(parts)
+
+        def done(record: PartitionRecord) -> PartitionRecord:
+            return structs.replace(
+                record,
+                shard=last.shard,
+                position=last.position + 1,
+                nodes=0,
+                has_more=record.has_more or len(chunks) > 1,
+            )
+
+        def begun(record: PartitionRecord) -> PartitionRecord:
+            return structs.replace(record, has_more=True)
+
+        writer.add(chunks, done, begun)
+
+    def _node_parts(self, reading: _Reading, begins: PartitionRecord) -> Iterator[_NodePart]:
+        """Yield the nodes that have ended, in order, from where a record says."""
+        for number in range(begins.shard, len(reading.shards)):
+            self._renewed()
+            found = ended_branches(
+                self._context,
+                self._source.stage_id.shard(reading.shards[number]),
+                start=begins.position if number == begins.shard else 0,
+                is_complete=self._is_over,
+            )
+            if found is None:
+                return
+            for position, chunk, outcome in found:
+                yield _NodePart(number, position, nodes_in_group(chunk), part_of(chunk, outcome))
+        reading.is_read = True
+
+    # One large group, whose nodes are written while its branches go on.
+
+    def _pack_large(self, writer: GroupWriter, own: PartitionPlan) -> None:
+        source = self._store.partition(self._source) if self._level else None
+        reading = _Reading(() if source is None else source.shards)
+        if source is None:
+            places = self._large_leaves(reading, own, writer.record)
+        else:
+            places = self._node_parts(reading, writer.record)
+        packer = NodePacker(room_tokens=self._room, level=self._level, bytes_per_token=self._ratio)
+        taken: list[tuple[int, int]] = []
+        group = None
+        for found in places:
+            if group not in (None, found.part.group):
+                raise StoredDataError("two groups of the run have the same hash")
+            group = found.part.group
+            taken.append((found.shard, found.position))
+            self._add_large(writer, packer.add(found.part), taken, group)
+        is_complete = reading.is_read and (source is None or source.is_complete)
+        if is_complete and group is not None:
+            self._add_large(writer, packer.finish(), taken, group)
+        writer.flush(is_complete=is_complete)
+
+    def _add_large(
+        self,
+        writer: GroupWriter,
+        nodes: Iterable[Node],
+        taken: list[tuple[int, int]],
+        group: str,
+    ) -> None:
+        for node in nodes:
+            shard, position = taken[node.taken - 1]
+            del taken[: node.taken]
+            number = writer.nodes
+
+            def done(
+                record: PartitionRecord, shard: int = shard, position: int = position
+            ) -> PartitionRecord:
+                nodes = record.nodes + 1
+                return structs.replace(
+                    record, shard=shard, position=position + 1, nodes=nodes, has_more=nodes > 1
+                )
+
+            chunk = self._node_chunk(node, group=group, position=number)
+            writer.add([chunk], done)
+
+    def _large_leaves(
+        self, reading: _Reading, own: PartitionPlan, begins: PartitionRecord
+    ) -> Iterator[_NodePart]:
+        """Yield the branches of the only group up to the first shard that has not ended."""
+        hashes = self._store.partition_groups(self._source).hashes
+        shards = range(max(begins.shard, own.first), own.last + 1)
+        ended = next((shard for shard in shards if not self._has_ended(shard)), own.last + 1)
+        for found in self._leaves.of_groups(range(shards.start, ended), hashes):
+            if isinstance(found, int):
+                continue
+            if found.shard > begins.shard or found.position >= begins.position:
+                yield _NodePart(found.shard, found.position, 0, found.part)
+        reading.is_read = ended > own.last
+
+
+class _Reading:
+    """What is read of a partition: the shards, and whether all are read to their end."""
+
+    def __init__(self, shards: Sequence[int]) -> None:
+        self.shards = shards
+        self.is_read = False
+
+
+def _of(chunk: Chunk, nodes: int) -> Chunk:
+    """Return a node that says how many its group has."""
+    return structs.replace(chunk, columns={**chunk.columns, _OF: str(nodes)})
