@@ -13,12 +13,12 @@ partition by itself is packed while its branches go on, as a tree without groups
 from __future__ import annotations
 
 import secrets
-from contextlib import suppress
 from threading import Lock
 from typing import TYPE_CHECKING
 
 from fanout.core.errors import SpecError
 from fanout.core.ids import StageId
+from fanout.core.records import RunStatus
 from fanout.policy.group_plans import due_partitions, planned
 from fanout.runs.branch_groups import follows_chunks
 from workers.reduce.frontier import may_succeed
@@ -144,14 +144,23 @@ def pack_partition(context: WorkerContext, partition_id: PartitionId) -> None:
             publisher.pack([partition_id], wait_s=_AGAIN_S)
             return
         try:
+            Packing(context, run, spec, partition_id, target, token).advance()
+        except SpecError as error:
             # What the job cannot do is reported once all branches have ended.
-            with suppress(SpecError):
-                Packing(context, run, spec, partition_id, target, token).advance()
+            if stage_has_ended(context, run, partition_id.stage_id):
+                _fail(context, run.run_id, str(error))
+            return
         finally:
             store.release_partition(target, token)
     finally:
         _PACKING.release()
     _end_level(context, run, partition_id)
+
+
+def _fail(context: WorkerContext, run_id: str, problem: str) -> None:
+    store = context.connections.store
+    if store.end_run(run_id, RunStatus.FAILED, ended_at=store.now(), error=problem):
+        context.reports.run_ended(run_id)
 
 
 def _end_level(context: WorkerContext, run: RunRecord, partition_id: PartitionId) -> None:

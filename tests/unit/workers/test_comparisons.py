@@ -21,7 +21,7 @@ from fanout.runs import result_writer
 from fanout.runs.result_values import stored_values
 from fanout.runs.retried_runs import retry_failed
 from tests.fakes import RUN, FakeContext
-from workers.reduce import comparisons, entrants, frontier, groups
+from workers.reduce import comparisons, entrants, frontier, group_packing
 from workers.reduce.comparisons import _Tally
 from workers.reduce.stages import aggregate
 
@@ -247,7 +247,7 @@ def test_a_prompt_that_cannot_be_made_ends_the_run(reduce, monkeypatch):
     context.write(["the text"])
     monkeypatch.setattr(comparisons, "comparison_prompt", refuse)
     monkeypatch.setattr(frontier, "node_chunk", refuse)
-    monkeypatch.setattr(groups, "node_chunk", refuse)
+    monkeypatch.setattr(group_packing, "node_chunk", refuse)
     context.process()
     run = context.store.run(RUN)
     assert (run.status, run.error) == (RunStatus.FAILED, "prompt: there is no {name}")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from fanout.aggregators import nodes_of
+from fanout.core.errors import SpecError
 from fanout.core.group_hashes import group_hash
 from fanout.core.ids import StageId
 from fanout.core.partitions import PartitionRecord, PartWrite
@@ -304,3 +305,17 @@ def test_a_job_without_room_for_answers_ends_with_the_reason(small):
     run = context.store.run(RUN)
     assert run.status is RunStatus.FAILED
     assert "leaves no room" in str(run.error)
+
+
+def test_groups_whose_prompts_cannot_be_made_end_the_run(small, monkeypatch):
+    small(40)
+
+    def refuse(*_args: Any, **_options: Any) -> None:
+        raise SpecError("there is no {name}", field="aggregate_prompt")
+
+    context = submitted(["a", "b"] * 30)
+    monkeypatch.setattr(group_packing, "node_chunk", refuse)
+    end(context)
+    run = context.store.run(RUN)
+    assert run.status is RunStatus.FAILED
+    assert "there is no {name}" in str(run.error)
