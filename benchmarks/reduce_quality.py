@@ -56,7 +56,7 @@ _USED = 0.85
 # Characters of the longest text for the local model: ten amendments have no more.
 _SHORT = 290
 _FACTS, _COUNTS, _QUESTIONS = "facts", "counts", "questions"
-_SPLIT = "facts over two paragraphs"
+_SPLIT = "split facts"
 _KINDS = (_FACTS, _SPLIT, _COUNTS, _QUESTIONS)
 
 Row = dict[str, Any]
@@ -98,9 +98,9 @@ def ways(window: int, *, has_small: bool) -> list[Way]:
             has_shape=True,
         ),
         Way(name="`vote`", fields={"reduce": "vote"}, kinds=(_COUNTS,)),
-        Way(name="`tree`, a paragraph a branch", fields={"split": "lines"}, kinds=(_SPLIT,)),
+        Way(name="`tree`, paragraphs", fields={"split": "lines"}, kinds=(_SPLIT,)),
         Way(
-            name="`tree`, a paragraph a branch, `neighbours`",
+            name="`tree`, paragraphs, `neighbours`",
             fields={"split": "lines", "neighbours": 1}, kinds=(_SPLIT,),
         ),
     ]  # fmt: skip

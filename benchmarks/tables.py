@@ -455,6 +455,21 @@ def _quality_confidence() -> str:
     return _table(["asked for", "mean confidence", "right", "error"], rows)
 
 
+def _reduce_quality(model: str) -> str:
+    rows = []
+    for found in _read("reduce_quality")[model]["rows"]:
+        wrong = found["wrong"]
+        if found["mean_off"] is not None:
+            wrong = f"off by {100 * found['mean_off']:.1f} %"
+        asked = f"{found['kind']}, {found['texts']}"
+        right = f"{found['right']} of {found['asked']}: {_percent(found['right_share'])}"
+        costs = [_shown(found[name]) for name in ("calls", "input_tokens", "output_tokens")]
+        rows.append([asked, found["way"], right, wrong, *costs])
+    head = ["asked for, texts", "by", "right (95 % interval)", "wrong", "calls"]
+    head += ["input tokens", "output tokens"]
+    return _table(head, rows)
+
+
 _WAYS = {
     "loop": "a plain loop",
     "as_written": "prompts as written",
@@ -536,6 +551,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "injections": _injections,
     "quality": _quality,
     "quality-confidence": _quality_confidence,
+    "reduce-quality-mock": partial(_reduce_quality, "mock"),
     "model-checks": _model_checks,
     "model-plan": _model_plan,
 }  # fmt: skip

@@ -186,7 +186,7 @@ def split_fact_task(texts: Sequence[str], planted: int, seed: int) -> Task:
         place = rng.randint(0, len(lines))
         lines[place:place] = [one.format(name=name, code=code) for one in ANNOUNCED]
         made[at] = "\n".join(lines)
-    return _fact_task("facts over two paragraphs", made, facts)
+    return _fact_task("split facts", made, facts)
 
 
 def _planting(
