@@ -129,7 +129,8 @@ def _fill(
     # What the single outcomes would have counted.
     client.hset(f"fanout:run:{stage_id.run_id}:s{stage_id.stage}", "succeeded", branches)
     store.seal_stage(stage_id)
-    store.set_status(stage_id.run_id, RunStatus.RUNNING)
+    # Otherwise the reaper of the worker ends it.
+    store.end_run(stage_id.run_id, RunStatus.CANCELLED, ended_at=time.time())
 
 
 def _peak_mb(pid: int) -> float:
@@ -182,7 +183,7 @@ class _Bench:
 
     def _copy(self, run_id: str, spec: RunSpec) -> None:
         old, new = self._filled.run_id.encode(), run_id.encode()
-        for key in list(self._redis.scan_iter(match=f"*{self._filled.run_id}*", count=10_000)):
+        for key in list(self._redis.scan_iter(match=f"*{self._filled.run_id}:s*", count=10_000)):
             self._redis.copy(key, key.replace(old, new))
         self._store.create_run(run_id, spec=spec.model_dump_json(), created_at=time.time())
         self._store.set_status(run_id, RunStatus.RUNNING)

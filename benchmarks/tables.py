@@ -241,8 +241,8 @@ def _reduce_memory() -> str:
     found = _read("reduce_memory")["ways"]
     rows = [[one["way"], f"{one['branches']:,}", *(_shown(one[name]) for name in figures)]
             for one in found]  # fmt: skip
-    return _table(["", "answers", "seconds", "CPU µs an answer", "MB before", "most MB", "MB printed",
-                   "seconds to print", "MB of the client"], rows)  # fmt: skip
+    return _table(["", "answers", "seconds", "CPU µs each", "MB before", "most MB", "MB printed", "seconds",
+                   "client MB"], rows)  # fmt: skip
 
 
 def _groups() -> str:
