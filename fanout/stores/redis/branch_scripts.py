@@ -104,8 +104,9 @@ return verdicts
 """
 
 # KEYS run, stage, live, out, totals of the fleet, and checkpoints if there may be some, which are then
-# deleted; ARGV ttl, number of branches, for each branch its position, outcome, kind, bucket of the
-# latency (-1: no call), seconds, calls and the quantities of its usage; then, of runs that call several
+# deleted; ARGV ttl, number of branches, number of quantities that follow, for each branch its position,
+# outcome, kind, bucket of the latency (-1: no call), seconds and calls; for each quantity of usage that is
+# not 0 in all branches its name and the values of the branches; then, of runs that call several
 # models, for each branch and model the number of the branch, the model, calls and the quantities; with an
 # empty name of the model, these are what kept answers had cost. An
 # unknown quantity is ``>`` and the known part of it; the kinds ``cut`` and ``rejected``, or both, are of
@@ -116,50 +117,58 @@ RECORD = """
 local quantities = {@quantities}
 local recorded, counts, sums, unknown = {}, {}, {}, {}
 local function known_part(quantity)
-    local is_unknown = string.byte(quantity) == 62
-    return is_unknown and string.sub(quantity, 2) or quantity, is_unknown
+    local value = tonumber(quantity)
+    return value or tonumber(string.sub(quantity, 2)), value == nil
 end
 local is_open = redis.call('EXISTS', KEYS[1]) == 1 and redis.call('EXISTS', KEYS[4]) == 0
 local ended = redis.call('HLEN', KEYS[3])
 local function add(to, name, quantity)
     to[name] = (to[name] or 0) + tonumber(quantity)
 end
-local kept = {[''] = {}, cut = {'cut'}, rejected = {'rejected'}, ['cut rejected'] = {'cut', 'rejected'}}
-local function count(i)
-    local marks = kept[ARGV[i + 2]]
-    local ok = marks ~= nil
+local branches = math.min(#ARGV, tonumber(ARGV[2]))
+local last = 3 + 6 * branches
+local names, firsts, is_named = {}, {}, {}
+for _ = 1, math.min(#quantities, tonumber(ARGV[3])) do
+    names[#names + 1], firsts[#firsts + 1] = ARGV[last + 1], last + 1
+    is_named[ARGV[last + 1]] = true
+    last = last + 1 + branches
+end
+local kept = {cut = {'cut'}, rejected = {'rejected'}, ['cut rejected'] = {'cut', 'rejected'}}
+local has_called = false
+local function count(i, number)
+    local kind, bucket, calls = ARGV[i + 2], ARGV[i + 3], ARGV[i + 5]
+    local marks = kept[kind]
+    local ok = kind == '' or marks ~= nil
     for _, mark in ipairs(marks or {}) do add(counts, mark, 1) end
     add(counts, ok and 'succeeded' or 'failed', 1)
-    if not ok then add(counts, 'kind:' .. ARGV[i + 2], 1) end
-    if ARGV[i + 3] ~= '-1' then
-        add(counts, 'took:' .. ARGV[i + 3], 1)
+    if not ok then add(counts, 'kind:' .. kind, 1) end
+    if bucket ~= '-1' then
+        add(counts, 'took:' .. bucket, 1)
         add(sums, 'took_s', ARGV[i + 4])
     end
-    local has_calls = ARGV[i + 5] ~= '0'
-    if has_calls then add(counts, 'calls', ARGV[i + 5]) end
-    for j, name in ipairs(quantities) do
-        local quantity = ARGV[i + 5 + j]
-        if quantity == '0' or quantity == '0.0' then
-            -- What most quantities of most branches are.
-            if has_calls then sums[name] = sums[name] or 0 end
-        else
-            local value, is_unknown = known_part(quantity)
-            if tonumber(value) ~= 0 or has_calls and not is_unknown then add(sums, name, value) end
-            if is_unknown and (ok or has_calls) then unknown['unknown:' .. name] = true end
-        end
+    local has_calls = calls ~= '0'
+    if has_calls then
+        add(counts, 'calls', calls)
+        has_called = true
+    end
+    for j, name in ipairs(names) do
+        local value, is_unknown = known_part(ARGV[firsts[j] + number])
+        if value ~= 0 or has_calls and not is_unknown then sums[name] = (sums[name] or 0) + value end
+        if is_unknown and (ok or has_calls) then unknown['unknown:' .. name] = true end
     end
 end
-local width = 6 + #quantities
-local last = math.max(2, math.min(#ARGV, 2 + width * tonumber(ARGV[2])))
-for i = 3, last, width do
-    local first = 0
+for number = 1, branches do
+    local i, first = 6 * number - 2, 0
     if is_open and redis.call('HSETNX', KEYS[3], ARGV[i], ARGV[i + 1]) == 1 then
         first = 1
         ended = ended + 1
-        count(i)
+        count(i, number)
     end
     recorded[#recorded + 1] = first
     recorded[#recorded + 1] = ended
+end
+for _, name in ipairs(has_called and quantities or {}) do
+    if not is_named[name] then sums[name] = 0 end
 end
 local function save(i)
     add(counts, 'saved:calls', ARGV[i])
@@ -178,8 +187,9 @@ for i = last + 1, #ARGV, 3 + #quantities do
         redis.call('HINCRBY', KEYS[2], 'by:calls' .. of, ARGV[i + 2])
         for j, name in ipairs(quantities) do
             local value, is_unknown = known_part(ARGV[i + 2 + j])
-            if not is_unknown or value ~= '0' then
-                redis.call('HINCRBYFLOAT', KEYS[2], 'by:' .. name .. of, value)
+            if not is_unknown or value ~= 0 then
+                local sum = string.format('%.17g', value)
+                redis.call('HINCRBYFLOAT', KEYS[2], 'by:' .. name .. of, sum)
             end
             if is_unknown then redis.call('HSET', KEYS[2], 'by:unknown:' .. name .. of, 1) end
         end
@@ -190,13 +200,25 @@ for _, key in ipairs({KEYS[2], KEYS[5]}) do
     for name, number in pairs(counts) do
         redis.call('HINCRBY', key, name, string.format('%d', number))
     end
+    local zeros = {}
     for name, sum in pairs(sums) do
-        redis.call('HINCRBYFLOAT', key, name, string.format('%.17g', sum))
+        if sum == 0 then
+            zeros[#zeros + 1] = name
+        else
+            redis.call('HINCRBYFLOAT', key, name, string.format('%.17g', sum))
+        end
+    end
+    -- A sum that is known to be 0 is written once: without a field, it is unknown.
+    for j, before in ipairs(zeros[1] and redis.call('HMGET', key, unpack(zeros)) or {}) do
+        if not before then redis.call('HSET', key, zeros[j], 0) end
     end
     for name in pairs(unknown) do redis.call('HSET', key, name, 1) end
 end
 if KEYS[6] then
-    for i = 3, last, width do redis.call('HDEL', KEYS[6], ARGV[i], 'p:' .. ARGV[i]) end
+    for number = 1, branches do
+        local position = ARGV[6 * number - 2]
+        redis.call('HDEL', KEYS[6], position, 'p:' .. position)
+    end
 end
 return recorded
 """.replace("@quantities", ", ".join(f"'{name}'" for name in QUANTITIES))

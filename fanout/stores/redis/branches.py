@@ -17,7 +17,7 @@ from fanout.stores.redis.base import translated
 from fanout.stores.redis.blob_references import RedisBlobReferences
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Sequence
 
     from fanout.core.ids import BranchId, ShardId
     from fanout.core.records import Outcome, Usage
@@ -67,15 +67,13 @@ def _record_key(request: RecordRequest) -> Hashable:
 
 def _record_args(request: RecordRequest) -> list[Any]:
     outcome = request.outcome
-    usage = outcome.usage
     return [
         request.branch_id.position,
         codec.encode_outcome(outcome),
         outcome.kind or (_kept_as(outcome) if outcome.is_cut or outcome.is_rejected else ""),
         bucket_of(outcome.elapsed_s) if outcome.has_latency else -1,
         outcome.elapsed_s,
-        usage.calls,
-        *_quantities(usage),
+        outcome.usage.calls,
     ]
 
 
@@ -89,14 +87,27 @@ _quantities_of = operator.attrgetter(*QUANTITIES)
 
 
 def _quantities(usage: Usage) -> list[float | str]:
-    """Return the quantities of a usage as the script takes them: an unknown one is ``>`` and a part."""
-    counts = _quantities_of(usage)
-    if None not in counts:
-        return list(counts)
+    """Return the quantities of a usage as the script takes them."""
     return [
-        f">{usage.known(name)!r}" if count is None else count
-        for name, count in zip(QUANTITIES, counts, strict=True)
+        _as_unknown(usage, name) if count is None else count
+        for name, count in zip(QUANTITIES, _quantities_of(usage), strict=True)
     ]
+
+
+def _as_unknown(usage: Usage, name: str) -> str:
+    """Return a quantity that is unknown: ``>`` and the known part of it."""
+    return f">{usage.known(name)!r}" if usage.at_least else ">0"
+
+
+def _used(usages: Sequence[Usage]) -> Iterator[list[Any]]:
+    """Yield the name of each quantity that is not 0 in all usages, with its values for the script."""
+    columns = zip(*map(_quantities_of, usages), strict=True)
+    for name, column in zip(QUANTITIES, columns, strict=True):
+        if None in column:
+            pairs = zip(usages, column, strict=True)
+            yield [name, *(_as_unknown(of, name) if n is None else n for of, n in pairs)]
+        elif any(column):
+            yield [name, *column]
 
 
 class RedisBranches(RedisBlobReferences):
@@ -193,9 +204,12 @@ class RedisBranches(RedisBlobReferences):
         ]
         if any(request.has_checkpoint for request in requests):
             keys.append(self._shard(first.branch_id, "checkpoints"))
-        args: list[Any] = [self._ttl_s, len(requests)]
+        used = list(_used([request.outcome.usage for request in requests]))
+        args: list[Any] = [self._ttl_s, len(requests), len(used)]
         for request in requests:
             args += _record_args(request)
+        for column in used:
+            args += column
         for number, request in enumerate(requests, 1):
             for model, usage in request.usage_of.items():
                 args += [number, model, usage.calls, *_quantities(usage)]

@@ -711,8 +711,9 @@ def test_usage_adds_up(store, run):
     assert store.stage(StageId(run, 0)).usage == usage
 
 
+@pytest.mark.parametrize("at_once", [1, 3])
 @pytest.mark.parametrize("seed", range(5))
-def test_the_store_adds_up_as_outcomes_do(store, run, seed):
+def test_the_store_adds_up_as_outcomes_do(store, run, seed, at_once):
     """Random usages, some of them unknown, and branches that made no call."""
     rng = random.Random(seed)
     store.put_shard(ShardId(run, 0, 0), make_shard())
@@ -730,12 +731,16 @@ def test_the_store_adds_up_as_outcomes_do(store, run, seed):
         )
 
     used = [usage() for _ in range(3)]
+    requests = []
     for number, one in enumerate(used):
         kind = None if one.calls else ErrorKind.CANCELLED
         outcome = Outcome(index=number, kind=kind, attempts=one.calls, usage=one)
         by_model = {"m": one} if one.calls else {}
         branch = BranchId(run, 0, 0, number)
-        record_one(store, RecordRequest(branch, outcome=outcome, usage_of=by_model))
+        requests.append(RecordRequest(branch, outcome=outcome, usage_of=by_model))
+    for first in range(0, len(requests), at_once):
+        store.record_all(requests[first : first + at_once])
+    store.record_all(requests)
     expected = total_usage(used)
     stage = store.stage(StageId(run, 0))
     totals = store.totals().usage
@@ -745,6 +750,25 @@ def test_the_store_adds_up_as_outcomes_do(store, run, seed):
             assert getattr(found, name) == pytest.approx(getattr(expected, name)), name
             assert found.known(name) == pytest.approx(expected.known(name)), name
         assert totals.known(name) == pytest.approx(expected.known(name)), name
+
+
+def test_a_quantity_that_is_0_is_known_whatever_else_the_branches_used(store, run):
+    store.put_shard(ShardId(run, 0, 0), make_shard())
+    free = ok(0, input_tokens=0, cached_input_tokens=0, output_tokens=2, cost_usd=0.0)
+    paid = ok(1, input_tokens=0, cached_input_tokens=0, output_tokens=1, cost_usd=0.5)
+    record_one(store, RecordRequest(BranchId(run, 0, 0, 0), free))
+    assert store.stage(StageId(run, 0)).usage == free.usage
+    assert store.totals().usage == free.usage
+    store.record_all(
+        [
+            RecordRequest(BranchId(run, 0, 0, 1), paid),
+            RecordRequest(BranchId(run, 0, 0, 2), Outcome(index=2, kind=ErrorKind.CANCELLED)),
+            RecordRequest(BranchId(run, 0, 0, 0), paid),
+        ]
+    )
+    used = Usage(calls=2, input_tokens=0, cached_input_tokens=0, output_tokens=3, cost_usd=0.5)
+    assert store.stage(StageId(run, 0)).usage == used
+    assert store.totals().usage == used
 
 
 def test_an_unknown_quantity_makes_the_sum_unknown_not_smaller(store, run):
