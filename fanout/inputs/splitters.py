@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from msgspec import structs
+
 from fanout.core.errors import SpecError
-from fanout.core.parts import Layout, Part
+from fanout.core.parts import Layout
 from fanout.core.records import Chunk
 from fanout.inputs.documents.rows import EMPTY
 from fanout.inputs.token_counters import TokenCounter, make_counter
@@ -88,8 +90,7 @@ def split_documents(documents: Iterable[Document], splitter: Splitter) -> Iterat
     """
     for document in documents:
         chunk = None
-        for position, part in enumerate(_parts(document, splitter)):
-            start, end = part.start, part.end
+        for position, (start, end) in enumerate(_spans(document, splitter)):
             chunk = Chunk(
                 text=document.text[start:end],
                 document=document.name,
@@ -106,10 +107,10 @@ def split_documents(documents: Iterable[Document], splitter: Splitter) -> Iterat
                 headings=_heading(document.headings, start) if document.headings else "",
                 number=document.number,
                 around=document.around,
-                title=None if document.parts is None else part.title,
-                subtask=part.subtask,
-                layout=_layout(document) if document.keeps_layout and not position else None,
             )
+            # Not above: Python calls with more than 15 keywords take three times as long.
+            if document.parts is not None or document.keeps_layout:
+                chunk = _for_model(chunk, document)
             yield chunk
         if chunk is not None:
             continue
@@ -126,19 +127,26 @@ def split_documents(documents: Iterable[Document], splitter: Splitter) -> Iterat
         )
 
 
-def _parts(document: Document, splitter: Splitter) -> Iterable[Part]:
-    """Return the parts that become the chunks of a document."""
+def _spans(document: Document, splitter: Splitter) -> Iterable[tuple[int, int]]:
+    """Return start and end of what becomes the chunks of a document."""
     if document.error is not None:
         return ()
     if document.parts is not None:
-        return document.parts
-    return (Part(start=start, end=end) for start, end in splitter(document.text))
+        return [(part.start, part.end) for part in document.parts]
+    return splitter(document.text)
 
 
-def _layout(document: Document) -> Layout:
-    return Layout(
-        pages=document.pages, page_numbers=document.page_numbers, headings=document.headings
-    )
+def _for_model(chunk: Chunk, document: Document) -> Chunk:
+    """Return a chunk of a document that a model has split, or is to split, with what it needs for that."""
+    if document.parts is not None:
+        part = document.parts[chunk.position]
+        chunk = structs.replace(chunk, title=part.title, subtask=part.subtask)
+    if document.keeps_layout and not chunk.position:
+        layout = Layout(
+            pages=document.pages, page_numbers=document.page_numbers, headings=document.headings
+        )
+        chunk = structs.replace(chunk, layout=layout)
+    return chunk
 
 
 def _pages(starts: list[int], start: int, end: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 from msgspec import structs
@@ -64,7 +65,7 @@ def pack(
             taken = min(remaining, most - count)
             count += taken
             remaining -= taken
-            if count >= most or size_bytes + _text_size(after) >= max_bytes:
+            if count >= most or size_bytes + (_text_size(after) if after else 0) >= max_bytes:
                 yield _shard(first, count, first_chunk, packed, (before, after))
                 first += count
                 count = 0
@@ -77,11 +78,11 @@ def pack(
 def _placed(chunks: Iterable[Chunk], neighbours: int) -> Iterable[tuple[Chunk, Beside]]:
     if neighbours:
         return with_beside(chunks, neighbours)
-    return ((chunk, _ALONE) for chunk in chunks)
+    return zip(chunks, repeat(_ALONE), strict=False)
 
 
 def _text_size(chunks: Sequence[Chunk]) -> int:
-    return sum(len(chunk.text) for chunk in chunks) if chunks else 0
+    return sum(len(chunk.text) for chunk in chunks)
 
 
 def _shard(first: int, count: int, first_chunk: int, packed: list[Chunk], beside: Beside) -> Shard:
