@@ -246,24 +246,15 @@ def _reduce_memory() -> str:
 
 
 def _groups() -> str:
-    result = _read("groups")
+    figures = ("map_s", "after_map_s", "cpu_ms_per_call")
     rows = [
         [one["order"], f"{one['stages'][0]:,}", f"{one['stages'][1]:,}",
-         _shown(100 * one["first_call_share_of_map"]), _shown(one["map_s"]),
-         _shown(one["after_map_s"]), _shown(one["cpu_ms_per_call"]),
+         _shown(100 * one["first_call_share_of_map"]), *(_shown(one[name]) for name in figures),
          _shown(max(one["rss_mb_peak"]))]
-        for one in result["runs"]
+        for one in _read("groups")["runs"]
     ]  # fmt: skip
-    head = ["input", "branches", "groups", "% of the branches before the first call"]
     return _table(
-        [
-            *head,
-            "seconds of the branches",
-            "seconds after them",
-            "CPU ms a call",
-            "most MB of a worker",
-        ],
-        rows,
+        ["input", "branches", "groups", "% before", "seconds", "then", "CPU ms", "most MB"], rows
     )
 
 
