@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from workers.branch.claims import Claim
     from workers.context.budgets import BudgetedCalls
     from workers.context.call_plans import CallPlan
+    from workers.context.model_gate import ModelGate
     from workers.context.worker_context import WorkerContext
     from workers.telemetry.reports import Calls
 
@@ -109,18 +110,25 @@ class ModelCalls:
                 question.request = structs.replace(question.request, lane="realtime")
         self._calls.asks(model, question.request)
         self._calls.is_batched = gathered is not None
-        if budgeted is None:
-            return await self._result(plan, question, gathered, None)
-        with budgeted:
-            return await self._result(plan, question, gathered, budgeted)
+        result, limits = self._result(plan, question, gathered, budgeted)
+        try:
+            if budgeted is None:
+                return await result
+            with budgeted:
+                return await result
+        finally:
+            if limits is not None:
+                # A call that is cancelled does not leave its gate.
+                limits.close()
 
-    async def _result(
+    def _result(
         self,
         plan: CallPlan,
         question: Question,
         gathered: tuple[LLM, GatheredCalls] | None,
         budgeted: BudgetedCalls | None,
-    ) -> CallResult:
+    ) -> tuple[Coroutine[Any, Any, CallResult], ModelGate | None]:
+        """Return what makes the calls, and their gate to the model, which has to be closed then."""
         spec, models, stage_id = self._spec, self._context.models, self._stage_id
         observe: Callable[[CallAttempt], None] = partial(self._calls.ended, plan.model)
         if budgeted is not None:
@@ -162,14 +170,8 @@ class ModelCalls:
             result = calls()
         else:
             result = self._cached(plan, plan.identity, question, calls, from_batch)
-        try:
-            return await models.in_flight.call(
-                stage_id.run_id, result, has_deadline=stage_id.stage == 0
-            )
-        finally:
-            if limits is not None:
-                # A call that is cancelled does not leave its gate.
-                limits.close()
+        in_flight = models.in_flight.call(stage_id.run_id, result, has_deadline=stage_id.stage == 0)
+        return in_flight, limits
 
     async def _cached(
         self,
