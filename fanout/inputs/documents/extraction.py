@@ -22,6 +22,7 @@ from fanout.inputs.documents.headings import headings_of
 from fanout.inputs.documents.mail import html_mail
 from fanout.inputs.documents.packed_documents import REWRITTEN, rewritten
 from fanout.inputs.documents.parsed import Parsed, Request
+from fanout.inputs.documents.pdf_parser import load_pdf_parser, why_not_loaded
 from fanout.inputs.documents.rows import EMPTY, too_large
 from fanout.inputs.documents.texts import is_markdown
 from fanout.inputs.documents.web_pages import MOST_DEPTH, lost_share, repaired, scan, with_all_parts
@@ -53,8 +54,9 @@ _SLIDE = re.compile(_MARK + r"\d+E\n*")
 
 
 def prepare() -> None:
-    """Load the library. Raises ImportError."""
+    """Load the library, with its parser of PDF. Raises ImportError."""
     _config("pdf")
+    load_pdf_parser()
 
 
 def extract(request: Request) -> Parsed:
@@ -304,6 +306,8 @@ def _reason(key: str, message: str) -> str:
     """Return an error of kreuzberg in one short line."""
     line = " ".join(_PREFIX.sub("", message).split())
     lowered = line.lower()
+    if key == "pdf" and (reason := why_not_loaded(line)):
+        return reason
     if "password" in lowered or "encrypted" in lowered:
         return ENCRYPTED
     if "security limit" in lowered or "exceeds limit" in lowered:

@@ -292,6 +292,36 @@ def test_no_process_starts_where_no_document_is_parsed(here, monkeypatch):
     assert [one.error for one in source(".").documents()] == [None, None]
 
 
+def test_the_first_pdf_of_a_machine_is_read_and_no_part_of_the_library_stays(here, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(here / "tmp"))
+    unpacked = here / "tmp/kreuzberg-pdfium"
+    unpacked.mkdir(parents=True)
+    for name, age_s in (("libpdfium.tmp.1", 0), ("libpdfium.tmp.2", 7_200)):
+        (unpacked / name).write_bytes(b"x")
+        os.utime(unpacked / name, (time.time() - age_s,) * 2)
+    (here / "a.pdf").write_bytes(pdf(["one", "two"]))
+    [one] = source("a.pdf").documents()
+    assert (one.error, one.text, len(one.pages)) == (None, "one\n\ntwo", 2)
+    found = {path.name: path.stat().st_size for path in unpacked.iterdir()}
+    # One part may be of a process that is unpacking it.
+    assert found.keys() == {"libpdfium.tmp.1", "libpdfium.so"}
+    assert found["libpdfium.so"] > MOST, "it is larger than what a process may write later"
+
+
+def test_a_pdf_library_that_cannot_be_unpacked_costs_pdfs_alone_and_says_what_to_do(
+    here, monkeypatch
+):
+    monkeypatch.setenv("TMPDIR", str(here / "tmp"))
+    (here / "tmp").mkdir()
+    (here / "tmp/kreuzberg-pdfium").write_text("no folder")
+    (here / "a.pdf").write_bytes(pdf(["one"]))
+    (here / "b.rtf").write_text("{\\rtf1 fine}")
+    first, second = source("a.pdf", "b.rtf").documents()
+    assert f"cannot be unpacked to {here / 'tmp/kreuzberg-pdfium'}: " in first.error
+    assert first.error.endswith("make room, or set TMPDIR to another folder")
+    assert (second.error, second.text.strip()) == (None, "fine")
+
+
 def test_a_missing_library_names_itself_once_with_the_line_that_installs_it(here, monkeypatch):
     monkeypatch.setattr(parsing, "find_spec", lambda _name: None)
     for name in ("a.pdf", "b.docx"):
