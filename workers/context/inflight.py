@@ -201,7 +201,7 @@ class InFlight:
                 "cannot see whether run %s goes on: %s", run_id, error, extra=about(run_id)
             )
             return None
-        if run.halt is not None:
+        if run.halt is not None or run.has_ended:
             return StopReason.HALTED
         if has_deadline and run.is_overdue:
             return StopReason.EXPIRED

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 __all__ = [
     "follow",
     "group_counts",
+    "is_due",
     "leaf_of",
     "may_succeed",
     "node_chunk",
@@ -98,7 +99,7 @@ def follow(context: WorkerContext, shard_id: ShardId) -> None:
     for reduce in trees:
         # What the job cannot do is reported once all branches have ended.
         with suppress(SpecError):
-            _Feed(context, run, spec, reduce, shard_id.stage_id).advance(is_complete=False)
+            _Feed(context, run, spec, reduce, shard_id.stage_id).follow(shard_id.shard)
 
 
 def write_rest(
@@ -134,6 +135,22 @@ def may_succeed(context: WorkerContext, spec: RunSpec, run_id: str) -> bool:
     return record.succeeded >= least * record.done
 
 
+def is_due(before: int, after: int) -> bool:
+    """Return whether the shards behind a frontier are to be read, for nodes that they may complete.
+
+    A node of many shards would otherwise be read at the end of each of them. The number of shards grows by
+    a fourth from one look to the next, so that all looks together read some five times as much as the last.
+
+    Args:
+        before: How many shards behind the frontier had ended at most, before the end of this one.
+        after: How many have ended now; not more, if this one is behind a shard that goes on.
+    """
+    look = 1
+    while look <= before:
+        look += max(1, look // 4)
+    return look <= after
+
+
 class _Feed:
     """Packs the outcomes of a stage into the next one."""
 
@@ -153,6 +170,15 @@ class _Feed:
         self._level = source.stage - run.base_stage if source.stage else 0
         target = StageId(run.run_id, run.base_stage + self._level + 1)
         self._writer = StageWriter(context, target, reduce, more_shards=_MORE_SHARDS)
+
+    def follow(self, shard: int) -> None:
+        """Write and publish the nodes that the end of a shard completes, if it is time to look for some."""
+        if self._source.stage == 0 or not self._reduce.name:
+            first_open = self._store.progress(self._source).first_open
+            begins = self._writer.begin().shard
+            if not is_due(shard - begins, first_open - begins):
+                return
+        self.advance(is_complete=False)
 
     def advance(self, *, is_complete: bool) -> None:
         """Write and publish the nodes that are known.

@@ -45,6 +45,8 @@ def reduce(context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunS
     if _waits(context, run, stage_id, spec, found):
         # The last partition of groups to be packed publishes this task again.
         return
+    if called and _was_stopped(context, run):
+        return
     last = max(stage_id.stage, run.base_stage)
     target = StageId(run_id, last + 1)
     if called and store.stage(target).total:
@@ -57,6 +59,20 @@ def reduce(context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunS
     others = [one for one in spec.reductions if not one.makes_calls]
     with computed(context, run_id, spec, others) as made:
         _end(context, run_id, spec, {**found, **made})
+
+
+def _was_stopped(context: WorkerContext, run: RunRecord) -> bool:
+    """Return whether a run was stopped while its calls were written: some of them may be missing.
+
+    One that was halted ends here; one that another process has ended, or reopened, is not touched.
+    """
+    now = context.connections.store.run(run.run_id)
+    if now.has_ended or now.reopened_at != run.reopened_at:
+        return True
+    if now.halt is None:
+        return False
+    end_run(context, run.run_id, now.halt)
+    return True
 
 
 def _refine(

@@ -83,8 +83,9 @@ def expand(context: WorkerContext, shard_id: ShardId) -> None:
 
 def _ending(run: RunRecord, stage: int) -> tuple[ErrorKind, str] | None:
     """Return the error of branches that are not published because their run must end, or None."""
-    reason = StopReason.HALTED if run.halt else StopReason.EXPIRED
-    if run.halt or (stage == 0 and run.is_overdue):
+    is_over = run.halt or run.has_ended
+    reason = StopReason.HALTED if is_over else StopReason.EXPIRED
+    if is_over or (stage == 0 and run.is_overdue):
         return run_ending(reason, when=BEFORE_CALL)
     return None
 

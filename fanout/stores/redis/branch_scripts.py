@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fanout.core.records import QUANTITIES
+from fanout.stores.redis.run_scripts import ENDED
 
 __all__ = [
     "BEGIN",
@@ -20,6 +21,7 @@ __all__ = [
 # then, while its holder lives, only RELEASE_CLAIM ends it. A worker treats a holder as dead only
 # after a later heartbeat of its own, as the server may have been unreachable for all workers.
 BEGIN = """
+@ended
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
 local run = redis.call('HMGET', KEYS[1], 'status', 'halt', 'deadline_at', 'paused')
@@ -34,7 +36,7 @@ end
 local function verdict(position, token, alone, parked)
     if not run[1] then return 'gone', 0 end
     if finished or redis.call('HEXISTS', KEYS[2], position) == 1 then return 'done', 0 end
-    if run[2] then return 'halted', 0 end
+    if run[2] or ended[run[1]] then return 'halted', 0 end
     if run[3] and ARGV[3] == '1' and now >= tonumber(run[3]) then return 'expired', 0 end
     local begun = redis.call('HMGET', KEYS[4], 'a:' .. position, 't:' .. position)
     local deliveries = tonumber(begun[1] or 0)
@@ -67,13 +69,14 @@ for i = 7, #ARGV, 4 do
 end
 if begins then redis.call('EXPIRE', KEYS[4], ARGV[1]) end
 return verdicts
-"""
+""".replace("@ended", ENDED)
 
 # KEYS run, live, out, state, checkpoints; ARGV ttl, whether the run's deadline applies, holder, seconds
 # that a claim lasts, and for each branch its position, token and checkpoint. Returns for each branch
 # whether its next call may begin: a verdict of BEGIN. A checkpoint is written only if the delivery still
 # has its claim, which lasts longer then; the deliveries so far count as one, as the branch advances.
 CHECKPOINT = """
+@ended
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
 local run = redis.call('HMGET', KEYS[1], 'status', 'halt', 'deadline_at', 'paused')
@@ -88,7 +91,7 @@ local function verdict(position, token, checkpoint)
     redis.call('HSET', KEYS[5], position, checkpoint)
     redis.call('HSET', KEYS[4], 'a:' .. position, 1, 't:' .. position, claim)
     writes = true
-    if run[2] then return 'halted' end
+    if run[2] or ended[run[1]] then return 'halted' end
     if run[3] and ARGV[2] == '1' and now >= tonumber(run[3]) then return 'expired' end
     return run[4] and 'paused' or 'go'
 end
@@ -101,7 +104,7 @@ if writes then
     redis.call('EXPIRE', KEYS[5], ARGV[1])
 end
 return verdicts
-"""
+""".replace("@ended", ENDED)
 
 # KEYS run, stage, live, out, totals of the fleet, and checkpoints if there may be some, which are then
 # deleted; ARGV ttl, number of branches, number of quantities that follow, for each branch its position,

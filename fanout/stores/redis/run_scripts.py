@@ -117,14 +117,15 @@ return 1
 """
 
 # KEYS run, active, stage 0, and keys to delete; ARGV ttl, run id, kinds to retry. Returns whether
-# this call reopened it.
+# this call reopened it. A late step from before may write one stage more than there are: that one, too,
+# is not of the next reduce.
 REOPEN_RUN = f"""
 {ENDED}
 local status = redis.call('HGET', KEYS[1], 'status')
 if not status or not ended[status] then return 0 end
-local begun = redis.call('HMGET', KEYS[1], 'stage', 'ahead')
-local stage = math.max(tonumber(begun[1] or 0), tonumber(begun[2] or 0))
-if stage > 0 then redis.call('HSET', KEYS[1], 'base_stage', stage) end
+local begun = redis.call('HMGET', KEYS[1], 'stage', 'ahead', 'base_stage')
+local stage = math.max(tonumber(begun[1] or 0), tonumber(begun[2] or 0), tonumber(begun[3] or 0))
+redis.call('HSET', KEYS[1], 'base_stage', stage + 1)
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
 local times = redis.call('HMGET', KEYS[1], 'ended_at', 'idle_s')
@@ -144,14 +145,17 @@ redis.call('EXPIRE', KEYS[3], ARGV[1])
 return 1
 """
 
-# KEYS run; ARGV status, stage ('' leaves it; it only rises). Returns whether the status was set.
+# KEYS run; ARGV status, stage ('' leaves it; it only rises). Returns whether the status was set: not for a
+# stage that a retry has discarded.
 SET_STATUS = f"""
 {ENDED}
 local status = redis.call('HGET', KEYS[1], 'status')
 if not status or ended[status] then return 0 end
+local stage = tonumber(ARGV[2])
+local base = tonumber(redis.call('HGET', KEYS[1], 'base_stage') or 0)
+if stage and stage > 0 and stage <= base then return 0 end
 redis.call('HSET', KEYS[1], 'status', ARGV[1])
 local before = tonumber(redis.call('HGET', KEYS[1], 'stage') or 0)
-local stage = tonumber(ARGV[2])
 if stage and stage > before then redis.call('HSET', KEYS[1], 'stage', stage) end
 return 1
 """

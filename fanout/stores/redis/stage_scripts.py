@@ -35,11 +35,14 @@ return 1
 
 # KEYS stage, open, draining, run; ARGV window, finished shard (-1: none), ttl, draining shard (-1:
 # none), the most windows that may be open with the shards that drain, and the most such shards of a run
-# whose calls wait for batches. Returns the shards that it opened; nil if there is no such run. The stage
+# whose calls wait for batches. Returns the shards that it opened, none if the run has ended; nil if there is
+# no such run. The stage
 # hash has written and opened. Opens at most 1,000 shards: clients write that hash, and a script blocks
 # all clients.
-OPEN_SHARDS = """
-if redis.call('EXISTS', KEYS[4]) == 0 then return false end
+OPEN_SHARDS = f"""
+{ENDED}
+local status = redis.call('HGET', KEYS[4], 'status')
+if not status then return false end
 local function field(name)
     return tonumber(redis.call('HGET', KEYS[1], name) or 0)
 end
@@ -56,7 +59,8 @@ local open = redis.call('HLEN', KEYS[2])
 local inflight = open - redis.call('SCARD', KEYS[3])
 local most = window * tonumber(ARGV[5])
 if redis.call('HEXISTS', KEYS[4], 'is_gathered') == 1 then most = math.max(most, tonumber(ARGV[6])) end
-local shards = {}
+local shards = {{}}
+if ended[status] then return shards end
 while opened < written and inflight < window and open < most
         and #shards < 1000 do
     redis.call('HSET', KEYS[2], opened, 0)

@@ -1113,7 +1113,7 @@ def test_a_run_that_has_ended_can_be_reopened_once(store, run):
     assert float(store.prepared([BranchId(run, 0, 0, 0)])[0].since) == record.reopened_at
     assert (record.status, record.stage, record.halt) == (RunStatus.RUNNING, 0, None)
     assert (record.error, record.ended_at, store.result(run)) == (None, None, None)
-    assert store.run(run).base_stage == 1, "the next aggregate takes the stages from 2"
+    assert store.run(run).base_stage == 2, "the next aggregate takes the stages from 3"
     assert store.stage(StageId(run, 1)).usage.calls == 1, "what was consumed stays counted"
     with pytest.raises(UnknownRunError):
         store.shard(ShardId(run, 1, 0))
