@@ -121,17 +121,27 @@ def mock_tasks(trials: int) -> Iterator[Task]:
             yield span_task(question, others, seed)
 
 
-def local_tasks(trials: int) -> Iterator[Task]:
+def local_tasks(first: int, trials: int) -> Iterator[Task]:
     """Yield fewer questions over fewer and shorter texts, for the local model, which is slow."""
     short = [text for text in amendments() if len(text) <= _SHORT]
     known = [one for one in QUESTIONS if amendments()[one.number - 1] in short]
-    for seed in range(trials):
+    for seed in range(first, first + trials):
         rng = random.Random(seed)  # noqa: S311 - repeatable
-        yield count_task(8, seed)
-        yield fact_task(rng.sample(short, 6), 4, seed)
-        yield span_task(known[seed % len(known)], [], seed, most=6, longest=_SHORT)
-        if seed % 2 == 0:
-            yield split_fact_task(rng.sample(short, 2), 2, seed)
+        yield from _turned(
+            [
+                fact_task(rng.sample(short, 4), 3, seed),
+                count_task(8, seed),
+                span_task(known[seed % len(known)], [], seed, most=4, longest=_SHORT),
+                split_fact_task(rng.sample(short, 2), 2, seed),
+            ],
+            seed,
+        )
+
+
+def _turned(tasks: list[Task], by: int) -> list[Task]:
+    """Return tasks in another order for each trial: where time ends, none is always the one left out."""
+    at = by % len(tasks)
+    return [*tasks[at:], *tasks[:at]]
 
 
 class Cost:
@@ -244,7 +254,7 @@ def _text(answer: Any) -> str | None:
 def measured(
     asker: Asker, tasks: Iterator[Task], some: list[Way], keep: Callable[[list[Row]], None]
 ) -> None:
-    """Put questions in each way; keep the rows so far after each question.
+    """Put questions in each way; keep the rows so far after each answer.
 
     A row is for a kind of question, a number of texts, and a way.
     """
@@ -257,12 +267,16 @@ def measured(
                 scores.setdefault((task.kind, len(task.texts), way.name), []).append(found)
                 took_s = time.perf_counter() - began
                 print(task.kind, way.name, found[0], f"{took_s:.1f} s", file=sys.stderr, flush=True)
-        keep([
-            {"kind": kind, "texts": texts, "way": way, **_figures(all_of, has_ids="sources" in way)}
-            for (kind, texts, way), all_of in sorted(
-                scores.items(), key=lambda one: (_KINDS.index(one[0][0]), one[0][1])
-            )
-        ])  # fmt: skip
+                keep(_rows(scores))
+
+
+def _rows(scores: dict[tuple[str, int, str], list[tuple[Score, Cost]]]) -> list[Row]:
+    return [
+        {"kind": kind, "texts": texts, "way": way, **_figures(all_of, has_ids="sources" in way)}
+        for (kind, texts, way), all_of in sorted(
+            scores.items(), key=lambda one: (_KINDS.index(one[0][0]), one[0][1])
+        )
+    ]
 
 
 def _figures(found: list[tuple[Score, Cost]], *, has_ids: bool) -> dict[str, Any]:
@@ -300,8 +314,13 @@ def _mock(options: argparse.Namespace, keep: Callable[[list[Row]], None]) -> Non
 def _local(options: argparse.Namespace, keep: Callable[[list[Row]], None]) -> None:
     # As many calls at once as the local model serves: none waits for another until it times out.
     with ParallelCalls(llm="local", max_workers=4) as runner:
-        asker = Asker(runner, _LOCAL_WINDOW, {"temperature": 0, "timeout_s": 600}, keeps=True)
-        tasks = _begun_within(local_tasks(options.local), options.minutes * 60)
+        asker = Asker(
+            runner,
+            _LOCAL_WINDOW,
+            {"temperature": 0, "timeout_s": 600, "on_truncated": "keep"},
+            keeps=True,
+        )
+        tasks = _begun_within(local_tasks(options.first, options.local), options.minutes * 60)
         measured(asker, tasks, ways(_LOCAL_WINDOW, has_small=False), keep)
 
 
@@ -322,6 +341,7 @@ def main() -> None:
     parser.add_argument(
         "--minutes", type=float, default=60, help="begin no question to the local model after that"
     )
+    parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", choices=["mock", "local"])
     parser.add_argument("--out", type=Path, default=RESULTS / "reduce_quality.json")

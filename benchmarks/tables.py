@@ -446,9 +446,9 @@ def _quality_confidence() -> str:
     return _table(["asked for", "mean confidence", "right", "error"], rows)
 
 
-def _reduce_quality(model: str) -> str:
+def _reduce_quality() -> str:
     rows = []
-    for found in _read("reduce_quality")[model]["rows"]:
+    for found in _read("reduce_quality")["mock"]["rows"]:
         wrong = found["wrong"]
         if found["mean_off"] is not None:
             wrong = f"off by {100 * found['mean_off']:.1f} %"
@@ -542,7 +542,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "injections": _injections,
     "quality": _quality,
     "quality-confidence": _quality_confidence,
-    "reduce-quality-mock": partial(_reduce_quality, "mock"),
+    "reduce-quality-mock": _reduce_quality,
     "model-checks": _model_checks,
     "model-plan": _model_plan,
 }  # fmt: skip
