@@ -4,14 +4,14 @@ Their only I/O are temporary files for what does not fit into memory (``fanout.s
 """
 
 from fanout.aggregators.base import Aggregate, Held, Item
-from fanout.aggregators.coverage import Coverage, CoverageCounter, Tally, lacking
+from fanout.aggregators.coverage import Coverage, CoverageCounter, ScatteredTallies, Tally, lacking
 from fanout.aggregators.grouping import (
     GroupedAggregates,
     aggregate_groups,
     group_key,
     make_accumulator,
 )
-from fanout.aggregators.llm import Part, leaf_part, render_input, room_tokens
+from fanout.aggregators.llm import Part, leaf_part, part_tokens, render_input, room_tokens
 from fanout.aggregators.nodes import Node, NodePacker, nodes_of, part_key
 from fanout.aggregators.parts import Fields
 from fanout.aggregators.rank import row_place
@@ -46,6 +46,7 @@ __all__ = [
     "NodePacker",
     "Part",
     "Place",
+    "ScatteredTallies",
     "Source",
     "Streamed",
     "Tally",
@@ -60,6 +61,7 @@ __all__ = [
     "make_accumulator",
     "nodes_of",
     "part_key",
+    "part_tokens",
     "render_input",
     "room_tokens",
     "row_place",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from fanout.core.records import ErrorKind
 
-__all__ = ["Coverage", "CoverageCounter", "Tally", "lacking", "missing_words"]
+__all__ = ["Coverage", "CoverageCounter", "ScatteredTallies", "Tally", "lacking", "missing_words"]
 
 
 class Coverage(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,6 +158,8 @@ class Tally(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
 
 
 _NONE = (0, -1, -1)
+# A span that is the neighbour of none.
+_ALONE = (1, -1, -2)
 
 
 class _Counter:
@@ -201,6 +203,34 @@ def _joined(before: tuple[int, int, int], after: tuple[int, int, int]) -> tuple[
         return after if after[0] else before
     is_same = before[2] == after[1]
     return before[0] + after[0] - is_same, before[1], after[2]
+
+
+class ScatteredTallies:
+    """Makes the counts of branches, which come in input order, such that they may be added in any order.
+
+    A document, or chunk, counts with its first branch, and as behind with the first one that has an answer.
+    So the sums are right, unless a call is lost that was to take in the first, but not all, of its answers:
+    then it counts as not behind.
+    """
+
+    def __init__(self) -> None:
+        self._last = [-1] * 4
+
+    def of(self, one: Tally) -> Tally:
+        """Return the counts of a branch."""
+        spans = [one.documents, one.documents_behind, one.chunks, one.chunks_behind]
+        for at, (count, place, _) in enumerate(spans):
+            is_new = count > 0 and place != self._last[at]
+            spans[at] = _ALONE if is_new else _NONE
+            if count:
+                self._last[at] = place
+        return msgspec.structs.replace(
+            one,
+            documents=spans[0],
+            documents_behind=spans[1],
+            chunks=spans[2],
+            chunks_behind=spans[3],
+        )
 
 
 class CoverageCounter:

@@ -112,6 +112,9 @@ CONFLICTS = (
     FieldRule((), (), lambda spec: not spec.group_by or not spec.refines,
               "group_by: fold 'refine' makes one aggregate of all answers; leave it out, or choose fold "
               "tree"),
+    FieldRule((), (), lambda spec: not spec.group_by or not spec.clusters,
+              "group_by: fold 'cluster' makes groups of answers by what they say, and one aggregate of all; "
+              "leave it out, or choose fold tree"),
     FieldRule((), (), lambda spec: not spec.refines or not spec.sources,
               "sources: fold 'refine' shows each answer once, so that later calls could not cite it; leave "
               "it out, or choose fold tree"),

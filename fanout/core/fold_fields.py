@@ -10,7 +10,7 @@ from fanout.core.strict_schema import object_properties
 
 __all__ = ["RERANK", "FoldFields", "FoldName", "with_scores"]
 
-FoldName = Literal["tree", "refine", "map_rerank"]
+FoldName = Literal["tree", "refine", "cluster", "map_rerank"]
 
 RERANK = "map_rerank"
 _SCORE = "score"
@@ -65,6 +65,11 @@ class FoldFields(BaseModel):
     def refines(self) -> bool:
         """Whether an LLM aggregate is made by calls that follow each other."""
         return self.reduction == "llm" and self.fold == "refine"
+
+    @property
+    def clusters(self) -> bool:
+        """Whether the first calls of an LLM aggregate see answers that are alike."""
+        return self.reduction == "llm" and self.fold == "cluster"
 
     @property
     def score_problem(self) -> str | None:

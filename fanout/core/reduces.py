@@ -101,6 +101,11 @@ class Reduce(msgspec.Struct, frozen=True, kw_only=True):
         return self.kind == "llm" and self.fold == "refine"
 
     @property
+    def clusters(self) -> bool:
+        """Whether the first calls of its tree see answers that are alike."""
+        return self.kind == "llm" and self.fold == "cluster"
+
+    @property
     def ranks_answers(self) -> bool:
         """Whether the aggregate ranks the outputs."""
         return self.kind in RANKING

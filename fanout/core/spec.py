@@ -171,8 +171,9 @@ class RunSpec(
             fields; they may be given as ``reduce``.
         aggregate_prompt: The template of the LLM aggregate; ``{input}`` is the joined outputs.
         fold: How an LLM aggregate is made of answers that do not fit one prompt: by a ``tree`` of calls, or
-            by calls that ``refine`` the answer of those before them. With ``map_rerank``, answers have
-            scores, and the best one is the aggregate, without a call.
+            by calls that ``refine`` the answer of those before them. With ``cluster``, the first calls of the
+            tree see answers that are alike. With ``map_rerank``, answers have scores, and the best one is
+            the aggregate, without a call.
         aggregate_max_tokens: The longest answer of an LLM aggregate, in tokens; see ``max_tokens``.
         group_by: ``document``, ``aspect`` or the name of a column: one aggregate for each value.
         by: What a vote, rank, top, merge or table goes by: fields of answers, columns, or origins; see

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import structs
 
 from fanout.core.records import Usage
+from fanout.policy.clusters import LEAST_FULL
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +25,7 @@ __all__ = [
     "Projection",
     "answer_range",
     "any_of",
+    "cluster_range",
     "comparisons_of",
     "cost_range",
     "is_telling",
@@ -247,7 +249,7 @@ def time_range(
 
 
 def tree_calls(
-    answers: float, *, room: float, answer: float, partial: float
+    answers: float, *, room: float, answer: float, partial: float, full: float = _FULL
 ) -> tuple[float, float]:
     """Return how many calls a reduce makes of answers, and the tokens of its prompts.
 
@@ -256,6 +258,7 @@ def tree_calls(
         room: Tokens of answers that fit a prompt.
         answer: Tokens of an answer.
         partial: Tokens of a reduction of several answers.
+        full: The share of a prompt that answers fill, where there are several prompts.
     """
     calls = tokens = 0.0
     size = answer
@@ -264,7 +267,7 @@ def tree_calls(
         fits = max(least, room // max(1.0, size))
         if answers > fits:
             # A node ends where its parts say so, and not where it is full.
-            fits = max(least, _FULL * room // max(1.0, size))
+            fits = max(least, (_FULL if calls else full) * room // max(1.0, size))
         made = ceil(answers / fits)
         calls += made
         tokens += answers * min(size, room)
@@ -276,8 +279,25 @@ def tree_calls(
 
 def tree_range(answers: float, room: float, answer: float, partial: float, frame: float) -> Calls:
     """Return the calls of a reduce, each with ``frame`` tokens around the answers; see ``tree_calls``."""
+    return _tree_range(answers, room, answer, partial, frame, full=_FULL)
+
+
+def cluster_range(
+    answers: float, room: float, answer: float, partial: float, frame: float
+) -> Calls:
+    """Return the most calls of a tree whose first prompts have clusters of answers: see ``tree_range``."""
+    return _tree_range(answers, room, answer, partial, frame, full=LEAST_FULL)
+
+
+def _tree_range(
+    answers: float, room: float, answer: float, partial: float, frame: float, *, full: float
+) -> Calls:
     calls, tokens = tree_calls(
-        answers, room=room, answer=answer + _PLACE_TOKENS, partial=partial + _PLACE_TOKENS
+        answers,
+        room=room,
+        answer=answer + _PLACE_TOKENS,
+        partial=partial + _PLACE_TOKENS,
+        full=full,
     )
     tokens += calls * frame
     return Calls(calls_low=calls, calls_high=calls, input_low=tokens, input_high=tokens)

@@ -27,7 +27,11 @@ _ARROW = "▼"
 _BAR = "│"
 _SHOWN = 6
 _SHOWN_CHARS = 60
-_FOLDS = {"tree": "a tree of calls", "refine": "calls in turn, each refines the answer so far"}
+_FOLDS = {
+    "tree": "a tree of calls",
+    "refine": "calls in turn, each refines the answer so far",
+    "cluster": "a tree of calls, the first of which see answers that are alike",
+}
 
 
 def job_drawing(spec: RunSpec) -> list[str]:

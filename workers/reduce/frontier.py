@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from workers.context.worker_context import WorkerContext
 
 __all__ = [
+    "MORE_SHARDS",
+    "SHOWN_PARTS",
     "follow",
     "group_counts",
     "is_due",
@@ -67,9 +69,9 @@ __all__ = [
 ]
 
 # Shards of nodes in flight beyond those of the window: they are small, one for each shard that has ended.
-_MORE_SHARDS = 32
+MORE_SHARDS = 32
 # Nodes are packed by the tokens that the first answers have.
-_SHOWN_PARTS = 50
+SHOWN_PARTS = 50
 
 _tally = msgspec.json.Decoder(Tally).decode
 
@@ -81,6 +83,9 @@ def follow(context: WorkerContext, shard_id: ShardId) -> None:
     if not has_frontier(spec):
         return
     trees = [reduce for reduce in spec.reductions if reduce.has_frontier]
+    if shard_id.stage == 0:
+        # Clusters are found among all answers.
+        trees = [reduce for reduce in trees if not reduce.clusters]
     if shard_id.stage > 0 and len(spec.reductions) > 1:
         own = reduce_name(context.runs.shards.get(shard_id).chunks[0].columns)
         trees = [reduce for reduce in trees if reduce.name == own]
@@ -169,7 +174,7 @@ class _Feed:
         self._source = source
         self._level = source.stage - run.base_stage if source.stage else 0
         target = StageId(run.run_id, run.base_stage + self._level + 1)
-        self._writer = StageWriter(context, target, reduce, more_shards=_MORE_SHARDS)
+        self._writer = StageWriter(context, target, reduce, more_shards=MORE_SHARDS)
 
     def follow(self, shard: int) -> None:
         """Write and publish the nodes that the end of a shard completes, if it is time to look for some."""
@@ -227,8 +232,8 @@ class _Feed:
 
     def _packed(self, parts: Iterable[Part], *, is_complete: bool) -> Iterator[Node]:
         parts = iter(parts)
-        head = list(islice(parts, _SHOWN_PARTS))
-        if not is_complete and self._level == 0 and len(head) < _SHOWN_PARTS:
+        head = list(islice(parts, SHOWN_PARTS))
+        if not is_complete and self._level == 0 and len(head) < SHOWN_PARTS:
             # The ratio is that of the first ones.
             return
         texts = (part.text for part in head)

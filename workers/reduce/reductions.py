@@ -14,6 +14,7 @@ from fanout.core.records import RunStatus
 from fanout.runs.enqueue import seal_reduce_stage
 from fanout.runs.result_writer import ResultTooLargeError, write_result, write_results
 from fanout.runs.token_counts import packing_ratio, reduce_room
+from workers.reduce.clustering import write_clusters
 from workers.reduce.comparisons import compare
 from workers.reduce.computed import computed
 from workers.reduce.coverage import lacking_all
@@ -131,7 +132,10 @@ def _advanced(
         return compare(context, run, stage_id, spec, reduce)
     if spec.min_group_success and (ended := lacking_all(context, run.run_id, spec)):
         return ended
-    write_rest(context, run, spec, reduce, stage_id)
+    if reduce.clusters and stage_id.stage == 0:
+        write_clusters(context, run, spec, reduce)
+    else:
+        write_rest(context, run, spec, reduce, stage_id)
     return None
 
 

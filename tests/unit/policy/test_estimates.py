@@ -11,6 +11,7 @@ from fanout.policy.estimates import (
     Calls,
     Projection,
     answer_range,
+    cluster_range,
     cost_range,
     likely_answer,
     likely_cost,
@@ -18,6 +19,7 @@ from fanout.policy.estimates import (
     refine_range,
     time_range,
     tree_calls,
+    tree_range,
 )
 from fanout.policy.pricing import FREE, Price
 from fanout.policy.token_ratio import TokenSums
@@ -144,6 +146,13 @@ def test_a_chain_of_calls_sees_each_answer_once_and_the_answer_so_far_each_time(
     assert (found.calls_low, found.input_low) == (calls, tokens)
     framed = refine_range(answers, 150, 10, 20, 7)
     assert framed.input_high == tokens + 7 * calls
+
+
+@pytest.mark.parametrize(("answers", "calls"), [(0, 0), (5, 1), (50, 25 + 5 + 1)])
+def test_clusters_fill_half_of_a_prompt_at_least(answers, calls):
+    found = cluster_range(answers, 150, 10, 0, 0)
+    assert found.calls_high == calls
+    assert found.calls_high >= tree_range(answers, 150, 10, 0, 0).calls_high
 
 
 def test_calls_that_follow_each_other_take_their_time_on_any_number_of_places():

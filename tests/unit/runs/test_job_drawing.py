@@ -87,3 +87,5 @@ def test_a_stage_says_what_it_does(fields, line):
 def test_the_fold_of_an_aggregate_is_drawn():
     spec = make_spec(model="fake", prompt="{input}", aggregate_prompt="{input}", fold="refine")
     assert job_drawing(spec)[-1] == "reduce: llm, calls in turn, each refines the answer so far"
+    spec = make_spec(model="fake", prompt="{input}", aggregate_prompt="{input}", fold="cluster")
+    assert job_drawing(spec)[-1].endswith("the first of which see answers that are alike")

@@ -1,0 +1,262 @@
+"""The fold cluster on a fake server: the first calls see answers that are alike, each in one call."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import pytest
+
+import workers.reduce.clustering
+from fanout.core.errors import SpecError
+from fanout.core.ids import StageId
+from fanout.core.records import RunStatus
+from fanout.core.spec import make_spec
+from fanout.policy.packing import pack
+from fanout.runs.retried_runs import retry_failed
+from tests.fakes import RUN, FakeContext, run_branch
+from tests.unit.workers.test_comparisons import Deaths, DiedError, through
+from workers.reduce.stages import aggregate, collect
+
+CLUSTERED = {
+    "aggregate_prompt": "SUM {input}", "fold": "cluster", "context_tokens": 700,
+    "aggregate_max_tokens": 40, "tokenizer": "bytes/4", "cache": False, "fence": False,
+}  # fmt: skip
+THEMES = ["the parcel came late", "screen was broken glass", "battery died within hours"]
+TEXTS = [f"n={number % 4} {THEMES[number % 3]} {'x' * 20}" for number in range(60)]
+TOTAL = sum(number % 4 for number in range(60))
+
+
+def summing(request):
+    if not request.prompt.startswith("SUM"):
+        return request.prompt
+    return f"n={sum(map(int, re.findall('n=([0-9]+)', request.prompt)))}"
+
+
+def clustering(**fields):
+    context = FakeContext(**{**CLUSTERED, **fields})
+    context.answer = summing
+    return context
+
+
+def node_prompts(context):
+    asked = []
+    answer = context.answer
+
+    def noted(request):
+        if request.prompt.startswith("SUM"):
+            asked.append(request.prompt)
+        return answer(request)
+
+    context.answer = noted
+    return asked
+
+
+def first_nodes(asked):
+    return [prompt for prompt in asked if "partial results" not in prompt]
+
+
+def documents(prompts):
+    return [int(number) for prompt in prompts for number in re.findall(r"\[d(\d+)\]", prompt)]
+
+
+def test_a_call_sees_answers_that_are_alike_and_a_tree_follows():
+    context = clustering()
+    asked = node_prompts(context)
+    assert through(context, TEXTS, max_branches=7) > 2
+    made = context.result.aggregates[""]
+    assert (made.value, made.succeeded, made.failed) == (f"n={TOTAL}", len(TEXTS), 0)
+    first = first_nodes(asked)
+    assert sorted(documents(first)) == list(range(len(TEXTS)))
+    assert documents(first) != list(range(len(TEXTS)))
+    mixed = [prompt for prompt in first if sum(theme in prompt for theme in THEMES) > 1]
+    assert len(mixed) <= 1, "what is left of the clusters"
+    assert len(first) < len(asked)
+    assert made.coverage.branches_behind == made.coverage.documents_behind == len(TEXTS)
+    assert made.coverage.is_whole
+
+
+def test_answers_that_fit_one_prompt_are_one_call():
+    context = clustering()
+    asked = node_prompts(context)
+    assert through(context, TEXTS[:5]) == 2
+    assert len(asked) == 1
+    assert documents(asked) == list(range(5))
+
+
+@pytest.mark.parametrize("sizes", [(1, 59), (500, 1)])
+def test_the_calls_are_the_same_however_the_answers_came(sizes):
+    prompts = []
+    for size in sizes:
+        context = clustering()
+        asked = node_prompts(context)
+        through(context, TEXTS, max_branches=size)
+        prompts.append(asked)
+    assert prompts[0] == prompts[1]
+
+
+def test_branches_that_fail_are_counted_once():
+    context = clustering(max_attempts=1)
+    answer = context.answer
+
+    def some(request):
+        if "d" not in request.prompt and "n=3" in request.prompt:
+            raise ValueError(request.prompt)
+        return answer(request)
+
+    context.answer = some
+    through(context, TEXTS, max_branches=9)
+    made = context.result.aggregates[""]
+    assert made.succeeded + made.failed == len(TEXTS)
+    assert made.coverage.branches == made.coverage.documents == len(TEXTS)
+    assert made.coverage.documents_behind == made.coverage.branches_behind == made.succeeded
+
+
+def test_a_document_of_several_branches_counts_once():
+    context = clustering(samples=3)
+    through(context, TEXTS[:30], max_branches=8)
+    coverage = context.result.aggregates[""].coverage
+    assert (coverage.branches, coverage.branches_behind) == (90, 90)
+    assert (coverage.documents, coverage.documents_behind) == (30, 30)
+    assert (coverage.chunks, coverage.chunks_behind) == (30, 30)
+
+
+def test_the_same_nodes_are_written_after_a_death_between_two_steps(monkeypatch):
+    whole = clustering()
+    stages = through(whole, TEXTS)
+    context = clustering()
+    deaths = Deaths(context, monkeypatch)
+    assert through(context, TEXTS) == stages
+    assert not deaths.unmet
+    assert context.result == whole.result
+    assert context.llm.calls == whole.llm.calls
+
+
+def write_map(context, texts, **options):
+    context.write(texts, **options)
+    map_id = StageId(RUN, 0)
+    context.store.open_shards(map_id, window=1000)
+    for number in range(context.store.stage(map_id).shards):
+        shard_id = map_id.shard(number)
+        for position in range(len(context.store.shard(shard_id).chunks)):
+            run_branch(context, shard_id.branch(position))
+        collect(context, [], shard_id)
+    return map_id
+
+
+@pytest.mark.parametrize("is_other", [False, True])
+def test_each_answer_is_in_one_node_though_another_process_goes_on(is_other, monkeypatch):
+    # One node in each shard, so that the first process dies in between.
+    monkeypatch.setattr("workers.reduce.writing.pack", lambda chunks, **_: (
+        shard for chunk in chunks for shard in pack([chunk], branches_per_chunk=1)
+    ))  # fmt: skip
+    context = clustering()
+    map_id = write_map(context, TEXTS)
+    put_next, left = context.store.put_next, [2]
+
+    def dying(*args, **kwargs):
+        if not left[0]:
+            raise DiedError
+        left[0] -= 1
+        return put_next(*args, **kwargs)
+
+    monkeypatch.setattr(context.store, "put_next", dying)
+    with pytest.raises(DiedError):
+        aggregate(context, map_id)
+    assert context.store.stage(StageId(RUN, 1)).total == 2
+    left[0] = 1000
+    if is_other:
+        # As if embeddings differed from one call to the next.
+        monkeypatch.setattr(
+            workers.reduce.clustering, "clustered", lambda answers, _: [range(len(answers))]
+        )
+    aggregate(context, map_id)
+    store, target = context.store, StageId(RUN, 1)
+    chunks = [one for n in store.shards_of(target) for one in store.shard(target.shard(n)).chunks]
+    counts = Counter(documents(chunk.text for chunk in chunks))
+    assert counts == Counter(range(len(TEXTS)))
+    assert sum(int(chunk.columns["count"]) for chunk in chunks) == len(TEXTS)
+    assert store.stage(target).sealed
+
+
+@pytest.mark.parametrize("look", [0, 1])
+def test_a_run_that_is_cancelled_meanwhile_writes_no_node(look, monkeypatch):
+    context = clustering()
+    map_id = write_map(context, TEXTS)
+    looks = []
+
+    def goes_on(self):
+        looks.append(self)
+        if len(looks) > look:
+            context.store.halt(RUN, RunStatus.CANCELLED)
+        return not context.store.run(RUN).halt
+
+    monkeypatch.setattr(workers.reduce.clustering._Nodes, "_goes_on", goes_on)
+    aggregate(context, map_id)
+    assert context.store.run(RUN).status is RunStatus.CANCELLED
+    assert context.store.stage(StageId(RUN, 1)).total == 0
+
+
+def test_too_few_answers_are_no_aggregate_and_no_call():
+    context = clustering(min_group_success=0.9, min_success=0, max_attempts=1)
+    asked = node_prompts(context)
+    answer = context.answer
+
+    def some(request):
+        if "n=3" in request.prompt and not request.prompt.startswith("SUM"):
+            raise ValueError(request.prompt)
+        return answer(request)
+
+    context.answer = some
+    through(context, TEXTS)
+    assert context.store.run(RUN).status is RunStatus.FAILED
+    assert "min_group_success" in context.store.run(RUN).error
+    assert asked == []
+
+
+def test_a_retry_makes_the_clusters_again_with_the_new_answers():
+    context = clustering(max_attempts=1)
+    bad = ["n=3"]
+
+    def some(request):
+        if any(word in request.prompt for word in bad) and not request.prompt.startswith("SUM"):
+            raise ValueError(request.prompt)
+        return summing(request)
+
+    context.answer = some
+    through(context, TEXTS)
+    assert context.result.aggregates[""].failed == 15
+    bad.clear()
+    retry_failed(context.store, context.publisher, RUN, None)
+    stage = 0
+    while not context.store.run(RUN).has_ended:
+        context.process(stage=stage)
+        stage = context.store.run(RUN).base_stage + 1 if stage == 0 else stage + 1
+    made = context.result.aggregates[""]
+    assert (made.value, made.failed) == (f"n={TOTAL}", 0)
+    assert made.coverage.is_whole
+
+
+def test_a_node_cites_the_answers_that_it_shows():
+    context = clustering(sources=True, context_tokens=1100)
+    asked = node_prompts(context)
+
+    def citing(request):
+        if not request.prompt.startswith("SUM"):
+            return request.prompt
+        asked.append(request.prompt)
+        return f"n [{re.findall(r's-[a-z0-9]+', request.prompt)[0]}]"
+
+    context.answer = citing
+    through(context, TEXTS)
+    [source] = context.result.aggregates[""].sources
+    assert source.document in {f"d{number}" for number in range(60)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"group_by": "document"}, "group_by: fold 'cluster' makes groups of answers")],
+)
+def test_what_makes_no_sense_is_refused(fields, message):
+    with pytest.raises(SpecError, match=message):
+        make_spec(model="fake", prompt="{input}", **{**CLUSTERED, **fields})

@@ -1,0 +1,244 @@
+"""The fold ``cluster``: the first calls of a tree see answers that are alike, wherever these stand.
+
+Once all branches have ended, the answers are read once, in the order of the input, into a file without a
+name. In memory are the sketches of clusters (fanout.policy.clusters), and a few numbers for each answer. The
+nodes are then written as those of any tree are, and the levels above them are those of a tree.
+
+A process that goes on after another one finds the same clusters. Nodes say which branches they have, and
+those that are in a node are left out of all that are still to be written: so each is in one node.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from itertools import accumulate, chain, pairwise
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec import structs
+
+from fanout.aggregators import Part, ScatteredTallies, Tally, nodes_of, part_tokens
+from fanout.core.ids import StageId
+from fanout.policy.clusters import Clusters, Vocabulary, shared_prompts
+from fanout.retrieval.words import words_of
+from fanout.runs.token_counts import packing_ratio, reduce_room
+from fanout.system.external_sort import Scratch
+from workers.reduce.frontier import MORE_SHARDS, SHOWN_PARTS, leaf_of, node_chunk
+from workers.reduce.items import branches
+from workers.reduce.writing import StageWriter, write_all
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Self
+
+    from fanout.aggregators import Node
+    from fanout.core.records import Chunk
+    from fanout.core.reduces import Reduce
+    from fanout.core.spec import RunSpec
+    from fanout.core.state import RunRecord
+    from workers.context.worker_context import WorkerContext
+
+__all__ = ["write_clusters"]
+
+# The column of a node that says which branches it has: each index less the one before.
+_BRANCHES = "branches"
+# After so many answers, whether the run goes on.
+_LOOK_EVERY = 2_000
+
+_encode = msgspec.msgpack.Encoder().encode
+_part = msgspec.msgpack.Decoder(Part).decode
+
+
+def write_clusters(context: WorkerContext, run: RunRecord, spec: RunSpec, reduce: Reduce) -> None:
+    """Write the first nodes of a tree, whose branches have all ended.
+
+    Raises:
+        SpecError: The job leaves no room for answers.
+    """
+    target = StageId(run.run_id, run.base_stage + 1)
+    writer = StageWriter(context, target, reduce, more_shards=MORE_SHARDS)
+    write_all(writer, _Nodes(context, run, spec, reduce, target).chunks)
+
+
+class _Nodes:
+    """The nodes of the clusters of a run."""
+
+    def __init__(
+        self,
+        context: WorkerContext,
+        run: RunRecord,
+        spec: RunSpec,
+        reduce: Reduce,
+        target: StageId,
+    ) -> None:
+        self._context = context
+        self._store = context.connections.store
+        self._run_id = run.run_id
+        self._spec = spec
+        self._reduce = reduce
+        self._target = target
+
+    def chunks(self, done: int) -> Iterator[Chunk]:
+        """Yield the nodes that are not written yet, as chunks; so many are."""
+        with _Answers() as answers:
+            if not self._is_read(answers):
+                return
+            ratio = packing_ratio(
+                self._store, self._run_id, self._spec, self._reduce, answers.first_texts()
+            )
+            room = reduce_room(self._spec, self._reduce, ratio)
+            if not self._goes_on():
+                return
+            written = self._written() if done else set()
+            found = clustered(answers, room)
+            for position, (node, indices) in enumerate(
+                _nodes(answers, found, written, room_tokens=room, bytes_per_token=ratio), done
+            ):
+                yield self._chunk(node, position, indices)
+
+    def _is_read(self, answers: _Answers) -> bool:
+        """Take in all branches; return False if the run has ended meanwhile, or is to end."""
+        scattered = ScatteredTallies()
+        for number, (chunk, outcome) in enumerate(
+            branches(self._context, StageId(self._run_id, 0))
+        ):
+            if number % _LOOK_EVERY == 0 and not self._goes_on():
+                return False
+            part = leaf_of(self._spec, self._reduce, chunk, outcome)
+            part = structs.replace(part, tally=scattered.of(part.tally))
+            answers.add(outcome.index, part)
+        return True
+
+    def _goes_on(self) -> bool:
+        run = self._store.run(self._run_id)
+        return not run.has_ended and run.halt is None
+
+    def _written(self) -> set[int]:
+        """Return the branches that the written nodes have."""
+        found: set[int] = set()
+        for number in self._store.shards_of(self._target, reduce=self._reduce.name):
+            for chunk in self._store.shard(self._target.shard(number)).chunks:
+                gaps = str(chunk.columns[_BRANCHES]).split(",")
+                found.update(accumulate(map(int, gaps)))
+        return found
+
+    def _chunk(self, node: Node, position: int, indices: list[int]) -> Chunk:
+        chunk = node_chunk(
+            node, self._reduce, group="", position=position, level=0, cites=self._spec.sources
+        )
+        gaps = (after - before for before, after in pairwise([0, *sorted(indices)]))
+        columns = {**chunk.columns, _BRANCHES: ",".join(map(str, gaps))}
+        return structs.replace(chunk, columns=columns)
+
+
+class _Answers:
+    """The branches of a run, in the order of the input: their parts are in a file, the rest in memory."""
+
+    def __init__(self) -> None:
+        self._pile = Scratch().pile()
+        self._ends = array("Q", [0])
+        self.indices = array("Q")
+        self.sizes = array("Q")
+        # Those without an answer are one part.
+        self.failed_indices = array("Q")
+        self.failed = Tally()
+        self.vocabulary = Vocabulary()
+
+    def add(self, index: int, part: Part) -> None:
+        """Take a branch."""
+        if not part.text:
+            self.failed_indices.append(index)
+            self.failed = Tally.total([self.failed, part.tally])
+            return
+        self._pile.add(_encode(part))
+        self._ends.append(self._pile.size)
+        self.indices.append(index)
+        self.sizes.append(part_tokens(part))
+        self.vocabulary.add(_words(part))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def part(self, number: int) -> Part:
+        """Return the part of an answer."""
+        start, end = self._ends[number : number + 2]
+        return _part(b"".join(self._pile.read(start, end)))
+
+    def first_texts(self) -> Iterator[str]:
+        """Yield the texts of the first answers."""
+        return (self.part(number).text for number in range(min(len(self), SHOWN_PARTS)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._pile.close()
+
+
+def _words(part: Part) -> Iterator[str]:
+    # The first line says where the answer is from.
+    return words_of(part.text.partition("\n")[2])
+
+
+def clustered(answers: _Answers, room_tokens: int) -> list[array[int]]:
+    """Return the answers of each prompt, by their numbers, those that are alike next to each other.
+
+    An answer, or cluster, may be longer than a prompt.
+    """
+    if sum(answers.sizes) <= room_tokens:
+        return [array("Q", range(len(answers)))]
+    clusters, numbers = Clusters(), array("L")
+    sizes: Counter[int] = Counter()
+    for number in range(len(answers)):
+        cluster = clusters.add(answers.vocabulary.sketch(_words(answers.part(number))))
+        numbers.append(cluster)
+        sizes[cluster] += answers.sizes[number]
+    by_cluster = [sizes[cluster] for cluster in range(len(clusters.leaders))]
+    prompts = shared_prompts(by_cluster, clusters.leaders, room=room_tokens)
+    members = [array("Q") for _ in by_cluster]
+    for number, cluster in enumerate(numbers):
+        members[cluster].append(number)
+    found = [array("Q") for _ in range(max(prompts) + 1)]
+    for prompt, some in zip(prompts, members, strict=True):
+        found[prompt].extend(some)
+    return [some for some in found if some]
+
+
+def _nodes(
+    answers: _Answers,
+    prompts: list[array[int]],
+    written: set[int],
+    *,
+    room_tokens: int,
+    bytes_per_token: float,
+) -> Iterator[tuple[Node, list[int]]]:
+    """Yield the nodes of the answers that are in none yet, each with the indices of its branches."""
+    left = [
+        array("Q", (one for one in some if answers.indices[one] not in written)) for some in prompts
+    ]
+    left = [some for some in left if some]
+    for at, some in enumerate(left, 1):
+        taken: list[list[int]] = []
+        parts = _parts(answers, some, taken, is_last=at == len(left))
+        for node in nodes_of(
+            parts, room_tokens=room_tokens, level=0, bytes_per_token=bytes_per_token
+        ):
+            yield node, list(chain.from_iterable(taken[: node.taken]))
+            del taken[: node.taken]
+
+
+def _parts(
+    answers: _Answers, numbers: array[int], taken: list[list[int]], *, is_last: bool
+) -> Iterator[Part]:
+    """Yield the parts of a prompt; ``taken`` gets the indices of the branches of each.
+
+    The last prompt has those without an answer.
+    """
+    for number in numbers:
+        taken.append([answers.indices[number]])
+        yield answers.part(number)
+    if is_last and answers.failed_indices:
+        taken.append(list(answers.failed_indices))
+        tally = answers.failed
+        yield Part(group="", text="", count=0, failed=tally.branches, tally=tally)
