@@ -86,22 +86,27 @@ def _line(cells: dict[str, str], widths: dict[str, int], texts: set[str]) -> str
     return "  ".join(padded).rstrip()
 
 
-def source_lines(sources: list[Source] | dict[str, list[Source]] | None) -> Iterator[str]:
+def source_lines(sources: list[Source] | dict[str, Any] | None) -> Iterator[str]:
     """Yield the sources that an aggregate cites, one to a line, below a blank line and a heading.
 
     Args:
-        sources: The sources; by group if the run has groups; None if it was to cite none.
+        sources: The sources; by group if the run has groups, and by reduce if it has a list of these; None
+            if it was to cite none.
     """
     if sources is None:
         return
     yield ""
     yield "Sources:"
-    if isinstance(sources, dict):
-        for group, some in sources.items():
-            yield f"  {group or EMPTY_GROUP}"
-            yield from _listed(some, "    ")
-    else:
-        yield from _listed(sources, "  ")
+    yield from _cited(sources, "  ")
+
+
+def _cited(sources: list[Source] | dict[str, Any], indent: str) -> Iterator[str]:
+    if not isinstance(sources, dict):
+        yield from _listed(sources, indent)
+        return
+    for name, some in sources.items():
+        yield f"{indent}{name or EMPTY_GROUP}"
+        yield from _cited(some, f"{indent}  ")
 
 
 def _listed(sources: Iterable[Source], indent: str) -> Iterator[str]:
