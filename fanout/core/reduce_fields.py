@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 from msgspec import structs
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
@@ -72,6 +72,16 @@ def _listed(value: object) -> object:
     )
 
 
+def _spec(one: object) -> ReduceSpec | None:
+    """Return a reduce of a list, also of a job that is not checked yet; None if it cannot be read."""
+    if isinstance(one, ReduceSpec):
+        return one
+    try:
+        return ReduceSpec.model_validate(canonical_reduce(cast("Any", one), 1, _KINDS))
+    except (ValueError, AttributeError):
+        return None
+
+
 def _distinct(reduces: tuple[ReduceSpec, ...]) -> tuple[ReduceSpec, ...]:
     # Files have their names, and some file systems do not tell a from A.
     twice = twice_in([one.name.casefold() for one in reduces])
@@ -117,7 +127,8 @@ class ReduceFields(BaseModel):
     def reductions(self) -> tuple[Reduce, ...]:
         """The reduces of the job, in order; the only one of a job without a list has no name."""
         if self.reduces:
-            return tuple(self._made(one, one.reduce, one.name) for one in self.reduces)
+            specs = filter(None, map(_spec, self.reduces))
+            return tuple(self._made(one, one.reduce, one.name) for one in specs)
         if self.reduction == "none":
             return ()
         return (structs.replace(self._made(self, self.reduction), fold=self.fold),)
@@ -190,7 +201,7 @@ class ReduceFields(BaseModel):
     @property
     def has_judge_model(self) -> bool:
         """Whether a reduce asks another model than that of the job."""
-        return any([self.judge_model, *(one.judge_model for one in self.reduces)])
+        return bool(self.judge_model) or any(one.judge_model for one in self.reduces)
 
     @property
     def has_reduce_schema(self) -> bool:

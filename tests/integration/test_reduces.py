@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from fanout import RunStatus
 from fanout.core.spec import make_spec
 from tests.integration.conftest import wait_for
@@ -30,38 +32,37 @@ def require_right(aggregated, missing=0):
     assert sum(sums) == COUNT - missing
 
 
-def test_a_killed_worker_loses_nothing_of_several_reduces(client, start_worker):
-    provider = Summing()
+@pytest.fixture
+def provider():
+    made = Summing()
+    yield made
+    made.goes_on.set()
+    made.close()
+
+
+def test_a_killed_worker_loses_nothing_of_several_reduces(client, start_worker, provider):
     environment = {**QUICK, "OPENAI_BASE_URL": provider.url, "OPENAI_API_KEY": "none"}
-    try:
-        worker = start_worker(**environment)
-        provider.held = (f"text {COUNT - 1}",)
-        run = client.submit(make_spec(**SMALL), rows())
-        wait_for(lambda: len(run.status().stages) > 2, "nodes of the second level are called", 60)
-        worker.kill()
-        start_worker(**environment)
-        provider.goes_on.set()
-        assert run.wait(120).status is RunStatus.SUCCEEDED
-        require_right(run.result().aggregated)
-    finally:
-        provider.goes_on.set()
-        provider.close()
+    worker = start_worker(**environment)
+    provider.held = (f"text {COUNT - 1}",)
+    run = client.submit(make_spec(**SMALL), rows())
+    wait_for(lambda: len(run.status().stages) > 2, "nodes of the second level are called", 60)
+    worker.kill()
+    start_worker(**environment)
+    provider.goes_on.set()
+    assert run.wait(120).status is RunStatus.SUCCEEDED
+    require_right(run.result().aggregated)
 
 
-def test_a_retry_makes_all_of_several_reduces_again(client, start_worker):
-    provider = Summing()
-    try:
-        start_worker(**QUICK, OPENAI_BASE_URL=provider.url, OPENAI_API_KEY="none")
-        provider.fails = ("text 777",)
-        run = client.submit(make_spec(**{**SMALL, "cache": True}), rows())
-        assert run.wait(120).status is RunStatus.SUCCEEDED
-        require_right(run.result().aggregated, missing=1)
-        provider.fails = ()
-        provider.calls.clear()
-        assert run.retry_failed() == 1
-        assert run.wait(120).status is RunStatus.SUCCEEDED
-        require_right(run.result().aggregated)
-        depth = len(run.status().stages) - 1
-        assert len(provider.calls) <= 1 + 2 * 2 * depth, "the cache has all other calls"
-    finally:
-        provider.close()
+def test_a_retry_makes_all_of_several_reduces_again(client, start_worker, provider):
+    start_worker(**QUICK, OPENAI_BASE_URL=provider.url, OPENAI_API_KEY="none")
+    provider.fails = ("text 777",)
+    run = client.submit(make_spec(**{**SMALL, "cache": True}), rows())
+    assert run.wait(120).status is RunStatus.SUCCEEDED
+    require_right(run.result().aggregated, missing=1)
+    provider.fails = ()
+    provider.calls.clear()
+    assert run.retry_failed() == 1
+    assert run.wait(120).status is RunStatus.SUCCEEDED
+    require_right(run.result().aggregated)
+    depth = len(run.status().stages) - 1
+    assert len(provider.calls) <= 1 + 2 * 2 * depth, "the cache has all other calls"
