@@ -1,8 +1,9 @@
 """Citations in a text: ``[s-7kq2m9x]`` names a source that its writer was shown.
 
-What a model writes is brought to one form: one pair of brackets for each id. A citation of what the
-model was not shown becomes ``[unknown source]``, and behind a quote that does not stand in its source
-comes ``[quote not found]``. To check a checked text again changes nothing.
+What a model writes is brought to one form: one pair of brackets for each id, with any dashes, brackets
+and look-alike letters (``fanout.core.citation_forms``). A citation of what the model was not shown
+becomes ``[unknown source]``, and behind a quote that does not stand in its source comes
+``[quote not found]``. To check a checked text again changes nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +11,19 @@ from __future__ import annotations
 import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fanout.core.citation_forms import (
+    AROUND,
+    BARE,
+    BRACKETS,
+    ID_CHARS,
+    folded,
+    id_of,
+    is_citation,
+    is_invented,
+    is_lead,
+    words_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -32,27 +46,43 @@ __all__ = [
 
 UNKNOWN = "[unknown source]"
 LOST_QUOTE = "[quote not found]"
-# 35 bits of a hash: more than can be met by chance.
-ID_CHARS = 7
 
-_ID = r"s-[a-z2-7]{7}"
-_BARE = re.compile(rf"(?<![\w-]){_ID}(?![\w-])", re.IGNORECASE)
+_ID = rf"s-[a-z2-7]{{{ID_CHARS}}}"
 # A hostile text may have ids that overlap.
 _ANYWHERE = re.compile(rf"(?=({_ID}))", re.IGNORECASE)
 _CITED = re.compile(rf"\[({_ID})\]")
-# Models write brackets of their own, and several ids in one pair.
-_BRACKETS = re.compile(r"[\[\u3010]([^\[\]\u3010\u3011\n]{1,4000})[\]\u3011]")
-_BETWEEN = re.compile(r"[\s,;/|+&]+")
-_AROUND = "\"'`*_.:()<>{}#"
-_BEFORE = frozenset({"and", "ids", "id", "see", "source", "sources", "cf", "vgl", "und"})
 # Fields of a schema whose texts may be ids and nothing else.
 _SOURCE_FIELD = re.compile(r"sourc|cit|refer|evidence", re.IGNORECASE)
-_OPEN = r"[\"\u201c\u201d\u201e\u00ab\u00bb]"
-_QUOTE = re.compile(
-    rf"{_OPEN}(?P<words>[^\s\"\u201c\u201d\u201e\u00ab\u00bb]"
-    r"(?:[^\"\u201c\u201d\u201e\u00ab\u00bb]{0,20000}[^\s\"\u201c\u201d\u201e\u00ab\u00bb])?)"
-    rf"{_OPEN}(?P<behind>[\s.,;:!?*_)\u2026]{{0,8}})(?P<cited>(?:{_CITED.pattern}\s{{0,3}})+)"
+_MARK = r"\"\uff02\u201c\u201d\u201e\u201f\u00ab\u00bb\u301d-\u301f\u300c-\u300f"
+_SINGLE = r"'\u2018\u2019\u201a\u201b\u2039\u203a"
+# Between a quote and its citation may stand points, dashes, brackets, and a name in brackets.
+_BEHIND = (
+    r"[\s.,;:!?*_)(\u2026\u2010-\u2015\u2212\-]{0,8}"
+    r"(?:\([^()\[\]\n]{1,60}\)[\s.,;:*_(\u2010-\u2015\-]{0,4})?"
+    rf"(?P<cited>(?:{_CITED.pattern}\s{{0,3}})+)"
 )
+_DOUBLE_QUOTE = re.compile(
+    rf"[{_MARK}](?P<words>[^\s{_MARK}](?:[^{_MARK}]{{0,20000}}[^\s{_MARK}])?)[{_MARK}]{_BEHIND}"
+)
+# A single mark within a word is an apostrophe, and a single word in such marks is no quote.
+_SINGLE_QUOTE = re.compile(
+    rf"(?<![\w{_SINGLE}])[{_SINGLE}](?P<words>(?=[^\s{_SINGLE}]+\s)"
+    rf"(?:[^{_SINGLE}{_MARK}\n\[]|(?<=\w)['\u2019](?=\w)){{3,500}})(?<!\s)[{_SINGLE}]{_BEHIND}"
+)
+# What Markdown shows as a quotation: no notes, no lists, and nothing that has quotes of its own.
+_QUOTATION = re.compile(
+    r"^[ \t]{0,3}>(?![ \t]*(?:\*\*|__|[-+*]\s|[#\[>|]|\d+[.)]\s|"
+    r"(?i:note|tip|hint|warning|important|summary)\b))"
+    rf"(?P<words>[^\n\[>{_MARK}]{{1,4000}}(?:\n[ \t]{{0,3}}>[^\n\[>{_MARK}]{{0,4000}}){{0,12}})"
+    rf"(?P<cited>\s{{0,3}}(?:{_CITED.pattern}[ \t]{{0,3}})+)(?=\.?$)",
+    re.MULTILINE,
+)
+# A longer value of a field for sources is no list of ids.
+_SHORT_CHARS = 4000
+_ANY_BRACKET = re.compile(r"[\[\]\u3010\u3011]")
+_QUOTES = (_DOUBLE_QUOTE, _SINGLE_QUOTE, _QUOTATION)
+_NEXT_LINE = re.compile(r"\n[ \t]*>[ \t]*")
+_SIGNED = re.compile(r"\s[\u2013\u2014\-]{1,2}\s*[^\n\u2014]{0,80}$|\s\([^()\n]{1,60}\)\s*$")
 
 
 class Citations(NamedTuple):
@@ -69,33 +99,52 @@ class Quote(NamedTuple):
     ids: tuple[str, ...]
 
 
-def with_citations(text: str, known: Collection[str], *, is_source: bool = False) -> Citations:
+def with_citations(
+    text: str,
+    known: Collection[str],
+    *,
+    is_source: bool = False,
+    is_text: Callable[[str], bool] | None = None,
+) -> Citations:
     """Return a text with its citations in one form; those that are not real are marked.
 
     Args:
         text: The text.
         known: The ids that its writer was shown.
         is_source: Whether the text is the value of a field for sources: an id needs no brackets there.
+        is_text: Whether what looks like an id, in lower case, is a word of the sources; outside of
+            brackets it is no citation then.
     """
     unknown: list[str] = []
-    whole = text.strip()
-    if whole.lower() in known:
-        return Citations(whole.lower(), ())
-    if is_source and whole.lower().startswith("s-"):
-        return Citations(UNKNOWN, (whole,))
+    whole = folded(text.strip()) if len(text) <= _SHORT_CHARS else ""
+    if whole in known:
+        return Citations(whole, ())
+    if is_source and whole.startswith("s-"):
+        made = _in_brackets(words_of(_ANY_BRACKET.sub(" ", text)), known, unknown)
+        return Citations(made, tuple(unknown))
 
     def cited(match: re.Match[str]) -> str:
-        words = [one for one in _BETWEEN.split(match[1]) if one.strip(_AROUND)]
-        while words and words[0].strip(_AROUND).lower() in _BEFORE:
-            del words[0]
-        if not words or not words[0].strip(_AROUND).lower().startswith("s-"):
+        words = words_of(match["words"])
+        if not words or not is_citation(words[0], known):
             return match[0]
-        return _in_brackets(words, known, unknown)
+        # Markdown escapes both brackets.
+        before = match["escape"][:-1] if match["words"].endswith("\\") else match["escape"]
+        return before + _in_brackets(words, known, unknown)
 
-    text = _BRACKETS.sub(cited, text)
-    # An id that was shown, and stands without brackets, is meant as a citation, too.
+    def bare(match: re.Match[str]) -> str:
+        # An id that was shown, and stands without brackets, is meant as a citation, too.
+        one = folded(match["id"])
+        if one in known:
+            return f"[{one}]"
+        is_open = match["open"] is not None and is_citation(match["id"], known)
+        if not is_open and (not is_invented(match) or (is_text is not None and is_text(one))):
+            return match[0]
+        unknown.append(match["id"])
+        return UNKNOWN if is_open else (match["open"] or "") + UNKNOWN
+
+    text = BRACKETS.sub(cited, text)
     parts = _CITED.split(text)
-    parts[::2] = [_BARE.sub(lambda one: _bare(one[0], known), part) for part in parts[::2]]
+    parts[::2] = [BARE.sub(bare, part) for part in parts[::2]]
     parts[1::2] = [f"[{one}]" for one in parts[1::2]]
     return Citations("".join(parts), tuple(dict.fromkeys(unknown)))
 
@@ -104,19 +153,15 @@ def _in_brackets(words: list[str], known: Collection[str], unknown: list[str]) -
     made: dict[str, None] = {}
     others = []
     for word in words:
-        bare = word.strip(_AROUND).lower()
+        bare = id_of(word)
         if bare in known:
             made[f"[{bare}]"] = None
-        elif bare.startswith("s-"):
-            unknown.append(word.strip(_AROUND))
+        elif is_citation(word, known):
+            unknown.append(word.strip(AROUND))
             made[UNKNOWN] = None
-        elif bare not in _BEFORE:
+        elif not is_lead(word):
             others.append(word)
     return "".join(made) + (f" ({' '.join(others)})" if others else "")
-
-
-def _bare(found: str, known: Collection[str]) -> str:
-    return f"[{found.lower()}]" if found.lower() in known else found
 
 
 def cited_ids(text: str, known: Collection[str]) -> Counter[str]:
@@ -131,21 +176,37 @@ def ids_in(text: str) -> set[str]:
 
 def quotes(text: str) -> Iterator[Quote]:
     """Yield the quotes of a checked text that have citations directly behind them."""
-    for match in _QUOTE.finditer(text):
-        yield Quote(match["words"], tuple(_CITED.findall(match["cited"])))
+    for form in _QUOTES:
+        for match in form.finditer(text):
+            quote = _quote(match)
+            if quote.words:
+                yield quote
 
 
 def with_quotes(text: str, is_found: Callable[[Quote], bool]) -> str:
     """Return a checked text in which the quotes that are not found are marked."""
 
     def checked(match: re.Match[str]) -> str:
-        ids = tuple(_CITED.findall(match["cited"]))
-        if is_found(Quote(match["words"], ids)):
+        quote = _quote(match)
+        if not quote.words or is_found(quote):
             return match[0]
-        at = match.start("behind") - match.start()
+        if match.re is _QUOTATION:
+            at = match.end("words") - match.start()
+            return f"{match[0][:at].rstrip()} {LOST_QUOTE} {match[0][at:].lstrip(' ')}"
+        at = match.end("words") + 1 - match.start()
         return f"{match[0][:at]} {LOST_QUOTE}{match[0][at:]}"
 
-    return _QUOTE.sub(checked, text)
+    for form in _QUOTES:
+        text = form.sub(checked, text)
+    return text
+
+
+def _quote(match: re.Match[str]) -> Quote:
+    words = match["words"]
+    if match.re is _QUOTATION:
+        # Whose words they are is no part of them.
+        words = _SIGNED.sub("", _NEXT_LINE.sub("\n", words)).strip(" \t\n*_")
+    return Quote(words, tuple(_CITED.findall(match["cited"])))
 
 
 def pieces(text: str, known: Collection[str]) -> list[tuple[str, str | None]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -10,6 +11,7 @@ from fanout.core.answer_shape import AnswerShape, WrongShapeError
 from fanout.core.citations import (
     LOST_QUOTE,
     UNKNOWN,
+    ids_in,
     mapped_strings,
     quotes,
     with_citations,
@@ -20,7 +22,7 @@ from fanout.inputs.quotes import QuotedText
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from fanout.core.citations import Quote
+    from fanout.core.citations import Citations, Quote
 
 __all__ = ["CitedAnswers", "with_found_quotes"]
 
@@ -57,7 +59,7 @@ class CitedAnswers:
         lost: list[str] = []
 
         def change(text: str, is_source: bool = False) -> str:  # noqa: FBT001, FBT002 - of mapped_strings
-            made = with_citations(text, self._texts, is_source=is_source)
+            made = self._in_one_form(text, is_source=is_source)
             unknown.extend(made.unknown)
             lost.extend(one.words for one in quotes(made.text) if not self._has(one))
             return made.text
@@ -88,8 +90,18 @@ class CitedAnswers:
             return self._shape.checked(bare)
 
     def _mark(self, text: str, is_source: bool = False) -> str:  # noqa: FBT001, FBT002 - of mapped_strings
-        made = with_citations(text, self._texts, is_source=is_source)
+        made = self._in_one_form(text, is_source=is_source)
         return with_quotes(made.text, self._has)
+
+    def _in_one_form(self, text: str, *, is_source: bool) -> Citations:
+        return with_citations(
+            text, self._texts, is_source=is_source, is_text=lambda one: one in self._words
+        )
+
+    @cached_property
+    def _words(self) -> set[str]:
+        """What looks like an id in the sources, but names none."""
+        return {one for texts in self._texts.values() for text in texts for one in ids_in(text)}
 
     def _changed(self, answer: str, change: Callable[[str, bool], str]) -> str:
         if self._shape is None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import redis
 from celery import signals
 from celery._state import get_current_task
-from celery.exceptions import Reject
+from celery.exceptions import Ignore, Reject
 from celery.utils.log import ColorFormatter
 
 from fanout.core.redaction import redacted
@@ -57,8 +57,7 @@ def set_up_logs(settings: Settings) -> None:
         for handler in logger.handlers:
             handler.setFormatter(formatter)
             handler.addFilter(_ConnectionLossFilter())
-            if loglevel > logging.DEBUG:
-                handler.addFilter(_HandBackFilter())
+            handler.addFilter(_HandBackFilter(is_shown=loglevel <= logging.DEBUG))
         # The last filter, as it bounds the length of every line.
         _guard(logger)
         if loglevel > logging.DEBUG:
@@ -95,14 +94,26 @@ class _ConnectionLossFilter(logging.Filter):
 
 
 class _HandBackFilter(logging.Filter):
-    """Drops Celery's traceback of each branch that goes back to its queue, as this is no fault.
+    """Drops Celery's line of each branch that goes back to its queue, as this is no fault.
 
     In some pools each branch that waits for a permit does so twice a second.
+
+    Args:
+        is_shown: Whether the line stays, without its traceback.
     """
+
+    def __init__(self, *, is_shown: bool) -> None:
+        super().__init__()
+        self._is_shown = is_shown
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        return not (record.name == "celery.app.trace" and isinstance(error, Reject))
+        if record.name != "celery.app.trace" or not isinstance(error, (Ignore, Reject)):
+            return True
+        # The traceback says no more than the message.
+        record.msg, record.args = record.getMessage().partition("\n")[0], ()
+        record.exc_info = record.exc_text = None
+        return self._is_shown
 
 
 def _locate(record: logging.LogRecord) -> dict[str, Any]:

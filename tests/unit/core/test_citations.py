@@ -54,6 +54,66 @@ def test_citations_have_one_form(given_text, text, unknown):
     assert with_citations(wanted, KNOWN) == (wanted, ())
 
 
+@pytest.mark.parametrize("name", ["s-{}", "S-{}", "s\u2011{}", "s\u2013{}", "s\u2212{}", "s_{}", "\u0455-{}",
+    "\uff53\uff0d{}", "^s-{}", "`s-{}`", "source: s-{}", "s\u200b-{}"])  # fmt: skip
+@pytest.mark.parametrize(
+    "around", ["[{}]", "\u3010{}\u3011", "\uff3b{}\uff3d", "\\[{}\\]", "[ {} ]"]
+)
+def test_ids_in_brackets_are_known_in_other_forms(name, around):
+    real, other = around.format(name.format("aaaaaaa")), around.format(name.format("c4ccccc"))
+    assert with_citations(f"x {real}", KNOWN) == (f"x [{A}]", ())
+    made = with_citations(f"x {other}", KNOWN)
+    assert made.text == f"x {UNKNOWN}"
+    assert len(made.unknown) == 1
+    assert with_citations(made.text, KNOWN) == (made.text, ())
+
+
+@pytest.mark.parametrize(
+    ("given_text", "text"),
+    [
+        ("x (s-c4ccccc)", f"x ({UNKNOWN})"),
+        ("x s-zzzzzzz.", f"x {UNKNOWN}."),
+        ("x s\u2011c4ccccc", f"x {UNKNOWN}"),
+        ("x `s-c4ccccc`", f"x `{UNKNOWN}`"),
+        ("x [s-c4ccccc and", f"x {UNKNOWN} and"),
+        ("x [s-ccccccc", f"x {UNKNOWN}"),
+        (f"x [{A} and", f"x [{A}] and"),
+        ("x (s\u2011aaaaaaa)", f"x ([{A}])"),
+        ("x s-\u0430aaaaaa", f"x [{A}]"),
+        ("x s_aaaaaaa", f"x [{A}]"),
+    ],
+)
+def test_ids_outside_of_brackets_are_known_if_they_look_random(given_text, text):
+    assert with_citations(given_text, KNOWN).text == text
+    assert with_citations(text, KNOWN) == (text, ())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the s-process (s-process), an S\u2011Bahn, s-channel and s-orbital",
+        "[s\u2013t] and [s_counter] and x[s_index22]",
+        "https://x.org/s-a2b3c4d/ and s-a2b3c4d.css and ?q=s-a2b3c4d and s-a2b3c4d@x.org",
+        "part S-A2B3C4D, s_max2min, s-a2b3c4de and a-s-a2b3c4d",
+        "[^1], [^note], \\[x\\], \\(s-process\\), s - 1, [s",
+    ],
+)
+def test_ordinary_text_stays(text):
+    assert with_citations(text, KNOWN) == (text, ())
+
+
+def test_what_looks_like_an_id_in_a_source_is_text_outside_of_brackets():
+    made = with_citations("s-c4ccccc (s-c4ccccc)", KNOWN, is_text=lambda one: one == "s-c4ccccc")
+    assert made == ("s-c4ccccc (s-c4ccccc)", ())
+    assert with_citations("[s-c4ccccc]", KNOWN, is_text=lambda _: True).text == UNKNOWN
+
+
+def test_a_field_for_sources_may_have_several_ids_in_a_text():
+    made = with_citations(f"{A}, [{B}] and s-c4ccccc", KNOWN, is_source=True)
+    assert made == (f"[{A}][{B}]{UNKNOWN}", ("s-c4ccccc",))
+    assert with_citations("s\u2011aaaaaaa", KNOWN, is_source=True) == (A, ())
+
+
 def test_a_field_for_sources_needs_no_brackets():
     value = {"claim": "S-Bahn", "sources": [A.upper(), "s-invented", "S-Bahn [s-x]"], "s-x": 1}
 
@@ -70,7 +130,27 @@ def test_a_field_for_sources_needs_no_brackets():
     st.lists(
         st.one_of(
             st.sampled_from(
-                ["[", "]", "s-", A, B, "[s-x]", ",", " ", '"', UNKNOWN, "\u3010", "\u3011"]
+                [
+                    "[",
+                    "]",
+                    "s-",
+                    "s\u2011",
+                    "\u0455_",
+                    "\\",
+                    "c4ccccc",
+                    "^",
+                    "(",
+                    "\n",
+                    A,
+                    B,
+                    "[s-x]",
+                    ",",
+                    " ",
+                    '"',
+                    UNKNOWN,
+                    "\u3010",
+                    "\u3011",
+                ]
             ),
             st.text(max_size=5),
         )
@@ -95,7 +175,54 @@ def test_quotes_are_those_with_a_citation_directly_behind_them():
     assert with_quotes(marked, lambda quote: quote.words != "e") == marked
 
 
-@pytest.mark.parametrize("text", ["[" * 200_000, '"' * 200_000, '" a' * 60_000, "[s-" * 60_000])
+@pytest.mark.parametrize(
+    ("quoted", "marked"),
+    [
+        ("\uff02a b\uff02 {}", "\uff02a b\uff02 {lost} {}"),
+        ("\u300ca b\u300d{}", "\u300ca b\u300d {lost}{}"),
+        ("'a b' {}", "'a b' {lost} {}"),
+        ("the dogs' \u2018a b\u2019. {}", "the dogs' \u2018a b\u2019 {lost}. {}"),
+        ('"a b" \u2014 {}', '"a b" {lost} \u2014 {}'),
+        ('"a b" - {}', '"a b" {lost} - {}'),
+        ('"a b" (Bob) {}', '"a b" {lost} (Bob) {}'),
+        ('"a b" ({})', '"a b" {lost} ({})'),
+        ("x\n> a b {}", "x\n> a b {lost} {}"),
+        ("> a\n> b {}.\n\nx", "> a\n> b {lost} {}.\n\nx"),
+        ("> a b\n> \u2014 Bob, p. 3 {}", "> a b\n> \u2014 Bob, p. 3 {lost} {}"),
+        ("> *a b*\n>\n> {}", "> *a b*\n>\n> {lost} {}"),
+    ],
+)
+def test_quotes_have_many_forms(quoted, marked):
+    text, wanted = quoted.format(f"[{A}]"), marked.format(f"[{A}]", lost=LOST_QUOTE)
+    assert [(quote.words.split(), quote.ids) for quote in quotes(text)] == [(["a", "b"], (A,))]
+    assert with_quotes(text, lambda _: True) == text
+    assert with_quotes(text, lambda _: False) == wanted
+    assert with_quotes(wanted, lambda _: False) == wanted
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "It isn't the dogs' {} nor the cats' {}",
+        "the users' data is the firms' {}",
+        "the 'golden' {} age of '99 {}",
+        '5" and 6" {}',
+        "> **Note** a b {}",
+        "> Note: a b {}",
+        "> - a b {}",
+        "> \u2014 Bob {}",
+        "> a b {} c",
+        "a > b {}",
+        '"a b", he says {}',
+    ],
+)
+def test_other_text_is_no_quote(text):
+    assert not list(quotes(text.replace("{}", f"[{A}]")))
+
+
+@pytest.mark.parametrize("text", ["'" * 200_000, " 'a b" * 40_000, "> a\n" * 50_000, "s-" * 100_000,
+    "> " + "a" * 200_000, '"a b" (' * 30_000, "[" * 200_000, '"' * 200_000, '" a' * 60_000,
+    "[s-" * 60_000])  # fmt: skip
 def test_hostile_texts_take_no_long_time(text):
     begun = time.monotonic()
     with_quotes(with_citations(text, KNOWN).text, lambda _: False)

@@ -42,6 +42,14 @@ def test_an_answer_is_checked_against_its_sources(answer, problem, marked):
     assert review.problem(review.marked(answer)) is None
 
 
+def test_other_forms_of_citations_are_sent_back_and_marked():
+    review = CitedAnswers({A: ["It is red, see s-c4ccccc."]})
+    answer = "see s-c4ccccc: red [s\u2011aaaaaaa], blue (s-d4ddddd) 'as the sky' [s\u2011aaaaaaa]"
+    assert review.problem(answer) == f"no source has these ids: s-d4ddddd; {LOST}: as the sky"
+    marked = f"see s-c4ccccc: red [{A}], blue ({UNKNOWN}) 'as the sky' {LOST_QUOTE} [{A}]"
+    assert review.marked(answer) == marked
+
+
 def test_quotes_of_partial_results_are_checked_in_the_sources_themselves():
     asked = []
 

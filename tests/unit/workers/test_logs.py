@@ -157,6 +157,8 @@ def test_a_branch_that_goes_back_to_its_queue_is_no_fault(set_up, level, lines):
         made.exc_info = (type(fault), fault, None)
         logger.handle(made)
     assert len([line for line in stream.getvalue().splitlines() if line[0] == "["]) == lines
+    assert "HandedBackError" not in stream.getvalue(), "one line says all of it"
+    assert "ValueError: a bug" in stream.getvalue()
 
 
 def test_a_lost_connection_is_one_line(set_up):
