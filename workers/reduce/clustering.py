@@ -75,6 +75,7 @@ class _Nodes:
         self._context = context
         self._store = context.connections.store
         self._run_id = run.run_id
+        self._reopened_at = run.reopened_at
         self._spec = spec
         self._reduce = reduce
         self._target = target
@@ -98,7 +99,7 @@ class _Nodes:
                 yield self._chunk(node, position, indices)
 
     def _is_read(self, answers: _Answers) -> bool:
-        """Take in all branches; return False if the run has ended meanwhile, or is to end."""
+        """Take in all branches; return False if the run is over meanwhile, or is begun again."""
         scattered = ScatteredTallies()
         for number, (chunk, outcome) in enumerate(
             branches(self._context, StageId(self._run_id, 0))
@@ -112,7 +113,8 @@ class _Nodes:
 
     def _goes_on(self) -> bool:
         run = self._store.run(self._run_id)
-        return not run.has_ended and run.halt is None
+        is_same = run.reopened_at == self._reopened_at
+        return is_same and not run.has_ended and run.halt is None
 
     def _written(self) -> set[int]:
         """Return the branches that the written nodes have."""

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 
 import pytest
+from msgspec import structs
 
 import workers.reduce.clustering
 from fanout.core.errors import SpecError
@@ -195,6 +196,24 @@ def test_a_run_that_is_cancelled_meanwhile_writes_no_node(look, monkeypatch):
     aggregate(context, map_id)
     assert context.store.run(RUN).status is RunStatus.CANCELLED
     assert context.store.stage(StageId(RUN, 1)).total == 0
+
+
+def test_a_process_from_before_a_retry_writes_no_node(monkeypatch):
+    context = clustering()
+    map_id = write_map(context, TEXTS)
+    store_run = context.store.run
+    looks = []
+
+    def run(run_id):
+        looks.append(run_id)
+        found = store_run(run_id)
+        # It is reopened after the first look of `aggregate`.
+        return found if len(looks) == 1 else structs.replace(found, reopened_at=1.0)
+
+    monkeypatch.setattr(context.store, "run", run)
+    aggregate(context, map_id)
+    assert context.store.stage(StageId(RUN, 1)).total == 0
+    assert not store_run(RUN).has_ended
 
 
 def test_too_few_answers_are_no_aggregate_and_no_call():
