@@ -65,9 +65,8 @@ def in_words(inputs: tuple[str, ...], options: dict[str, Any]) -> Iterator[None]
         if not isinstance(error, PromptError):
             raise _in_words(error, job, given) from None
         # It quotes the prompt, whose words stay as they are.
-        if job is None or str(error.field).partition(".")[0] in given:
-            raise
-        raise PromptError(error.reason, field=f"{job}: {error.field}") from None
+        field = _in_words(error, job, given).field
+        raise PromptError(error.reason, field=field) from None
 
 
 def _job_file(inputs: tuple[str, ...]) -> tuple[Path | None, tuple[str, ...]]:

@@ -44,7 +44,8 @@ def checked_spec(given: Any, *, has_documents: bool) -> RunSpec:
     """Return the spec of a new run, from a spec or its fields, with an absolute ``base_dir``.
 
     Raises:
-        SpecError: A field is wrong or has no effect, or there are both documents and files.
+        SpecError: A field is wrong or has no effect, the prompt of a reduce has no room, or there are both
+            documents and files.
     """
     if not isinstance(given, RunSpec | Mapping):
         kind = type(given).__name__
@@ -54,6 +55,10 @@ def checked_spec(given: Any, *, has_documents: bool) -> RunSpec:
         )
     spec = given if isinstance(given, RunSpec) else make_spec(**given)
     require_used(spec, is_function=any(map(takes_prompt_only, spec.all_models)))
+    if spec.reduces_by_calls:
+        from fanout.runs.token_counts import require_reduce_room
+
+        require_reduce_room(spec)
     if spec.budget.is_limited:
         from fanout.runs.budgets import require_kept, require_room
 

@@ -39,6 +39,9 @@ READING = frozenset({
 # The splitters that fill chunks up to a size; a model leaves its gaps to one of them.
 SIZED_SPLITS = ("tokens", "markdown", "sentences", "model")
 
+# What the reason of a rule about the kind of reduce has.
+_OF_REDUCE = "{spec.reduction!r}"
+
 
 class FieldRule(NamedTuple):
     """A condition for fields of a job.
@@ -246,7 +249,7 @@ RULES = (
     FieldRule(("min_group_success",), ("reduce", "aggregate_prompt"),
               lambda spec: not all(one.compares for one in spec.reductions),
               "has no effect with reduce {spec.reduction!r}; leave it out, or choose another reduce "
-              "(concat, merge, vote, rank, top, table or llm)"),
+              "(concat, merge, vote, rank, top, table, llm or resolve)"),
     FieldRule(("output_format",), ("schema", "choices"),
               lambda spec: not (spec.schema or spec.choices),
               "has no effect with schema or choices, which say more; leave it out"),
@@ -293,7 +296,14 @@ def require_used(spec: RunSpec, *, is_function: bool = False) -> None:
     for rule in (*RULES, *FUNCTION_RULES) if is_function else RULES:
         field = next((field for field in rule.fields if _is_given(spec, field)), None)
         if field is not None and not rule.is_met(spec):
-            raise SpecError(rule.reason.format(spec=spec), field=field)
+            raise SpecError(_reason(rule, spec), field=field)
+
+
+def _reason(rule: FieldRule, spec: RunSpec) -> str:
+    if spec.reduction == "map_rerank" and _OF_REDUCE in rule.reason:
+        # No reduce of that name can be chosen, and none beside the fold that makes it.
+        return "has no effect with fold 'map_rerank'; leave one of the two out"
+    return rule.reason.format(spec=spec)
 
 
 def _is_given(spec: RunSpec, field: str) -> bool:

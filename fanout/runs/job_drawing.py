@@ -40,6 +40,7 @@ def job_drawing(spec: RunSpec) -> list[str]:
     lines += [_map(spec), *_below(_branch(spec))]
     if spec.reductions:
         lines += [_ARROW, *map(_reduce, spec.reductions)]
+        lines += [f"   {line}" for line in _terms(spec)]
     return lines
 
 
@@ -173,6 +174,16 @@ def _reduce(reduce: Reduce) -> str:
     by = f" by {', '.join(reduce.by)}" if reduce.by else ""
     groups = f", for each {reduce.group_by}" if reduce.group_by else ""
     return f"reduce{f' {reduce.name}' if reduce.name else ''}: {how}{by}{groups}"
+
+
+def _terms(spec: RunSpec) -> Iterator[str]:
+    """Yield what the aggregates must be like, of which some may come to none."""
+    if spec.sources:
+        again = "is asked for once more, then marked" if spec.max_reasks else "is marked"
+        yield f"it cites the ids of its sources; a citation or quote that is not real {again}"
+    if spec.min_group_success:
+        what = "a group" if any(one.group_by for one in spec.reductions) else "a run"
+        yield f"{what} with answers of less than {spec.min_group_success:.4g} of its branches gets none"
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from fanout.aggregators import RULE_TOKENS, room_tokens
 from fanout.core.field_effects import SIZED_SPLITS
 from fanout.core.tokens import BYTES_PER_TOKEN, utf8_bytes
+from fanout.inputs.comparison_prompts import comparison_frame, comparison_room
 from fanout.inputs.fences import FENCE_TOKENS, with_rule
 from fanout.inputs.fold_prompts import aggregate_source
 from fanout.inputs.token_counters import bytes_tokenizer, ratio_of
@@ -30,6 +31,7 @@ __all__ = [
     "comparison_tokens",
     "packing_ratio",
     "reduce_room",
+    "require_reduce_room",
     "with_tokenizer",
 ]
 
@@ -107,6 +109,26 @@ def reduce_room(spec: RunSpec, reduce: Reduce, bytes_per_token: float) -> int:
         answer_tokens=reduce.max_tokens or ANSWER_TOKENS,
     )
     return int(room * bytes_per_token / BYTES_PER_TOKEN)
+
+
+def require_reduce_room(spec: RunSpec) -> None:
+    """Make sure that the prompts of a job's reduces have room for answers, before a call is made.
+
+    Raises:
+        SpecError: Those of one of them have none.
+    """
+    bytes_per_token = ratio_of(spec.tokenizer) or float(BYTES_PER_TOKEN)
+    for reduce in spec.reductions:
+        if reduce.kind == "llm":
+            reduce_room(spec, reduce, bytes_per_token)
+        elif reduce.compares and not reduce.resolves:
+            frame = comparison_frame(reduce.criteria, has_task=reduce.kind == "best")
+            window, verdict = comparison_tokens(spec, reduce)
+            comparison_room(
+                context_tokens=window,
+                frame_tokens=ceil(utf8_bytes(frame) / bytes_per_token),
+                answer_tokens=verdict,
+            )
 
 
 def comparison_tokens(spec: RunSpec, reduce: Reduce) -> tuple[int, int]:

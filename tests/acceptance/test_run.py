@@ -350,7 +350,7 @@ def test_the_model_may_come_from_the_environment(fanout, here):
         (["broken.jsonl"], ["broken.jsonl:1: not valid JSON", "column"]),
         (["rows.csv"], ["rows.csv, line 1: there is no column 'text' (it has: a, b)"]),
         (["rows.csv", "--text-column", "c"], ["there is no column 'c' (it has: a, b)"]),
-        (["good.txt", "--prompt", "no place"], ["prompt: must contain {input}"]),
+        (["good.txt", "--prompt", "no place"], ["--prompt: must contain {input}"]),
         (
             ["good.txt", "--prompt", "{imput}"],
             ["no {imput}", "did you mean {input}?", "{document}"],

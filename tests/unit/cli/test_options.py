@@ -73,6 +73,22 @@ def test_an_aspect_that_is_given_twice_is_refused(tmp_path):
             "run a.txt -m fake -p {input} --aggregate x --reduce none",
             "--reduce: 'none' does not use an aggregate prompt; leave it out, or leave --aggregate",
         ),
+        (
+            "estimate a.txt -m fake -p {input} --aggregate x",
+            "fanout: --aggregate: must contain {input}, where the text goes in",
+        ),
+        (
+            "estimate a.txt -m fake -p {input} --aggregate {input} --context-tokens 300",
+            "fanout: --context-tokens: the context window of 300 tokens leaves no room",
+        ),
+        (
+            "run a.txt -m fake -p {input} --fold map_rerank --sources",
+            "--sources: has no effect with fold 'map_rerank'; leave one of the two out",
+        ),
+        (
+            "run a.txt -m fake -p {input} --fold map_rerank -k 3",
+            "--k: has no effect with fold 'map_rerank'; leave one of the two out",
+        ),
     ],
 )
 def test_wrong_usage_is_one_line_that_names_options_as_they_are_given(

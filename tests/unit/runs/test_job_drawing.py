@@ -51,6 +51,36 @@ def test_steps_are_drawn_with_their_models_answers_and_conditions():
 
 
 @pytest.mark.parametrize(
+    ("fields", "terms"),
+    [
+        ({}, []),
+        (
+            {"sources": True},
+            [
+                ("it cites the ids of its sources; a citation or quote that is not real is asked for "
+                "once more, then marked")
+            ],
+        ),
+        (
+            {"sources": True, "max_reasks": 0, "min_group_success": 0.8, "group_by": "product"},
+            ["it cites the ids of its sources; a citation or quote that is not real is marked",
+             "a group with answers of less than 0.8 of its branches gets none"],
+        ),
+        (
+            {"min_group_success": 0.5},
+            ["a run with answers of less than 0.5 of its branches gets none"],
+        ),
+    ],
+)  # fmt: skip
+def test_what_an_aggregate_must_be_like_is_drawn_below_it(fields, terms):
+    lines = job_drawing(
+        make_spec(model="fake", prompt="{input}", aggregate_prompt="{input}", **fields)
+    )
+    at = next(at for at, line in enumerate(lines) if line.startswith("reduce:"))
+    assert lines[at + 1 :] == [f"   {term}" for term in terms]
+
+
+@pytest.mark.parametrize(
     ("fields", "line"),
     [
         ({"prompt": "{input}"}, "│  asks fake for a text"),

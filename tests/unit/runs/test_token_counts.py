@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from fanout.client.arguments import checked_spec
+from fanout.core.errors import SpecError
 from fanout.core.records import Document
 from fanout.core.spec import make_spec, stored_spec
 from fanout.policy.token_ratio import TokenSums, bytes_by_kind
@@ -89,3 +91,35 @@ def test_the_room_of_a_prompt_follows_the_ratio():
     (reduce,) = spec.reductions
     large = reduce_room(spec, reduce, 4.0)
     assert reduce_room(spec, reduce, 1.0) == pytest.approx(large / 4, rel=0.02)
+
+
+WHOLE = {"model": "m:f", "prompt": "{input}", "context_tokens": 600}
+SUMMED = {**WHOLE, "aggregate_prompt": "SUM {input}"}
+JUDGED = {**WHOLE, "criteria": "the shorter one", "aggregate_max_tokens": 500}
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        {**SUMMED, "context_tokens": 256, "aggregate_max_tokens": 250},
+        {**SUMMED, "context_tokens": 300, "aggregate_max_tokens": 250, "fold": "refine"},
+        {**SUMMED, "sources": True},
+        {**SUMMED, "aggregate_prompt": "x" * 2_000 + "{input}", "aggregate_max_tokens": 50},
+        {**JUDGED, "reduce": "pairwise"},
+        {**JUDGED, "reduce": "best", "samples": 2},
+        {**WHOLE, "reduce": [
+            {"name": "one", "reduce": "concat"},
+            {"name": "two", "reduce": "llm", "aggregate_prompt": "SUM {input}", "aggregate_max_tokens": 500},
+        ]},
+    ],
+)  # fmt: skip
+def test_a_reduce_whose_prompt_has_no_room_is_refused_before_anything_is_paid_for(job):
+    with pytest.raises(SpecError, match="leaves no room for") as caught:
+        checked_spec(job, has_documents=True)
+    assert caught.value.field == "context_tokens"
+
+
+def test_a_reduce_whose_prompt_has_room_is_not_refused():
+    for job in (SUMMED, {**JUDGED, "reduce": "pairwise"}, {**SUMMED, "sources": True}):
+        checked_spec({**job, "context_tokens": 2_000}, has_documents=True)
+    checked_spec({**SUMMED, "aggregate_max_tokens": 50, "tokenizer": "bytes/2"}, has_documents=True)
