@@ -38,7 +38,7 @@ def dealt(
     others = hands[: max(1, processes - 1)]
     slow.sort(key=lambda group: (any(map(is_long, group)), len(group)), reverse=True)
     for number, group in enumerate(slow):
-        # The long ones are shared out in turn, whatever the number of tests beside them.
+        # The long ones are shared out in turn, however many tests are beside them.
         is_turn = any(map(is_long, group))
         (others[number % len(others)] if is_turn else min(others, key=len)).extend(group)
     result: list[_T] = []

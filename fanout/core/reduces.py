@@ -21,7 +21,16 @@ __all__ = [
 ]
 
 ReduceKind = Literal[
-    "concat", "merge", "vote", "rank", "top", "table", "llm", "best", "pairwise", "resolve"
+    "concat",
+    "merge",
+    "vote",
+    "rank",
+    "top",
+    "table",
+    "llm",
+    "best",
+    "pairwise",
+    "resolve",
 ]
 
 # The reasons come first: what is written before the verdict can still change it.

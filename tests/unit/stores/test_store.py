@@ -752,7 +752,7 @@ def test_the_store_adds_up_as_outcomes_do(store, run, seed, at_once):
         assert totals.known(name) == pytest.approx(expected.known(name)), name
 
 
-def test_a_quantity_that_is_0_is_known_whatever_else_the_branches_used(store, run):
+def test_a_quantity_that_is_0_is_known_beside_what_else_branches_used(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
     free = ok(0, input_tokens=0, cached_input_tokens=0, output_tokens=2, cost_usd=0.0)
     paid = ok(1, input_tokens=0, cached_input_tokens=0, output_tokens=1, cost_usd=0.5)
