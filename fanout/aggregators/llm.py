@@ -12,7 +12,7 @@ import msgspec
 
 from fanout.aggregators.base import place
 from fanout.aggregators.coverage import Tally
-from fanout.aggregators.sources import Place  # noqa: TC001 - msgspec reads the annotation
+from fanout.aggregators.sources import PREAMBLE_TOKENS, Place
 from fanout.core.citations import ID_CHARS
 from fanout.core.errors import SpecError
 from fanout.core.marks import mark_of
@@ -27,8 +27,6 @@ __all__ = ["Part", "fitted", "leaf_part", "part_tokens", "render_input", "room_t
 
 # With less room, truncated answers would be too short to reduce.
 _LEAST_ROOM = 64
-# The lines that render_input puts before the parts.
-_PREAMBLE_TOKENS = 80
 _SEPARATOR = "\n\n"
 # 60 bits of a hash of all answers: too many to guess, and few tokens.
 _TAG_LENGTH = 12
@@ -85,7 +83,7 @@ def room_tokens(*, context_tokens: int, template_tokens: int, answer_tokens: int
     Raises:
         SpecError: Too few fit.
     """
-    room = int(context_tokens * _SAFETY) - template_tokens - answer_tokens - _PREAMBLE_TOKENS
+    room = int(context_tokens * _SAFETY) - template_tokens - answer_tokens - PREAMBLE_TOKENS
     if room < _LEAST_ROOM:
         raise SpecError(
             f"the context window of {context_tokens:,} tokens leaves no room for answers besides "

@@ -15,6 +15,7 @@ import msgspec
 
 from fanout.aggregators.coverage import Tally
 from fanout.aggregators.llm import Part, fitted, part_tokens
+from fanout.aggregators.sources import spare_tokens
 from fanout.core.tokens import BYTES_PER_TOKEN
 
 if TYPE_CHECKING:
@@ -70,15 +71,23 @@ class NodePacker:
         room_tokens: The tokens that fit one prompt.
         level: 0 if the parts are the answers of branches, more if they are reductions.
         bytes_per_token: For what a prompt says of an answer that was cut.
+        cites: Whether the prompts cite sources. Parts are then cut by less, as what is cut loses its
+            citations: they get the room for the prompt's other words that these do not need.
     """
 
     def __init__(
-        self, *, room_tokens: int, level: int, bytes_per_token: float = BYTES_PER_TOKEN
+        self,
+        *,
+        room_tokens: int,
+        level: int,
+        bytes_per_token: float = BYTES_PER_TOKEN,
+        cites: bool = False,
     ) -> None:
         self._room = room_tokens
         self._level = level
         self._least = 2 if level else 1
         self._bytes_per_token = bytes_per_token
+        self._cites = cites
         self._parts: list[Part] = []
         self._sizes: list[int] = []
         self._used = 0
@@ -132,14 +141,24 @@ class NodePacker:
 
     def _take(self, end: int) -> Node:
         parts, self._parts = self._parts[:end], self._parts[end:]
-        self._used -= sum(self._sizes[:end])
+        used = sum(self._sizes[:end])
+        self._used -= used
         self._sizes = self._sizes[end:]
         self.count += 1
         shown = [part for part in parts if part.text]
         missing = sum(part.failed for part in parts if not part.text)
-        made = fitted(shown, self._room, self._bytes_per_token)
+        tally = Tally.total(part.tally for part in parts)
+        room = self._room
+        if self._cites and used > room:
+            room += spare_tokens(
+                level=self._level,
+                count=sum(part.count for part in parts),
+                tally=tally.with_cuts(cut=len(shown)),
+                bytes_per_token=self._bytes_per_token,
+            )
+        made = fitted(shown, room, self._bytes_per_token)
         cut = sum(one is not whole for one, whole in zip(made, shown, strict=True))
-        tally = Tally.total(part.tally for part in parts).with_cuts(cut=cut)
+        tally = tally.with_cuts(cut=cut)
         if missing:
             made = [*made, Part(group=parts[0].group, text="", count=0, failed=missing)]
         key = part_key(self._level, shown[-1].key)
@@ -152,9 +171,12 @@ def nodes_of(
     room_tokens: int,
     level: int,
     bytes_per_token: float = BYTES_PER_TOKEN,
+    cites: bool = False,
 ) -> Iterator[Node]:
     """Yield the nodes of all parts of one group: see NodePacker."""
-    packer = NodePacker(room_tokens=room_tokens, level=level, bytes_per_token=bytes_per_token)
+    packer = NodePacker(
+        room_tokens=room_tokens, level=level, bytes_per_token=bytes_per_token, cites=cites
+    )
     for part in parts:
         yield from packer.add(part)
     yield from packer.finish()

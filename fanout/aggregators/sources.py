@@ -19,6 +19,7 @@ from msgspec import structs
 from fanout.aggregators.coverage import missing_words
 from fanout.core.citations import ID_CHARS, cited_ids, ids_in
 from fanout.core.marks import mark_of
+from fanout.core.tokens import BYTES_PER_TOKEN, estimate_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CITING_RULE",
+    "PREAMBLE_TOKENS",
     "RULE_TOKENS",
     "Place",
     "Source",
@@ -36,14 +38,18 @@ __all__ = [
     "encode_places",
     "shown_texts",
     "sources_of",
+    "spare_tokens",
     "with_sources",
 ]
 
 _TAG_LENGTH = 12
 _FENCE = re.compile(r"=== [a-z2-7]{12}")
 _SEPARATOR = "\n\n"
-# What the rule below and the words on what is missing take of a prompt, beyond those without sources.
-RULE_TOKENS = 220
+# The lines that a prompt has above the parts, as render_input puts them.
+PREAMBLE_TOKENS = 80
+# What the rule below and the words on what is missing take of a prompt at most, beyond those without
+# sources. Parts that would be cut get what of it is not needed: see spare_tokens.
+RULE_TOKENS = 150
 
 # It ends the prompt: within the fence of the parts it would be data, which no model is to follow.
 CITING_RULE = (
@@ -135,11 +141,9 @@ def cited_node(parts: Sequence[Part], *, level: int, tally: Tally) -> tuple[str,
     shown = [part for part in parts if part.text]
     texts = [part.text for part in shown]
     fence = f"=== {mark_of(*texts, length=_TAG_LENGTH)}"
-    head = [f"({sentence})" for sentence in missing_words(tally)]
+    head = _head(fence, level=level, count=sum(part.count for part in parts), tally=tally)
     places: dict[str, Place] = {}
     if level:
-        count = sum(part.count for part in parts)
-        head.append(_PARTIALS.format(count=count))
         for part in shown:
             places |= {one: part.sources[one] for one in cited_ids(part.text, part.sources)}
         blocks = [f"{fence}\n{text}" for text in texts]
@@ -149,8 +153,30 @@ def cited_node(parts: Sequence[Part], *, level: int, tally: Tally) -> tuple[str,
         places = {
             one: part.place for one, part in zip(ids, shown, strict=True) if part.place is not None
         }
-    head.append((_BLOCKS if level else _LEAVES).format(fence=fence))
     return _SEPARATOR.join([*head, *blocks, fence]), places
+
+
+def _head(fence: str, *, level: int, count: int, tally: Tally) -> list[str]:
+    """Return the lines above the parts."""
+    head = [f"({sentence})" for sentence in missing_words(tally)]
+    if level:
+        head.append(_PARTIALS.format(count=count))
+    return [*head, (_BLOCKS if level else _LEAVES).format(fence=fence)]
+
+
+def spare_tokens(*, level: int, count: int, tally: Tally, bytes_per_token: float) -> int:
+    """Return how many estimated tokens a prompt has beyond its room, as its other words need fewer.
+
+    Args:
+        level: As of ``cited_node``.
+        count: The number of answers in its parts.
+        tally: What is behind them, with all that may be cut.
+        bytes_per_token: By which the room was computed.
+    """
+    fence = f"=== {'0' * _TAG_LENGTH}"
+    head = _head(fence, level=level, count=count, tally=tally)
+    kept = int((PREAMBLE_TOKENS + RULE_TOKENS) * bytes_per_token / BYTES_PER_TOKEN)
+    return max(0, kept - estimate_tokens(_SEPARATOR.join([*head, fence, CITING_RULE, ""])))
 
 
 def _ids_of(parts: Sequence[Part]) -> list[str]:

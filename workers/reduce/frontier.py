@@ -239,7 +239,9 @@ class _Feed:
         texts = (part.text for part in head)
         ratio = packing_ratio(self._store, self._source.run_id, self._spec, self._reduce, texts)
         room = reduce_room(self._spec, self._reduce, ratio)
-        packer = NodePacker(room_tokens=room, level=self._level, bytes_per_token=ratio)
+        packer = NodePacker(
+            room_tokens=room, level=self._level, bytes_per_token=ratio, cites=self._spec.sources
+        )
         for some in (head, parts):
             for part in some:
                 yield from packer.add(part)

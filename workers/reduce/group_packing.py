@@ -263,7 +263,11 @@ class Packing:
                 )
             ]
         made = nodes_of(
-            parts, room_tokens=self._room, level=self._level, bytes_per_token=self._ratio
+            parts,
+            room_tokens=self._room,
+            level=self._level,
+            bytes_per_token=self._ratio,
+            cites=self._spec.sources,
         )
         chunks = [
             self._node_chunk(node, group=group, position=position)
@@ -338,7 +342,12 @@ class Packing:
             places = self._large_leaves(reading, own, writer.record)
         else:
             places = self._node_parts(reading, writer.record)
-        packer = NodePacker(room_tokens=self._room, level=self._level, bytes_per_token=self._ratio)
+        packer = NodePacker(
+            room_tokens=self._room,
+            level=self._level,
+            bytes_per_token=self._ratio,
+            cites=self._spec.sources,
+        )
         taken: list[tuple[int, int]] = []
         group = None
         for found in places:

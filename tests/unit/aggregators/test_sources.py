@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fanout.aggregators import (
+    CITING_RULE,
+    RULE_TOKENS,
     Item,
     Part,
     Place,
@@ -24,7 +26,9 @@ from fanout.aggregators import (
 )
 from fanout.aggregators.llm import part_tokens
 from fanout.aggregators.nodes import nodes_of
+from fanout.aggregators.sources import PREAMBLE_TOKENS
 from fanout.core.records import ErrorKind
+from fanout.core.tokens import estimate_tokens
 
 ID = re.compile(r"s-[a-z2-7]{7}")
 NONE = Tally()
@@ -133,10 +137,35 @@ def test_a_node_fits_its_room(level):
             with_sources(Part(group="", text=f"{'word ' * 30} [{ids[n]}]", key=n), places)
             for n in range(200)
         ]
-    from fanout.aggregators import RULE_TOKENS
-    from fanout.core.tokens import estimate_tokens
-
     for node in nodes_of(parts, room_tokens=500, level=level):
         text, _ = cited_node(node.parts, level=level, tally=node.tally)
         assert sum(map(part_tokens, node.parts)) <= 500
         assert estimate_tokens(text) <= 500 + 80 + RULE_TOKENS
+
+
+@pytest.mark.parametrize("ratio", [2.0, 4.0, 5.0])
+@pytest.mark.parametrize(
+    ("tokens", "is_cut"), [(60, False), (95, False), (130, True), (1000, True)]
+)
+def test_partial_results_get_the_room_that_the_words_of_a_prompt_do_not_need(tokens, is_cut, ratio):
+    tally = Tally(branches=50, behind=50)
+    parts = [
+        Part(group="", text="word" * tokens, key=key, count=50, tally=tally) for key in range(2)
+    ]
+    [plain] = nodes_of(parts, room_tokens=160, level=1, bytes_per_token=ratio)
+    [node] = nodes_of(parts, room_tokens=160, level=1, bytes_per_token=ratio, cites=True)
+    text, _ = cited_node(node.parts, level=1, tally=node.tally)
+    taken = estimate_tokens(f"{text}\n\n{CITING_RULE}")
+    assert [len(one.text) for one in node.parts] >= [len(one.text) for one in plain.parts]
+    assert bool(plain.tally.cut) is (tokens > 60)
+    if ratio >= 4:
+        assert taken <= 160 + int((PREAMBLE_TOKENS + RULE_TOKENS) * ratio / 4)
+        assert bool(node.tally.cut) is (is_cut and (ratio == 4 or tokens == 1000))
+
+
+def test_the_words_on_what_is_missing_fit_what_is_kept_for_them():
+    missing = dict.fromkeys(("timeout", "rate_limited", "invalid_output", "server_error"), 2_500)
+    tally = Tally(branches=20_000, behind=10_000, missing=missing, truncated=100, cut=100)
+    part = Part(group="", text="word", count=10_000, tally=tally)
+    text, _ = cited_node([part], level=1, tally=tally)
+    assert estimate_tokens(f"{text}\n\n{CITING_RULE}") <= PREAMBLE_TOKENS + RULE_TOKENS + 1
