@@ -91,7 +91,7 @@ class Aggregate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def problem(self) -> str | None:
-        """Why there is none, where too little is behind it; else None."""
+        """Why there is none: too little is behind it, or its call failed; else None."""
         return None if self.coverage is None else self.coverage.problem
 
 

@@ -37,7 +37,7 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
         truncated: The answers that were cut off at their limit of tokens, and kept; those of the reduce
             count, too.
         cut: The answers, and partial results of the reduce, of which only a beginning fitted a prompt.
-        problem: Why there is no aggregate, where too few branches are behind it; else None.
+        problem: Why there is no aggregate: too few branches are behind it, or its call failed; else None.
     """
 
     documents: int = 0

@@ -307,7 +307,7 @@ def _print(
             print_line(line)
     elif answer.aggregated:
         print_parts(answer.aggregated.texts())
-        for line in source_lines(answer.sources):
+        for line in source_lines(answer.sources, answer.coverage):
             print_line(line)
     elif delivery.out is None and status.succeeded:
         _print_branches(run, status, progress, delivery)

@@ -11,7 +11,7 @@ from fanout.core.units import plural
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from fanout.aggregators import Source
+    from fanout.aggregators import Coverage, Source
 
 __all__ = ["EMPTY_GROUP", "ROWS", "answer_text", "cell_words", "columns", "source_lines"]
 
@@ -86,36 +86,46 @@ def _line(cells: dict[str, str], widths: dict[str, int], texts: set[str]) -> str
     return "  ".join(padded).rstrip()
 
 
-def source_lines(sources: list[Source] | dict[str, Any] | None) -> Iterator[str]:
+def source_lines(
+    sources: list[Source] | dict[str, Any] | None,
+    coverage: Coverage | dict[str, Any] | None = None,
+) -> Iterator[str]:
     """Yield the sources that an aggregate cites, one to a line, below a blank line and a heading.
 
     Args:
         sources: The sources; by group if the run has groups, and by reduce if it has a list of these; None
             if it was to cite none.
+        coverage: What is behind the aggregates, in the same form: some may not exist.
     """
     if sources is None:
         return
     yield ""
     yield "Sources:"
-    yield from _cited(sources, "  ")
+    yield from _cited(sources, coverage, "  ")
 
 
-def _cited(sources: list[Source] | dict[str, Any], indent: str) -> Iterator[str]:
+def _cited(
+    sources: list[Source] | dict[str, Any],
+    coverage: Coverage | dict[str, Any] | None,
+    indent: str,
+) -> Iterator[str]:
+    by_name = coverage if isinstance(coverage, dict) else {}
     if not isinstance(sources, dict):
-        yield from _listed(sources, indent)
+        is_there = coverage is None or isinstance(coverage, dict) or coverage.problem is None
+        yield from _listed(sources, indent, is_there=is_there)
         return
     for name, some in sources.items():
         yield f"{indent}{name or EMPTY_GROUP}"
-        yield from _cited(some, f"{indent}  ")
+        yield from _cited(some, by_name.get(name), f"{indent}  ")
 
 
-def _listed(sources: Iterable[Source], indent: str) -> Iterator[str]:
+def _listed(sources: Iterable[Source], indent: str, *, is_there: bool) -> Iterator[str]:
     is_empty = True
     for one in sources:
         is_empty = False
         yield f"{indent}[{one.id}] {one.words} ({plural(one.count, 'time', 'times')})"
     if is_empty:
-        yield f"{indent}(it cites none)"
+        yield f"{indent}({'it cites none' if is_there else 'no aggregate'})"
 
 
 def _columns(rows: list[dict[str, Any]]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec import structs
 
 from fanout.aggregators import Aggregate, Source, Tally, lacking
 from fanout.core.ids import StageId
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from workers.context.worker_context import WorkerContext
 
 __all__ = ["TreeAnswers", "answer_of_refining"]
+
+_NONE_MADE = "no aggregate could be made: "
 
 
 class TreeAnswers:
@@ -77,7 +80,9 @@ class TreeAnswers:
     @property
     def problem(self) -> str | None:
         """Why there is no aggregate; None if there is one."""
-        return None if self._is_answered else _problem(self.errors, self._problems)
+        if self._is_answered:
+            return None
+        return f"{_NONE_MADE}{_why(self.errors, self._problems)}"
 
     def _answers(self, stages: Iterable[Iterable[tuple[Chunk, Outcome]]]) -> dict[str, Aggregate]:
         """Return the answers of the nodes of some groups, by stages."""
@@ -95,14 +100,16 @@ class TreeAnswers:
 
     def _answer(self, chunk: Chunk, outcome: Outcome, tally: Tally, *, is_deep: bool) -> Aggregate:
         group, count, failed = group_counts(chunk)
-        if outcome.kind is not None and chunk.error is None:
-            self.errors.append(_error(self._reduce, group, outcome))
         problem = chunk.error or lacking(tally, self._spec.min_group_success)
         value, sources = None, list[Source]()
         if problem is None:
             value = _value(outcome.output, is_json=self._reduce.schema is not None)
         else:
             self._problems = [problem]
+        if outcome.kind is not None and chunk.error is None:
+            error = _error(self._reduce, group, outcome)
+            self.errors.append(error)
+            problem = problem or _failure(error)
         if value is not None and (places := node_places(chunk)):
             value, sources = with_checked_sources(
                 self._context, self._run_id, self._spec, value, places, is_deep=is_deep
@@ -132,7 +139,9 @@ def answer_of_refining(
     problem = found.problem
     if problem is None and chain.answer is None:
         silent = ["no call had anything to say of the answers"]
-        problem = _problem(errors, [] if errors else silent)
+        why = _why(errors, [] if errors else silent)
+        none = structs.replace(made, coverage=chain.tally.coverage(why))
+        return Made([("", none)], errors, f"{_NONE_MADE}{why}")
     return Made(found.aggregates, errors, problem)
 
 
@@ -150,11 +159,12 @@ def _error(reduce: Reduce, group: str, outcome: Outcome) -> ReduceError:
     )
 
 
-def _problem(errors: list[ReduceError], problems: list[str]) -> str:
+def _why(errors: list[ReduceError], problems: list[str]) -> str:
+    """Return why there is no aggregate."""
     if problems:
-        return f"no aggregate could be made: {problems[-1]}"
-    if not errors:
-        return "no aggregate could be made: there is no answer to reduce"
-    last = errors[-1]
-    why = f"{last.kind.value}: {last.message} (after {last.attempts} attempts)"
-    return f"no aggregate could be made: {why}"
+        return problems[-1]
+    return _failure(errors[-1]) if errors else "there is no answer to reduce"
+
+
+def _failure(error: ReduceError) -> str:
+    return f"{error.kind.value}: {error.message} (after {error.attempts} attempts)"

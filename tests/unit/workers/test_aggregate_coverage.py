@@ -7,6 +7,7 @@ import pytest
 from fanout.client.run_answers import RunAnswers
 from fanout.core.errors import LLMError
 from fanout.core.records import ErrorKind, RunStatus
+from fanout.runs.answer_text import source_lines
 from tests.fakes import RUN, FakeContext
 
 ONCE = {"retries": {"max_attempts": 1}, "cache": False}
@@ -108,3 +109,46 @@ def test_failed_calls_of_the_reduce_count_against_it():
     assert result.status is RunStatus.FAILED
     assert result.aggregated is None
     assert "lost with failed calls of the reduce: context_length" in result.error
+
+
+@pytest.mark.parametrize("fold", ["tree", "refine"])
+def test_an_aggregate_whose_call_failed_says_why_in_place_of_an_answer(fold):
+    run, _ = ended(["a", "b"], ["SUM"], aggregate_prompt="SUM {input}", fold=fold)
+    result = run.result()
+    assert (result.status, result.aggregated) == (RunStatus.FAILED, None)
+    assert result.aggregate_coverage.problem == "content_filter: no (after 1 attempts)"
+    assert result.error.endswith(result.aggregate_coverage.problem)
+    assert result.aggregate_coverage.branches_behind == 0
+    assert result.notes == ["no aggregate: content_filter: no (after 1 attempts)"]
+
+
+def test_a_chain_that_says_nothing_has_a_reason():
+    run, _ = ended(["a"], [], aggregate_prompt="SUM {input}", fold="refine", max_reasks=0)
+    assert run.result().aggregate_coverage.problem is None
+    context = FakeContext(**ONCE, aggregate_prompt="SUM {input}", fold="refine")
+    context.answer = lambda request: "NOTHING TO ADD" if "SUM" in request.prompt else "answer"
+    context.write(["a", "b"])
+    for stage in range(2):
+        context.process(stage=stage)
+    result = RunAnswers(RUN, context.store).result()
+    assert (result.status, result.aggregated) == (RunStatus.FAILED, None)
+    why = "no call had anything to say of the answers"
+    assert result.aggregate_coverage.problem == why
+    assert result.notes == ["1 call had nothing to add", f"no aggregate: {why}"]
+
+
+def test_the_list_of_sources_tells_no_aggregate_from_one_that_cites_nothing():
+    job = {"aggregate_prompt": "SUM {input}", "group_by": "document", "sources": True}
+    run, _ = ended(["a", "bad"], [], **job)
+    stored = run.stored_aggregate()
+    assert list(source_lines(run.sources(), stored.coverage())) == [
+        "", "Sources:", "  d0", "    (it cites none)", "  d1", "    (it cites none)",
+    ]  # fmt: skip
+    run, _ = ended(["a", "bad"], ["(d1)"], **job)
+    stored = run.stored_aggregate()
+    assert list(source_lines(run.sources(), stored.coverage())) == [
+        "", "Sources:", "  d0", "    (it cites none)", "  d1", "    (no aggregate)",
+    ]  # fmt: skip
+    assert "(no aggregate: content_filter: no (after 1 attempts))" in "".join(stored.texts())
+    alone = run.aggregate_coverage()["d1"]
+    assert list(source_lines([], alone))[2:] == ["  (no aggregate)"]
