@@ -75,14 +75,18 @@ class Place(msgspec.Struct, frozen=True, array_like=True):
     Attributes:
         index: The index of its branch.
         document: The name of the document.
-        chunk: The 0-based position of the chunk in it.
+        position: The 0-based position of the chunk in it.
         pages: The numbers of the pages that the chunk is on; empty if unknown.
+        chunk: The 0-based number of the chunk in the run.
+        is_part: Whether documents are split, so that the chunk may be a part of it.
     """
 
     index: int
     document: str
-    chunk: int = 0
+    position: int = 0
     pages: tuple[int, ...] = ()
+    chunk: int = 0
+    is_part: bool = False
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,7 +96,9 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
         id: Its id: the aggregate has it in brackets.
         document: The name of the document.
         pages: The numbers of the pages that the chunk is on; empty if unknown.
-        chunk: The 0-based position of the chunk in the document.
+        chunk: The 0-based number of the chunk in the run, as in the rows of outputs.
+        position: The 0-based position of the chunk in the document, as there.
+        is_part: Whether documents were split, so that the chunk may be a part of this one.
         index: The index of the branch whose answer it is.
         count: How often it is cited.
     """
@@ -101,19 +107,21 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     document: str
     pages: tuple[int, ...] = ()
     chunk: int = 0
+    position: int = 0
+    is_part: bool = False
     index: int = 0
     count: int = 1
 
     @property
     def words(self) -> str:
-        """Document, pages and chunk, in one line."""
+        """Document, pages, and the position of the chunk in a document that was split, in one line."""
         parts = [" ".join(self.document.split())]
         if self.pages:
             is_one = len(self.pages) == 1
             pages = str(self.pages[0]) if is_one else f"{self.pages[0]}-{self.pages[-1]}"
             parts.append(f"page{'' if is_one else 's'} {pages}")
-        if self.chunk:
-            parts.append(f"chunk {self.chunk + 1}")
+        if self.is_part:
+            parts.append(f"chunk {self.position}")
         return ", ".join(parts)
 
 
@@ -238,6 +246,8 @@ def sources_of(value: Any, places: Mapping[str, Place]) -> list[Source]:
             document=places[one].document,
             pages=places[one].pages,
             chunk=places[one].chunk,
+            position=places[one].position,
+            is_part=places[one].is_part,
             index=places[one].index,
             count=count,
         )

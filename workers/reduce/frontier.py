@@ -296,7 +296,8 @@ def leaf_of(spec: RunSpec, reduce: Reduce, chunk: Chunk, outcome: Outcome) -> Pa
     tally = tally_of(spec, chunk, outcome)
     place = None
     if spec.sources and reduce.kind == "llm":
-        place = Place(outcome.index, chunk.document, chunk.position, tuple(chunk.pages))
+        pages, is_part = tuple(chunk.pages), spec.split != "none"
+        place = Place(outcome.index, chunk.document, chunk.position, pages, ref.chunk, is_part)
     return leaf_part(item_of(spec, reduce, chunk, outcome), key=key, tally=tally, place_of=place)
 
 

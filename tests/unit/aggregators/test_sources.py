@@ -41,7 +41,7 @@ def leaf(number, text, document=None):
         item,
         key=part_key(document, number),
         tally=Tally.of(document=number, chunk=number, kind=None),
-        place_of=Place(number, document, number, (number + 1,)),
+        place_of=Place(number, document, number, (number + 1,), number + 7, is_part=True),
     )
 
 
@@ -110,7 +110,8 @@ def test_a_partial_result_keeps_the_ids_that_it_cites_and_no_others():
     assert shown == {second: places[second]}
     assert shown_texts(text, shown) == {second: [f"{partial.text}\n"]}
     [source] = sources_of({"a": [f"x [{second}]", f"y [{second}]"], "b": first}, shown)
-    assert (source.id, source.count, source.words) == (second, 2, "d1, page 2, chunk 2")
+    assert (source.id, source.count, source.words) == (second, 2, "d1, page 2, chunk 1")
+    assert (source.chunk, source.position) == (8, 1)
 
 
 def test_a_prompt_says_what_is_missing_and_why():

@@ -281,15 +281,17 @@ def test_only_where_there_is_an_aggregate_it_is_said_to_be_below(value):
 
 
 def test_each_statement_is_linked_to_its_sources():
-    one = Source(id="s-aaaaaaa", document="<b>.pdf", pages=(3, 4), chunk=1, index=7, count=2)
+    one = Source(
+        id="s-aaaaaaa", document="<b>.pdf", pages=(3, 4), position=1, is_part=True, index=7, count=2
+    )
     text = "Red [s-aaaaaaa], blue [s-bbbbbbb] <i>"
     made = Aggregate(value=text, sources=[one])
     html = page(facts([branch(0)], stored=StoredResult(aggregates={"": made})))
-    link = '<a href="#source-0-s-aaaaaaa" title="&lt;b&gt;.pdf, pages 3-4, chunk 2">[s-aaaaaaa]</a>'
+    link = '<a href="#source-0-s-aaaaaaa" title="&lt;b&gt;.pdf, pages 3-4, chunk 1">[s-aaaaaaa]</a>'
     assert f"Red {link}, blue [s-bbbbbbb] &lt;i&gt;" in html
     assert '<tr id="source-0-s-aaaaaaa">' in html
     reader = read([branch(0)], stored=StoredResult(aggregates={"": made}))
-    assert "Source Document Cited [s-aaaaaaa] <b>.pdf, pages 3-4, chunk 2 2" in reader.text
+    assert "Source Document Cited [s-aaaaaaa] <b>.pdf, pages 3-4, chunk 1 2" in reader.text
 
 
 def test_what_is_behind_an_aggregate_and_why_there_is_none():

@@ -89,8 +89,8 @@ def test_each_citation_leads_to_the_branch_whose_answer_it_is(count):
         source = by_id[one]
         branch = result.branches[source.index]
         assert branch.output == f"the fact of {fact}"
-        assert (source.document, source.chunk, list(source.pages)) == (
-            branch.document, branch.position, list(branch.pages),
+        assert (source.document, source.chunk, source.position, list(source.pages)) == (
+            branch.document, branch.chunk, branch.position, list(branch.pages),
         )  # fmt: skip
         assert source.count == 1
     assert result.to_dict()["sources"][0]["document"] == result.sources[0].document
