@@ -25,6 +25,7 @@ _SAME = str.maketrans({
     "\u2018": "'", "\u2019": "'", "\u201a": "'", "\u201b": "'", "\u201c": '"', "\u201d": '"',
     "\u201e": '"', "\u00ab": '"', "\u00bb": '"', "\u2010": "-", "\u2011": "-", "\u2012": "-",
     "\u2013": "-", "\u2014": "-", "\u2212": "-", "\u00ad": "", "\u200b": "", "\ufeff": "",
+    "\u201f": '"', "\u2039": "'", "\u203a": "'",
 })  # fmt: skip
 _DOTS = (".", "\u2026")
 # A sentence that ends with a quote may have its point within.
@@ -80,10 +81,10 @@ class QuotedText:
 
         Parts of it may be left out, where it has dots or ``[...]`` in their place.
         """
-        # Quotes within quotes have other marks than in the text.
+        # Quotes within quotes have other marks than in the text, and models emphasise words.
         text = _one_mark(self._loose[0])
-        loose = [_loose(one)[0].strip().rstrip(_POINTS) for one in _LEFT_OUT.split(quote)]
-        wanted = [_one_mark(one) for one in loose if one]
+        loose = [_one_mark(_loose(one)[0]).strip() for one in _LEFT_OUT.split(quote)]
+        wanted = [one for one in (some.rstrip(_POINTS) for some in loose) if one]
         at = 0
         for one in wanted:
             at = text.find(one, at)
@@ -142,7 +143,8 @@ class QuotedText:
 
 
 def _one_mark(text: str) -> str:
-    return text.replace('"', "'")
+    """Return a loose text with one form of quotes, and without Markdown's emphasis."""
+    return text.replace('"', "'").replace("*", "")
 
 
 def _loose(text: str) -> tuple[str, list[int]]:

@@ -101,7 +101,8 @@ def test_quotes_of_the_root_are_checked_in_the_texts_that_are_known():
 @pytest.mark.parametrize(
     ("quote", "is_there"),
     [
-        ("the HOUSE 'is' red", True), ("house [...] windows.", True), ("windows ... house", False),
+        ("the HOUSE 'is' red", True), ("the **house** \u2039is\u203a *red*", True), ("**", False),
+        ("house [...] windows.", True), ("windows ... house", False),
         ("The house is red", False), ("12 window", True), ("...", False), ("", False),
     ],
 )  # fmt: skip
