@@ -53,7 +53,8 @@ def test_json_has_sources_and_coverage_by_group(run):
     [source] = found["sources"]["b"]
     assert found["aggregated"]["b"].startswith(f'One says "It is" [{source["id"]}]')
     assert source == {
-        "id": source["id"], "document": "texts.csv:4", "pages": [], "chunk": 0, "index": 2, "count": 1,
+        "id": source["id"], "document": "texts.csv:4", "pages": [], "chunk": 2, "position": 0,
+        "is_part": False, "index": 2, "count": 1,
     }  # fmt: skip
     coverage = found["aggregate_coverage"]
     assert coverage["a"]["problem"].startswith(
