@@ -121,5 +121,11 @@ def test_a_reduce_whose_prompt_has_no_room_is_refused_before_anything_is_paid_fo
 
 def test_a_reduce_whose_prompt_has_room_is_not_refused():
     for job in (SUMMED, {**JUDGED, "reduce": "pairwise"}, {**SUMMED, "sources": True}):
-        checked_spec({**job, "context_tokens": 2_000}, has_documents=True)
-    checked_spec({**SUMMED, "aggregate_max_tokens": 50, "tokenizer": "bytes/2"}, has_documents=True)
+        assert (
+            checked_spec({**job, "context_tokens": 2_000}, has_documents=True).context_tokens
+            == 2_000
+        )
+    spec = checked_spec(
+        {**SUMMED, "aggregate_max_tokens": 50, "tokenizer": "bytes/2"}, has_documents=True
+    )
+    assert spec.aggregate_max_tokens == 50
