@@ -71,13 +71,14 @@ def test_an_aggregate_that_is_cut_off_fails_or_is_kept_and_counted(on_truncated)
     result, kept = result_of(context), on_truncated == "keep"
     assert limits == [None] * 3 + ([50] if kept else [50, 100])
     assert result.aggregated == ("half" if kept else None)
-    if kept:
-        first, behind = "1 answer of the reduce was cut off and kept", "3 of 3 branches (100.0%)"
-    else:
-        first, behind = "no aggregate: truncated: ", "0 of 3 branches (0.0%)"
-    assert [note.startswith(words) for note, words in zip(
-        result.notes, [first, f"behind it: {behind}, "], strict=True
-    )] == [True, True]  # fmt: skip
+    notes = (
+        ["1 answer of the reduce was cut off and kept", "behind it: 3 of 3 branches (100.0%), "]
+        if kept
+        else ["no aggregate: truncated: "]
+    )
+    assert [found.startswith(words) for found, words in zip(result.notes, notes, strict=True)] == [
+        True
+    ] * len(notes)
     assert [error.kind for error in result.reduce_errors] == ([] if kept else [ErrorKind.TRUNCATED])
 
 
