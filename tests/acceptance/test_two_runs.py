@@ -138,7 +138,7 @@ def test_a_run_that_has_not_ended_is_no_input_yet(fanout, here, broker_url, monk
         (("-p", "{input} {count} {group}", "--aggregate", "{count} {group} {failed} {input}"), 0,
          "succeeded"),
         (("-p", "{input}", "--aggregate", "{index} {input}"), 2,
-         "aggregate_prompt: there is no {index}; known: {count}"),
+         "--aggregate: there is no {index}; known: {count}"),
         (("-p", "{input}", "--where", "column.index = 7"), 0, "taken: 1 of 2 documents"),
     ],
 )  # fmt: skip

@@ -22,7 +22,7 @@ from fanout.broker.app import make_app
 from fanout.broker.dropped import MALFORMED, dropped_messages
 from fanout.broker.publisher import Publisher
 from fanout.broker.transport import _LimitedMessage
-from fanout.core.ids import ShardId, StageId
+from fanout.core.ids import PartitionId, ShardId, StageId
 from fanout.core.settings import load_settings
 from tests.hostile import changed, closed, opened
 from workers.config import make_worker_app
@@ -55,6 +55,7 @@ def publish_one_of_each(app):
     publisher.shard_chord(ShardId("run1", 0, 3), positions=range(2))
     publisher.collect(ShardId("run1", 0, 3))
     publisher.aggregate(StageId("run1", 0))
+    publisher.pack([PartitionId("run1", 0, 0, 2)])
     publisher.seal(StageId("run1", 0), shards=4)
     publisher.close()
 

@@ -59,7 +59,7 @@ def test_each_limit_counts_and_a_missing_one_does_not():
 
 
 def test_more_is_kept_where_answers_are_compared():
-    kept = {name: reduce_share(name) for name in ("none", "rank", "llm", "best", "pairwise")}
+    kept = {name: reduce_share([name]) for name in ("none", "rank", "llm", "best", "pairwise")}
     assert kept == {"none": 0, "rank": 0, "llm": REDUCE_SHARE, "best": 0.5, "pairwise": 0.5}
     limits = map_limits(BudgetLimits(calls=100), reduce_share=kept["best"])
     assert limits == BudgetLimits(calls=50)
