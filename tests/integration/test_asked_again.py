@@ -10,10 +10,10 @@ import redis
 
 from fanout import RunStatus
 from fanout.core.spec import make_spec
+from tests.integration.conftest import QUICK
 
 from .conftest import wait_for
 
-QUICK = {"FANOUT_VISIBILITY_TIMEOUT_S": "5", "FANOUT_REAPER_INTERVAL_S": "0"}
 # Notes each call. One model never gives a label; the other one does so when it is asked again.
 MODELS = """
 import pathlib, time

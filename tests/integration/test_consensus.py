@@ -11,10 +11,10 @@ import redis
 
 from fanout import RunStatus
 from fanout.core.spec import make_spec
+from tests.integration.conftest import QUICK
 
 from .conftest import wait_for
 
-QUICK = {"FANOUT_VISIBILITY_TIMEOUT_S": "5", "FANOUT_REAPER_INTERVAL_S": "0"}
 # Notes each call, and answers by the number of the sample: never certain before the last one.
 MODEL = """
 import pathlib, time

@@ -9,10 +9,9 @@ import pytest
 
 from fanout import RunStatus
 from fanout.core.spec import make_spec
-from tests.integration.conftest import wait_for
+from tests.integration.conftest import QUICK, wait_for
 from tests.scripted_provider import ScriptedProvider, openai_reply
 
-QUICK = {"FANOUT_VISIBILITY_TIMEOUT_S": "5", "FANOUT_REAPER_INTERVAL_S": "0"}
 COUNT = 2100
 IN_FLIGHT = 32
 

@@ -12,11 +12,10 @@ import pytest
 from fanout import RunStatus
 from fanout.core.records import Document
 from fanout.core.spec import make_spec
-from tests.integration.conftest import wait_for
+from tests.integration.conftest import QUICK, wait_for
 from tests.integration.test_deleted_runs import traces
 from tests.scripted_provider import ScriptedProvider, openai_reply
 
-QUICK = {"FANOUT_VISIBILITY_TIMEOUT_S": "5", "FANOUT_REAPER_INTERVAL_S": "0"}
 COUNT, GROUPS = 2_000, 200
 IN_FLIGHT = 32
 

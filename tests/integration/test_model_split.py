@@ -16,11 +16,11 @@ from fanout.core.plan_runs import plan_run
 from fanout.core.records import ErrorKind
 from fanout.core.spec import make_spec
 from tests.held_provider import HeldProvider
+from tests.integration.conftest import QUICK
 from tests.scripted_provider import openai_reply
 
 from .conftest import wait_for
 
-QUICK = {"FANOUT_VISIBILITY_TIMEOUT_S": "5", "FANOUT_REAPER_INTERVAL_S": "0"}
 MINUTES = "{0}\n\n1. Budget. The board agreed on {0}.\n\n2. Hiring. Two people for {0}.\n"
 JOB = {
     "model": "openai/m",

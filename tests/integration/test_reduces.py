@@ -6,13 +6,8 @@ import pytest
 
 from fanout import RunStatus
 from fanout.core.spec import make_spec
-from tests.integration.conftest import wait_for
+from tests.integration.conftest import QUICK, wait_for
 from tests.integration.test_frontier import COUNT, Summing
-
-# A worker that dies between the opening of a shard and its message leaves it to the reaper.
-QUICK = {
-    "FANOUT_VISIBILITY_TIMEOUT_S": "5", "FANOUT_REAPER_INTERVAL_S": "1", "FANOUT_STALL_S": "2",
-}  # fmt: skip
 
 REDUCES = [
     {"name": "sum", "llm": "SUM {input}", "aggregate_max_tokens": 20},
