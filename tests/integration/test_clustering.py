@@ -8,7 +8,8 @@ from collections import Counter
 import pytest
 
 from fanout import RunStatus
-from tests.integration.test_frontier import COUNT, IN_FLIGHT, QUICK, Summing, submit
+from tests.integration.conftest import QUICK
+from tests.integration.test_frontier import COUNT, IN_FLIGHT, Summing, submit
 
 
 class HoldingNodes(Summing):

@@ -7,8 +7,8 @@ import re
 import pytest
 
 from fanout import RunStatus
-from tests.integration.conftest import wait_for
-from tests.integration.test_frontier import COUNT, IN_FLIGHT, QUICK, Summing, submit
+from tests.integration.conftest import QUICK, wait_for
+from tests.integration.test_frontier import COUNT, IN_FLIGHT, Summing, submit
 
 
 @pytest.fixture
