@@ -6,6 +6,8 @@ import json
 import re
 from typing import TYPE_CHECKING
 
+from fanout.system.text_parts import long_parts
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -16,29 +18,16 @@ _OUTSIDE = re.compile(r'["{}\[\],:]|[^"{}\[\],:]+')
 _INSIDE = re.compile(r'[^"\\]+|\\.|\\\Z|"', re.DOTALL)
 _MARKS = frozenset("{}[],:")
 _STEP = "  "
-_PART_CHARS = 64_000
 
 
 def spaced_json(parts: Iterable[str]) -> Iterator[str]:
     """Yield JSON without spaces, in parts, as ``json.dumps`` has it."""
-    return _joined(_spaced(parts))
+    return long_parts(_spaced(parts))
 
 
 def indented_json(parts: Iterable[str]) -> Iterator[str]:
     """Yield JSON without spaces, in parts, as ``json.dumps`` has it with ``indent=2``."""
-    return _joined(_indented(parts))
-
-
-def _joined(pieces: Iterator[str]) -> Iterator[str]:
-    some: list[str] = []
-    size = 0
-    for piece in pieces:
-        some.append(piece)
-        size += len(piece)
-        if size >= _PART_CHARS:
-            yield "".join(some)
-            some, size = [], 0
-    yield "".join(some)
+    return long_parts(_indented(parts))
 
 
 def _spaced(parts: Iterable[str]) -> Iterator[str]:

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from fanout.system.text_parts import long_parts
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
 __all__ = [
     "asks",
@@ -38,7 +40,6 @@ __all__ = [
 ]
 
 _FIRST_ASTRAL = 0x10000
-_PART_CHARS = 64_000
 
 # Controls (C0, DEL, C1); marks that change the reading order, or are invisible; lone surrogates,
 # which cannot be encoded. Joiners (U+200C, U+200D) stay: scripts and emoji need them.
@@ -108,7 +109,7 @@ def print_text(text: str, *, err: bool = False, is_data: bool = False) -> None:
 def print_parts(parts: Iterable[str]) -> None:
     """Print data of one or more lines on standard output, a part at a time: see ``print_line``."""
     stream, rest = sys.stdout, ""
-    for part in _at_length(parts):
+    for part in long_parts(parts):
         if not stream.isatty():
             write_raw(stream, part)
             continue
@@ -117,19 +118,6 @@ def print_parts(parts: Iterable[str]) -> None:
         rest = "\r" if text.endswith("\r") else ""
         write_raw(stream, several_lines(text.removesuffix(rest)))
     write_raw(stream, several_lines(rest) + "\n")
-
-
-def _at_length(parts: Iterable[str]) -> Iterator[str]:
-    """Yield parts that are short, such as lines, together."""
-    some: list[str] = []
-    size = 0
-    for part in parts:
-        some.append(part)
-        size += len(part)
-        if size >= _PART_CHARS:
-            yield "".join(some)
-            some, size = [], 0
-    yield "".join(some)
 
 
 def print_error(text: str) -> None:
