@@ -6,25 +6,21 @@ from array import array
 from bisect import bisect_right
 from typing import TYPE_CHECKING, Any
 
-from msgspec import structs
-
+from fanout.client.run_progress import RunProgress
 from fanout.core.answer_types import UNTYPED
-from fanout.core.errors import RunError, StoredDataError
+from fanout.core.errors import RunError
 from fanout.core.ids import StageId
-from fanout.core.plan_runs import plan_run
-from fanout.core.records import RunStatus, total_saved, total_usage, usage_by_model
+from fanout.core.records import RunStatus
 from fanout.core.spec import RunSpec, stored_spec
 from fanout.runs.aggregate_values import typed_aggregate
 from fanout.runs.branch_trace import trace_of
-from fanout.runs.budget_status import BudgetStatus, day_budgets
 from fanout.runs.common_errors import commonest_error
 from fanout.runs.evaluation import evaluate, evaluate_by
-from fanout.runs.lost_calls import with_lost_calls
 from fanout.runs.outputs import output_of, refused_note
 from fanout.runs.result_values import ResultValues, stored_values
 from fanout.runs.results import Result
 from fanout.runs.rows import layout_of
-from fanout.runs.status import StageStatus, Status, StoredResult, kept_notes
+from fanout.runs.status import Status, StoredResult, kept_notes
 from fanout.runs.stored_aggregates import stored_aggregate
 from fanout.runs.traced_comparisons import comparisons_in
 
@@ -34,10 +30,7 @@ if TYPE_CHECKING:
     from fanout.aggregators import Coverage, Source
     from fanout.core.answer_types import AnswerTypes
     from fanout.core.ids import ShardId
-    from fanout.core.lanes import LaneChoice
-    from fanout.core.rate_limits import LimitState
-    from fanout.core.records import ErrorKind, Outcome, Shard, Usage
-    from fanout.core.state import StageRecord, WorkerRecord
+    from fanout.core.records import ErrorKind, Outcome, Shard
     from fanout.runs.branch_output import Output
     from fanout.runs.branch_trace import BranchTrace
     from fanout.runs.evaluation import Evaluation
@@ -65,10 +58,7 @@ class RunAnswers:
         self._map_id = StageId(run_id, 0)
         self._store = store
         self._types = types
-        # The lane and the models of the job, which do not change, and whether a branch asks once.
-        self._called: tuple[LaneChoice, tuple[str, ...]] | None = None
-        self._asks_once = True
-        self._split: tuple[str, str, str] | None = None
+        self._progress = RunProgress(run_id, store)
 
     @property
     def spec(self) -> RunSpec:
@@ -78,121 +68,11 @@ class RunAnswers:
     @property
     def plan_id(self) -> str | None:
         """The run in which a model splits the documents of this one; None without one."""
-        return plan_run(self.run_id) if self._splits[0] == "model" else None
-
-    @property
-    def _splits(self) -> tuple[str, str, str]:
-        """How the job splits, and the models of its branches and of the split; they do not change."""
-        if self._split is None:
-            try:
-                spec = self.spec
-            except StoredDataError:
-                # The status of a damaged run is of use all the same.
-                return "none", "", ""
-            self._split = spec.split, spec.model, spec.split_model or spec.model
-        return self._split
+        return self._progress.plan_id
 
     def status(self) -> Status:
         """Return the progress of the run. Raises UnknownRunError."""
-        run = self._store.run(self.run_id)
-        stages = [
-            self._store.stage(StageId(self.run_id, stage)) for stage in range(run.last_stage + 1)
-        ]
-        plan = None if self.plan_id is None else self._store.stage(StageId(self.plan_id, 0))
-        used = [*stages, *([] if plan is None else [plan])]
-        usage = total_usage([stage.usage for stage in used])
-        if run.retry and not run.has_ended and run.halt is None:
-            stages[0] = stages[0].without_retried(run.retry)
-        branches = stages[0]
-        gathered, batches = (0, []) if run.has_ended else self._store.in_batches(self.run_id)
-        workers, vanished = self._store.known_workers()
-        lost = {
-            one.name: one.in_flight
-            for one in vanished
-            if one.in_flight and one.seen_at >= run.created_at and not run.has_ended
-        }
-        lane, days = self._lane_and_days(workers, has_ended=run.has_ended)
-        budget = None
-        if run.has_budget:
-            left = self._store.budget(self.run_id)
-            how = {"has_ended": run.has_ended, "is_batched": bool(gathered or batches)}
-            budget = BudgetStatus.of(left, **how)
-            usage = with_lost_calls(usage, left, **how)
-        return Status(
-            run_id=self.run_id,
-            status=run.status,
-            total=branches.total,
-            done=branches.done,
-            succeeded=branches.succeeded,
-            failed=branches.failed,
-            errors=branches.errors,
-            usage=usage,
-            created_at=run.created_at,
-            elapsed_s=run.elapsed_s,
-            stage=run.stage,
-            error=run.error,
-            workers=len(workers),
-            # A worker's clock may be ahead of the server's.
-            latency=structs.replace(branches.latency, most_s=max(0.0, run.elapsed_s)),
-            stages=_stages(stages, run.base_stage),
-            max_workers=run.max_workers,
-            permits_used=None if run.max_workers is None else run.permits_in_use,
-            priority=run.priority,
-            gathered=gathered,
-            batches=tuple(batches),
-            kept_truncated=branches.kept_truncated,
-            kept_rejected=branches.kept_rejected,
-            asks_once=self._asks_once,
-            usage_by_model=self._by_model(stages, plan),
-            saved=total_saved([stage.saved for stage in used]),
-            budget=budget,
-            lane=lane,
-            is_late=run.is_late,
-            is_stopping=run.is_stopping,
-            day_budgets=days,
-            vanished=lost,
-            limits={} if run.has_ended else self._limits(),
-            asks_providers=self._called is not None and any("/" in one for one in self._called[1]),
-            plan=None if plan is None else _stage_status(0, plan),
-        )
-
-    def _by_model(
-        self, stages: Sequence[StageRecord], plan: StageRecord | None
-    ) -> dict[str, Usage]:
-        """Return the usage by model, if the run calls several; else nothing."""
-        found = [stage.usage_of for stage in stages]
-        _, model, split_model = self._splits
-        if plan is not None and (split_model != model or plan.usage_of or any(found)):
-            found = [stage.usage_of or {model: stage.usage} for stage in stages]
-            found.append(plan.usage_of or {split_model: plan.usage})
-        return {name: one for name, one in usage_by_model(found).items() if one.calls or not plan}
-
-    def _lane_and_days(
-        self, workers: Sequence[WorkerRecord], *, has_ended: bool
-    ) -> tuple[LaneChoice | None, dict[str, BudgetStatus]]:
-        """Return the lane of the run, and the budgets of the day that its calls must fit into."""
-        if self._called is None:
-            try:
-                spec = self.spec
-            except StoredDataError:
-                # The status of a damaged run is of use all the same.
-                return None, {}
-            self._called = spec.lane, spec.all_models
-            self._asks_once = not spec.steps and spec.certainty is None
-        lane, models = self._called
-        if has_ended:
-            return lane, {}
-        return lane, day_budgets(self._store, workers, models)[0]
-
-    def _limits(self) -> dict[str, LimitState]:
-        """Return the learnt limits of the run's models that calls keep to now."""
-        models = self._called[1] if self._called is not None else ()
-        found = self._store.limits()
-        return {
-            model: limit
-            for model in models
-            if (limit := found.get(model)) is not None and (limit.is_tight or limit.calls_at_once)
-        }
+        return self._progress.status()
 
     def result(self) -> Result[Any]:
         """Return the outcomes so far; all of them once the run has ended.
@@ -402,24 +282,3 @@ class RunAnswers:
         for index, rank in self.stored_aggregate().ranks():
             ranks[index] = rank
         return ranks if any(ranks) else None
-
-
-def _stages(stages: Sequence[StageRecord], base_stage: int) -> tuple[StageStatus, ...]:
-    """Return the progress of the stages, without those of the reduce that a retry discarded."""
-    return tuple(
-        _stage_status(number, record)
-        for number, record in enumerate(stages)
-        if number == 0 or number > base_stage
-    )
-
-
-def _stage_status(number: int, record: StageRecord) -> StageStatus:
-    return StageStatus(
-        stage=number,
-        total=record.total,
-        succeeded=record.succeeded,
-        failed=record.failed,
-        done=record.done,
-        kept_truncated=record.kept_truncated,
-        calls=record.usage.calls,
-    )
