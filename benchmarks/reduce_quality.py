@@ -91,6 +91,8 @@ def ways(window: int, *, has_small: bool) -> list[Way]:
         Way(name="`tree`, short prompts", fields=shorter),
         Way(name="`refine`", fields={"fold": "refine"}),
         Way(name="`refine`, short prompts", fields={"fold": "refine", **shorter}),
+        Way(name="`cluster`", fields={"fold": "cluster"}),
+        Way(name="`cluster`, short prompts", fields={"fold": "cluster", **shorter}),
         Way(name="`tree`, `sources`", fields={"sources": True}),
         Way(name="`tree`, `fence: false`", fields={"fence": False}),
         Way(

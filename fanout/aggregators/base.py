@@ -72,8 +72,8 @@ class Aggregate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The result of an aggregator: text or another JSON value, from branches with an answer.
 
     Of one that is stored in pieces, ``value`` is None, and ``held`` says where they are. ``coverage`` is
-    what is behind it; None in results of earlier versions, and of comparisons. ``sources`` are those that
-    it cites; empty without ``sources`` in its job.
+    what is behind it; None in results of earlier versions. ``sources`` are those that it cites; empty
+    without ``sources`` in its job.
     """
 
     value: Any

@@ -15,6 +15,7 @@ from fanout.core.errors import SpecError
 from fanout.core.filled_nulls import without_filled_nulls
 from fanout.core.json_text import fenced, is_deeper, parse_json
 from fanout.core.label_text import OPENINGS, layers, loosened
+from fanout.core.own_schemas import OWN_SCHEMAS
 from fanout.core.reasoning import OWN_TAGS, PROMPTED_TAGS, without_reasoning
 from fanout.core.schema_kinds import takes_text
 from fanout.core.schema_references import MOST_LEVELS, MOST_WAYS, levels, ways
@@ -91,6 +92,11 @@ class AnswerShape:
     def text(self) -> str:
         """The shape as JSON, with its properties in their order: equal for equal shapes."""
         return msgspec.json.encode([self.schema, self.choices]).decode()
+
+    @cached_property
+    def is_own(self) -> bool:
+        """Whether fanout asks for the shape by itself, so that nothing of the job may say it."""
+        return self.schema in OWN_SCHEMAS
 
     @cached_property
     def in_words(self) -> str:

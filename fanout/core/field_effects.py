@@ -246,10 +246,8 @@ RULES = (
               lambda spec: any(one.kind == "llm" for one in spec.reductions),
               "has no effect with reduce {spec.reduction!r}; leave it out, or give an aggregate "
               "prompt, for a reduce by the model"),
-    FieldRule(("min_group_success",), ("reduce", "aggregate_prompt"),
-              lambda spec: not all(one.compares for one in spec.reductions),
-              "has no effect with reduce {spec.reduction!r}; leave it out, or choose another reduce "
-              "(concat, merge, vote, rank, top, table, llm or resolve)"),
+    FieldRule(("min_group_success",), ("reduce", "aggregate_prompt"), lambda spec: bool(spec.reductions),
+              "has no effect without a reduce; leave it out, or give one"),
     FieldRule(("output_format",), ("schema", "choices"),
               lambda spec: not (spec.schema or spec.choices),
               "has no effect with schema or choices, which say more; leave it out"),

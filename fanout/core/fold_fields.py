@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel
 
+from fanout.core.own_schemas import SCORED_SCHEMA
 from fanout.core.strict_schema import object_properties
 
 __all__ = ["RERANK", "FoldFields", "FoldName", "with_scores"]
@@ -14,25 +15,6 @@ FoldName = Literal["tree", "refine", "cluster", "map_rerank"]
 
 RERANK = "map_rerank"
 _SCORE = "score"
-# What each branch answers, unless the job says so itself. The score is judged after the answer is written.
-_SCORED_ANSWER: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "answer": {
-            "type": "string",
-            "description": "The answer to the question, by this text alone.",
-        },
-        _SCORE: {
-            "type": "integer",
-            "minimum": 0,
-            "maximum": 100,
-            "description": "How fully this text answers the question: 100 is fully and in detail, 0 is not "
-            "at all, also if the text does not say.",
-        },
-    },
-    "required": ["answer", _SCORE],
-    "additionalProperties": False,
-}
 _SHAPES = ("schema", "choices", "steps", "output_format")
 
 
@@ -40,7 +22,7 @@ def with_scores(fields: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a job whose answers have scores, if it folds by these, with a schema of such."""
     if fields.get("fold") != RERANK or any(fields.get(name) for name in _SHAPES):
         return fields
-    return {**fields, "schema": _SCORED_ANSWER}
+    return {**fields, "schema": SCORED_SCHEMA}
 
 
 class FoldFields(BaseModel):

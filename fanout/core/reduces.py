@@ -6,19 +6,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from fanout.core.own_schemas import COMPARISON_SCHEMA, RESOLUTION_SCHEMA
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from fanout.core.cells import Cell
 
-__all__ = [
-    "COMPARISON_SCHEMA",
-    "RANKING",
-    "RESOLUTION_SCHEMA",
-    "Reduce",
-    "ReduceKind",
-    "reduce_name",
-]
+__all__ = ["RANKING", "Reduce", "ReduceKind", "reduce_name"]
 
 ReduceKind = Literal[
     "concat",
@@ -33,22 +28,6 @@ ReduceKind = Literal[
     "resolve",
 ]
 
-# The reasons come first: what is written before the verdict can still change it.
-COMPARISON_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "reasons": {"type": "string"},
-        "winner": {"type": "string", "enum": ["A", "B", "tie"]},
-    },
-    "required": ["reasons", "winner"],
-    "additionalProperties": False,
-}
-RESOLUTION_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {"reasons": {"type": "string"}, "same": {"type": "boolean"}},
-    "required": ["reasons", "same"],
-    "additionalProperties": False,
-}
 _COMPARING = ("best", "pairwise")
 RANKING = ("rank", "top", "pairwise")
 _MODEL_GROUPS = ("model", "fanout.model")

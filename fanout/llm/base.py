@@ -102,8 +102,20 @@ class LLMRequest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def whole_prompt(self) -> str:
         """The conversation as one prompt, for models that take no messages."""
-        parts = [self.prompt]
-        for answer, reply in self._replies(is_told=False):
+        return self._as_one([self.prompt], is_told=False)
+
+    @property
+    def function_prompt(self) -> str:
+        """The conversation for a function, which is told a shape that its user has not given.
+
+        What the user has given, the prompt may say, or the function may know.
+        """
+        if self.shape is None or not self.shape.is_own:
+            return self.whole_prompt
+        return self._as_one([self.prompt, self.shape.in_words], is_told=True)
+
+    def _as_one(self, parts: list[str], *, is_told: bool) -> str:
+        for answer, reply in self._replies(is_told=is_told):
             parts += [f"You answered:\n{answer}", reply]
         return "\n\n".join(parts)
 

@@ -74,7 +74,7 @@ class CallableLLM:
         """
         _require_prompt_only(request)
         try:
-            text = await self.call(request.whole_prompt)
+            text = await self.call(request.function_prompt)
         except (LLMError, asyncio.CancelledError):
             raise
         except BaseException as error:

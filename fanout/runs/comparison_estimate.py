@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fanout.core.errors import SpecError
-from fanout.core.reduces import COMPARISON_SCHEMA, RESOLUTION_SCHEMA
+from fanout.core.own_schemas import COMPARISON_SCHEMA, RESOLUTION_SCHEMA
 from fanout.core.tokens import BYTES_PER_TOKEN, utf8_bytes
 from fanout.inputs.comparison_prompts import comparison_frame, comparison_room
 from fanout.inputs.resolution_prompts import resolution_prompt

@@ -31,13 +31,14 @@ from fanout.runs.status import ReduceError
 from fanout.runs.token_counts import comparison_tokens, packing_ratio
 from fanout.system.external_sort import Scratch
 from workers.reduce.compared_tasks import Tasks
+from workers.reduce.coverage import with_coverage
 from workers.reduce.entrants import Entrants
 from workers.reduce.items import item_of
 from workers.reduce.made import Made
 from workers.reduce.writing import StageWriter, write_all
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from fanout.core.records import Outcome
     from fanout.core.reduces import Reduce
@@ -134,9 +135,12 @@ def compare(
         tournament.settle(_verdicts(context, round_id, reduce, order, tally))
         if tally.problem is not None:
             return Made((), tally.errors, tally.problem)
+    made: Iterable[tuple[str, Streamed]]
     if isinstance(tournament, Knockout):
-        return Made([("", _best(entrants, tournament, spec, reduce, tally))], tally.errors)
-    return Made(_ranked(entrants, tournament, spec, reduce, tally), tally.errors)
+        made = [("", _best(entrants, tournament, spec, reduce, tally))]
+    else:
+        made = _ranked(entrants, tournament, spec, reduce, tally)
+    return with_coverage(spec, made, entrants.behind)._replace(errors=tally.errors)
 
 
 def _tournament(entrants: Entrants, spec: RunSpec, reduce: Reduce) -> Knockout | Ranking:
@@ -294,7 +298,7 @@ def _best(
 ) -> Streamed:
     best = dict(zip([group.name for group in entrants.groups], knockout.best(), strict=True))
     found = {name: index for name, index in best.items() if index is not None}
-    without = len(best) - len(found)
+    without = sum(not group.succeeded for group in entrants.groups)
     notes = tally.notes
     if without:
         notes.append(f"{plural(without, 'chunk has', 'chunks have')} no answer, and no best one")

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from fanout.aggregators import CoverageCounter, lacking
 from fanout.aggregators.base import NameSample
 from fanout.core.ids import StageId
 from fanout.core.neighbours import around_in
 from fanout.policy.packing import shard_chunk
-from workers.reduce.items import item_of
+from workers.reduce.items import item_of, tally_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from fanout.aggregators import Item
+    from fanout.aggregators import Item, Tally
     from fanout.core.records import Chunk, Outcome, Shard
     from fanout.core.reduces import Reduce
     from fanout.core.spec import RunSpec
@@ -78,6 +79,10 @@ class Entrants:
         run_id: The run.
         spec: Its job.
         reduce: The reduce that compares.
+
+    Attributes:
+        behind: What is behind the aggregates, by their names. The outputs of one with too little behind it
+            are no items of groups, as to compare them would be paid for in vain.
     """
 
     def __init__(self, context: WorkerContext, run_id: str, spec: RunSpec, reduce: Reduce) -> None:
@@ -89,6 +94,7 @@ class Entrants:
         self._sizes: dict[int, int] = {}
         # Further branches with the output of another one, by that one.
         self.copies: dict[int, list[int]] = defaultdict(list)
+        self.behind: dict[str, Tally] = {}
         self.groups: list[Group] = list(self._read())
 
     @property
@@ -100,6 +106,7 @@ class Entrants:
         groups: dict[str | int, Group] = {}
         known: dict[tuple[str | int, bytes], int] = {}
         is_best = self._reduce.kind == "best"
+        counter = CoverageCounter()
         for number in range(self._store.stage(self._map_id).shards):
             shard_id = self._map_id.shard(number)
             shard = self._store.shard(shard_id)
@@ -113,6 +120,8 @@ class Entrants:
                     key = name = item_of(self._spec, self._reduce, chunk, outcome).group
                 if key not in groups:
                     groups[key] = Group(name, [])
+                # The best ones of all chunks are one aggregate.
+                counter.add("" if is_best else name, tally_of(self._spec, chunk, outcome))
                 self._add(groups[key], key, known, chunk, outcome)
         # Two documents may have the same name.
         taken: set[str] = set()
@@ -120,6 +129,11 @@ class Entrants:
             if group.name in taken:
                 group.name = f"{group.name} #{key}"
             taken.add(group.name)
+        self.behind = counter.tallies()
+        for group in groups.values():
+            tally = self.behind["" if is_best else group.name]
+            if lacking(tally, self._spec.min_group_success):
+                group.items = []
             yield group
 
     def _add(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 
 from fanout.aggregators import Fields, Item, aggregate_groups, make_accumulator
+from fanout.core.answer_shape import shape_of
 from fanout.core.errors import SpecError
+from fanout.core.own_schemas import SCORED_SCHEMA
 from fanout.core.spec import make_spec, stored_spec
+from fanout.llm.base import LLMRequest, Turn
+from fanout.llm.callables import CallableLLM
 from tests.fakes import RUN, FakeContext
 
 JOB = {"model": "fake", "prompt": "{input}", "fold": "map_rerank"}
@@ -94,3 +99,24 @@ def test_a_run_ends_with_the_best_answer_of_each_group_and_no_further_call():
     made = context.result.aggregates
     assert {group: one.value for group, one in made.items()} == {"d0": "a", "d1": "bbb", "d2": "cc"}
     assert context.llm.calls == 3
+
+
+def test_a_function_is_told_in_its_first_prompt_which_shape_its_answer_must_have():
+    prompts = []
+
+    def wrapped(prompt):
+        prompts.append(prompt)
+        return "text"
+
+    llm = CallableLLM(wrapped)
+    asyncio.run(llm.complete(LLMRequest(prompt="p", shape=shape_of(SCORED_SCHEMA))))
+    asyncio.run(llm.aclose())
+    assert prompts[0].startswith("p\n\nAnswer with one JSON value")
+    assert '"score"' in prompts[0]
+
+
+def test_a_function_finds_a_schema_of_its_user_in_no_first_prompt():
+    shape = shape_of({"type": "string"})
+    assert LLMRequest(prompt="p", shape=shape).function_prompt == "p"
+    own = LLMRequest(prompt="p", shape=shape_of(SCORED_SCHEMA), turns=(Turn("x", "no"),))
+    assert own.function_prompt.count("JSON Schema") == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 import pytest
 
 from fanout.client.run_answers import RunAnswers
@@ -152,3 +154,58 @@ def test_the_list_of_sources_tells_no_aggregate_from_one_that_cites_nothing():
     assert "(no aggregate: content_filter: no (after 1 attempts))" in "".join(stored.texts())
     alone = run.aggregate_coverage()["d1"]
     assert list(source_lines([], alone))[2:] == ["  (no aggregate)"]
+
+
+COMPARED = [
+    {"reduce": "pairwise", "criteria": ["the best"]},
+    {"reduce": "best", "criteria": ["the best"], "samples": 2},
+]
+
+
+def compared(texts, **fields):
+    """Return a run whose answers are compared, with its context; texts with the word bad fail."""
+
+    def answer(request):
+        if request.shape is not None:
+            return '{"reasons": "", "winner": "A"}'
+        if "bad" in request.prompt:
+            return LLMError(ErrorKind.CONTENT_FILTER, "no")
+        return f"{request.prompt} {next(numbers)}"
+
+    numbers = count()
+    context = FakeContext(**{**ONCE, **fields})
+    context.answer = answer
+    context.write(texts)
+    stage = 0
+    while not context.store.run(RUN).has_ended:
+        context.process(stage=stage)
+        stage += 1
+    return RunAnswers(RUN, context.store).result(), context
+
+
+@pytest.mark.parametrize("fields", COMPARED)
+def test_a_comparison_says_what_is_behind_it(fields):
+    result, _ = compared(["a", "bad", "c"], **fields)
+    coverage = result.aggregate_coverage
+    each = fields.get("samples", 1)
+    assert (coverage.branches, coverage.branches_behind) == (3 * each, 2 * each)
+    assert (coverage.documents, coverage.documents_behind) == (3, 2)
+    assert coverage.missing == {"content_filter": each}
+    assert result.aggregated
+
+
+@pytest.mark.parametrize("fields", COMPARED)
+def test_nothing_is_compared_for_an_aggregate_with_too_little_behind_it(fields):
+    result, context = compared(["a", "bad", "c"], min_group_success=0.9, **fields)
+    assert result.status is RunStatus.FAILED
+    assert "too little is behind it" in result.error
+    assert result.aggregated is None
+    assert context.llm.calls == 3 * fields.get("samples", 1)
+
+
+def test_groups_are_compared_that_have_enough_behind_them():
+    fields = {**COMPARED[0], "group_by": "document", "samples": 2}
+    result, _ = compared(["a", "bad", "c"], min_group_success=0.9, **fields)
+    assert result.status is RunStatus.SUCCEEDED
+    assert [len(result.aggregated[name] or ()) for name in ("d0", "d1", "d2")] == [2, 0, 2]
+    assert result.aggregate_coverage["d1"].problem.startswith("too little is behind it")
