@@ -36,22 +36,8 @@ class FoldFields(BaseModel):
         choices: tuple[str, ...]
 
         @property
-        def reduction(self) -> str:
-            """The name of the aggregator."""
-
-        @property
         def answer_schema(self) -> dict[str, Any] | None:
             """The JSON Schema of outputs."""
-
-    @property
-    def refines(self) -> bool:
-        """Whether an LLM aggregate is made by calls that follow each other."""
-        return self.reduction == "llm" and self.fold == "refine"
-
-    @property
-    def clusters(self) -> bool:
-        """Whether the first calls of an LLM aggregate see answers that are alike."""
-        return self.reduction == "llm" and self.fold == "cluster"
 
     @property
     def score_problem(self) -> str | None:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
-from msgspec import structs
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from fanout.core.aggregate_fields import AggregateFields
@@ -52,6 +51,7 @@ class ReduceSpec(AggregateFields, ComparisonFields):
     aggregate_max_tokens: Annotated[int | None, Field(ge=1), NUMBER] = None
     aggregate_schema: Schema = None
     group_by: Annotated[str | None, Field(min_length=1), AfterValidator(pointed)] = None
+    fold: FoldName = "tree"
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:
@@ -131,7 +131,7 @@ class ReduceFields(BaseModel):
             return tuple(self._made(one, one.reduce, one.name) for one in specs)
         if self.reduction == "none":
             return ()
-        return (structs.replace(self._made(self, self.reduction), fold=self.fold),)
+        return (self._made(self, self.reduction),)
 
     def _made(self, spec: Any, kind: Any, name: str = "") -> Reduce:
         return Reduce(
@@ -147,6 +147,7 @@ class ReduceFields(BaseModel):
             schema=spec.aggregate_schema,
             criteria=spec.criteria,
             max_pairs=spec.max_pairs,
+            fold=spec.fold,
         )
 
     def reduction_of(self, name: str) -> Reduce:
@@ -172,6 +173,16 @@ class ReduceFields(BaseModel):
     def resolves(self) -> bool:
         """Whether a model says which values of a field are the same."""
         return any(one.resolves for one in self.reductions)
+
+    @property
+    def refines(self) -> bool:
+        """Whether an LLM aggregate is made by calls that follow each other."""
+        return any(one.refines for one in self.reductions)
+
+    @property
+    def clusters(self) -> bool:
+        """Whether the first calls of an LLM aggregate see answers that are alike."""
+        return any(one.clusters for one in self.reductions)
 
     @property
     def reduces_by_calls(self) -> bool:
@@ -213,7 +224,7 @@ class ReduceFields(BaseModel):
         """The first field of a single reduce that a job with a list has; None if it has none."""
         own = [name for name in ReduceSpec.model_fields if name not in ("name", "reduce")]
         fields = type(self).model_fields
-        given = (name for name in (*own, "fold") if getattr(self, name) != fields[name].default)
+        given = (name for name in own if getattr(self, name) != fields[name].default)
         return next(given, None) if self.reduces else None
 
     @property

@@ -14,7 +14,7 @@ __all__ = ["BY_ONE", "own_problem", "problem_in"]
 # The reduces that go by one field.
 BY_ONE = ("vote", "rank", "top", "merge", "map_rerank", "resolve")
 
-_OF_LLM = ("aggregate_prompt", "aggregate_max_tokens", "aggregate_schema", "group_by")
+_OF_LLM = ("aggregate_prompt", "aggregate_max_tokens", "aggregate_schema", "group_by", "fold")
 _OF_COMPARISONS = ("criteria", "judge_model", "aggregate_max_tokens")
 # The fields that each aggregator reads.
 _READS: dict[str, tuple[str, ...]] = {
@@ -45,6 +45,9 @@ class _Rule(NamedTuple):
 _OWN_RULES = (
     _Rule("aggregate_prompt", lambda one: one.reduce != "llm" or bool(one.aggregate_prompt),
           "is required: what to ask of all the answers; {{input}} is them"),
+    _Rule("fold", lambda one: one.fold != "map_rerank",
+          "'map_rerank' gives all answers of a job a score, and is for a job without a list; in a list, top "
+          "with by and k: 1 takes the best one"),
     _Rule("criteria", lambda one: one.reduce not in ("best", "pairwise") or bool(one.criteria),
           "{one.reduce} needs criteria: what makes one answer better than another"),
     _Rule("by", lambda one: one.reduce != "resolve" or bool(one.by),

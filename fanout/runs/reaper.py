@@ -220,7 +220,7 @@ class Reaper:
             messages = messages_of_stage(task_ids, key)
             if not progress.sealed and self._must_be_sealed(key):
                 # Of a chain of calls, the step that writes the next one is lost; else records are.
-                goes_on = self._store.frontier(key).frontier.branches > 0
+                goes_on = key.stage > 0 and progress.written > 0
                 return heal_unsealed(progress, goes_on=goes_on, max_heals=MAX_HEALS)
             incomplete = [] if progress.open else self._store.incomplete(key)
             return heal_stage(progress, messages, incomplete=incomplete, max_heals=MAX_HEALS)

@@ -94,17 +94,15 @@ def follow(context: WorkerContext, shard_id: ShardId) -> None:
     run = store.run(run_id)
     if run.has_ended or 0 < shard_id.stage <= run.base_stage:
         return
-    if trees[0].refines:
-        # Such a reduce is alone.
-        if run.halt is not None or may_succeed(context, spec, run_id):
-            refine_calls(context, run, spec, trees[0]).follow(run)
-        return
-    if run.halt is not None or not may_succeed(context, spec, run_id):
-        return
+    may_go_on = run.halt is None and may_succeed(context, spec, run_id)
     for reduce in trees:
-        # What the job cannot do is reported once all branches have ended.
-        with suppress(SpecError):
-            _Feed(context, run, spec, reduce, shard_id.stage_id).follow(shard_id.shard)
+        if reduce.refines:
+            if run.halt is not None or may_go_on:
+                refine_calls(context, run, spec, reduce).follow(run)
+        elif may_go_on:
+            # What the job cannot do is reported once all branches have ended.
+            with suppress(SpecError):
+                _Feed(context, run, spec, reduce, shard_id.stage_id).follow(shard_id.shard)
 
 
 def write_rest(

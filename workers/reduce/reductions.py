@@ -40,23 +40,21 @@ def reduce(context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunS
     """Reduce the outcomes of a stage: end the run, or open the next stage."""
     store, run_id, called = context.connections.store, run.run_id, spec.called_reductions
     found: dict[str, ReduceMade] = {}
-    if called and called[0].refines:
-        _refine(context, run, stage_id, spec, called[0])
-        return
     if _waits(context, run, stage_id, spec, found):
-        # The last partition of groups to be packed publishes this task again.
+        # The last partition of groups to be packed, or the last call of a chain, publishes this task again.
         return
     if called and _was_stopped(context, run):
         return
     last = max(stage_id.stage, run.base_stage)
     target = StageId(run_id, last + 1)
-    if called and store.stage(target).total:
+    goes_on = any(one.name not in found for one in called)
+    if goes_on and store.stage(target).total:
         seal_reduce_stage(store, context.connections.publisher, target)
         return
     stages = range(run.base_stage + 1, last + 1)
     for one in called:
         if one.name not in found:
-            found[one.name] = _of_trees(context, run_id, spec, one.name, stages)
+            found[one.name] = _answered(context, run, spec, one, stages)
     others = [one for one in spec.reductions if not one.makes_calls]
     with computed(context, run_id, spec, others) as made:
         _end(context, run_id, spec, {**found, **made})
@@ -76,24 +74,6 @@ def _was_stopped(context: WorkerContext, run: RunRecord) -> bool:
     return True
 
 
-def _refine(
-    context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunSpec, reduce: Reduce
-) -> None:
-    """Publish the next call of a reduce whose calls follow each other, or end the run.
-
-    It is the only one of its job, and seals its stage itself.
-    """
-    made = lacking_all(context, run.run_id, spec) if stage_id.stage == 0 else None
-    try:
-        if made is None:
-            if stage_id.stage == 0 and refine_calls(context, run, spec, reduce).finish():
-                return
-            made = answer_of_refining(context, run, spec, reduce)
-    except SpecError as error:
-        made = Made(problem=str(error))
-    _end(context, run.run_id, spec, {reduce.name: made})
-
-
 def _waits(
     context: WorkerContext,
     run: RunRecord,
@@ -101,7 +81,9 @@ def _waits(
     spec: RunSpec,
     found: dict[str, ReduceMade],
 ) -> bool:
-    """Write the calls that follow a stage; return whether partitions of groups are still to be packed.
+    """Write the calls that follow a stage; return whether some of them are written later.
+
+    These are the nodes of groups whose partitions are still to be packed, and calls that follow each other.
 
     ``found`` gets what reduces have come to, where that is known.
     """
@@ -114,6 +96,8 @@ def _waits(
                 is_waiting |= await_partitions(context, run, spec, stage_id, number)
                 continue
             ended = _advanced(context, run, stage_id, spec, one)
+            if ended is None and one.refines and stage_id.stage == 0:
+                is_waiting |= not refine_calls(context, run, spec, one).finish()
         except SpecError as error:
             # It would be the same for ever.
             ended = Made(problem=str(error))
@@ -134,18 +118,21 @@ def _advanced(
         return ended
     if reduce.clusters and stage_id.stage == 0:
         write_clusters(context, run, spec, reduce)
-    else:
+    elif not reduce.refines:
         write_rest(context, run, spec, reduce, stage_id)
     return None
 
 
-def _of_trees(
-    context: WorkerContext, run_id: str, spec: RunSpec, name: str, stages: range
+def _answered(
+    context: WorkerContext, run: RunRecord, spec: RunSpec, reduce: Reduce, stages: range
 ) -> ReduceMade:
-    number = [one.name for one in spec.reductions].index(name)
-    reduce = spec.reductions[number]
+    """Return what the calls of a reduce have come to: a tree, or one after the other."""
+    run_id, number = run.run_id, spec.reductions.index(reduce)
     ratio = packing_ratio(context.connections.store, run_id, spec, reduce, ())
     try:
+        if reduce.refines:
+            refine_calls(context, run, spec, reduce).require_all()
+            return answer_of_refining(context, run, spec, reduce)
         reduce_room(spec, reduce, ratio)
     except SpecError as error:
         return Made(problem=str(error))

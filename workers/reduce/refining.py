@@ -17,10 +17,9 @@ from fanout.core.errors import SpecError
 from fanout.core.ids import StageId
 from fanout.core.records import Chunk, RunStatus
 from fanout.core.state import Frontier
-from fanout.policy.packing import pack
-from fanout.runs.enqueue import fleet_window, seal_reduce_stage
 from fanout.runs.token_counts import packing_ratio, reduce_room
 from workers.reduce.items import ended_branches, reduce_branches
+from workers.reduce.writing import StageWriter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,7 +51,7 @@ class RefineCalls:
         context: The worker's process.
         run: The run.
         spec: Its job.
-        reduce: Its reduce, the only one.
+        reduce: Its reduce.
         parts: Reads the branches of the map.
     """
 
@@ -72,6 +71,7 @@ class RefineCalls:
         self._reduce = reduce
         self._parts = parts
         self._target = StageId(run.run_id, run.base_stage + 1)
+        self._writer = StageWriter(context, self._target, reduce)
 
     def follow(self, run: RunRecord) -> None:
         """Publish the next call, if all that it needs has ended."""
@@ -81,44 +81,54 @@ class RefineCalls:
                 self._stop()
             return
         try:
-            self._advance(is_complete=is_complete)
+            is_done = self._advance(is_complete=is_complete)
         except SpecError:
             # What the job cannot do is reported once all branches have ended.
-            if is_complete:
-                self._publisher.aggregate(StageId(self._run_id, 0))
+            is_done = is_complete
+        if is_done:
+            # The other reduces have written what they have; the stage may be sealed.
+            self._publisher.aggregate(StageId(self._run_id, 0))
 
     def finish(self) -> bool:
-        """Publish what is left to call, as the map has ended; return whether there is anything.
+        """Publish what is left to call, as the map has ended; return whether the calls have ended, too.
 
         Raises:
             SpecError: The job leaves no room for answers.
         """
         self._store.set_status(self._run_id, RunStatus.REDUCING, stage=self._target.stage)
-        self._advance(is_complete=True)
-        record = self._store.stage(self._target)
-        # Sealed without a call: the run was stopped meanwhile.
-        return record.total > 0 or record.sealed
+        return self._advance(is_complete=True)
 
-    def _advance(self, *, is_complete: bool) -> None:
-        known = self._store.frontier(self._target)
-        number, begins = known.shards, known.frontier
+    def require_all(self) -> None:
+        """Check that no answers are left, once the stage is sealed.
+
+        Raises:
+            SpecError: The job leaves no room for them.
+        """
+        self._advance(is_complete=True)
+
+    def _advance(self, *, is_complete: bool) -> bool:
+        """Write and publish the next call, if it is known; return whether none is left."""
+        begins = self._writer.begin()
+        number = begins.branches
         so_far = self._so_far(number)
-        if so_far is not None or is_complete:
+        is_done = False
+        if so_far is not None:
             places = self._parts(begins, is_complete=is_complete)
             head = list(islice(places, _SHOWN_PARTS))
-            if not head and number and is_complete:
-                seal_reduce_stage(self._store, self._publisher, self._target)
-            elif so_far is not None and (number or is_complete or len(head) == _SHOWN_PARTS):
-                self._write(number, so_far, head, places, is_complete=is_complete)
+            if not head:
+                is_done = is_complete
+            elif number or is_complete or len(head) == _SHOWN_PARTS:
+                is_done = not self._write(number, so_far, head, places, is_complete=is_complete)
         # Also of a call that another process has written, and died.
-        opened = self._store.open_shards(self._target, window=fleet_window(self._store))
-        self._publisher.expand(self._target, opened)
+        self._writer.open()
+        return is_done and is_complete
 
     def _so_far(self, number: int) -> Chain | None:
         """Return what so many calls have come to; None if the last of them has not ended."""
         if not number:
             return Chain()
-        found = ended_branches(self._context, self._target.shard(number - 1))
+        own = self._store.shards_of(self._target, reduce=self._reduce.name)
+        found = ended_branches(self._context, self._target.shard(own[number - 1]))
         if not found:
             return None
         _, chunk, outcome = found[-1]
@@ -132,8 +142,8 @@ class RefineCalls:
         rest: Iterator[tuple[Frontier, Part]],
         *,
         is_complete: bool,
-    ) -> None:
-        """Write the next call, if it is known which answers it has."""
+    ) -> bool:
+        """Write the next call, if it is known which answers it has; return whether there is one."""
         ratio = packing_ratio(
             self._store, self._run_id, self._spec, self._reduce, (part.text for _, part in head)
         )
@@ -149,20 +159,20 @@ class RefineCalls:
             parts(), so_far, room_tokens=room, bytes_per_token=ratio, is_complete=is_complete
         )
         if step is None:
-            return
+            return not is_complete
         last = taken[step.taken - 1]
         chunk = Chunk(
             text=step_input(so_far, step, room_tokens=room, bytes_per_token=ratio),
             document="",
             document_index=0,
             position=number,
-            columns=step_columns(so_far, step),
+            columns={**step_columns(so_far, step), **self._reduce.columns},
         )
-        shard = next(pack([chunk], branches_per_chunk=1, first=number))
         frontier = Frontier(shard=last.shard, position=last.position + 1, branches=number + 1)
-        is_first = self._store.put_next(self._target.shard(number), shard, frontier)
-        if is_first is None and is_complete:
+        self._writer.write([chunk], lambda _count: frontier)
+        if is_complete and self._store.run(self._run_id).halt is not None:
             self._stop()
+        return True
 
     def _stop(self) -> None:
         """Let the stage end as it is, as the run was stopped."""

@@ -68,10 +68,9 @@ class StageWriter:
                 # None: the run was stopped, or the stage is sealed.
                 is_done = is_first is None
                 break
-            self._open()
+            self.open()
         if not count:
-            # A process may have died after it had written some.
-            self._open()
+            self.open()
         return is_done
 
     def _put(self, shard: Shard, frontier: Frontier) -> bool | None:
@@ -92,7 +91,8 @@ class StageWriter:
                 return False
             # Another reduce has written a shard: this one is the next.
 
-    def _open(self) -> None:
+    def open(self) -> None:
+        """Publish shards that are written, also those of a process that has died after the write."""
         opened = self._store.open_shards(self._target, window=self._window)
         self._publisher.expand(self._target, opened)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import count
+from typing import Any
 
 import pytest
 
@@ -156,7 +157,7 @@ def test_the_list_of_sources_tells_no_aggregate_from_one_that_cites_nothing():
     assert list(source_lines([], alone))[2:] == ["  (no aggregate)"]
 
 
-COMPARED = [
+COMPARED: list[dict[str, Any]] = [
     {"reduce": "pairwise", "criteria": ["the best"]},
     {"reduce": "best", "criteria": ["the best"], "samples": 2},
 ]

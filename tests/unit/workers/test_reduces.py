@@ -7,6 +7,7 @@ import re
 import pytest
 
 from fanout.core.errors import LLMError, SpecError
+from fanout.core.ids import StageId
 from fanout.core.records import ErrorKind, RunStatus
 from fanout.core.spec import make_spec
 from fanout.runs.result_values import stored_values
@@ -14,6 +15,7 @@ from fanout.runs.retried_runs import retry_failed
 from fanout.runs.stored_aggregates import stored_aggregate
 from tests.fakes import RUN, FakeContext
 from tests.unit.workers.test_comparisons import longer, through
+from workers.reduce.stages import aggregate
 
 TEXTS = [f"answer {n} of {'x' * (n % 7)}" for n in range(60)]
 # So that trees have several levels.
@@ -23,6 +25,11 @@ ALL = {"name": "all", "concat": None}
 SUM = {"name": "sum", "llm": {"aggregate_prompt": "SUM {input}", "aggregate_max_tokens": 30}}
 EACH = {"name": "each", "llm": "EACH {input}", "group_by": "document", "aggregate_max_tokens": 30}
 RANKED = {"name": "ranked", "pairwise": "the longer", "k": 3, "aggregate_max_tokens": 30}
+
+REFINED = {"name": "refined", "llm": {"aggregate_prompt": "SUM {input}", "fold": "refine"},
+           "aggregate_max_tokens": 30}  # fmt: skip
+ALIKE = {"name": "alike", "llm": {"aggregate_prompt": "SUM {input}"}, "fold": "cluster",
+         "aggregate_max_tokens": 30}  # fmt: skip
 
 
 def answered(request):
@@ -54,7 +61,10 @@ def aggregated(context):
     return stored_aggregate(stored_values(context.store, RUN), context.spec).value()
 
 
-@pytest.mark.parametrize("reduces", [[COUNTS, ALL], [COUNTS, SUM, EACH], [SUM, RANKED, ALL, EACH]])
+@pytest.mark.parametrize(
+    "reduces",
+    [[COUNTS, ALL], [COUNTS, SUM, EACH], [SUM, RANKED, ALL, EACH], [REFINED, COUNTS, ALIKE, EACH]],
+)
 def test_each_aggregate_is_that_of_a_run_with_this_reduce_alone(reduces):
     context, stages = run(*reduces)
     assert context.store.run(RUN).status is RunStatus.SUCCEEDED
@@ -105,6 +115,49 @@ def test_one_whose_prompts_do_not_fit_says_so_and_the_others_go_on():
     found = aggregated(context)
     assert found["large"] is None
     assert found["sum"].startswith("sum n=")
+
+
+def test_each_reduce_of_a_list_folds_in_its_own_way():
+    context, _ = run(REFINED, ALIKE, SUM)
+    total = sum(range(60))
+    assert aggregated(context) == dict.fromkeys(["refined", "alike", "sum"], f"sum n={total}")
+    assert any("The first is the answer so far" in one for one in context.asked)
+
+
+def test_a_chain_that_cannot_go_on_does_not_take_the_others_with_it():
+    def long(request):
+        return "long " * 900 if "SCRATCHPAD" in request.prompt else answered(request)
+
+    context, _ = run(REFINED, SUM, COUNTS, answer=long)
+    assert "reduce refined: context_tokens: the answer so far leaves" in (
+        context.store.run(RUN).error
+    )
+    found = aggregated(context)
+    assert found["refined"] is None
+    assert found["sum"] == f"sum n={sum(range(60))}"
+
+
+def test_a_late_copy_of_the_aggregate_of_the_map_changes_nothing():
+    context = FakeContext(**SMALL, reduce=[REFINED, SUM, EACH])
+    context.answer = answered
+    context.write(TEXTS, max_branches=20)
+    stage = 0
+    while not context.store.run(RUN).has_ended:
+        context.process(stage=stage)
+        aggregate(context, StageId(RUN, 0))
+        stage += 1
+    whole, stages = run(REFINED, SUM, EACH)
+    assert (aggregated(context), stage) == (aggregated(whole), stages)
+
+
+def test_the_fold_that_scores_answers_is_for_a_job_without_a_list():
+    one = {"name": "a", "llm": "{input}", "fold": "map_rerank"}
+    with pytest.raises(SpecError, match=r"reduce\.a\.fold: 'map_rerank' gives all answers"):
+        make_spec(model="fake", prompt="{input}", reduce=[one])
+    with pytest.raises(SpecError, match=r"reduce\.b\.fold: has no effect with vote"):
+        make_spec(
+            model="fake", prompt="{input}", reduce=[{"name": "b", "vote": "x", "fold": "refine"}]
+        )
 
 
 def test_a_retry_makes_all_aggregates_again():
