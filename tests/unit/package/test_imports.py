@@ -30,7 +30,7 @@ HEAVY = {
 MODELS = {"pydantic", "pydantic_core", "pydantic_settings"}
 
 BARE = {"fanout", "fanout.core", "fanout.core.errors", "fanout.system"}
-BARE |= {"fanout.system.own_program", "fanout.system.terminal"}
+BARE |= {"fanout.system.own_program", "fanout.system.terminal", "fanout.system.text_parts"}
 BARE |= {"fanout.cli", "fanout.cli.exits", "fanout.cli.main"}
 
 SAYS = "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
