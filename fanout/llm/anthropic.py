@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AnthropicLLM"]
 
+_BASE_URL = "https://api.anthropic.com"
 _VERSION = "2026-10-21"
 # The version above refuses a temperature; the previous one accepts it if the model does.
 # Source: https://platform.claude.com/docs/en/api/migration-2026-10-21
@@ -84,7 +85,8 @@ class AnthropicLLM(HttpModel):
         super().__init__(
             name,
             provider="ANTHROPIC",
-            base_url=os.environ.get("ANTHROPIC_BASE_URL") or "https://api.anthropic.com",
+            base_url=os.environ.get("ANTHROPIC_BASE_URL") or None,
+            own_url=_BASE_URL,
             key=key or "",
             headers={_VERSION_HEADER: _VERSION},
             concurrency=concurrency,
@@ -209,8 +211,12 @@ class AnthropicLLM(HttpModel):
             _log.warning("%s answers with at most %d tokens", self._name, limits[0])
         return limits[0]
 
+    def _shows_system(self, request: LLMRequest, sent: Form) -> bool:  # noqa: ARG002 - see HttpModel
+        # Each of its models takes one.
+        return False
+
     def _body(self, request: LLMRequest, form: Form) -> bytes:
-        chat: list[dict[str, Any]] = list(request.messages(in_words=form.schema is None))
+        chat: list[dict[str, Any]] = list(request.messages(in_words=self._is_told(form)))
         system: Any = chat.pop(0)["content"] if chat[0]["role"] == "system" else None
         marks = request.cache.marks if request.cache and form.has_cache else ()
         if marks:

@@ -76,16 +76,18 @@ class LLMRequest(msgspec.Struct, frozen=True, kw_only=True):
     cache: PromptCache | None = None
     review: AnswerReview | None = None
 
-    def messages(self, *, in_words: bool) -> list[dict[str, str]]:
+    def messages(self, *, in_words: bool, has_system: bool = True) -> list[dict[str, str]]:
         """Return the messages of a chat: ``role`` and ``content``, the system prompt first.
 
         Args:
             in_words: Whether the system prompt says what the answer must be.
+            has_system: Whether the system prompt is a message; else it begins the prompt.
         """
         words = self.shape.in_words if in_words and self.shape is not None else None
         system = "\n\n".join(part for part in (self.system, words) if part)
-        messages = [{"role": "system", "content": system}] if system else []
-        messages.append({"role": "user", "content": self.prompt})
+        messages = [{"role": "system", "content": system}] if system and has_system else []
+        prompt = f"{system}\n\n{self.prompt}" if system and not has_system else self.prompt
+        messages.append({"role": "user", "content": prompt})
         for answer, reply in self._replies(is_told=in_words):
             messages.append({"role": "assistant", "content": answer})
             messages.append({"role": "user", "content": reply})

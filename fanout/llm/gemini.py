@@ -48,7 +48,8 @@ class GeminiLLM(HttpModel):
         super().__init__(
             name,
             provider="GEMINI",
-            base_url=os.environ.get("GEMINI_BASE_URL") or _BASE_URL,
+            base_url=os.environ.get("GEMINI_BASE_URL") or None,
+            own_url=_BASE_URL,
             key=os.environ.get("GEMINI_API_KEY") or os.environ.get("GOOGLE_API_KEY") or "",
             headers={},
             concurrency=concurrency,
@@ -108,7 +109,7 @@ class GeminiLLM(HttpModel):
 
     def _body(self, request: LLMRequest, form: Form) -> bytes:
         schema = form.schema
-        chat = request.messages(in_words=schema is None)
+        chat = request.messages(in_words=self._is_told(form), has_system=form.has_system)
         system = chat.pop(0)["content"] if chat[0]["role"] == "system" else None
         config = {
             "temperature": request.temperature,

@@ -63,6 +63,7 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
         limit: The name of the token limit, where the API has several.
         max_tokens: The token limit; None for the server's own.
         has_cache: Whether to send what the request says of the prompt cache.
+        has_system: Whether the system prompt has a message of its own; else it begins the prompt.
         refused: What the server has refused of another form of this request.
     """
 
@@ -71,6 +72,7 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
     limit: str = ""
     max_tokens: int | None = None
     has_cache: bool = False
+    has_system: bool = True
     refused: Refused = NOTHING
 
 
@@ -80,7 +82,8 @@ class HttpModel(ABC):
     Args:
         name: The server's name of the model.
         provider: The prefix of the provider's environment variables, as ``OPENAI``.
-        base_url: The URL of the server.
+        base_url: The URL of the server that the user names; None for the provider's own.
+        own_url: That of the provider.
         key: The key; empty if there is none.
         headers: The adapter's own headers, below those that the user's variables set.
         concurrency: Connections that may be open at once.
@@ -100,7 +103,8 @@ class HttpModel(ABC):
         name: str,
         *,
         provider: str,
-        base_url: str,
+        base_url: str | None,
+        own_url: str,
         key: str,
         headers: Mapping[str, str],
         concurrency: int,
@@ -110,8 +114,9 @@ class HttpModel(ABC):
         self._provider = provider
         self._key = key
         self._headers = self._request_headers()
+        self._is_own = base_url is None
         self._http = HttpClient(
-            base_url,
+            base_url or own_url,
             variable=f"{provider}_BASE_URL",
             headers={**headers, **self._headers},
             concurrency=concurrency,
@@ -244,13 +249,15 @@ class HttpModel(ABC):
         """Return what to send with a request, by all that is known of the server."""
         shape = request.shape
         has_cache = request.cache is not None and self._refusals.takes_cache()
+        has_system = self._refusals.takes_system()
         if shape is None:
-            return Form(max_tokens=request.max_tokens, has_cache=has_cache)
+            return Form(max_tokens=request.max_tokens, has_cache=has_cache, has_system=has_system)
         return Form(
             schema=self._schema(shape) if self._refusals.takes_schema(shape) else None,
             has_logprobs=bool(shape.choices) and self._refusals.takes_logprobs(),
             max_tokens=request.max_tokens,
             has_cache=has_cache,
+            has_system=has_system,
         )
 
     def _schema(self, shape: AnswerShape) -> dict[str, Any] | None:
@@ -262,7 +269,7 @@ class HttpModel(ABC):
         self,
         status: int,
         details: ErrorDetails,
-        request: LLMRequest,  # noqa: ARG002 - for adapters
+        request: LLMRequest,
         sent: Form,
     ) -> Form | None:
         """Return a form of a request without what a server refuses of it; None if that is nothing."""
@@ -272,6 +279,7 @@ class HttpModel(ABC):
             has_schema=sent.schema is not None,
             has_logprobs=sent.has_logprobs,
             has_cache=sent.has_cache,
+            has_system=sent.has_system and self._shows_system(request, sent),
         )
         if refused == NOTHING:
             return None
@@ -280,8 +288,20 @@ class HttpModel(ABC):
             schema=None if refused.schema else sent.schema,
             has_logprobs=sent.has_logprobs and not refused.logprobs,
             has_cache=sent.has_cache and not refused.cache,
+            has_system=sent.has_system and not refused.system,
             refused=refused.joined(sent.refused),
         )
+
+    def _shows_system(self, request: LLMRequest, sent: Form) -> bool:
+        """Say whether a form of a request has a system prompt, which some models do not take."""
+        return bool(request.system) or (request.shape is not None and self._is_told(sent))
+
+    def _is_told(self, form: Form) -> bool:
+        """Say whether a form says in words what the answer must be.
+
+        Another server than the provider's own may ignore a schema without a word.
+        """
+        return form.schema is None or not self._is_own
 
     def _with_limits(self, answer: LLMReply, reply: HttpReply) -> LLMReply:
         """Return an answer with the rate limits that the headers of its reply tell."""

@@ -19,13 +19,14 @@ from fanout.llm.limit_headers import LimitHeaders
 from fanout.llm.limit_words import joined
 from fanout.llm.openai import json_schema_format
 from fanout.llm.provider_usage import openai_usage
-from fanout.llm.refusals import NOTHING, Refusals, Refused, refused_parts
+from fanout.llm.refusals import NOTHING, Refusals, refused_parts
 from fanout.llm.reply_bodies import content_text, error_details_in, text_or_none
 from fanout.llm.usage import UNKNOWN_USAGE, cost_usd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from fanout.llm.refusals import Refused
     from fanout.llm.reply_bodies import ErrorDetails
 
 __all__ = ["LiteLLM"]
@@ -124,6 +125,7 @@ class LiteLLM:
         takes_schema = shape is not None and self._refusals.takes_schema(shape)
         native = shape.native("openai") if shape is not None and takes_schema else None
         has_logprobs = shape is not None and bool(shape.choices) and self._refusals.takes_logprobs()
+        has_system = self._refusals.takes_system()
         refused = NOTHING
         while True:
             options = _options(request)
@@ -135,19 +137,23 @@ class LiteLLM:
                 # A provider may ignore a schema without a word.
                 reply = await self._litellm.acompletion(
                     model=self._name,
-                    messages=request.messages(in_words=True),
+                    messages=request.messages(in_words=True, has_system=has_system),
                     num_retries=0,
                     **options,
                 )
             except Exception as error:
-                parts = _refused(error, has_schema=native is not None, has_logprobs=has_logprobs)
+                parts = _refused(
+                    error,
+                    has_schema=native is not None,
+                    has_logprobs=has_logprobs,
+                    has_system=has_system and (bool(request.system) or shape is not None),
+                )
                 if parts == NOTHING:
                     raise
                 native = None if parts.schema else native
                 has_logprobs = has_logprobs and not parts.logprobs
-                refused = Refused(
-                    parts.schema or refused.schema, parts.logprobs or refused.logprobs
-                )
+                has_system = has_system and not parts.system
+                refused = parts.joined(refused)
             else:
                 self._refusals.learn(refused, shape)
                 return reply
@@ -237,7 +243,9 @@ def _details(error: Exception) -> ErrorDetails:
     return msgspec.structs.replace(details, message=str(error), codes=codes)
 
 
-def _refused(error: Exception, *, has_schema: bool, has_logprobs: bool) -> Refused:
+def _refused(
+    error: Exception, *, has_schema: bool, has_logprobs: bool, has_system: bool
+) -> Refused:
     """Return what litellm, or the provider behind it, refuses of a request."""
     is_unsupported = type(error).__name__ == "UnsupportedParamsError"
     return refused_parts(
@@ -245,6 +253,7 @@ def _refused(error: Exception, *, has_schema: bool, has_logprobs: bool) -> Refus
         _details(error),
         has_schema=has_schema,
         has_logprobs=has_logprobs,
+        has_system=has_system,
         lists_each=is_unsupported,
     )
 

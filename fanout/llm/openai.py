@@ -15,6 +15,7 @@ from fanout.llm.confidence import OTHERS, token_of, tokens_of
 from fanout.llm.finish_reasons import require_answer, require_complete
 from fanout.llm.http_errors import no_answer, refused_in_success
 from fanout.llm.http_model import DEFAULT_OUTPUT_KB, Form, HttpModel, header_value
+from fanout.llm.invalid_answers import invalid_answer
 from fanout.llm.provider_usage import openai_usage
 from fanout.llm.refusals import refuses_parameter
 from fanout.llm.reply_bodies import content_text, error_details_in, text_or_none
@@ -110,22 +111,22 @@ class OpenAILLM(HttpModel):
         super().__init__(
             name,
             provider="OPENAI",
-            base_url=base_url or _BASE_URL,
+            base_url=base_url,
+            own_url=_BASE_URL,
             key=api_key or os.environ.get("OPENAI_API_KEY") or "",
             headers=_account_headers(),
             concurrency=concurrency,
             max_output_kb=max_output_kb,
         )
-        self._is_openai = base_url is None
         # OpenAI's reasoning models refuse max_tokens; most compatible servers know only max_tokens.
-        self._limit = _MAX_COMPLETION_TOKENS if self._is_openai else _MAX_TOKENS
+        self._limit = _MAX_COMPLETION_TOKENS if self._is_own else _MAX_TOKENS
         self._refused_limits: set[str] = set()
         self._batches: BatchClient | None = None
         self._url = self._http.url("chat/completions")
 
     async def check(self) -> None:
         """See LLM."""
-        if not self._key and self._is_openai:
+        if not self._key and self._is_own:
             raise ModelError(
                 "OPENAI_API_KEY is not set; set it where the workers run, or set OPENAI_BASE_URL "
                 "to a server that needs no key",
@@ -171,12 +172,16 @@ class OpenAILLM(HttpModel):
     @property
     def is_openai(self) -> bool:
         """Whether the server is OpenAI's own."""
-        return self._is_openai
+        return self._is_own
 
     def settled(self, reply: HttpReply) -> LLMReply:
         """See HttpModel."""
         if not reply.is_success:
-            raise self.error_of(reply, _usage_in(_fields(reply)))
+            fields = _fields(reply)
+            answer = invalid_answer(reply.status, fields)
+            if answer is not None:
+                return self._with_limits(answer, reply)
+            raise self.error_of(reply, _usage_in(fields))
         completion = _parsed(reply, self._key)
         if _says_error(completion):
             problem = _error_in(completion, reply, self._key)
@@ -221,13 +226,11 @@ class OpenAILLM(HttpModel):
         return msgspec.structs.replace(sent, limit=self._limit)
 
     def _body(self, request: LLMRequest, form: Form) -> bytes:
-        # A compatible server may ignore a schema without a word.
-        is_told = form.schema is None or not self._is_openai
         is_old = form.limit == _MAX_TOKENS
         return _encode(
             _Request(
                 model=self._name,
-                messages=request.messages(in_words=is_told),
+                messages=request.messages(in_words=self._is_told(form), has_system=form.has_system),
                 temperature=request.temperature,
                 max_tokens=request.max_tokens if is_old else None,
                 max_completion_tokens=None if is_old else request.max_tokens,

@@ -1,4 +1,4 @@
-"""The parts of a request that a server refuses: schemas, log-probabilities, parameters.
+"""The parts of a request that a server refuses: schemas, log-probabilities, system prompts, parameters.
 
 A refusal is read from the words of an error, which may also quote the prompt. So it is learned only
 once the same request has succeeded without that part, and for a while: servers change.
@@ -33,6 +33,8 @@ _LOOKED_AT = 4_000
 _UNPROCESSED = frozenset({400, 422})
 # OpenAI refuses the log-probabilities of reasoning models with 403; some servers fail instead.
 _REFUSES_LOGPROBS = frozenset({400, 403, 422, 500, 501})
+# llama.cpp fails where the template of a model has no place for a system prompt.
+_REFUSES_SYSTEM = frozenset({400, 422, 500})
 # Another part of the request is at fault, although the message may name the schema.
 _OTHER_FAULTS = frozenset(
     {ErrorKind.CONTEXT_LENGTH, ErrorKind.CONTENT_FILTER, ErrorKind.RATE_LIMITED, ErrorKind.BUDGET}
@@ -43,16 +45,19 @@ _OTHER_FIELDS = re.compile(
 )
 # What a message quotes in several words is a part of the prompt, or a label.
 _ECHO = re.compile(r"""(?<!\w)(?:'[^']*\s[^']*'|"[^"]*\s[^"]*"|`[^`]*\s[^`]*`)(?!\w)""")
+# What a gateway passes on of the JSON of an error: the quotes around a message are no quotation.
+_WRAPPING = re.compile(r"""\\?["'](?:message|msg|detail|error|raw)\\?["']\s*:\s*\\?["']""")
 # The fields that send a schema, and how servers speak of one.
 _SCHEMA_FIELD = re.compile(
     r"(?<![a-z0-9_])(?:response_?formats?|output_?config|output_?format|response_?(?:json_?)?schema"
-    r"|response_?mime_?type|json_?schemas?|guided_(?:json|grammar|choice|regex|decoding))(?![a-z0-9])"
+    r"|(?:response_?)?mime_?type|json_?schemas?|guided_(?:json|grammar|choice|regex|decoding))(?![a-z0-9])"
 )
 _SCHEMA_WORDS = re.compile(
-    r"\b(?:structured[ _-]outputs?|json[ -]schemas?|response[ -](?:formats?|schemas?)"
+    r"\b(?:structured[ _-]outputs?|json[ -](?:schemas?|mode)|response[ -](?:formats?|schemas?)"
+    r"|output[ -]formats?|response mime type|(?:controlled|constrained) (?:generation|decoding|output)"
     r"|guided (?:decoding|generation|json)|xgrammar|llguidance|gbnf"
     r"|grammar[ -](?:guided|constrained|based|backend|error|compil\w+)"
-    r"|(?:compile[ds]?|parse|parsing|invalid|unsupported|initialize) (?:the )?grammar"
+    r"|(?:compile[ds]?|parse|parsing|invalid|unsupported|initialize) (?:the )?(?:json )?grammar"
     r"|grammars? (?:is|are) (?:not|un|too)\w*"
     r"|(?:invalid|specified|provided|supplied) schema|schema (?:is|produces|has|must|contains))\b"
 )
@@ -65,6 +70,15 @@ _WRONG_SCHEMA = re.compile(
 _LOGPROB_WORDS = re.compile(
     r"(?<![a-z0-9])(?:top_?|response_?|token_?)?logprobs?(?![a-z0-9])"
     r"|\blog[ -]prob(?:s|abilit(?:y|ies))?\b"
+)
+# How servers and the templates of models say that there is no system prompt: Gemini with Gemma, OpenAI's
+# o1, vLLM, TGI and llama.cpp with Gemma 2 and Mistral. Conversations here always alternate.
+_SYSTEM_WORDS = re.compile(
+    r"\b(?:developer|system)[ _-](?:instructions?|roles?|prompts?|messages?)\b.{0,40}"
+    r"(?:\bnot (?:be )?(?:enabled|supported|allowed|available|permitted)|\bunsupported)"
+    r"|(?:does not|doesn't) support (?:the |a )?['\"`]?(?:system|developer)\b"
+    r"|only (?:the )?['\"`]?user\b.{0,60}\broles? (?:is|are) (?:supported|allowed)"
+    r"|roles must alternate"
 )
 _TOGETHER = re.compile(
     r"together|combin|conjunction|simultaneous|at the same time"
@@ -81,11 +95,13 @@ class Refused(NamedTuple):
         schema: Whether it refuses all schemas, or this one; None if neither.
         logprobs: Whether it refuses to return the log-probabilities of tokens.
         cache: Whether it refuses words about its prompt cache.
+        system: Whether it refuses a system prompt in a message of its own.
     """
 
     schema: SchemaRefusal | None = None
     logprobs: bool = False
     cache: bool = False
+    system: bool = False
 
     def joined(self, other: Refused) -> Refused:
         """Return what either has."""
@@ -93,6 +109,7 @@ class Refused(NamedTuple):
             self.schema or other.schema,
             self.logprobs or other.logprobs,
             self.cache or other.cache,
+            self.system or other.system,
         )
 
 
@@ -121,6 +138,7 @@ class Refusals:
         self._shapes_until: WeakKeyDictionary[AnswerShape, float] = WeakKeyDictionary()
         self._logprobs_until = _NEVER if has_logprobs else _ALWAYS
         self._cache_until = _NEVER
+        self._system_until = _NEVER
 
     def takes_schema(self, shape: AnswerShape) -> bool:
         """Say whether to send the schema of a shape."""
@@ -134,6 +152,10 @@ class Refusals:
     def takes_cache(self) -> bool:
         """Say whether to send words about the prompt cache."""
         return self._clock() >= self._cache_until
+
+    def takes_system(self) -> bool:
+        """Say whether to send the system prompt as a message of its own."""
+        return self._system_until == _NEVER or self._clock() >= self._system_until
 
     def learn(self, refused: Refused, shape: AnswerShape | None) -> None:
         """Note what was refused of a request that has succeeded without it; log what is new."""
@@ -156,6 +178,10 @@ class Refusals:
             if self._cache_until == _NEVER:
                 _log.warning("%s refuses words about its prompt cache", self._server)
             self._cache_until = until
+        if refused.system:
+            if self._system_until == _NEVER:
+                _log.warning("%s refuses system prompts: they begin its prompts", self._server)
+            self._system_until = until
 
 
 def refused_parts(
@@ -165,6 +191,7 @@ def refused_parts(
     has_schema: bool,
     has_logprobs: bool,
     has_cache: bool = False,
+    has_system: bool = False,
     lists_each: bool = False,
 ) -> Refused:
     """Return which parts of a request an error refuses.
@@ -175,17 +202,22 @@ def refused_parts(
         has_schema: Whether the request has a schema.
         has_logprobs: Whether it asks for log-probabilities.
         has_cache: Whether it has words about the prompt cache.
+        has_system: Whether it has a system prompt in a message of its own.
         lists_each: Whether each part that the error names is refused, also alone.
     """
-    if not (has_schema or has_logprobs or has_cache) or status not in _REFUSES_LOGPROBS:
+    is_any = has_schema or has_logprobs or has_cache or has_system
+    if not is_any or status not in _REFUSES_LOGPROBS:
         return NOTHING
     param, message = details.param.lower(), details.message[:_LOOKED_AT].lower()
+    words = f"{param} {_ECHO.sub(' ', _WRAPPING.sub(' ', message))}"
+    if has_system and status in _REFUSES_SYSTEM and _SYSTEM_WORDS.search(words):
+        # It names a message, as a wrong prompt does.
+        return Refused(system=True)
     if has_cache and status in _UNPROCESSED and _CACHE_FIELD.search(f"{param} {message}"):
         # A field of a message, as the name of an Anthropic parameter says.
         return Refused(cache=True)
     if _OTHER_FIELDS.match(param) or judge(status, details).kind in _OTHER_FAULTS:
         return NOTHING
-    words = f"{param} {_ECHO.sub(' ', message)}"
     schema = (
         _schema_refusal(words, details.codes) if has_schema and status in _UNPROCESSED else None
     )

@@ -122,6 +122,9 @@ def error_details_in(content: Any) -> ErrorDetails:
         return ErrorDetails(message=content[:_LOOKED_AT])
     if not isinstance(content, dict):
         return ErrorDetails()
+    if "error" not in content and _is_listed(content.get("errors")):
+        # Cloudflare and watsonx list errors.
+        content = content["errors"][0]
     inner = content.get("error")
     # "error" may be only a message; its type is then a field next to it.
     fields = inner if isinstance(inner, dict) else content
@@ -133,6 +136,10 @@ def error_details_in(content: Any) -> ErrorDetails:
         wait_s=_wait_s(fields),
         quotas=tuple(_quotas(fields)),
     )
+
+
+def _is_listed(errors: Any) -> bool:
+    return isinstance(errors, list) and bool(errors) and isinstance(errors[0], dict)
 
 
 def _message(fields: dict[str, Any]) -> str:

@@ -13,11 +13,10 @@ from fanout.core.errors import LLMError
 from fanout.llm import LLMRequest
 from fanout.llm.anthropic import AnthropicLLM
 from fanout.llm.gemini import GeminiLLM
-from fanout.llm.limit_headers import LimitHeaders
-from fanout.llm.litellm import LiteLLM
 from fanout.llm.openai import OpenAILLM
 from fanout.llm.refusals import Refusals, Refused, refused_parts
 from fanout.llm.reply_bodies import error_details_in
+from tests.fake_litellm import litellm_of
 from tests.scripted_provider import anthropic_reply, gemini_reply, openai_reply
 
 OBJECT = shape_of({"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]})
@@ -49,6 +48,16 @@ CASES = {
     "anthropic, compiled": (said("The compiled grammar is too large"), ONE),
     "gemini": (said("Unknown name \"responseSchema\" at 'generation_config': Cannot find field."), ALL),
     "gemini, one schema": (said("The specified schema produces a constraint that has too many states for serving."), ONE),
+    "gemma at gemini": (said("JSON mode is not enabled for models/gemma-3-27b-it"), ALL),
+    "vertex": (said("Unable to submit request because it has a mimeType parameter with value application/json, which is not supported."), ALL),
+    "vertex, in other words": (said("Controlled generation is not supported for this model"), ALL),
+    "anthropic, an old model": (said("'claude-3-5-haiku-20241022' does not support output format."), ALL),
+    "together": (said("Model does not support JSON mode"), ALL),
+    "sglang": (said("Failed to compile json grammar: unexpected keyword"), ALL),
+    "openrouter": ({"error": {"message": "Provider returned error", "code": 400, "metadata": {"raw": '{"error":{"message":"This model does not support JSON schema"}}'}}}, ALL),
+    "a proxy": (said("litellm.BadRequestError: Error code: 400 - {'error': {'message': \"Invalid parameter: 'response_format' of type 'json_schema' is not supported with this model.\"}}"), ALL),
+    "cloudflare": ({"success": False, "errors": [{"message": "AiError: JSON Schema mode is not supported with this model.", "code": 5025}]}, ALL),
+    "watsonx": ({"errors": [{"code": "json_type_error", "message": "Json field type error: response_format"}], "trace": "x"}, ALL),
     "apostrophes": (said("It doesn't support json_schema, and won't."), ALL),
     # Another part of the request is at fault.
     "too long": (said(TOO_LONG, "context_length_exceeded", "messages"), None),
@@ -72,6 +81,36 @@ def test_which_words_refuse_a_schema(name):
     for status, refusal in ((400, expected), (422, expected), (401, None), (500, None)):
         found = refused_parts(status, details, has_schema=True, has_logprobs=False)
         assert found == Refused(refusal), status
+    assert refused_parts(400, details, has_schema=False, has_logprobs=False) == Refused()
+
+
+NO_SYSTEM = [
+    said("Developer instruction is not enabled for models/gemma-3-27b-it"),
+    said("Unsupported value: 'messages[0].role' does not support 'system' with this model.", "unsupported_value", "messages[0].role"),
+    said("System role not supported"),
+    said("Jinja Exception: System role not supported"),
+    said("Conversation roles must alternate user/assistant/user/assistant/..."),
+    said("Only user and assistant roles are supported!"),
+    said("litellm.BadRequestError: {'error': {'message': 'System role not supported'}}"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("body", "is_refused"),
+    [
+        *((body, True) for body in NO_SYSTEM),
+        (said("cannot read 'the system prompt is not supported' at all"), False),
+        (said("the system is not available"), False),
+        (said("temperature is not supported"), False),
+    ],
+)
+def test_which_words_refuse_a_system_prompt(body, is_refused):
+    details = error_details_in(body)
+    for status, refuses in ((400, is_refused), (422, is_refused), (500, is_refused), (401, False)):
+        found = refused_parts(
+            status, details, has_schema=False, has_logprobs=False, has_system=True
+        )
+        assert found == Refused(system=refuses), status
     assert refused_parts(400, details, has_schema=False, has_logprobs=False) == Refused()
 
 
@@ -109,23 +148,6 @@ def test_a_refusal_is_remembered_for_an_hour_and_logged_once(caplog):
     assert not refusals.takes_schema(LIST)
 
 
-class Litellm:
-    """litellm over a scripted provider's answers."""
-
-    def __init__(self, respond):
-        self.respond = respond
-
-    async def acompletion(self, **options):
-        status, body = self.respond(None, options)
-        if status != 200:
-            error = type("BadRequestError", (Exception,), {"status_code": status, "body": body})
-            raise error(body["error"]["message"])
-        choice = body["choices"][0]
-        message = type("Message", (), choice["message"])
-        made = type("Choice", (), {"message": message, "finish_reason": "stop"})
-        return type("Response", (), {"choices": [made], "usage": None})
-
-
 REPLIES = {
     "openai": openai_reply, "anthropic": anthropic_reply, "gemini": gemini_reply,
     "litellm": openai_reply,
@@ -152,10 +174,7 @@ def asked(provider, monkeypatch, name, respond, shapes):
 
     def made():
         if name == "litellm":
-            llm = LiteLLM.__new__(LiteLLM)
-            llm._limit_headers = LimitHeaders()
-            llm._name, llm._refusals, llm._litellm = "x/m", Refusals("x/m"), Litellm(noted)
-            return llm
+            return litellm_of(noted)
         return {"openai": OpenAILLM, "anthropic": AnthropicLLM, "gemini": GeminiLLM}[name]("m")
 
     async def run():
@@ -200,3 +219,58 @@ def test_a_refusal_of_one_schema_leaves_the_others(provider, monkeypatch, name):
 
     shapes = [("one", OBJECT), ("two", OBJECT), ("three", LIST)]
     assert asked(provider, monkeypatch, name, respond, shapes) == [True, False, False, True]
+
+
+def system_of(body):
+    """The system prompt of a request that is a message of its own; None if there is none."""
+    if "systemInstruction" in body:
+        return body["systemInstruction"]["parts"][0]["text"]
+    first = body.get("messages", [{}])[0]
+    return first["content"] if first.get("role") == "system" else None
+
+
+def prompt_of(body):
+    if "contents" in body:
+        return body["contents"][0]["parts"][0]["text"]
+    return body["messages"][-1]["content"]
+
+
+@pytest.mark.parametrize("name", ["openai", "gemini", "litellm"])
+def test_a_model_without_system_prompts_is_told_in_its_prompts(provider, monkeypatch, name, caplog):
+    """Gemma at Gemini's API takes neither schemas nor system prompts, where a schema in words stands."""
+    seen = []
+
+    def respond(_headers, body):
+        seen.append(body)
+        if is_native(body):
+            return 400, said("JSON mode is not enabled for models/gemma-3-27b-it")
+        if system_of(body) is not None:
+            return 400, said("Developer instruction is not enabled for models/gemma-3-27b-it")
+        return 200, REPLIES[name]('{"a":"x"}')
+
+    asked(provider, monkeypatch, name, respond, [("one", OBJECT), ("two", OBJECT)])
+    assert [(is_native(body), system_of(body) is not None) for body in seen] == [
+        (True, True), (False, True), (False, False), (False, False),
+    ]  # fmt: skip
+    for body, prompt in zip(seen[2:], ("one", "two"), strict=True):
+        assert prompt_of(body).startswith("Answer with one JSON value")
+        assert prompt_of(body).endswith(f"\n\n{prompt}")
+    assert len(caplog.records) == 2
+    assert "refuses system prompts: they begin its prompts" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["openai", "gemini", "litellm"])
+def test_a_failure_that_may_be_of_a_system_prompt_is_learnt_from_an_answer_only(
+    provider, monkeypatch, name
+):
+    """A document may have such words in it, and its error quotes them."""
+    seen = []
+
+    def respond(_headers, body):
+        seen.append(system_of(body) is not None)
+        if "LONG" in str(body):
+            return 400, said("cannot read: system prompts are not supported in LONG")
+        return 200, REPLIES[name]('{"a":"x"}')
+
+    asked(provider, monkeypatch, name, respond, [("LONG", OBJECT), ("two", OBJECT)])
+    assert seen == [True, False, True]

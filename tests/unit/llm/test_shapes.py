@@ -19,7 +19,9 @@ from fanout.llm.anthropic import AnthropicLLM
 from fanout.llm.callables import CallableLLM
 from fanout.llm.calls import complete_with_retries
 from fanout.llm.gemini import GeminiLLM
+from fanout.llm.local import _LlamaCpp
 from fanout.llm.openai import OpenAILLM
+from tests.fake_litellm import litellm_of
 from tests.scripted_provider import anthropic_reply, gemini_reply, openai_reply
 
 pytestmark = pytest.mark.usefixtures("at_provider")
@@ -70,8 +72,17 @@ MODELS: dict[str, Any] = {
     "anthropic": lambda _: AnthropicLLM("claude-opus-4-1"),
     "gemini": GeminiLLM,
 }
-REPLIES = {"openai": openai_reply, "anthropic": anthropic_reply, "gemini": gemini_reply}
+ALL = [*MODELS, "litellm", "local"]
+REPLIES = {
+    "litellm": openai_reply,
+    "local": openai_reply,
+    "openai": openai_reply,
+    "anthropic": anthropic_reply,
+    "gemini": gemini_reply,
+}
 FIELDS = {
+    "litellm": "response_format",
+    "local": "response_format",
     "openai": "response_format",
     "anthropic": "output_config.format",
     "gemini": "generation_config.response_schema",
@@ -126,6 +137,20 @@ class Server:
         return len(self.provider.requests)
 
 
+def model_at(provider, name):
+    """What makes the model of an adapter whose calls a provider answers and counts."""
+
+    def respond(headers, options):
+        provider.requests.append(("", headers, options))
+        return provider.respond(headers, options)
+
+    if name == "litellm":
+        return lambda _: litellm_of(respond)
+    if name == "local":
+        return lambda model: _LlamaCpp(model, base_url=f"{provider.url}/v1")
+    return MODELS[name]
+
+
 def results(make, shape, *, count=1, max_reasks=2, at_once=False):
     async def one(llm):
         request = LLMRequest(prompt="p", system="s", shape=SHAPES[shape])
@@ -149,23 +174,45 @@ def results(make, shape, *, count=1, max_reasks=2, at_once=False):
 @pytest.mark.parametrize(
     ("name", "how", "calls"),
     [
-        # A compatible server is told in words as well, so one that ignores schemas costs nothing.
+        # A server at a base URL is told in words as well, so one that ignores schemas costs nothing.
         ("openai", "honours", [1, 1]),
         ("openai", "ignores", [1, 1]),
         ("openai", "refuses", [2, 1]),
         ("anthropic", "honours", [1, 1]),
-        ("anthropic", "ignores", [2, 2]),
+        ("anthropic", "ignores", [1, 1]),
         ("anthropic", "refuses", [2, 1]),
         ("gemini", "honours", [1, 1]),
-        ("gemini", "ignores", [2, 2]),
+        ("gemini", "ignores", [1, 1]),
         ("gemini", "refuses", [2, 1]),
+        ("litellm", "honours", [1, 1]),
+        ("litellm", "ignores", [1, 1]),
+        ("litellm", "refuses", [2, 1]),
+        ("local", "honours", [1, 1]),
+        ("local", "ignores", [1, 1]),
+        ("local", "refuses", [2, 1]),
     ],
 )
 def test_every_server_gives_a_valid_answer_with_the_fewest_calls(provider, shape, name, how, calls):
     server = Server(provider, name, how, shape)
-    first, second = results(MODELS[name], shape, count=2)
+    first, second = results(model_at(provider, name), shape, count=2)
     assert (first.output, second.output) == (VALID[shape], VALID[shape])
-    assert server.calls == sum(calls)
+    # The local model gets labels as a grammar of their own, which its server always has.
+    is_grammar = name == "local" and shape == "choices"
+    assert server.calls == (2 if is_grammar else sum(calls))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", ALL)
+def test_a_server_that_refuses_and_then_violates_costs_one_more_call_in_all(provider, shape, name):
+    for answers, kind, calls in (
+        ([first_wrong(shape), VALID[shape], VALID[shape]], None, 3),
+        ([first_wrong(shape)], ErrorKind.INVALID_OUTPUT, 6),
+    ):
+        server = Server(provider, name, "refuses", shape, answers)
+        first, second = results(model_at(provider, name), shape, count=2)
+        assert (first.kind, second.kind) == (kind, kind)
+        assert first.attempts + second.attempts == calls, "the refusal is none"
+        assert server.calls == calls + (name != "local" or shape != "choices")
 
 
 FORMS = {
@@ -255,6 +302,53 @@ def test_a_schema_that_a_server_refuses_leaves_it_the_others(provider, name, cap
     assert "refuses this schema" in caplog.text
 
 
+def invalid_at_groq(answer, message="Failed to validate JSON. Please adjust your prompt."):
+    error = {
+        "message": f"{message} See 'failed_generation' for more details.",
+        "type": "invalid_request_error",
+        "code": "json_validate_failed",
+        "failed_generation": answer,
+    }
+    return 400, {"error": error}
+
+
+@pytest.mark.parametrize(
+    ("first", "output", "calls"),
+    [
+        # The server took a fence for wrong JSON.
+        (f"```json\n{VALID['schema']}\n```", VALID["schema"], 1),
+        (first_wrong("schema"), VALID["schema"], 2),
+        ('{"why":"it is","st', VALID["schema"], 2),
+    ],
+)
+def test_an_answer_in_an_error_of_the_server_is_checked_as_any_other(
+    provider, first, output, calls
+):
+    """Groq refuses an answer of its own that does not have the schema, with status 400."""
+    replies = iter([invalid_at_groq(first), (200, openai_reply(VALID["schema"]))])
+    provider.respond = lambda _headers, _body: next(replies)
+    [result] = results(OpenAILLM, "schema")
+    assert (result.output, result.attempts, len(provider.requests)) == (output, calls, calls)
+    assert result.usage.output_tokens is None, "the error does not say what the call cost"
+    if calls == 2:
+        sent_back = provider.requests[-1][2]["messages"][-2:]
+        assert sent_back[0] == {"role": "assistant", "content": first}
+        assert "That is not valid" in sent_back[1]["content"]
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("Failed to generate JSON. Please adjust your prompt.", ErrorKind.INVALID_OUTPUT),
+        ("max completion tokens reached before generating a valid document", ErrorKind.TRUNCATED),
+    ],
+)
+def test_an_error_of_the_server_without_its_answer_is_that_of_one_branch(provider, message, kind):
+    provider.respond = lambda _headers, _body: invalid_at_groq("", message)
+    [result] = results(OpenAILLM, "schema")
+    assert (result.kind, result.attempts, result.stop_after) == (kind, 1, 0)
+
+
 def test_a_wrong_answer_is_sent_back_in_the_same_conversation(provider):
     Server(provider, "openai", "violates", "schema", [first_wrong("schema")])
     results(OpenAILLM, "schema", max_reasks=1)
@@ -285,13 +379,25 @@ def test_a_schema_is_sent_as_each_provider_takes_it(provider):
     results(MODELS["anthropic"], "schema")
     body = provider.requests[-1][2]
     assert body["output_config"]["format"]["type"] == "json_schema"
-    assert body["system"] == "s", "it enforces the schema: no words are paid"
     Server(provider, "gemini", "honours", "schema")
     results(GeminiLLM, "schema")
     body = provider.requests[-1][2]
     assert body["generationConfig"]["responseMimeType"] == "application/json"
     assert body["generationConfig"]["responseSchema"]["propertyOrdering"] == ["why", "stars"]
-    assert body["systemInstruction"] == {"parts": [{"text": "s"}]}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_provider_itself_enforces_schemas_and_no_words_are_paid(provider, name, monkeypatch):
+    url = f"{provider.url}{'/v1' if name == 'openai' else ''}"
+    monkeypatch.setattr(f"fanout.llm.{name}._BASE_URL", url)
+    monkeypatch.delenv(f"{name.upper()}_BASE_URL")
+    server = Server(provider, name, "honours", "schema")
+    [result] = results(MODELS[name], "schema")
+    assert (result.output, server.calls) == (VALID["schema"], 1)
+    assert "nothing else" not in json.dumps(provider.requests[-1][2])
+    Server(provider, name, "honours", "schema", [first_wrong("schema")])
+    results(MODELS[name], "schema")
+    assert json.dumps(provider.requests[-1][2]).count("nothing else") == 1, "as words of a re-ask"
 
 
 class Zebra(BaseModel):
