@@ -48,7 +48,7 @@ from workers.reduce.stages import aggregate, collect
 from workers.telemetry.reports import Reports, Telemetry
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 
     import pytest
 
@@ -367,8 +367,17 @@ class FakeContext(WorkerContext):
     def _answer(self, request: LLMRequest) -> Any:
         return self.answer(request)
 
-    def write(self, texts: Iterable[str], *, seal: bool = True, **options: Any) -> None:
+    def write(
+        self,
+        texts: Iterable[str],
+        *,
+        seal: bool = True,
+        columns: Sequence[dict[str, Any]] = (),
+        **options: Any,
+    ) -> None:
         chunks = [Chunk(text=t, document=f"d{i}", document_index=i) for i, t in enumerate(texts)]
+        for number, own in enumerate(columns):
+            chunks[number] = structs.replace(chunks[number], columns=own)
         per_chunk = self.spec.branches_per_chunk
         for number, shard in enumerate(pack(chunks, branches_per_chunk=per_chunk, **options)):
             self.store.put_shard(ShardId(RUN, 0, number), shard)

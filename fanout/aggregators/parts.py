@@ -115,6 +115,19 @@ class PartReader:
         """Return the values of the part in the answer itself; empty if it is none of that."""
         return _at(answer, self._part.path) if self.may_be_of_answer else []
 
+    def is_in(self, item: Item, answer: Any) -> bool:
+        """Return whether a branch has the part, also an empty list of it, or a field above it."""
+        part = self._part
+        for source in part.sources:
+            value = item.steps.get(part.key) if source == "step" else answer
+            if source == "origin" or (source == "column" and part.key in item.columns):
+                return True
+            if source in ("answer", "step") and (
+                _at(value, part.path[:1]) or _at(value, part.path)
+            ):
+                return value is not None
+        return False
+
     def values(self, item: Item, answer: Any) -> list[Any]:
         """Return the values of the part; empty if there is none.
 

@@ -108,7 +108,8 @@ CONFLICTS = (
               "aggregate_prompt out"),
     FieldRule(("group_by",), ("reduce", "aggregate_prompt"),
               lambda spec: not spec.group_by or spec.reduction != "none",
-              "group_by: needs a reduce (concat, merge, vote, rank, top, table, llm or pairwise)"),
+              "group_by: needs a reduce (concat, merge, vote, rank, top, table, llm, pairwise or "
+              "resolve)"),
     FieldRule((), (), lambda spec: not spec.group_by or spec.reduction != "best",
               "group_by: has no effect with reduce 'best', which finds the best answer of each chunk; "
               "leave it out, or choose another reduce"),
@@ -137,9 +138,6 @@ CONFLICTS = (
               "by: reduce 'table' needs by or measures"),
     FieldRule((), (), lambda spec: spec.reduce != "resolve" or bool(spec.by),
               "by: reduce 'resolve' needs by: the field whose values are resolved"),
-    FieldRule((), (), lambda spec: spec.reduce != "resolve" or not spec.group_by,
-              "group_by: reduce 'resolve' finds what is the same in all answers; leave it out, or choose "
-              "another reduce"),
     FieldRule((), (), lambda spec: len(spec.by) <= 1 or spec.reduction not in BY_ONE,
               "by: reduce {spec.reduction!r} goes by one field (got {spec.by!r}); only a table goes "
               "by several"),

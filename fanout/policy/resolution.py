@@ -48,20 +48,30 @@ class Candidates(NamedTuple):
     left_out: int
 
 
-def candidates(values: Sequence[str], *, most: int) -> Candidates:
+def candidates(
+    values: Sequence[str], *, most: int, groups: Sequence[str] | None = None
+) -> Candidates:
     """Return the pairs of values that are enough alike to ask a model about them.
 
     Args:
-        values: Distinct values: see ``normal``.
+        values: Values, distinct within their group: see ``normal``.
         most: The most pairs.
+        groups: The group of each value, as pairs are within one; None if there is a single one.
     """
+    groups = [""] * len(values) if groups is None else groups
     # N-grams as numbers: texts of their own would take ten times as much memory.
-    known: dict[str, int] = {}
+    known: dict[tuple[str, str], int] = {}
     grams = [
-        tuple({known.setdefault(gram, len(known)) for gram in _grams(value)}) for value in values
+        tuple({known.setdefault((group, gram), len(known)) for gram in _grams(value)})
+        for group, value in zip(groups, values, strict=True)
     ]
     shared = _postings(grams)
-    initials = _postings([_initials(value) for value in values])
+    initials = _postings(
+        [
+            tuple((group, one) for one in _initials(value))
+            for group, value in zip(groups, values, strict=True)
+        ]
+    )
     kept: list[tuple[float, int, int]] = []
     count = 0
     for number, own in enumerate(grams):

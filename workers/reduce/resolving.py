@@ -7,30 +7,25 @@ found: the pairs are found again from the answers, and the verdicts are those of
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from fanout.aggregators import Aggregate, CoverageCounter, Fields, Tally
-from fanout.aggregators.base import LEFT_OUT, NameSample
-from fanout.aggregators.parts import answer_value
+from fanout.aggregators import Aggregate
+from fanout.aggregators.base import LEFT_OUT
 from fanout.core.ids import StageId
 from fanout.core.records import Chunk, ErrorKind
 from fanout.core.units import plural
 from fanout.inputs.resolution_prompts import is_same, resolution_prompt
-from fanout.policy.resolution import candidates, closing_pairs, grouped, normal
+from fanout.policy.resolution import candidates, closing_pairs, grouped
 from fanout.runs.status import ReduceError
 from workers.reduce.coverage import with_coverage
-from workers.reduce.items import branches, item_of, tally_of
 from workers.reduce.made import Made
+from workers.reduce.resolved_values import values_of
 from workers.reduce.writing import StageWriter, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fanout.aggregators import Item
-    from fanout.aggregators.parts import PartReader
     from fanout.core.records import Outcome
     from fanout.core.reduces import Reduce
     from fanout.core.spec import RunSpec
@@ -38,63 +33,13 @@ if TYPE_CHECKING:
     from fanout.policy.resolution import Candidates, Groups
     from fanout.policy.tournaments import Pair
     from workers.context.worker_context import WorkerContext
+    from workers.reduce.resolved_values import Values
 
 __all__ = ["resolve"]
 
 # Different values that are compared with each other; n-grams of more would not fit into memory.
 _MOST_VALUES = 100_000
 _MOST_ERRORS = 100
-
-
-class _Values:
-    """The different values of the answers of a run, with how often each is written in which way."""
-
-    def __init__(self, spec: RunSpec, reduce: Reduce) -> None:
-        self._fields = Fields(
-            schema=spec.answer_schema,
-            choices=spec.answer_choices,
-            model=spec.model,
-            steps=spec.step_names,
-        )
-        self._reader: PartReader = self._fields.reader(reduce.by[0])
-        self._forms: dict[str, Counter[str]] = {}
-        self.coverage = CoverageCounter()
-        self.missing = NameSample()
-        self.without = NameSample()
-
-    def add(self, item: Item, tally: Tally) -> None:
-        """Count the values of a branch; one that it has twice counts once."""
-        self.coverage.add("", tally)
-        if item.output is None:
-            self.missing.add(item)
-            return
-        found = self._reader.values(item, answer_value(item.output, self._fields))
-        texts = [text for text in map(_text, found) if text]
-        if len(texts) < max(1, len(found)):
-            self.without.add(item)
-        firsts: dict[str, str] = {}
-        for text in texts:
-            firsts.setdefault(normal(text), text)
-        for key, text in firsts.items():
-            self._forms.setdefault(key, Counter())[text] += 1
-
-    def order(self) -> None:
-        """Bring the most frequent first, of equal ones the first in the input."""
-        rows = sorted(self._forms.items(), key=lambda row: -row[1].total())
-        self.keys = [key for key, _ in rows]
-        self.forms = [forms for _, forms in rows]
-        self.weights = [forms.total() for forms in self.forms]
-
-    def shown(self, number: int) -> str:
-        """Return a value as it is written most often; of equal ones, as it is written first."""
-        return self.forms[number].most_common(1)[0][0]
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, str):
-        return " ".join(value.split())
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return msgspec.json.encode(value).decode() if is_number else ""
 
 
 class _Verdicts:
@@ -106,7 +51,7 @@ class _Verdicts:
         self.errors: list[ReduceError] = []
         self.failed = self.over_budget = 0
 
-    def add(self, pair: Pair, outcome: Outcome) -> None:
+    def add(self, pair: Pair, outcome: Outcome, group: str) -> None:
         if outcome.output is not None:
             self.of[pair] = is_same(outcome.output)
             return
@@ -117,7 +62,7 @@ class _Verdicts:
             self.errors.append(
                 ReduceError(
                     reduce=self._reduce,
-                    group="",
+                    group=group,
                     kind=outcome.kind or ErrorKind.INTERNAL,
                     message=outcome.message or "",
                     attempts=outcome.attempts,
@@ -148,11 +93,13 @@ def resolve(
         spec: The job.
         reduce: The reduce.
     """
-    values = _Values(spec, reduce)
-    for chunk, outcome in branches(context, StageId(run.run_id, 0)):
-        values.add(item_of(spec, reduce, chunk, outcome), tally_of(spec, chunk, outcome))
-    values.order()
-    found = candidates(values.keys[:_MOST_VALUES], most=reduce.max_pairs)
+    values = values_of(context, StageId(run.run_id, 0), spec, reduce)
+    if (problem := values.problem()) is not None:
+        return Made((), [], f"no aggregate could be made: {problem}")
+    known = values.keys[:_MOST_VALUES]
+    found = candidates(
+        [key for _, key in known], most=reduce.max_pairs, groups=[group for group, _ in known]
+    )
     verdicts = _Verdicts(reduce.name)
     last = max(run.base_stage, stage_id.stage)
     pairs, stage = found.pairs, run.base_stage
@@ -165,31 +112,25 @@ def resolve(
         if stage > last:
             _write(context, spec, reduce, values, pairs, round_id)
             return None
-        _read(context, round_id, reduce, pairs, verdicts)
+        _read(context, round_id, reduce, values, pairs, verdicts)
         if verdicts.problem is not None:
             break
         groups = grouped(len(values.keys), verdicts.of)
         left = reduce.max_pairs - len(verdicts.of)
         pairs = closing_pairs(groups, values.weights, verdicts.of, most=left)
-    groups = grouped(len(values.keys), verdicts.of)
-    [tally] = values.coverage.tallies().values()
-    made = Aggregate(
-        value=_rows(values, groups),
-        succeeded=tally.behind,
-        failed=tally.branches - tally.behind,
-        notes=_notes(reduce, values, found, verdicts, groups),
-    )
     if verdicts.problem is not None:
         return Made((), verdicts.errors, verdicts.problem)
-    covered = with_coverage(spec, [("", made)], {"": tally})
-    return covered._replace(errors=verdicts.errors)
+    groups = grouped(len(values.keys), verdicts.of)
+    notes = _notes(reduce, values, found, verdicts, groups)
+    made = _aggregates(reduce, values, groups, notes)
+    return with_coverage(spec, made, values.behind)._replace(errors=verdicts.errors)
 
 
 def _write(
     context: WorkerContext,
     spec: RunSpec,
     reduce: Reduce,
-    values: _Values,
+    values: Values,
     pairs: list[Pair],
     round_id: StageId,
 ) -> None:
@@ -215,6 +156,7 @@ def _read(
     context: WorkerContext,
     round_id: StageId,
     reduce: Reduce,
+    values: Values,
     pairs: list[Pair],
     verdicts: _Verdicts,
 ) -> None:
@@ -222,26 +164,47 @@ def _read(
     store, done = context.connections.store, 0
     for shard_id in map(round_id.shard, store.shards_of(round_id, reduce=reduce.name)):
         for position, outcome in sorted(store.outcomes(shard_id).items()):
-            verdicts.add(pairs[done + position], outcome)
+            pair = pairs[done + position]
+            verdicts.add(pair, outcome, values.keys[pair.one][0])
         done += len(store.indices(shard_id))
 
 
-def _rows(values: _Values, groups: Groups) -> list[dict[str, Any]]:
-    """Return the groups, the most frequent first."""
-    rows = []
+def _aggregates(
+    reduce: Reduce, values: Values, groups: Groups, notes: list[str]
+) -> list[tuple[str, Aggregate]]:
+    """Return the aggregate of each group of branches; what is to be said of all is with the first."""
+    rows: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     for numbers in groups.members:
-        forms: Counter[str] = Counter()
-        for number in numbers:
-            forms.update(values.forms[number])
-        # Of equal counts, the first in the input.
-        members = dict(sorted(forms.items(), key=lambda form: -form[1]))
-        rows.append({"value": next(iter(members)), "count": forms.total(), "members": members})
-    return sorted(rows, key=lambda row: -row["count"])
+        rows[values.keys[numbers[0]][0]].append(_row(values, numbers))
+    made = []
+    for group, tally in values.behind.items():
+        own = values.without[group].notes(f"answers have no text in {reduce.by[0]}")
+        own += values.missing[group].notes(LEFT_OUT)
+        one = Aggregate(
+            value=sorted(rows[group], key=lambda row: -row["count"]),
+            succeeded=tally.behind,
+            failed=tally.branches - tally.behind,
+            notes=[*notes, *own],
+        )
+        made.append((group, one))
+        notes = []
+    return made
+
+
+def _row(values: Values, numbers: list[int]) -> dict[str, Any]:
+    """Return the values that name one thing."""
+    forms: Counter[str] = Counter()
+    for number in numbers:
+        forms.update(values.forms[number])
+    # Of equal counts, the first in the input.
+    members = dict(sorted(forms.items(), key=lambda form: -form[1]))
+    return {"value": next(iter(members)), "count": forms.total(), "members": members}
 
 
 def _notes(
-    reduce: Reduce, values: _Values, found: Candidates, verdicts: _Verdicts, groups: Groups
+    reduce: Reduce, values: Values, found: Candidates, verdicts: _Verdicts, groups: Groups
 ) -> list[str]:
+    """Return what is to be said of all comparisons."""
     asked = plural(len(verdicts.of), "pair was", "pairs were")
     notes = [f"{len(values.keys):,} different values; {asked} compared by {reduce.model}"]
     if found.left_out:
@@ -258,5 +221,4 @@ def _notes(
     if groups.contradictions:
         kept = plural(groups.contradictions, "pair is", "pairs are")
         notes.append(f"{kept} kept apart, as the model contradicts itself about their groups")
-    notes += values.without.notes(f"answers have no text in {reduce.by[0]}")
-    return [*notes, *values.missing.notes(LEFT_OUT)]
+    return notes

@@ -24,6 +24,7 @@ from workers.context.inflight import BEFORE_CALL, StopReason, run_ending
 from workers.reduce import reductions
 from workers.reduce.frontier import follow
 from workers.reduce.groups import follow_groups
+from workers.reduce.resolved_values import require_field
 
 if TYPE_CHECKING:
     from fanout.core.ids import ShardId, StageId
@@ -199,6 +200,7 @@ def _follow(context: WorkerContext, shard_id: ShardId) -> None:
     What goes wrong there is no failure of the shard: once all have ended, the tree has them all the same.
     """
     try:
+        require_field(context, shard_id)
         follow(context, shard_id)
         follow_groups(context, shard_id)
     except (BrokerError, UnknownRunError):

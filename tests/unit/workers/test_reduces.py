@@ -154,6 +154,9 @@ def test_the_fold_that_scores_answers_is_for_a_job_without_a_list():
     one = {"name": "a", "llm": "{input}", "fold": "map_rerank"}
     with pytest.raises(SpecError, match=r"reduce\.a\.fold: 'map_rerank' gives all answers"):
         make_spec(model="fake", prompt="{input}", reduce=[one])
+    grouped = {**one, "fold": "refine", "group_by": "document"}
+    with pytest.raises(SpecError, match=r"reduce\.a\.group_by: fold 'refine' makes one aggregate"):
+        make_spec(model="fake", prompt="{input}", reduce=[grouped])
     with pytest.raises(SpecError, match=r"reduce\.b\.fold: has no effect with vote"):
         make_spec(
             model="fake", prompt="{input}", reduce=[{"name": "b", "vote": "x", "fold": "refine"}]

@@ -13,8 +13,9 @@ from fanout.core.records import RunStatus
 from fanout.core.spec import make_spec
 from fanout.runs.comparison_estimate import resolution_calls
 from fanout.runs.retried_runs import retry_failed
-from tests.fakes import RUN, FakeContext
+from tests.fakes import RUN, FakeContext, run_branch
 from tests.unit.workers.test_comparisons import Deaths, through
+from workers.reduce.stages import collect
 
 JOB = {"reduce": "resolve", "by": "firm", "output_format": "json", "cache": False, "fence": True}
 VALUES = re.compile(
@@ -159,10 +160,6 @@ def test_if_all_comparisons_fail_there_is_no_aggregate():
     [
         ({"by": None}, "by: reduce 'resolve' needs by"),
         ({"by": "a,b"}, "by: reduce 'resolve' goes by one field"),
-        (
-            {"group_by": "document"},
-            "group_by: reduce 'resolve' finds what is the same in all answers",
-        ),
     ],
 )
 def test_what_does_not_fit_is_refused(fields, words):
@@ -176,3 +173,74 @@ def test_its_calls_are_estimated():
     assert (calls.calls_low, calls.calls_likely, calls.calls_high) == (0, 10, 45)
     assert resolution_calls(spec, spec.reductions[0], 1_000_000).calls_high == spec.max_pairs
     assert resolution_calls(spec, spec.reductions[0], 0).calls_high == 0
+
+
+def test_each_group_has_its_own_things():
+    context = resolving(group_by="column.land")
+    rows_of = [
+        ("it", "Acme Corp"),
+        ("uk", "Acme Corporation"),
+        ("it", "Acme Corporation"),
+        ("uk", "Zebra"),
+    ]
+    context.write(
+        [json.dumps({"firm": firm}) for _, firm in rows_of],
+        columns=[{"land": one} for one, _ in rows_of],
+    )
+    stage = 0
+    while not context.store.run(RUN).has_ended:
+        context.process(stage=stage)
+        stage += 1
+    made = context.result.aggregates
+    assert {group: [row["members"] for row in one.value] for group, one in made.items()} == {
+        "it": [{"Acme Corp": 1, "Acme Corporation": 1}],
+        "uk": [{"Acme Corporation": 1}, {"Zebra": 1}],
+    }
+    assert context.store.stage(StageId(RUN, 1)).total == 1, "no pair is of two groups"
+    assert [one.coverage.branches for one in made.values()] == [2, 2]
+    assert made["it"].notes == ["4 different values; 1 pair was compared by fake"]
+    assert made["uk"].notes == []
+
+
+def test_a_wrong_name_of_the_field_stops_the_run_after_its_first_shard():
+    context = resolving(by="company")
+    context.write([json.dumps({"firm": f"firm {n}"}) for n in range(60)], max_branches=20)
+    store = context.store
+    store.open_shards(StageId(RUN, 0), window=9)
+    first = StageId(RUN, 0).shard(0)
+    for position in range(20):
+        run_branch(context, first.branch(position))
+    collect(context, [], first)
+    run = store.run(RUN)
+    assert run.halt is RunStatus.FAILED
+    assert run.error.startswith("by: none of 20 answers has a field 'company'")
+    calls = context.llm.calls
+    context.process()
+    assert context.llm.calls == calls, "no further call is made"
+    assert store.run(RUN).status is RunStatus.FAILED
+    assert "'company'" in store.run(RUN).error
+
+
+def test_a_field_that_is_empty_in_the_first_answers_stops_no_run():
+    context = resolving(by="firm.*")
+    answers_of = [{"firm": []}] * 25 + [{"firm": ["Acme"]}]
+    through(context, [json.dumps(one) for one in answers_of], max_branches=20)
+    assert rows(context) == [("Acme", 1, {"Acme": 1})]
+
+
+def test_few_answers_without_the_field_end_the_run_with_the_reason():
+    context = resolving(by="company")
+    through(context, texts())
+    assert "no aggregate could be made: by: none of 7 answers" in context.store.run(RUN).error
+    assert context.llm.calls == 7
+
+
+def test_no_pair_is_asked_for_a_group_with_too_little_behind_it():
+    context = resolving(min_group_success=0.9, retries={"max_attempts": 1})
+    answer = context.answer
+    context.answer = lambda request: (
+        ValueError("no") if "Zebra" in request.prompt else answer(request)
+    )
+    through(context, texts())
+    assert "too little is behind it" in context.store.run(RUN).error
+    assert context.llm.calls == 7
