@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from fanout.client.arguments import checked_spec
 from fanout.client.past_runs import run_opener, with_full_ids
 from fanout.core.queue_names import BRANCHES_QUEUE
-from fanout.inputs.documents import log_notice
+from fanout.inputs.documents import Notice, log_notice
 from fanout.inputs.intake import checked_documents
+from fanout.llm.enforcement import unenforced
 from fanout.policy.token_ratio import TokenSums
 from fanout.retrieval.reading import expected_contexts
 from fanout.runs.estimate import Estimator
@@ -38,6 +39,8 @@ def estimate_job(
 ) -> Estimate:
     """Return the estimate of a job; see ``Client.estimate``."""
     spec, source, estimator = estimator_of(client, given, documents, notify=notify)
+    for line in unenforced(spec):
+        notify(Notice(text=line))
     planner = planner_of(client, spec)
     for _ in estimator.documents(source if planner is None else planner.counted(source)):
         pass

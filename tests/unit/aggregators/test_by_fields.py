@@ -244,6 +244,50 @@ def test_merge_and_concat_are_those_of_the_input_order(branches, data, name):
                         ([] if any("tags" in answer for answer in answers) else {}))  # fmt: skip
 
 
+def listed(value):
+    return value if isinstance(value, list) else [value]
+
+
+def merged(values):
+    """What plain Python merges values to, all of them at once."""
+    if not values:
+        return {}
+    first, *rest = values
+    if isinstance(first, list):
+        return first + [one for value in rest for one in listed(value)]
+    at = 0
+    if isinstance(first, dict):
+        at = next((n for n, one in enumerate(rest) if not isinstance(one, dict)), len(rest))
+        objects = [first, *rest[:at]]
+        names = dict.fromkeys(name for one in objects for name in one)
+        first = {name: merged([one[name] for one in objects if name in one]) for name in names}
+    else:
+        differs = (n for n, one in enumerate(rest) if same(one) != same(first))
+        at = next(differs, len(rest))
+    rest = rest[at:]
+    if not rest:
+        return first
+    if isinstance(rest[0], list):
+        return [first, *(one for value in rest for one in listed(value))]
+    found = {same(first): first}
+    for value in rest:
+        for one in listed(value):
+            found.setdefault(same(one), one)
+    return list(found.values())
+
+
+@given(branches=BRANCHES, data=st.data())
+def test_a_merge_is_that_of_plain_python(branches, data):
+    answers = [answer for answer, _ in branches if answer is not None]
+    made = result_of("merge", items_of(branches), Fields(schema=SCHEMA), data)
+    assert json.dumps(made.value) == json.dumps(merged(answers))
+    for name in ("label", "n", "in"):
+        fields = Fields(by=(name,), schema=SCHEMA)
+        made = result_of("merge", items_of(branches), fields, data)
+        values = [answer[name] for answer in answers if name in answer]
+        assert json.dumps(made.value) == json.dumps(merged(values))
+
+
 def aggregate(name, outputs, columns=None, **fields):
     items = [
         Item(index=at, document=f"d{at}", output=output, columns=(columns or {}))

@@ -52,3 +52,14 @@ def test_it_is_said_once_for_all_runs_of_a_client():
         for _ in range(3):
             client._tell(unenforced(spec), lambda notice: told.append(notice.text))
     assert len(told) == 1
+
+
+def test_an_estimate_says_it_too():
+    told: list[str] = []
+    with Client() as client:
+        client.estimate(
+            {"model": "anthropic/m", "prompt": "{input}", "schema": STARS},
+            ["a"],
+            on_notice=lambda notice: told.append(notice.text),
+        )
+    assert [line for line in told if "does not enforce of schema" in line]
