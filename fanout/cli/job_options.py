@@ -59,6 +59,8 @@ _OPTIONS = [
                  help="How the answers become one. [default: llm with --aggregate, else none]"),
     click.option("--fold", type=click.Choice(get_args(FoldName)),
                  help="How --aggregate folds more answers than fit one prompt. [default: tree]"),
+    _option("--embed", "F",
+            "package.module:function that makes vectors of texts, for --fold cluster. [default: words]"),
     _option("--group-by", "BY",
             "document, aspect, model or a column: an aggregate for each. [default: one]"),
     _option("--by", "A,B,...",

@@ -149,7 +149,7 @@ class ConnectedClient:
                 raise RunError("the run was stopped before it began")
 
         check_functions(connections, spec.steps, check=check, wait=self.is_embedded)
-        for function in spec.retrieval_functions:
+        for function in (*spec.retrieval_functions, *spec.embed_functions):
             connections.preflight(function, check=check, wait=self.is_embedded)
         for model in spec.all_models:
             batches = first_lane(spec.lane) == "batch" and takes_lane(model, "batch")

@@ -124,7 +124,7 @@ class EmbeddedRuns:
 
     def _take_over(self, run_id: str, number: int) -> None:
         spec = stored_spec(self._connections_to(number).store.spec(run_id))
-        for model in (*spec.all_models, *spec.retrieval_functions):
+        for model in (*spec.all_models, *spec.retrieval_functions, *spec.embed_functions):
             _require_function(run_id, model)
         for step in spec.steps:
             _require_function(run_id, step.function or "", step=step.name)

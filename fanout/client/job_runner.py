@@ -136,7 +136,7 @@ class JobRunner:
         fields = canonical({name: value for name, value in given.items() if value is not None})
         if fields.get("models"):
             del own["model"]
-        for name in ("model", "models", "fallback", "retrieve"):
+        for name in ("model", "models", "fallback", "retrieve", "embed"):
             if name in fields:
                 fields[name] = self._named(fields[name])
         if "steps" in fields:

@@ -38,7 +38,7 @@ _LEFT_OUT = (
     "encoding", "parse_timeout_s", "strict", "read_on", "labels", "split", "split_prompt",
     "split_model", "split_gaps", "split_max_tokens", "chunk_tokens",
     "chunk_overlap_tokens", "tokenizer", "reduce", "reduces", "aggregate_prompt", "aggregate_schema",
-    "aggregate_max_tokens", "fold", "group_by", "by", "measures", "k", "criteria", "judge_model",
+    "aggregate_max_tokens", "fold", "embed", "group_by", "by", "measures", "k", "criteria", "judge_model",
     "max_pairs",
     "context_tokens", "min_success", "min_group_success", "sources", "deadline_s",
 )  # fmt: skip

@@ -207,6 +207,9 @@ RULES = (
     FieldRule(("fold",), ("reduce", "aggregate_prompt"), lambda spec: spec.reduction in ("llm", "map_rerank"),
               "has no effect with reduce {spec.reduction!r}; leave it out, or give an aggregate "
               "prompt, for a reduce by the model"),
+    FieldRule(("embed",), ("fold", "reduce", "aggregate_prompt"), lambda spec: spec.clusters,
+              "has no effect without fold cluster; leave it out, or give an aggregate prompt and fold "
+              "cluster"),
     FieldRule(("criteria", "judge_model"), ("reduce", "aggregate_prompt"), lambda spec: spec.judges_pairs,
               "has no effect with reduce {spec.reduction!r}; leave it out, or choose a reduce that "
               "compares answers (best, pairwise or resolve)"),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel, Field
 
 from fanout.core.own_schemas import SCORED_SCHEMA
+from fanout.core.retrieval import is_retrieval_function
 from fanout.core.strict_schema import object_properties
 
 __all__ = ["RERANK", "FoldFields", "FoldName", "with_scores"]
@@ -25,10 +26,25 @@ def with_scores(fields: dict[str, Any]) -> dict[str, Any]:
     return {**fields, "schema": SCORED_SCHEMA}
 
 
+def _function(path: str | None) -> str | None:
+    if path is not None and not is_retrieval_function(path):
+        msg = "must be 'package.module:function' (in Python also the function itself)"
+        raise ValueError(msg)
+    return path
+
+
 class FoldFields(BaseModel):
     """The field of a job that says how answers are folded: see RunSpec."""
 
     fold: FoldName = "tree"
+    embed: Annotated[
+        str | None, Field(min_length=1, max_length=4_096), AfterValidator(_function)
+    ] = None
+
+    @property
+    def embed_functions(self) -> tuple[str, ...]:
+        """The function that makes vectors of answers, if there is one."""
+        return (self.embed,) if self.embed else ()
 
     if TYPE_CHECKING:
         # Of the other fields of a job.

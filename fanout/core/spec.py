@@ -174,6 +174,8 @@ class RunSpec(
             by calls that ``refine`` the answer of those before them. With ``cluster``, the first calls of the
             tree see answers that are alike. With ``map_rerank``, answers have scores, and the best one is
             the aggregate, without a call.
+        embed: ``package.module:function``, which makes vectors of texts. With ``fold: cluster``, answers are
+            alike whose vectors are; None compares their words.
         aggregate_max_tokens: The longest answer of an LLM aggregate, in tokens; see ``max_tokens``.
         group_by: ``document``, ``aspect`` or the name of a column: one aggregate for each value.
         by: What a vote, rank, top, merge or table goes by: fields of answers, columns, or origins; see
@@ -370,7 +372,7 @@ class RunSpec(
     @property
     def all_called(self) -> tuple[str, ...]:
         """All models and functions that a run may call."""
-        return (*self.all_models, *self.functions, *self.retrieval_functions)
+        return (*self.all_models, *self.functions, *self.retrieval_functions, *self.embed_functions)
 
     @cached_property
     def is_by_model(self) -> bool:

@@ -1,6 +1,7 @@
 """Which answers are alike: clusters of them, found in one pass, and the clusters that share a prompt.
 
-An answer is compared by a sketch: its most telling terms, with the weights of BM25. It joins the cluster
+An answer is compared by a sketch: its most telling terms, with the weights of BM25, or a vector that a
+function has made of it (fanout.policy.vectors). It joins the cluster
 whose first answer, the leader, is most alike, or leads a new one. All is a function of the answers in the
 order of the input. What is in memory does not grow with the answers: a count for each of about a million
 terms, and the sketches of so many leaders.
@@ -12,13 +13,26 @@ import heapq
 from array import array
 from collections import Counter, defaultdict
 from math import log, sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 from zlib import crc32
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["LEAST_FULL", "MOST_LEADERS", "Clusters", "Sketch", "Vocabulary", "shared_prompts"]
+__all__ = [
+    "LEAST_ALIKE",
+    "LEAST_FULL",
+    "MOST_LEADERS",
+    "Clusters",
+    "Index",
+    "Sketch",
+    "Vocabulary",
+    "WordIndex",
+    "shared_prompts",
+]
+
+_Sketch = TypeVar("_Sketch")
+_Compared_contra = TypeVar("_Compared_contra", contravariant=True)
 
 # Terms by their numbers, with weights: the sum of the products of two sketches is how alike they are, 0 to 1.
 Sketch = dict[int, float]
@@ -29,7 +43,7 @@ _MOST_TERMS = 24
 # How soon more of the same word say no more: the parameter k1 of BM25.
 _SATURATION = 1.2
 # An answer is alike from here on: a quarter of what two equal ones would have.
-_LEAST_ALIKE = 0.25
+LEAST_ALIKE = 0.25
 MOST_LEADERS = 10_000
 # A term of more leaders than these tells little, and it would take long to compare all.
 _MOST_SHARED = 100
@@ -80,27 +94,48 @@ def _term(word: str) -> int:
     return crc32(word.encode(errors="surrogatepass")) % _TERMS
 
 
-class Clusters:
+class Index(Protocol[_Compared_contra]):
+    """Finds the numbers of sketches that are like another one."""
+
+    def add(self, number: int, sketch: _Compared_contra, /) -> None:
+        """Add a sketch; one that says nothing is never found."""
+
+    def alike(self, sketch: _Compared_contra, /) -> dict[int, float]:
+        """Return how alike those are that are like a sketch at all."""
+
+    def best(self, sketch: _Compared_contra, /) -> tuple[int | None, float]:
+        """Return the most alike one, of equal ones the first, and how alike it is."""
+
+
+class Clusters(Generic[_Sketch]):
     """Gives answers the numbers of clusters. That of number 0 is of answers that are like no other.
 
     Args:
+        index: Finds leaders; an empty one.
+        nothing: A sketch that says nothing.
         least_alike: How alike an answer is to the leader of its cluster, 0 to 1.
         most_leaders: The most leaders. Once there are so many, an answer joins the one that is most alike,
             however little.
 
     Attributes:
-        leaders: The sketches of the leaders, by the numbers of their clusters; number 0 has an empty one.
+        leaders: The sketches of the leaders, by the numbers of their clusters; number 0 has one that says
+            nothing.
     """
 
     def __init__(
-        self, *, least_alike: float = _LEAST_ALIKE, most_leaders: int = MOST_LEADERS
+        self,
+        index: Index[_Sketch],
+        nothing: _Sketch,
+        *,
+        least_alike: float = LEAST_ALIKE,
+        most_leaders: int = MOST_LEADERS,
     ) -> None:
         self._least_alike = least_alike
         self._most = most_leaders
-        self._index = _Index()
-        self.leaders: list[Sketch] = [{}]
+        self._index = index
+        self.leaders: list[_Sketch] = [nothing]
 
-    def add(self, sketch: Sketch) -> int:
+    def add(self, sketch: _Sketch) -> int:
         """Return the cluster of an answer."""
         best, alike = self._index.best(sketch)
         is_full = len(self.leaders) > self._most
@@ -114,13 +149,14 @@ class Clusters:
         return number
 
 
-class _Index:
+class WordIndex:
     """Finds the numbers of sketches that are like another one."""
 
     def __init__(self) -> None:
         self._postings: defaultdict[int, list[tuple[int, float]]] = defaultdict(list)
 
     def add(self, number: int, sketch: Sketch) -> None:
+        """Add a sketch."""
         for term, weight in sketch.items():
             posting = self._postings[term]
             if len(posting) < _MOST_SHARED:
@@ -143,7 +179,9 @@ class _Index:
         return number, found[number]
 
 
-def shared_prompts(sizes: Sequence[int], leaders: Sequence[Sketch], *, room: int) -> list[int]:
+def shared_prompts(
+    sizes: Sequence[int], leaders: Sequence[_Sketch], index: Index[_Sketch], *, room: int
+) -> list[int]:
     """Return the numbers of the prompts of clusters, by these; the lower number is of the earlier cluster.
 
     A cluster that takes more than half a prompt has one for itself, or several if it does not fit one.
@@ -153,11 +191,11 @@ def shared_prompts(sizes: Sequence[int], leaders: Sequence[Sketch], *, room: int
     Args:
         sizes: The tokens of each cluster.
         leaders: Their leaders.
+        index: Finds leaders; an empty one.
         room: The tokens that fit a prompt.
     """
     prompts = [0] * len(sizes)
     used: list[int] = []
-    index = _Index()
     open_prompts: dict[int, int] = {}
     for number, (size, leader) in enumerate(zip(sizes, leaders, strict=True)):
         if size > LEAST_FULL * room:

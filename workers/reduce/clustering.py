@@ -12,24 +12,27 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
+from functools import partial
 from itertools import accumulate, chain, pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 from msgspec import structs
 
 from fanout.aggregators import Part, ScatteredTallies, Tally, nodes_of, part_tokens
 from fanout.core.ids import StageId
-from fanout.policy.clusters import Clusters, Vocabulary, shared_prompts
+from fanout.policy.clusters import Clusters, Vocabulary, WordIndex, shared_prompts
+from fanout.policy.vectors import LEAST_ALIKE_VECTORS, VectorIndex, directions
 from fanout.retrieval.words import words_of
 from fanout.runs.token_counts import packing_ratio, reduce_room
 from fanout.system.external_sort import Scratch
+from workers.reduce.embedding import RunStoppedError, embedded
 from workers.reduce.frontier import MORE_SHARDS, SHOWN_PARTS, leaf_of, node_chunk
 from workers.reduce.items import branches
 from workers.reduce.writing import StageWriter, write_all
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Self
 
     from fanout.aggregators import Node
@@ -37,7 +40,10 @@ if TYPE_CHECKING:
     from fanout.core.reduces import Reduce
     from fanout.core.spec import RunSpec
     from fanout.core.state import RunRecord
+    from fanout.policy.clusters import Index, Sketch
     from workers.context.worker_context import WorkerContext
+
+    Embed = Callable[[Iterable[str]], Iterator[array[float]]]
 
 __all__ = ["write_clusters"]
 
@@ -45,6 +51,8 @@ __all__ = ["write_clusters"]
 _BRANCHES = "branches"
 # After so many answers, whether the run goes on.
 _LOOK_EVERY = 2_000
+
+_Sketch = TypeVar("_Sketch")
 
 _encode = msgspec.msgpack.Encoder().encode
 _part = msgspec.msgpack.Decoder(Part).decode
@@ -92,11 +100,20 @@ class _Nodes:
             if not self._goes_on():
                 return
             written = self._written() if done else set()
-            found = clustered(answers, room)
+            try:
+                found = clustered(answers, room, self._embed)
+            except RunStoppedError:
+                return
             for position, (node, indices) in enumerate(
                 _nodes(answers, found, written, room_tokens=room, bytes_per_token=ratio), done
             ):
                 yield self._chunk(node, position, indices)
+
+    @property
+    def _embed(self) -> Embed | None:
+        if self._spec.embed is None:
+            return None
+        return partial(embedded, self._context, self._spec, goes_on=self._goes_on)
 
     def _is_read(self, answers: _Answers) -> bool:
         """Take in all branches; return False if the run is over meanwhile, or is begun again."""
@@ -178,26 +195,61 @@ class _Answers:
         self._pile.close()
 
 
-def _words(part: Part) -> Iterator[str]:
+def _said(part: Part) -> str:
     # The first line says where the answer is from.
-    return words_of(part.text.partition("\n")[2])
+    return part.text.partition("\n")[2]
 
 
-def clustered(answers: _Answers, room_tokens: int) -> list[array[int]]:
+def _words(part: Part) -> Iterator[str]:
+    return words_of(_said(part))
+
+
+def clustered(answers: _Answers, room_tokens: int, embed: Embed | None = None) -> list[array[int]]:
     """Return the answers of each prompt, by their numbers, those that are alike next to each other.
 
     An answer, or cluster, may be longer than a prompt.
+
+    Args:
+        answers: The answers.
+        room_tokens: The tokens that fit a prompt.
+        embed: Makes vectors of texts, by which answers are compared; None compares their words.
     """
     if sum(answers.sizes) <= room_tokens:
         return [array("Q", range(len(answers)))]
-    clusters, numbers = Clusters(), array("L")
+    parts = map(answers.part, range(len(answers)))
+    if embed is None:
+        sketches = (answers.vocabulary.sketch(_words(part)) for part in parts)
+        by_words: Clusters[Sketch] = Clusters(WordIndex(), {})
+        return _prompts(answers, sketches, by_words, WordIndex(), room_tokens)
+    vectors = directions(embed(map(_said, parts)))
+    clusters = Clusters(VectorIndex(), array("f"), least_alike=LEAST_ALIKE_VECTORS)
+    return _prompts(answers, vectors, clusters, VectorIndex(), room_tokens)
+
+
+def _prompts(
+    answers: _Answers,
+    sketches: Iterable[_Sketch],
+    clusters: Clusters[_Sketch],
+    index: Index[_Sketch],
+    room_tokens: int,
+) -> list[array[int]]:
+    """Return the answers of each prompt.
+
+    Args:
+        answers: The answers.
+        sketches: Their sketches, in order.
+        clusters: Gives them clusters.
+        index: Finds clusters that are alike; an empty one.
+        room_tokens: The tokens that fit a prompt.
+    """
+    numbers = array("L")
     sizes: Counter[int] = Counter()
-    for number in range(len(answers)):
-        cluster = clusters.add(answers.vocabulary.sketch(_words(answers.part(number))))
+    for number, sketch in enumerate(sketches):
+        cluster = clusters.add(sketch)
         numbers.append(cluster)
         sizes[cluster] += answers.sizes[number]
     by_cluster = [sizes[cluster] for cluster in range(len(clusters.leaders))]
-    prompts = shared_prompts(by_cluster, clusters.leaders, room=room_tokens)
+    prompts = shared_prompts(by_cluster, clusters.leaders, index, room=room_tokens)
     members = [array("Q") for _ in by_cluster]
     for number, cluster in enumerate(numbers):
         members[cluster].append(number)

@@ -172,7 +172,7 @@ def _read(
 def _aggregates(
     reduce: Reduce, values: Values, groups: Groups, notes: list[str]
 ) -> list[tuple[str, Aggregate]]:
-    """Return the aggregate of each group of branches; what is to be said of all is with the first."""
+    """Return the aggregate of each group of branches; the notes about all are with the first."""
     rows: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     for numbers in groups.members:
         rows[values.keys[numbers[0]][0]].append(_row(values, numbers))
@@ -204,7 +204,7 @@ def _row(values: Values, numbers: list[int]) -> dict[str, Any]:
 def _notes(
     reduce: Reduce, values: Values, found: Candidates, verdicts: _Verdicts, groups: Groups
 ) -> list[str]:
-    """Return what is to be said of all comparisons."""
+    """Return the notes about all comparisons."""
     asked = plural(len(verdicts.of), "pair was", "pairs were")
     notes = [f"{len(values.keys):,} different values; {asked} compared by {reduce.model}"]
     if found.left_out:

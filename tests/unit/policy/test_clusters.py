@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fanout.policy.clusters import Clusters, Vocabulary, shared_prompts
+from fanout.policy.clusters import Clusters, Vocabulary, WordIndex, shared_prompts
 
 ROOM = 100
 
 
 def clusters_of(texts, **options):
-    vocabulary, clusters = Vocabulary(), Clusters(**options)
+    vocabulary, clusters = Vocabulary(), Clusters(WordIndex(), {}, **options)
     for text in texts:
         vocabulary.add(text.split())
     return [clusters.add(vocabulary.sketch(text.split())) for text in texts]
@@ -75,7 +75,7 @@ A, B = {1: 1.0}, {2: 1.0}
     ],
 )
 def test_clusters_share_prompts_that_they_do_not_fill(sizes, leaders, prompts):
-    assert shared_prompts(sizes, leaders, room=ROOM) == prompts
+    assert shared_prompts(sizes, leaders, WordIndex(), room=ROOM) == prompts
 
 
 @settings(max_examples=60, deadline=None)
@@ -90,8 +90,8 @@ def test_clusters_share_prompts_that_they_do_not_fill(sizes, leaders, prompts):
 )
 def test_prompts_are_at_least_half_full_and_never_too_full(clusters):
     sizes, leaders = [one[0] for one in clusters], [one[1] for one in clusters]
-    prompts = shared_prompts(sizes, leaders, room=ROOM)
-    assert shared_prompts(sizes, leaders, room=ROOM) == prompts
+    prompts = shared_prompts(sizes, leaders, WordIndex(), room=ROOM)
+    assert shared_prompts(sizes, leaders, WordIndex(), room=ROOM) == prompts
     used = [0] * (max(prompts, default=-1) + 1)
     for prompt, size in zip(prompts, sizes, strict=True):
         used[prompt] += size

@@ -9,14 +9,16 @@ import pytest
 from msgspec import structs
 
 import workers.reduce.clustering
-from fanout.core.errors import SpecError
+from fanout.core.errors import LLMError, SpecError
 from fanout.core.ids import StageId
-from fanout.core.records import RunStatus
+from fanout.core.records import ErrorKind, RunStatus
 from fanout.core.spec import make_spec
+from fanout.llm.callables import CallableLLM
 from fanout.policy.packing import pack
 from fanout.runs.retried_runs import retry_failed
 from tests.fakes import RUN, FakeContext, run_branch
 from tests.unit.workers.test_comparisons import Deaths, DiedError, through
+from workers.context.event_loop import LoopThread
 from workers.reduce.stages import aggregate, collect
 
 CLUSTERED = {
@@ -169,7 +171,7 @@ def test_each_answer_is_in_one_node_though_another_process_goes_on(is_other, mon
     if is_other:
         # As if embeddings differed from one call to the next.
         monkeypatch.setattr(
-            workers.reduce.clustering, "clustered", lambda answers, _: [range(len(answers))]
+            workers.reduce.clustering, "clustered", lambda answers, *_: [range(len(answers))]
         )
     aggregate(context, map_id)
     store, target = context.store, StageId(RUN, 1)
@@ -279,3 +281,73 @@ def test_a_node_cites_the_answers_that_it_shows():
 def test_what_makes_no_sense_is_refused(fields, message):
     with pytest.raises(SpecError, match=message):
         make_spec(model="fake", prompt="{input}", **{**CLUSTERED, **fields})
+
+
+def embedding(function, **fields):
+    context = clustering(embed="functions.own:vectors", **fields)
+    context.models.made["functions.own:vectors"] = CallableLLM(function)
+    context.loop = LoopThread()
+    return context
+
+
+def test_a_function_says_which_answers_are_alike():
+    seen = []
+
+    def vectors(texts):
+        seen.append(texts)
+        # By what no words tell: whether the number is even.
+        return [[1.0, float(int(text.split()[0][2:]) % 2)] for text in texts]
+
+    context = embedding(vectors)
+    asked = node_prompts(context)
+    through(context, TEXTS, max_branches=9)
+    assert context.result.aggregates[""].value == f"n={TOTAL}"
+    assert [text for some in seen for text in some] == TEXTS
+    assert max(map(len, seen)) == len(seen[0]) <= 64
+    groups = [{int(n) % 2 for n in re.findall("n=([0-9]+)", one)} for one in first_nodes(asked)]
+    assert sum(len(one) == 1 for one in groups) >= len(groups) - 1
+
+
+async def slow_vectors(texts):
+    return [[float(len(text)), 1.0] for text in texts]
+
+
+def test_an_async_function_is_awaited():
+    context = embedding(slow_vectors)
+    through(context, TEXTS)
+    assert context.result.aggregates[""].value == f"n={TOTAL}"
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda _texts: 1 / 0, "internal: ZeroDivisionError"),
+        (lambda texts: [[1.0]] * (len(texts) - 1), "vectors for"),
+    ],
+)
+def test_a_function_that_fails_ends_the_run_with_the_reason(function, words):
+    context = embedding(function, retries={"max_attempts": 1})
+    through(context, TEXTS)
+    run = context.store.run(RUN)
+    assert run.status is RunStatus.FAILED
+    assert "embed: functions.own:vectors made no vectors of answers" in run.error
+    assert words in run.error
+
+
+def test_a_function_is_called_again_after_a_failure():
+    left = [2]
+
+    def vectors(texts):
+        if left[0]:
+            left[0] -= 1
+            raise LLMError(ErrorKind.SERVER_ERROR, "busy")
+        return [[float(len(text)), 1.0] for text in texts]
+
+    context = embedding(vectors, retries={"max_attempts": 3, "base_wait_s": 0.01})
+    through(context, TEXTS)
+    assert context.result.aggregates[""].value == f"n={TOTAL}"
+
+
+def test_what_is_no_function_makes_no_vectors():
+    with pytest.raises(SpecError, match="embed: must be"):
+        make_spec(**{"model": "fake", "prompt": "{input}", **CLUSTERED, "embed": "openai/embed"})
