@@ -4,13 +4,14 @@ Their only I/O are temporary files for what does not fit into memory (``fanout.s
 """
 
 from fanout.aggregators.base import Aggregate, Held, Item
-from fanout.aggregators.coverage import Coverage, CoverageCounter, ScatteredTallies, Tally, lacking
+from fanout.aggregators.coverage import Coverage, CoverageCounter, ScatteredTallies, Tally, TallyCounter, lacking
 from fanout.aggregators.grouping import (
     GroupedAggregates,
     aggregate_groups,
     group_key,
     make_accumulator,
 )
+from fanout.aggregators.later_groups import Grouped
 from fanout.aggregators.llm import Part, leaf_part, part_tokens, render_input, room_tokens
 from fanout.aggregators.nodes import Node, NodePacker, nodes_of, part_key
 from fanout.aggregators.parts import Fields
@@ -38,6 +39,7 @@ __all__ = [
     "Coverage",
     "CoverageCounter",
     "Fields",
+    "Grouped",
     "GroupedAggregates",
     "GroupedRecords",
     "Held",
@@ -50,6 +52,7 @@ __all__ = [
     "Source",
     "Streamed",
     "Tally",
+    "TallyCounter",
     "aggregate_groups",
     "cited_node",
     "covered",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from fanout.core.records import ErrorKind
 
-__all__ = ["Coverage", "CoverageCounter", "ScatteredTallies", "Tally", "lacking", "missing_words"]
+__all__ = ["Coverage", "CoverageCounter", "ScatteredTallies", "Tally", "TallyCounter", "lacking", "missing_words"]
 
 
 class Coverage(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,7 +118,7 @@ class Tally(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     @classmethod
     def total(cls, tallies: Iterable[Tally]) -> Tally:
         """Return the counts of neighbours together."""
-        counter = _Counter()
+        counter = TallyCounter()
         for one in tallies:
             counter.add(one)
         return counter.tally()
@@ -162,39 +162,44 @@ _NONE = (0, -1, -1)
 _ALONE = (1, -1, -2)
 
 
-class _Counter:
+class TallyCounter:
     """Adds the counts of neighbours, in input order."""
 
+    __slots__ = ("_behind", "_branches", "_cut", "_lost", "_missing", "_spans", "_truncated")
+
     def __init__(self) -> None:
-        self._counts = [0, 0, 0, 0]
+        self._branches = self._behind = self._truncated = self._cut = 0
         self._spans = [_NONE] * 4
-        self._missing: Counter[str] = Counter()
-        self._lost: Counter[str] = Counter()
+        self._missing: dict[str, int] = {}
+        self._lost: dict[str, int] = {}
 
     def add(self, one: Tally) -> None:
-        for at, number in enumerate((one.branches, one.behind, one.truncated, one.cut)):
-            self._counts[at] += number
+        """Add counts that follow those that were added."""
+        self._branches += one.branches
+        self._behind += one.behind
+        self._truncated += one.truncated
+        self._cut += one.cut
         spans = (one.documents, one.documents_behind, one.chunks, one.chunks_behind)
         self._spans = [_joined(*both) for both in zip(self._spans, spans, strict=True)]
-        if one.missing:
-            self._missing.update(one.missing)
-        if one.lost:
-            self._lost.update(one.lost)
+        for kind, count in one.missing.items():
+            self._missing[kind] = self._missing.get(kind, 0) + count
+        for kind, count in one.lost.items():
+            self._lost[kind] = self._lost.get(kind, 0) + count
 
     def tally(self) -> Tally:
-        branches, behind, truncated, cut = self._counts
+        """Return the counts together."""
         documents, documents_behind, chunks, chunks_behind = self._spans
         return Tally(
-            branches,
-            behind,
+            self._branches,
+            self._behind,
             documents,
             documents_behind,
             chunks,
             chunks_behind,
             dict(self._missing),
             dict(self._lost),
-            truncated,
-            cut,
+            self._truncated,
+            self._cut,
         )
 
 
@@ -237,13 +242,13 @@ class CoverageCounter:
     """Counts the branches of each group, which come in input order."""
 
     def __init__(self) -> None:
-        self._groups: dict[str, _Counter] = {}
+        self._groups: dict[str, TallyCounter] = {}
 
     def add(self, group: str, one: Tally) -> None:
         """Count a branch."""
         counter = self._groups.get(group)
         if counter is None:
-            counter = self._groups[group] = _Counter()
+            counter = self._groups[group] = TallyCounter()
         counter.add(one)
 
     def tallies(self) -> dict[str, Tally]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from fanout.aggregators.base import Spilling
 from fanout.aggregators.concat import Concat
+from fanout.aggregators.coverage import Tally, TallyCounter
+from fanout.aggregators.later_groups import Grouped, LaterGroups
 from fanout.aggregators.merge import Merge
 from fanout.aggregators.parts import Fields
 from fanout.aggregators.rank import Rank, Rerank, Top
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["GroupedAggregates", "aggregate_groups", "group_key", "make_accumulator"]
 
 _ALL = Fields()
+_UNCOUNTED = Tally()
+# What a group takes in memory, beside what its aggregator holds.
+_GROUP_BYTES = 4_000
 _ACCUMULATORS: dict[str, Callable[[Fields, Records], Accumulator]] = {
     "concat": Concat,
     "merge": Merge,
@@ -96,7 +101,10 @@ def _step_group(group_by: str, steps: Mapping[str, Any]) -> str:
 
 
 class GroupedAggregates:
-    """Aggregates branches by group; what it holds in memory grows with the groups, not the branches.
+    """Aggregates branches by group; what it holds in memory grows neither with branches nor with groups.
+
+    The groups that appear first are aggregated as their branches come. Once they are many, the branches of
+    all others are sorted by group in temporary files, and aggregated one group after the other.
 
     Args:
         name: The aggregator's name.
@@ -107,38 +115,70 @@ class GroupedAggregates:
     def __init__(self, name: str, fields: Fields = _ALL, scratch: Scratch | None = None) -> None:
         self._name = name
         self._fields = fields
-        self._records = GroupedRecords(scratch or Scratch())
-        self._groups: dict[str, Accumulator] = {}
+        self._scratch = scratch or Scratch()
+        self._records = GroupedRecords(self._scratch)
+        self._groups: dict[str, tuple[Accumulator, TallyCounter]] = {}
+        self._most = max(1, self._scratch.memory_bytes // _GROUP_BYTES)
+        self._later: LaterGroups | None = None
 
-    def add(self, item: Item) -> None:
-        """Add one branch, failed or not. Raises RunError: there is no room for temporary files."""
-        accumulator = self._groups.get(item.group)
-        if accumulator is None:
+    def add(self, item: Item, tally: Tally = _UNCOUNTED) -> None:
+        """Add one branch, failed or not, and what is counted of it.
+
+        Branches come in input order. Raises RunError: there is no room for temporary files.
+        """
+        held = self._groups.get(item.group)
+        if held is None:
+            if len(self._groups) >= self._most:
+                self._add_later(item, tally)
+                return
             records = self._records.of(len(self._groups))
             accumulator = make_accumulator(self._name, self._fields, records)
-            self._groups[item.group] = accumulator
+            held = self._groups[item.group] = accumulator, TallyCounter()
+        accumulator, counter = held
         accumulator.add(item)
+        counter.add(tally)
         if self._records.is_full:
             self._spill()
 
+    def _add_later(self, item: Item, tally: Tally) -> None:
+        if self._later is None:
+            self._later = LaterGroups(self._scratch, self._fields.columns)
+        self._later.add(item, tally)
+
     def _spill(self) -> None:
-        for accumulator in self._groups.values():
+        for accumulator, _ in self._groups.values():
             if isinstance(accumulator, Spilling):
                 accumulator.spill()
         self._records.held_bytes = 0
 
     def results(self) -> Iterator[tuple[str, Aggregate | Streamed]]:
+        """Yield the aggregate of each group: see counted."""
+        return ((group, made) for group, made, _ in self.counted())
+
+    def counted(self) -> Iterator[Grouped]:
         """Yield the aggregate of each group, once, in the order in which the groups first appear.
 
         The value of one must be read before the next is asked for. No branch may be added any more.
         """
         self._spill()
-        for group, accumulator in self._groups.items():
-            yield group, accumulator.result()
+        for group, (accumulator, counter) in self._groups.items():
+            yield Grouped(group, accumulator.result(), counter.tally())
+        self._groups.clear()
+        if self._later is not None:
+            yield from self._later.results(self._of_one)
+
+    def _of_one(self, branches: Iterator[tuple[Item, Tally]]) -> Iterator[Grouped]:
+        """Yield the aggregate of branches of one group."""
+        with GroupedAggregates(self._name, self._fields, self._scratch) as alone:
+            for item, tally in branches:
+                alone.add(item, tally)
+            yield from alone.counted()
 
     def close(self) -> None:
         """Give the room back. Safe to call twice."""
         self._records.close()
+        if self._later is not None:
+            self._later.close()
 
     def __enter__(self) -> Self:
         return self

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from fanout.core.answer_parts import EACH, part_of
 from fanout.core.json_text import found_json, parse_json
+from fanout.core.measures import measure_of
 from fanout.core.numbers import as_number, number_of_text
 from fanout.core.step_answers import child_of
 
@@ -16,10 +19,22 @@ if TYPE_CHECKING:
     from fanout.aggregators.base import Item
     from fanout.core.answer_parts import Part, Source
 
-__all__ = ["Fields", "PartReader", "Written", "answer_value", "as_written", "written_value"]
+__all__ = [
+    "LOWEST_FIRST",
+    "Fields",
+    "PartReader",
+    "Written",
+    "answer_value",
+    "as_written",
+    "written_value",
+]
+
+# Before the name of a part: the lowest number is ranked first.
+LOWEST_FIRST = "-"
 
 
-class Fields(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, kw_only=True)
+class Fields:
     """What an aggregator goes by, and measures.
 
     Attributes:
@@ -46,9 +61,23 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True):
         return self.schema is not None or bool(self.choices)
 
     def reader(self, name: str) -> PartReader:
-        """Return what reads one part of branches."""
-        part = part_of(name, schema=self.schema, choices=self.choices, steps=self.steps)
-        return PartReader(part, model=self.model)
+        """Return what reads one part of branches: it is made once for all groups."""
+        reader = self._readers.get(name)
+        if reader is None:
+            part = part_of(name, schema=self.schema, choices=self.choices, steps=self.steps)
+            reader = self._readers[name] = PartReader(part, model=self.model)
+        return reader
+
+    @cached_property
+    def _readers(self) -> dict[str, PartReader]:
+        return {}
+
+    @cached_property
+    def columns(self) -> frozenset[str]:
+        """The columns of rows that it goes by."""
+        measured = (measure_of(name).field for name in self.measures)
+        names = [*(name.removeprefix(LOWEST_FIRST) for name in self.by), *filter(None, measured)]
+        return frozenset(filter(None, (self.reader(name).column for name in names)))
 
 
 def answer_value(output: str, fields: Fields) -> Any:
@@ -100,6 +129,11 @@ class PartReader:
         self.name = part.name
         self._model = model
         self._part = part
+
+    @property
+    def column(self) -> str | None:
+        """The column that the part may be in; None if it is in none."""
+        return self._part.key if "column" in self._part.sources else None
 
     @property
     def is_whole(self) -> bool:

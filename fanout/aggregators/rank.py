@@ -6,10 +6,9 @@ import heapq
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from msgspec import structs
 
 from fanout.aggregators.base import LEFT_OUT, Aggregate, NameSample, place
-from fanout.aggregators.parts import Fields, answer_value
+from fanout.aggregators.parts import LOWEST_FIRST, Fields, answer_value
 from fanout.aggregators.records import Records
 from fanout.aggregators.scores import score_of, text_score
 from fanout.aggregators.streams import Streamed
@@ -26,7 +25,6 @@ __all__ = ["Rank", "Rerank", "Top", "row_place"]
 
 _ALL = Fields()
 _TOP = 10
-_LOWEST_FIRST = "-"
 _ANSWER = "answer"
 # What an entry of a heap takes.
 _ENTRY_BYTES = 160
@@ -80,15 +78,17 @@ class Rank:
     """
 
     has_unscored = True
+    # The answers it has where the job does not say how many; None is all.
+    most: int | None = None
 
     def __init__(self, fields: Fields = _ALL, records: Records | None = None) -> None:
         name = fields.by[0] if fields.by else None
         self._fields = fields
-        self._sign = 1 if name and name.startswith(_LOWEST_FIRST) else -1
-        self._reader = fields.reader(name.removeprefix(_LOWEST_FIRST)) if name else None
-        self._k = fields.k
+        self._sign = 1 if name and name.startswith(LOWEST_FIRST) else -1
+        self._reader = fields.reader(name.removeprefix(LOWEST_FIRST)) if name else None
+        self._k = self.most if fields.k is None else fields.k
         self._rows = records or Records()
-        self._best = _Best(fields.k) if fields.k is not None else None
+        self._best = _Best(self._k) if self._k is not None else None
         self._refused: list[tuple[_Number, int]] = []
         self._succeeded = 0
         self._missing = NameSample()
@@ -209,9 +209,7 @@ class Top(Rank):
     """
 
     has_unscored = False
-
-    def __init__(self, fields: Fields = _ALL, records: Records | None = None) -> None:
-        super().__init__(structs.replace(fields, k=fields.k or _TOP), records)
+    most = _TOP
 
 
 class Rerank(Rank):

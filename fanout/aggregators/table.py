@@ -123,8 +123,6 @@ class Table:
 
     def result(self) -> Streamed:
         """See Accumulator."""
-        if not self._by and self._succeeded == 0:
-            self._row(())
         self.spill()
         return Streamed(form="rows", chunks=self._chunks(), end=self._end)
 
@@ -150,6 +148,9 @@ class Table:
                     keys, count, states = data
                     row.take(count, states)
                 yield keys, (row.count, *(one.state() for one in row.numbers))
+        if not self._by and self._succeeded == 0:
+            none = _Row(len(self._measured))
+            yield (), (none.count, *(one.state() for one in none.numbers))
 
     def _end(self) -> Aggregate:
         return Aggregate(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from fanout.aggregators import CoverageCounter, Fields, GroupedAggregates
+from fanout.aggregators import Fields, GroupedAggregates
 from fanout.core.ids import StageId
 from fanout.system.external_sort import Scratch
-from workers.reduce.coverage import with_coverage
+from workers.reduce.coverage import CoveredGroups
 from workers.reduce.items import branches, item_of, tally_of
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from fanout.core.reduces import Reduce
     from fanout.core.spec import RunSpec
     from workers.context.worker_context import WorkerContext
-    from workers.reduce.made import Made
 
 __all__ = ["computed"]
 
@@ -25,7 +24,7 @@ __all__ = ["computed"]
 @contextmanager
 def computed(
     context: WorkerContext, run_id: str, spec: RunSpec, reduces: Sequence[Reduce]
-) -> Iterator[dict[str, Made]]:
+) -> Iterator[dict[str, CoveredGroups]]:
     """Give what reduces without calls have come to, by name; they are to be read inside.
 
     Args:
@@ -35,31 +34,23 @@ def computed(
         reduces: The reduces.
     """
     with ExitStack() as stack:
-        counters = [(reduce, _Counter(stack, spec, reduce, len(reduces))) for reduce in reduces]
+        counters = [
+            (reduce, stack.enter_context(_groups(spec, reduce, len(reduces)))) for reduce in reduces
+        ]
         if counters:
             for chunk, outcome in branches(context, StageId(run_id, 0)):
                 tally = tally_of(spec, chunk, outcome)
-                for reduce, counter in counters:
-                    item = item_of(spec, reduce, chunk, outcome)
-                    counter.behind.add(item.group, tally)
-                    counter.groups.add(item)
-        yield {
-            reduce.name: with_coverage(spec, counter.groups.results(), counter.behind.tallies())
-            for reduce, counter in counters
-        }
+                for reduce, groups in counters:
+                    groups.add(item_of(spec, reduce, chunk, outcome), tally)
+        yield {reduce.name: CoveredGroups(spec, groups.counted()) for reduce, groups in counters}
 
 
-class _Counter:
-    """The branches of one reduce. Together, several have the memory of one."""
-
-    def __init__(self, stack: ExitStack, spec: RunSpec, reduce: Reduce, count: int) -> None:
-        scratch = Scratch()
-        if count > 1:
-            scratch = Scratch(memory_bytes=scratch.memory_bytes // count)
-        self.behind = CoverageCounter()
-        self.groups = stack.enter_context(
-            GroupedAggregates(reduce.kind, _fields(spec, reduce), scratch)
-        )
+def _groups(spec: RunSpec, reduce: Reduce, count: int) -> GroupedAggregates:
+    """Return what aggregates the branches of a reduce. Together, several have the memory of one."""
+    scratch = Scratch()
+    if count > 1:
+        scratch = Scratch(memory_bytes=scratch.memory_bytes // count)
+    return GroupedAggregates(reduce.kind, _fields(spec, reduce), scratch)
 
 
 def _fields(spec: RunSpec, reduce: Reduce) -> Fields:

@@ -6,10 +6,11 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fanout.aggregators import CoverageCounter, Part, Tally, lacking
+from fanout.aggregators import GroupedAggregates, Item, Part, Tally, lacking
 from fanout.aggregators.coverage import missing_words
 from fanout.aggregators.nodes import nodes_of
 from fanout.core.records import ErrorKind
+from fanout.system.external_sort import Scratch
 
 KINDS = st.sampled_from([None, None, None, ErrorKind.TIMEOUT, ErrorKind.CONTENT_FILTER])
 # How many chunks a document has, and how the branches of each chunk end.
@@ -67,11 +68,16 @@ def test_a_failed_call_of_the_reduce_loses_the_answers_that_it_was_to_take_in():
 
 
 def test_each_group_is_counted_for_itself():
-    counter = CoverageCounter()
-    for group, document, kind in [("a", 0, None), ("b", 0, None), ("a", 1, ErrorKind.LOST)]:
-        counter.add(group, Tally.of(document=document, chunk=document, kind=kind))
-    found = counter.tallies()
-    assert list(found) == ["a", "b"]
+    groups = GroupedAggregates("vote", scratch=Scratch(memory_bytes=1))
+    branches = [("a", 0, None), ("b", 0, None), ("a", 1, ErrorKind.LOST), ("c", 1, None)]
+    with groups:
+        for index, (group, document, kind) in enumerate(branches):
+            output = "yes" if kind is None else None
+            item = Item(index=index, document="d", group=group, output=output)
+            groups.add(item, Tally.of(document=document, chunk=document, kind=kind))
+        found = {group: tally for group, _, tally in groups.counted()}
+    assert list(found) == ["a", "b", "c"]
+    assert found["c"] == Tally.of(document=1, chunk=1, kind=None)
     assert lacking(found["b"], 1.0) is None
     assert lacking(found["a"], 0.5) is None
     problem = lacking(found["a"], 0.6)

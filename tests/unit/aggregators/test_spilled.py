@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections import Counter
 from itertools import groupby
 
@@ -144,3 +145,36 @@ def test_a_value_must_be_read_only_as_far_as_it_is_wanted():
             if group != "g":
                 read.append(whole(made).value)
     assert read == ["two", "four"]
+
+
+def test_each_group_without_an_answer_has_the_row_of_a_table_without_values():
+    items = items_of([(None, "g"), (None, "h"), (None, "i")])
+    for memory_bytes in (1, 8_000_000):
+        made = aggregate_groups("table", items, scratch=Scratch(memory_bytes=memory_bytes))
+        assert {group: one.value for group, one in made.items()} == {
+            group: [{"count": 0}] for group in "ghi"
+        }
+
+
+@pytest.mark.parametrize("name", [*WAYS, "map_rerank"])
+def test_what_is_held_does_not_grow_with_the_number_of_groups(name):
+    """The branches of a thousand groups come in any order; a handful of groups fits into memory."""
+    items = [
+        Item(index=at, document=f"d{at}", group=f"group {at * 7919 % 1_000}", output=str(at % 10),
+             columns={"n": at, "other": "x" * 1_000})
+        for at in range(3_000)
+    ]  # fmt: skip
+    fields = Fields(by=("n",)) if name in ("rank", "top") else Fields()
+    with GroupedAggregates(name, fields, Scratch(memory_bytes=20_000)) as groups:
+        tracemalloc.start()
+        try:
+            for item in items:
+                groups.add(item)
+            found = Counter(group for group, made in groups.results() if whole(made).succeeded == 3)
+            _, peak_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert list(found) == list(dict.fromkeys(item.group for item in items))
+    assert set(found.values()) == {1}
+    # The blocks of the files that are merged; the groups themselves would take twice as much.
+    assert peak_bytes < 2_000_000
