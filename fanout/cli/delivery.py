@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
 from fanout.cli.evaluation_view import evaluation_lines, evaluation_note, shortfalls
 from fanout.cli.exits import CLOSED_PIPE, FAILURE, mute_stdout
@@ -21,7 +21,8 @@ from fanout.core.units import plural
 from fanout.inputs.documents.urls import shown_input
 from fanout.runs.answer_text import source_lines
 from fanout.runs.rows import output_row
-from fanout.runs.status import coverage_value, kept_notes, retry_help
+from fanout.runs.spaced_json import array_json
+from fanout.runs.status import kept_notes, retry_help
 from fanout.runs.tables.output_file import OutputFile
 from fanout.system.terminal import print_error, print_line, print_parts
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from fanout.aggregators import Coverage, Source
     from fanout.cli.destinations import Destination
     from fanout.cli.evaluation_view import Threshold
     from fanout.cli.progress import Progress
@@ -50,6 +50,8 @@ __all__ = [
     "quiet_option",
 ]
 
+# Notes that are printed for people; groups may have very many.
+_NOTES = 100
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print the status and the answer as JSON."
@@ -101,27 +103,40 @@ class _Answer:
     """What a run has given beside its branches; ``evaluation`` is None without labels."""
 
     aggregated: StoredAggregate | StoredAggregates
-    notes: list[str]
     evaluation: Evaluation | None
-    coverage: Coverage | dict[str, Any] | None = None
-    sources: list[Source] | dict[str, Any] | None = None
+    has_sources: bool = False
 
     def to_dict(self, status: Status) -> dict[str, Any]:
         """Return it with the status as JSON values; without labels there is no ``evaluation``.
 
-        The aggregate may be larger than memory, and is None here.
+        What may be larger than memory is None here: see parts.
         """
-        notes = [*kept_notes(status), *self.notes]
-        found = {
-            **status.to_dict(),
-            "aggregated": None,
-            "aggregate_coverage": coverage_value(self.coverage),
-            "sources": msgspec.to_builtins(self.sources),
-            "notes": notes,
-        }
+        names = ("aggregated", "aggregate_coverage", "sources", "notes")
+        found = {**status.to_dict(), **dict.fromkeys(names)}
         if self.evaluation is not None:
             found["evaluation"] = self.evaluation.to_dict()
         return found
+
+    def parts(self, status: Status, *, is_indented: bool = False) -> dict[str, Iterator[str]]:
+        """Return the JSON of the values that may be larger than memory, a part at a time.
+
+        Args:
+            status: The status.
+            is_indented: Whether each value in them has a line of its own.
+        """
+        notes = chain(kept_notes(status), self.aggregated.each_note())
+        return {
+            "aggregated": self.aggregated.json(is_indented=is_indented),
+            "aggregate_coverage": self.aggregated.coverage_json(is_indented=is_indented),
+            "notes": array_json(notes, is_indented=is_indented),
+            **self.sources(is_indented=is_indented),
+        }
+
+    def sources(self, *, is_indented: bool = False) -> dict[str, Iterator[str]]:
+        """Return the JSON of what the aggregate cites, a part at a time; nothing if it is to cite nothing."""
+        if not self.has_sources:
+            return {}
+        return {"sources": self.aggregated.sources_json(is_indented=is_indented)}
 
 
 def deliver(run: Run, status: Status, progress: Progress, delivery: Delivery) -> int:
@@ -130,10 +145,8 @@ def deliver(run: Run, status: Status, progress: Progress, delivery: Delivery) ->
     labels = None if delivery.scoring is None else delivery.scoring.labels
     answer = _Answer(
         aggregated=aggregated,
-        notes=aggregated.notes(),
         evaluation=run.evaluation(labels),
-        coverage=aggregated.coverage(),
-        sources=run.sources(),
+        has_sources=run.spec.sources,
     )
     faults: list[str] = []
     with _noting(faults, "cannot write the results"):
@@ -171,7 +184,11 @@ def deliver(run: Run, status: Status, progress: Progress, delivery: Delivery) ->
 
 
 def _notes(answer: _Answer, delivery: Delivery) -> Iterator[str]:
-    yield from (f"note: {note}" for note in answer.notes)
+    notes = enumerate(answer.aggregated.each_note())
+    yield from (f"note: {note}" for _, note in islice(notes, _NOTES))
+    last = max((number + 1 for number, _ in notes), default=_NOTES)
+    if last > _NOTES:
+        yield f"and {last - _NOTES:,} more notes: `--json` has all"
     # An evaluation that is printed has them.
     if answer.evaluation is not None and delivery.scoring is None:
         yield from evaluation_note(answer.evaluation)
@@ -202,7 +219,8 @@ def _write(run: Run, status: Status, answer: _Answer, progress: Progress, out: D
         # It has a file of its own.
         del record["aggregated"]
         is_by_name = bool(run.spec.reduces)
-        out.write(run.outcomes(), answer.aggregated, record, is_by_name=is_by_name)
+        parts = answer.parts(status, is_indented=True)
+        out.write(run.outcomes(), answer.aggregated, record, is_by_name=is_by_name, parts=parts)
     progress.note(f"results: {out.path}")
 
 
@@ -295,19 +313,19 @@ def _print(
 ) -> None:
     if delivery.stream is not None:
         if answer.aggregated:
-            cited = (
-                {} if answer.sources is None else {"sources": msgspec.to_builtins(answer.sources)}
-            )
-            print_json({"aggregated": None, **cited}, {"aggregated": answer.aggregated.json()})
+            parts = {"aggregated": answer.aggregated.json(), **answer.sources()}
+            print_json(dict.fromkeys(parts), parts)
     elif delivery.as_json:
         record = {**answer.to_dict(status), **_threshold(answer, delivery)}
-        print_json(record, {"aggregated": answer.aggregated.json()})
+        print_json(record, answer.parts(status))
     elif delivery.scoring is not None and answer.evaluation is not None:
         for line in evaluation_lines(answer.evaluation):
             print_line(line)
     elif answer.aggregated:
         print_parts(answer.aggregated.texts())
-        for line in source_lines(answer.sources, answer.coverage):
+        cited = answer.aggregated.sources() if answer.has_sources else None
+        coverage = None if cited is None else answer.aggregated.coverage()
+        for line in source_lines(cited, coverage):
             print_line(line)
     elif delivery.out is None and status.succeeded:
         _print_branches(run, status, progress, delivery)

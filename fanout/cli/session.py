@@ -178,19 +178,14 @@ def print_json(record: Mapping[str, Any], parts: Mapping[str, Iterable[str]] = _
     if not parts:
         print_line(json.dumps(record, ensure_ascii=False), is_data=True)
         return
-    print_parts(_json_parts(record, parts))
+    # Few commands have such values.
+    from fanout.runs.spaced_json import object_json
 
-
-def _json_parts(record: Mapping[str, Any], parts: Mapping[str, Iterable[str]]) -> Iterator[str]:
-    mark = "{"
-    for name, value in record.items():
-        yield f"{mark}{json.dumps(name, ensure_ascii=False)}: "
-        if name in parts:
-            yield from parts[name]
-        else:
-            yield json.dumps(value, ensure_ascii=False)
-        mark = ", "
-    yield "}"
+    values = (
+        (name, parts[name] if name in parts else [json.dumps(value, ensure_ascii=False)])
+        for name, value in record.items()
+    )
+    print_parts(object_json(values))
 
 
 def say(text: str, fields: Mapping[str, Any], *, as_json: bool) -> None:

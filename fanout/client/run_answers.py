@@ -188,7 +188,7 @@ class RunAnswers:
 
         The values of large ones are left out.
         """
-        return self.stored_aggregate().stored
+        return self.stored_aggregate().values.listed().stored
 
     def outcomes(self, *, with_text: bool = False) -> Iterator[Output[Any]]:
         """Yield the branches that have ended, in input order; one shard is in memory at a time.

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass, field
 from decimal import Decimal
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from fanout.core.citations import pieces
@@ -183,7 +184,7 @@ def _of_reduce(values: ResultValues, reduce: Reduce, budget: _CharBudget) -> Sho
         name=reduce.name,
         votes=votes,
         shown=shown,
-        more=len(values.stored.aggregates) - len(shown),
+        more=sum(1 for _ in values.aggregates()) - len(shown),
         problem=values.stored.problem,
     )
 
@@ -191,7 +192,7 @@ def _of_reduce(values: ResultValues, reduce: Reduce, budget: _CharBudget) -> Sho
 def _aggregates(
     values: ResultValues, reduction: str, budget: _CharBudget, *, is_grouped: bool
 ) -> Iterator[ShownAggregate]:
-    for number, (group, one) in enumerate(values.stored.aggregates.items()):
+    for number, (group, one) in enumerate(values.aggregates()):
         if number >= _GROUPS or (number and budget.is_full()):
             return
         shown = _problem(one, budget) or _value(one, values, reduction, budget)
@@ -258,13 +259,13 @@ def _value(
 
 def _vote_table(values: ResultValues, budget: _CharBudget) -> VoteTable:
     sums: Counter[str] = Counter()
-    for one in values.stored.aggregates.values():
+    for _, one in values.aggregates():
         sums.update(_counted(values, one))
         if len(sums) > _MOST_COUNTED:
             sums = Counter(dict(sums.most_common(_MOST_COUNTED // 2)))
     answers = [answer for answer, _ in sums.most_common(_CROSSED)]
     rows = []
-    for group, one in list(values.stored.aggregates.items())[:_GROUPS]:
+    for group, one in islice(values.aggregates(), _GROUPS):
         votes = _counted(values, one)
         counts = [votes.get(answer, 0) for answer in answers]
         rows.append((budget.take_line(group), counts, sum(votes.values())))

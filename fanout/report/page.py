@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fanout.core import units as words
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
     from fanout.runs.stored_aggregates import StoredAggregates
 
 __all__ = ["Facts", "ReportedRun", "page", "render", "write"]
+
+# Of the calls of aggregates that failed, the page shows so many.
+_FAILED_CALLS = 20
 
 
 class ReportedRun(Protocol):
@@ -149,7 +153,9 @@ def page(facts: Facts) -> str:
         drawing=job_drawing(spec),
         kept_cut=kept_notes(facts.status),
         figures=figures,
-        stored=facts.values.stored,
+        made=sum(one.exists for _, one in facts.values.aggregates()),
+        failed_calls=sum(1 for _ in facts.values.errors()),
+        first_failed_calls=list(islice(facts.values.errors(), _FAILED_CALLS)),
         aggregates=aggregates(facts.values, spec.reductions),
         throughput=_over_time(figures.over_time, "succeeded", "failed"),
         tokens=_over_time(figures.over_time, "input_tokens", "output_tokens"),

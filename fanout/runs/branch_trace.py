@@ -153,7 +153,7 @@ def trace_of(
         for one in spec.reductions
         if one.compares
     }
-    is_decided = spec.finds_best and bool(values.stored.aggregates)
+    is_decided = spec.finds_best and any(True for _ in values.aggregates())
     best = frozenset(row["index"] for row in rows[""]) if is_decided else None
     branch = output_of(spec, shard, outcome, with_text=True, best=best)
     if spec.steps:
@@ -172,7 +172,7 @@ def trace_of(
 
 def _compared(values: ResultValues, reduce: Reduce) -> Iterator[dict[str, Any]]:
     """Yield the rows of the answers that the aggregates of comparisons have."""
-    for one in values.stored.aggregates.values():
+    for _, one in values.aggregates():
         yield from values.value(one).values() if reduce.kind == "best" else values.rows(one)
 
 

@@ -7,16 +7,18 @@ import json
 import os
 import re
 from contextlib import suppress
+from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any
 
 from fanout.core.errors import InputError, RunError
 from fanout.runs.rows import error_row, output_row
+from fanout.runs.spaced_json import object_json
 from fanout.runs.stored_aggregate import StoredAggregate
 from fanout.runs.stored_aggregates import StoredAggregates
 from fanout.system.private_files import PRIVATE, UNFINISHED, finish, open_unfinished, whole_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
     from typing import Self
 
@@ -29,6 +31,7 @@ _LOCK = ".fanout.lock"
 RESULTS = frozenset(
     {"outputs.jsonl", "errors.jsonl", "aggregated.txt", "aggregated.json", "run.json"}
 )
+_NO_PARTS: Mapping[str, Iterable[str]] = MappingProxyType({})
 # That of each reduce of a list.
 _NAMED = re.compile(r"aggregated\.[A-Za-z0-9_-]+\.(?:txt|json)")
 
@@ -140,6 +143,7 @@ class OutputFolder:
         record: Mapping[str, Any],
         *,
         is_by_name: bool = False,
+        parts: Mapping[str, Iterable[str]] = _NO_PARTS,
     ) -> None:
         """Write outputs, errors, the aggregate and the run's record.
 
@@ -149,6 +153,8 @@ class OutputFolder:
             record: The record, without the aggregate.
             is_by_name: Whether the aggregate is one for each reduce of a list, by name: each then has a
                 file of its own.
+            parts: The JSON of some values of the record, indented and in parts, as they may be larger than
+                memory.
 
         Raises:
             RunError: A file cannot be written, for example on a full disk; existing results stay.
@@ -162,7 +168,7 @@ class OutputFolder:
                 named = aggregated or {}
             for name, one in named.items():
                 written += self._write_aggregate(f"aggregated.{name}".rstrip("."), one)
-            written.append(self._write_file("run.json", [_pretty(record)]))
+            written.append(self._write_file("run.json", _record_json(record, parts)))
             self._finish(written)
         except OSError as error:
             raise RunError(
@@ -265,6 +271,13 @@ def _reason(path: Path, error: OSError) -> str:
     if path.is_symlink():
         return "it is a symbolic link, which is not followed; give the folder itself"
     return error.strerror or str(error)
+
+
+def _record_json(record: Mapping[str, Any], parts: Mapping[str, Iterable[str]]) -> Iterator[str]:
+    values = (
+        (name, parts[name] if name in parts else [_pretty(value)]) for name, value in record.items()
+    )
+    return object_json(values, is_indented=True)
 
 
 def _pretty(value: Any) -> str:

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import structs
 
 from fanout.aggregators import Aggregate, Held, value_of
-from fanout.runs.status import StoredResult
+from fanout.runs.status import ReduceError, StoredResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,7 +28,8 @@ class ResultValues:
         read: Returns one of its pieces by number; None if it has none.
 
     Attributes:
-        stored: The result; the values that are in pieces are None in it.
+        stored: The result; the values that are in pieces are None in it, and aggregates and errors that are
+            in pieces are not in it: ``aggregates`` and ``errors`` have them, and ``listed``.
     """
 
     def __init__(self, stored: StoredResult, read: Callable[[int], bytes] | None = None) -> None:
@@ -44,18 +45,41 @@ class ResultValues:
         named = self.stored.named.get(name, StoredResult())
         return ResultValues(structs.replace(named, piece_bytes=self.stored.piece_bytes), self._read)
 
+    def aggregates(self) -> Iterator[tuple[str, Aggregate]]:
+        """Yield the aggregates by group, one after the other where there are very many."""
+        yield from self.stored.aggregates.items()
+        if self.stored.entries is not None:
+            yield from map(_entry, self._lines_at(self.stored.entries))
+
+    def errors(self) -> Iterator[ReduceError]:
+        """Yield the failed calls, those of all reduces of a list."""
+        yield from self.stored.errors
+        if self.stored.error_lines is not None:
+            yield from map(_error, self._lines_at(self.stored.error_lines))
+        for name in self.stored.named:
+            yield from self.of(name).errors()
+
+    def _lines_at(self, place: tuple[int, int]) -> Iterator[bytes]:
+        held = Held(form="rows", start=place[0], end=place[1])
+        return self.lines(Aggregate(value=None, held=held))
+
     def listed(self) -> ResultValues:
-        """Return these values with the aggregates that are in pieces in memory; their values are not."""
+        """Return these values with the aggregates and errors that are in pieces in memory."""
         stored = self.stored
         named = {name: self.of(name).listed().stored for name in stored.named}
-        if stored.entries is None and not named:
+        if stored.entries is None and stored.error_lines is None and not named:
             return self
-        aggregates = stored.aggregates
-        if stored.entries is not None:
-            held = Held(form="rows", start=stored.entries[0], end=stored.entries[1])
-            lines = self.lines(Aggregate(value=None, held=held))
-            aggregates = dict(map(_entry, lines))
-        return ResultValues(structs.replace(stored, aggregates=aggregates, named=named), self._read)
+        # The values of aggregates are not in memory.
+        own = ResultValues(structs.replace(stored, named={}), self._read)
+        found = structs.replace(
+            stored,
+            aggregates=dict(own.aggregates()),
+            errors=list(own.errors()),
+            entries=None,
+            error_lines=None,
+            named=named,
+        )
+        return ResultValues(found, self._read)
 
     def chunks(self, one: Aggregate) -> Iterator[bytes]:
         """Yield the bytes of a value that is in pieces: see ``fanout.aggregators.streams``."""
@@ -123,11 +147,11 @@ def stored_values(store: RedisStore, run_id: str) -> ResultValues | None:
     if data is None:
         return None
     stored = msgspec.json.decode(data, type=StoredResult)
-    values = ResultValues(
+    return ResultValues(
         stored,
         lambda number: store.result_piece(run_id, writer=stored.writer, number=number),
     )
-    return values.listed()
 
 
 _entry = msgspec.json.Decoder(tuple[str, Aggregate]).decode
+_error = msgspec.json.Decoder(ReduceError).decode

@@ -13,13 +13,12 @@ from msgspec import structs
 
 from fanout.aggregators import Aggregate, Held, Streamed, value_of
 from fanout.core.errors import FanoutError
-from fanout.runs.status import StoredResult
+from fanout.runs.status import ReduceError, StoredResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-    from typing import Self
+    from typing import IO, Self
 
-    from fanout.runs.status import ReduceError
     from fanout.stores import RedisStore
 
 __all__ = ["ResultTooLargeError", "write_result", "write_results"]
@@ -67,8 +66,7 @@ def write_result(
     """
     with _ResultWriter(store, run_id) as writer:
         try:
-            result = writer.entries(made)
-            return writer.finish(structs.replace(result, errors=list(errors)))
+            return writer.finish(writer.with_errors(writer.entries(made), errors))
         except _LateError:
             return False
 
@@ -81,8 +79,8 @@ class ReduceMade(Protocol):
         """Its aggregates by group; each is read before the next is asked for."""
 
     @property
-    def errors(self) -> list[ReduceError]:
-        """Its calls that failed."""
+    def errors(self) -> Iterable[ReduceError]:
+        """Its calls that failed; all are known once its aggregates have been read."""
 
     @property
     def problem(self) -> str | None:
@@ -95,8 +93,8 @@ def write_results(store: RedisStore, run_id: str, made: Mapping[str, ReduceMade]
         try:
             named: dict[str, StoredResult] = {}
             for name, some in made.items():
-                result = writer.entries(some.aggregates)
-                named[name] = structs.replace(result, errors=some.errors, problem=some.problem)
+                result = writer.with_errors(writer.entries(some.aggregates), some.errors)
+                named[name] = structs.replace(result, problem=some.problem)
             return writer.finish(StoredResult(named=named))
         except _LateError:
             return False
@@ -123,18 +121,35 @@ class _ResultWriter:
 
         Very many of them follow their values, in the pieces: until then they are in a temporary file.
         """
-        with SpooledTemporaryFile(max_size=_LISTED_BYTES) as lines:
+        with _lines_file() as lines:
             for group, one in made:
                 lines.write(msgspec.json.encode((group, self.add(one))) + b"\n")
-            size = lines.tell()
-            lines.seek(0)
-            if size + self._listed <= _LISTED_BYTES:
-                self._listed += size
+            place = self._placed(lines)
+            if place is None:
                 return StoredResult(aggregates=dict(map(_entry, lines)))
-            start = self._size
-            while chunk := lines.read(PIECE_BYTES):
-                self._write(chunk)
-            return StoredResult(entries=(start, self._size))
+            return StoredResult(entries=place)
+
+    def with_errors(self, result: StoredResult, errors: Iterable[ReduceError]) -> StoredResult:
+        """Return a result with its errors; very many of them are in the pieces, too."""
+        with _lines_file() as lines:
+            for error in errors:
+                lines.write(msgspec.json.encode(error) + b"\n")
+            place = self._placed(lines)
+            if place is None:
+                return structs.replace(result, errors=list(map(_error, lines)))
+            return structs.replace(result, error_lines=place)
+
+    def _placed(self, lines: IO[bytes]) -> tuple[int, int] | None:
+        """Write lines into the pieces, and return where; None if they are to be in the record."""
+        size = lines.tell()
+        lines.seek(0)
+        if not size or self._listed + size <= _LISTED_BYTES:
+            self._listed += size
+            return None
+        start = self._size
+        while chunk := lines.read(PIECE_BYTES):
+            self._write(chunk)
+        return start, self._size
 
     def add(self, made: Aggregate | Streamed) -> Aggregate:
         """Write a value, and return its aggregate as the record has it."""
@@ -200,6 +215,12 @@ class _ResultWriter:
 
 
 _entry = msgspec.json.Decoder(tuple[str, Aggregate]).decode
+_error = msgspec.json.Decoder(ReduceError).decode
+
+
+def _lines_file() -> SpooledTemporaryFile[bytes]:
+    """Return a file of lines that is in memory while it is small."""
+    return SpooledTemporaryFile(max_size=_LISTED_BYTES)
 
 
 def _streamed(made: Aggregate) -> Streamed:

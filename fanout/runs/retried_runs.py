@@ -103,7 +103,7 @@ def _is_decided(run: RunRecord, record: StageRecord, spec: RunSpec) -> bool:
 def _reduce_kinds(store: RedisStore, run_id: str) -> frozenset[ErrorKind]:
     """Return the kinds of the calls of the aggregate that failed."""
     found = stored_values(store, run_id)
-    return frozenset(error.kind for error in found.stored.all_errors) if found else frozenset()
+    return frozenset(error.kind for error in found.errors()) if found else frozenset()
 
 
 def _problem_of_retry(store: RedisStore, run: RunRecord) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fanout.system.text_parts import long_parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["indented_json", "spaced_json"]
+__all__ = ["array_json", "indented_json", "object_json", "spaced_json"]
 
 _OUTSIDE = re.compile(r'["{}\[\],:]|[^"{}\[\],:]+')
 # The rest of a string, to its closing quotation mark.
@@ -28,6 +28,45 @@ def spaced_json(parts: Iterable[str]) -> Iterator[str]:
 def indented_json(parts: Iterable[str]) -> Iterator[str]:
     """Yield JSON without spaces, in parts, as ``json.dumps`` has it with ``indent=2``."""
     return long_parts(_indented(parts))
+
+
+def array_json(values: Iterable[Any], *, is_indented: bool = False) -> Iterator[str]:
+    """Yield the JSON of a list of values, in parts, as ``json.dumps`` has it."""
+    return long_parts(_array(values, is_indented=is_indented))
+
+
+def _array(values: Iterable[Any], *, is_indented: bool) -> Iterator[str]:
+    mark, comma, end = ("[\n  ", ",\n  ", "\n]") if is_indented else ("[", ", ", "]")
+    is_empty = True
+    for value in values:
+        text = json.dumps(value, ensure_ascii=False, indent=2 if is_indented else None)
+        yield mark + text.replace("\n", "\n  ")
+        mark, is_empty = comma, False
+    yield "[]" if is_empty else end
+
+
+def object_json(
+    items: Iterable[tuple[str, Iterable[str]]], *, is_indented: bool = False
+) -> Iterator[str]:
+    """Yield the JSON of an object, in parts, as ``json.dumps`` has it.
+
+    Args:
+        items: Its names, each with the JSON of its value, in parts, in the same form.
+        is_indented: Whether it is that with ``indent=2``.
+    """
+    return long_parts(_object(items, is_indented=is_indented))
+
+
+def _object(items: Iterable[tuple[str, Iterable[str]]], *, is_indented: bool) -> Iterator[str]:
+    mark, comma, end = ("{\n  ", ",\n  ", "\n}") if is_indented else ("{", ", ", "}")
+    is_empty = True
+    for name, parts in items:
+        yield f"{mark}{json.dumps(name, ensure_ascii=False)}: "
+        for part in parts:
+            # A line break is one between values: those in strings are escaped.
+            yield part.replace("\n", "\n  ") if is_indented else part
+        mark, is_empty = comma, False
+    yield "{}" if is_empty else end
 
 
 def _spaced(parts: Iterable[str]) -> Iterator[str]:

@@ -65,6 +65,7 @@ class StoredResult(msgspec.Struct, frozen=True, kw_only=True):
         piece_bytes: The size of a piece; the last one may be smaller.
         entries: Where in these pieces the aggregates are, as lines of JSON, if they are too many for the
             record: the first byte, and the one behind the last. None if they are in ``aggregates``.
+        error_lines: Where the errors are, in the same way, if they are too many for the record.
         problem: Why there is no aggregate, or None.
         named: The results of the reduces of a list, by name, in the order of the list, without their own
             ``writer``.
@@ -75,6 +76,7 @@ class StoredResult(msgspec.Struct, frozen=True, kw_only=True):
     writer: str = ""
     piece_bytes: int = 0
     entries: tuple[int, int] | None = None
+    error_lines: tuple[int, int] | None = None
     problem: str | None = None
     named: dict[str, StoredResult] = {}
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from fanout.runs.answer_text import EMPTY_GROUP, ROWS, answer_text, columns
-from fanout.runs.spaced_json import indented_json, spaced_json
-from fanout.runs.status import coverage_notes
+from fanout.runs.spaced_json import indented_json, object_json, spaced_json
+from fanout.runs.status import coverage_notes, coverage_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from fanout.runs.status import StoredResult
 
 __all__ = ["StoredAggregate"]
+
+# The JSON of a value that is larger is made a part at a time.
+_SMALL_BYTES = 100_000
 
 
 class StoredAggregate:
@@ -39,44 +44,61 @@ class StoredAggregate:
         return self.values.stored
 
     @property
-    def _groups(self) -> dict[str, Aggregate]:
-        """The aggregates; that of a run without groups has no name."""
-        groups = self.stored.aggregates
-        if self._is_grouped:
-            return groups
-        return {group: one for group, one in groups.items() if not group and one.exists}
+    def _groups(self) -> Iterator[tuple[str, Aggregate]]:
+        """The aggregates; that of a run without groups has no name. Very many are not in memory."""
+        for group, one in self.values.aggregates():
+            if self._is_grouped or (not group and one.exists):
+                yield group, one
 
     def __bool__(self) -> bool:
         """Whether there is an aggregate."""
-        return bool(self._groups)
+        return any(True for _ in self._groups)
 
     @property
     def _is_in_pieces(self) -> bool:
-        return any(one.held is not None for one in self._groups.values())
+        is_long = self.stored.entries is not None
+        return is_long or any(one.held is not None for _, one in self._groups)
 
     @property
     def is_text(self) -> bool:
         """Whether it is one text."""
-        return not self._is_grouped and all(map(_is_text, self._groups.values()))
+        return not self._is_grouped and all(_is_text(one) for _, one in self._groups)
 
     def value(self) -> Any:
         """Return the aggregate, by group if the run has groups; None if there is none."""
-        values = {group: self.values.value(one) for group, one in self._groups.items()}
+        values = {group: self.values.value(one) for group, one in self._groups}
         return (values or None) if self._is_grouped else values.get("")
 
     def notes(self) -> list[str]:
         """Return the aggregator's notes."""
-        return [
-            f"{group or EMPTY_GROUP}: {note}" if self._is_grouped else note
-            for group, one in self.stored.aggregates.items()
-            for note in (*one.notes, *coverage_notes(one, self._reduction))
-        ]
+        return list(self.each_note())
+
+    def each_note(self) -> Iterator[str]:
+        """Yield the aggregator's notes."""
+        for group, one in self.values.aggregates():
+            for note in (*one.notes, *coverage_notes(one, self._reduction)):
+                yield f"{group or EMPTY_GROUP}: {note}" if self._is_grouped else note
 
     def coverage(self) -> Coverage | dict[str, Coverage] | None:
         """Return what is behind the aggregate, by group if the run has groups; None if it is not known."""
-        stored = self.stored.aggregates
-        found = {group: one.coverage for group, one in stored.items() if one.coverage is not None}
+        found = dict(self._coverages())
         return (found or None) if self._is_grouped else found.get("")
+
+    def _coverages(self) -> Iterator[tuple[str, Coverage]]:
+        for group, one in self.values.aggregates():
+            if one.coverage is not None:
+                yield group, one.coverage
+
+    def coverage_json(self, *, is_indented: bool = False) -> Iterator[str]:
+        """Yield the JSON of what is behind the aggregate, a part at a time: see coverage."""
+        if not self._is_grouped or not any(True for _ in self._coverages()):
+            yield _dumped(coverage_value(self.coverage()), is_indented=is_indented)
+            return
+        rows = (
+            (group, [_dumped(one.to_dict(), is_indented=is_indented)])
+            for group, one in self._coverages()
+        )
+        yield from object_json(rows, is_indented=is_indented)
 
     @property
     def can_cite(self) -> bool:
@@ -85,39 +107,61 @@ class StoredAggregate:
 
     def sources(self) -> list[Source] | dict[str, list[Source]]:
         """Return what the aggregate cites, by group if the run has groups."""
-        found = {group: one.sources for group, one in self.stored.aggregates.items()}
+        found = {group: one.sources for group, one in self.values.aggregates()}
         return found if self._is_grouped else found.get("", [])
+
+    def sources_json(self, *, is_indented: bool = False) -> Iterator[str]:
+        """Yield the JSON of what the aggregate cites, a part at a time: see sources."""
+        if not self._is_grouped:
+            yield _dumped(msgspec.to_builtins(self.sources()), is_indented=is_indented)
+            return
+        rows = (
+            (group, [_dumped(msgspec.to_builtins(one.sources), is_indented=is_indented)])
+            for group, one in self.values.aggregates()
+        )
+        yield from object_json(rows, is_indented=is_indented)
 
     def ranks(self) -> Iterator[tuple[int, int]]:
         """Yield the index and the rank of each answer of a ranking."""
-        for one in self.stored.aggregates.values():
+        for _, one in self.values.aggregates():
             for row in self.values.rows(one):
                 yield row["index"], row["rank"]
 
-    def json(self, *, is_indented: bool = False) -> Iterator[str]:
-        """Yield the JSON of the aggregate, a part at a time: ``null`` if there is none."""
-        if not self._is_in_pieces:
-            yield json.dumps(self.value(), ensure_ascii=False, indent=2 if is_indented else None)
-            return
-        compact = self._compact()
-        yield from indented_json(compact) if is_indented else spaced_json(compact)
+    def json(self, *, is_indented: bool = False, has_reasons: bool = False) -> Iterator[str]:
+        """Yield the JSON of the aggregate, a part at a time: ``null`` if there is none.
 
-    def _compact(self) -> Iterator[str]:
-        """Yield the JSON without spaces."""
-        if not self._is_grouped:
-            yield from self._compact_value(self._groups[""])
-            return
-        mark = "{"
-        for group, one in self._groups.items():
-            yield f"{mark}{json.dumps(group, ensure_ascii=False)}:"
-            yield from self._compact_value(one)
-            mark = ","
-        yield "}"
+        Args:
+            is_indented: Whether it has lines of its own for each value.
+            has_reasons: Whether a group without one has the reason in its place.
+        """
+        if not self._is_in_pieces:
+            value = self._with_problems(self.value()) if has_reasons else self.value()
+            yield _dumped(value, is_indented=is_indented)
+        elif self._is_grouped:
+            groups = (
+                (group, self._value_json(one, is_indented=is_indented, has_reasons=has_reasons))
+                for group, one in self._groups
+            )
+            yield from object_json(groups, is_indented=is_indented)
+        else:
+            for _, one in self._groups:
+                yield from self._value_json(one, is_indented=is_indented)
+
+    def _value_json(
+        self, one: Aggregate, *, is_indented: bool, has_reasons: bool = False
+    ) -> Iterator[str]:
+        held = one.held
+        if has_reasons and one.problem is not None:
+            yield _dumped(_without(one), is_indented=is_indented)
+        elif held is None or held.end - held.start <= _SMALL_BYTES:
+            yield _dumped(self.values.value(one), is_indented=is_indented)
+        else:
+            compact = self._compact_value(one)
+            yield from indented_json(compact) if is_indented else spaced_json(compact)
 
     def _compact_value(self, one: Aggregate) -> Iterator[str]:
-        if one.held is None:
-            yield json.dumps(one.value, ensure_ascii=False, separators=(",", ":"))
-        elif one.held.form == "json":
+        """Yield the JSON of a value that is in pieces, without spaces."""
+        if one.held is None or one.held.form == "json":
             yield from self.values.texts(one)
         elif one.held.form == "text":
             yield '"'
@@ -136,26 +180,26 @@ class StoredAggregate:
 
         A group without one has the reason in its place.
         """
-        groups = self._groups
-        is_table = self._reduction in ROWS and all(map(_is_table, groups.values()))
         if not self._is_in_pieces or self._reduction == "best":
             yield answer_text(self._with_problems(self.value()), self._reduction)
-        elif is_table or all(map(_is_text, groups.values())):
-            for number, (group, one) in enumerate(groups.items()):
-                if self._is_grouped:
-                    gap = "\n\n" if number else ""
-                    yield f"{gap}## {group or EMPTY_GROUP}\n\n"
-                if one.problem is not None:
-                    yield _without(one)
-                else:
-                    yield from self._columns(one) if is_table else self._texts(one)
-        else:
-            yield from self.json(is_indented=True)
+            return
+        is_table = self._reduction in ROWS and all(_is_table(one) for _, one in self._groups)
+        if not is_table and not all(_is_text(one) for _, one in self._groups):
+            yield from self.json(is_indented=True, has_reasons=True)
+            return
+        for number, (group, one) in enumerate(self._groups):
+            if self._is_grouped:
+                gap = "\n\n" if number else ""
+                yield f"{gap}## {group or EMPTY_GROUP}\n\n"
+            if one.problem is not None:
+                yield _without(one)
+            else:
+                yield from self._columns(one) if is_table else self._texts(one)
 
     def _with_problems(self, value: Any) -> Any:
         if not self._is_grouped or value is None:
             return value
-        groups = self._groups.items()
+        groups = self._groups
         return value | {group: _without(one) for group, one in groups if one.problem is not None}
 
     def _columns(self, one: Aggregate) -> Iterator[str]:
@@ -167,6 +211,10 @@ class StoredAggregate:
             yield one.value
         else:
             yield from self.values.texts(one)
+
+
+def _dumped(value: Any, *, is_indented: bool) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=2 if is_indented else None)
 
 
 def _without(one: Aggregate) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from fanout.runs.spaced_json import object_json
 from fanout.runs.stored_aggregate import StoredAggregate
 
 if TYPE_CHECKING:
@@ -44,11 +45,38 @@ class StoredAggregates:
 
     def notes(self) -> list[str]:
         """Return the notes of the aggregators."""
-        return [f"{name}: {note}" for name, one in self.by_name.items() for note in one.notes()]
+        return list(self.each_note())
+
+    def each_note(self) -> Iterator[str]:
+        """Yield the notes of the aggregators."""
+        for name, one in self.by_name.items():
+            yield from (f"{name}: {note}" for note in one.each_note())
 
     def coverage(self) -> dict[str, Any] | None:
         """Return what is behind the aggregates, by name; None if there is no result yet."""
         return {name: one.coverage() for name, one in self.by_name.items()} if self else None
+
+    def coverage_json(self, *, is_indented: bool = False) -> Iterator[str]:
+        """Yield the JSON of what is behind the aggregates, a part at a time: see coverage."""
+        if not self:
+            yield "null"
+            return
+        parts = (
+            (name, one.coverage_json(is_indented=is_indented)) for name, one in self.by_name.items()
+        )
+        yield from object_json(parts, is_indented=is_indented)
+
+    def sources_json(self, *, is_indented: bool = False) -> Iterator[str]:
+        """Yield the JSON of what they cite, a part at a time: see sources."""
+        if not self:
+            yield "null"
+            return
+        parts = (
+            (name, one.sources_json(is_indented=is_indented))
+            for name, one in self.by_name.items()
+            if one.can_cite
+        )
+        yield from object_json(parts, is_indented=is_indented)
 
     def sources(self) -> dict[str, Any] | None:
         """Return what the aggregates of calls cite, by name; None if there is no result yet."""

@@ -15,17 +15,18 @@ from fanout.aggregators import (
     GroupedAggregates,
     Item,
     Streamed,
+    Tally,
     aggregate_groups,
 )
 from fanout.core.errors import UnknownRunError
-from fanout.core.records import RunStatus
+from fanout.core.records import ErrorKind, RunStatus
 from fanout.runs import result_writer
 from fanout.runs.answer_text import answer_text
 from fanout.runs.output_files import OutputFolder
 from fanout.runs.result_values import stored_values
 from fanout.runs.result_writer import ResultTooLargeError, write_result
-from fanout.runs.spaced_json import indented_json, spaced_json
-from fanout.runs.status import StoredResult
+from fanout.runs.spaced_json import array_json, indented_json, object_json, spaced_json
+from fanout.runs.status import ReduceError, StoredResult, coverage_value
 from fanout.runs.stored_aggregate import StoredAggregate
 from tests.fakes import fake_store
 
@@ -99,7 +100,8 @@ def test_a_result_in_pieces_is_read_as_one_in_memory(store, name, is_grouped, tm
     assert record.aggregates == {}
     assert record.entries is not None
     # Only what has no byte is with the aggregates.
-    assert all(one.held or not one.value for one in values.stored.aggregates.values())
+    assert all(one.held or not one.value for _, one in values.aggregates())
+    assert values.listed().stored.aggregates == dict(values.aggregates())
     read = StoredAggregate(values, name, is_grouped=is_grouped)
     assert read.value() == expected
     assert "".join(read.json()) == json.dumps(expected, ensure_ascii=False)
@@ -122,7 +124,7 @@ def test_small_values_are_in_the_record_until_they_are_many(store, monkeypatch):
     made = [(str(at), Aggregate(value="x" * 4)) for at in range(5)]
     assert write_result(store, RUN, [*made, ("json", Aggregate(value={"a": 1}))])
     values = stored_values(store, RUN)
-    aggregates = values.stored.aggregates
+    aggregates = dict(values.aggregates())
     assert [one.held is None for one in aggregates.values()] == [True] * 2 + [False] * 4
     assert [values.value(one) for one in aggregates.values()] == ["xxxx"] * 5 + [{"a": 1}]
     # Small values share a piece.
@@ -133,7 +135,7 @@ def test_small_values_are_in_the_record_until_they_are_many(store, monkeypatch):
 def test_a_page_shows_the_beginning_of_what_is_large(store):
     write(store, "rank", [("", [str(at) for at in range(50)])], Fields())
     values = stored_values(store, RUN)
-    [one] = values.stored.aggregates.values()
+    [(_, one)] = values.aggregates()
     shown = values.preview(one, most_bytes=10, most_rows=3)
     assert [row["score"] for row in shown] == [49, 48, 47]
     assert one.held.rows == 50
@@ -144,7 +146,7 @@ def test_a_page_shows_the_beginning_of_what_is_large(store):
 def test_a_text_that_is_large_is_cut_between_its_characters(store, name, shown):
     write(store, name, [("", ['"éééééé"', '"x"'] if name == "merge" else ["éééééé"])], Fields())
     values = stored_values(store, RUN)
-    [one] = values.stored.aggregates.values()
+    [(_, one)] = values.aggregates()
     assert values.preview(one, most_bytes=7, most_rows=3) == shown
 
 
@@ -203,11 +205,61 @@ def test_pieces_are_deleted_with_their_run(store):
     write(store, "concat", [("", ["x" * 50])], Fields())
     assert len(keys(store)) > 5
     values = stored_values(store, RUN)
+    [(_, one)] = values.aggregates()
     store.delete_run(RUN)
     assert keys(store) == []
-    [one] = values.stored.aggregates.values()
     with pytest.raises(UnknownRunError):
         values.value(one)
+
+
+@pytest.mark.usefixtures("small")
+def test_very_many_errors_are_in_pieces(store):
+    errors = [
+        ReduceError(group=f"g{at}", kind=ErrorKind.TIMEOUT, message="é", attempts=3)
+        for at in range(20)
+    ]
+    assert write_result(store, RUN, [("g", Aggregate(value=1))], errors)
+    values = stored_values(store, RUN)
+    assert values.stored.errors == []
+    assert list(values.errors()) == errors
+    assert values.listed().stored.all_errors == errors
+
+
+NOTES = st.one_of(st.text(max_size=5), st.integers(), st.lists(st.text(max_size=3), max_size=2))
+NAMED = st.lists(st.tuples(st.sampled_from(["a", "", 'b"\n', "é"]), NOTES), max_size=3)
+
+
+@PLAIN
+@given(pairs=NAMED, is_indented=st.booleans())
+def test_objects_and_lists_in_parts_are_as_in_whole(pairs, is_indented):
+    indent = 2 if is_indented else None
+
+    def dumped(value):
+        return json.dumps(value, ensure_ascii=False, indent=indent)
+
+    named = dict(pairs)
+    parts = object_json(
+        ((name, list(dumped(value))) for name, value in named.items()), is_indented=is_indented
+    )
+    assert "".join(parts) == dumped(named)
+    assert "".join(array_json(named.values(), is_indented=is_indented)) == dumped([*named.values()])
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("is_indented", [False, True])
+def test_what_is_behind_very_many_groups_is_printed_as_that_of_a_few(store, is_indented):
+    behind = Tally.of(document=0, chunk=0, kind=None).coverage()
+    made = [(name, Aggregate(value="x", coverage=behind, notes=[f"of {name}"])) for name in "abc"]
+    assert write_result(store, RUN, made)
+    read = StoredAggregate(stored_values(store, RUN), "llm", is_grouped=True)
+    indent = 2 if is_indented else None
+    for parts, value in (
+        (read.coverage_json(is_indented=is_indented), coverage_value(read.coverage())),
+        (read.sources_json(is_indented=is_indented), read.sources()),
+    ):
+        assert "".join(parts) == json.dumps(value, indent=indent)
+    assert read.notes() == ["a: of a", "b: of b", "c: of c"]
+    assert "".join(read.texts()) == "## a\n\nx\n\n## b\n\nx\n\n## c\n\nx"
 
 
 def test_too_many_groups_are_an_error(store, monkeypatch):
