@@ -4,7 +4,14 @@ Their only I/O are temporary files for what does not fit into memory (``fanout.s
 """
 
 from fanout.aggregators.base import Aggregate, Held, Item
-from fanout.aggregators.coverage import Coverage, CoverageCounter, ScatteredTallies, Tally, TallyCounter, lacking
+from fanout.aggregators.coverage import (
+    Coverage,
+    CoverageCounter,
+    ScatteredTallies,
+    Tally,
+    TallyCounter,
+    lacking,
+)
 from fanout.aggregators.grouping import (
     GroupedAggregates,
     aggregate_groups,

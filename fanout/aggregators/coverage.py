@@ -19,7 +19,15 @@ if TYPE_CHECKING:
 
     from fanout.core.records import ErrorKind
 
-__all__ = ["Coverage", "CoverageCounter", "ScatteredTallies", "Tally", "TallyCounter", "lacking", "missing_words"]
+__all__ = [
+    "Coverage",
+    "CoverageCounter",
+    "ScatteredTallies",
+    "Tally",
+    "TallyCounter",
+    "lacking",
+    "missing_words",
+]
 
 
 class Coverage(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
+
+from fanout.runs.status import ReduceError
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from fanout.aggregators import Aggregate, Streamed
-    from fanout.runs.status import ReduceError
 
-__all__ = ["Made"]
+__all__ = ["FailedCalls", "Made"]
+
+_BLOCK_BYTES = 64_000
 
 
 class Made(NamedTuple):
@@ -25,3 +31,34 @@ class Made(NamedTuple):
     aggregates: Iterable[tuple[str, Aggregate | Streamed]] = ()
     errors: list[ReduceError] = []  # noqa: RUF012 - nobody changes it
     problem: str | None = None
+
+
+class FailedCalls:
+    """The failed calls of a reduce by groups, which may all have failed for the same reason: compressed.
+
+    Attributes:
+        last: The last one; None without any.
+    """
+
+    def __init__(self) -> None:
+        self.last: ReduceError | None = None
+        self._compressor = zlib.compressobj(1)
+        self._data = bytearray()
+
+    def add(self, error: ReduceError) -> None:
+        """Take a failed call."""
+        self.last = error
+        self._data += self._compressor.compress(msgspec.json.encode(error) + b"\n")
+
+    def __iter__(self) -> Iterator[ReduceError]:
+        """Yield all, in order."""
+        whole = bytes(self._data) + self._compressor.copy().flush()
+        reader, rest = zlib.decompressobj(), b""
+        while not reader.eof:
+            block = reader.decompress(whole, _BLOCK_BYTES)
+            whole = reader.unconsumed_tail
+            *lines, rest = (rest + block).split(b"\n")
+            yield from map(_decoded, lines)
+
+
+_decoded = msgspec.json.Decoder(ReduceError).decode

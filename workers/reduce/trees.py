@@ -16,7 +16,7 @@ from workers.reduce.coverage import with_coverage
 from workers.reduce.frontier import group_counts, node_places, node_tally
 from workers.reduce.group_answers import in_order, partition_branches, partitions_of
 from workers.reduce.items import reduce_branches
-from workers.reduce.made import Made
+from workers.reduce.made import FailedCalls, Made
 from workers.reduce.refining import refined
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class TreeAnswers:
         self._stages = stages
         self._problems: list[str] = []
         self._is_answered = False
-        self.errors: list[ReduceError] = []
+        self.errors = FailedCalls()
 
     @property
     def aggregates(self) -> Iterator[tuple[str, Aggregate]]:
@@ -82,7 +82,7 @@ class TreeAnswers:
         """Why there is no aggregate; None if there is one."""
         if self._is_answered:
             return None
-        return f"{_NONE_MADE}{_why(self.errors, self._problems)}"
+        return f"{_NONE_MADE}{_why(self.errors.last, self._problems)}"
 
     def _answers(self, stages: Iterable[Iterable[tuple[Chunk, Outcome]]]) -> dict[str, Aggregate]:
         """Return the answers of the nodes of some groups, by stages."""
@@ -108,7 +108,7 @@ class TreeAnswers:
             self._problems = [problem]
         if outcome.kind is not None and chunk.error is None:
             error = _error(self._reduce, group, outcome)
-            self.errors.append(error)
+            self.errors.add(error)
             problem = problem or _failure(error)
         if value is not None and (places := node_places(chunk)):
             value, sources = with_checked_sources(
@@ -139,7 +139,7 @@ def answer_of_refining(
     problem = found.problem
     if problem is None and chain.answer is None:
         silent = ["no call had anything to say of the answers"]
-        why = _why(errors, [] if errors else silent)
+        why = _why(errors[-1] if errors else None, [] if errors else silent)
         none = structs.replace(made, coverage=chain.tally.coverage(why))
         return Made([("", none)], errors, f"{_NONE_MADE}{why}")
     return Made(found.aggregates, errors, problem)
@@ -159,11 +159,11 @@ def _error(reduce: Reduce, group: str, outcome: Outcome) -> ReduceError:
     )
 
 
-def _why(errors: list[ReduceError], problems: list[str]) -> str:
+def _why(error: ReduceError | None, problems: list[str]) -> str:
     """Return why there is no aggregate."""
     if problems:
         return problems[-1]
-    return _failure(errors[-1]) if errors else "there is no answer to reduce"
+    return _failure(error) if error is not None else "there is no answer to reduce"
 
 
 def _failure(error: ReduceError) -> str:
