@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import venv
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,9 @@ __all__ = ["LeanEnvironment", "base", "with_extra"]
 
 ROOT = Path(__file__).parents[1]
 RUNTIME = ROOT / "ops/docker/requirements-runtime.lock"
+# What `make` installs for the tests.
+TESTED = ROOT / "requirements.lock"
+_HASH = re.compile(r"--hash=(\S+)")
 # What pip prints if it cannot reach an index, as opposed to an error in the lock.
 _NO_INDEX = ("Max retries", "Connection", "No matching distribution", "ProxyError", "timed out")
 
@@ -40,8 +45,8 @@ class LeanEnvironment:
 
     def environment(self, **env: str) -> dict[str, str]:
         """The environment of a user's command, without the tests' own environment."""
-        # Nothing is compiled when it is installed: the first process that imports a module keeps its
-        # bytecode for the others, which would take 4 s of CPU each to compile it again.
+        # What pip installs is not compiled: the first process that imports a module keeps its bytecode
+        # for the others, which would take 4 s of CPU each to compile it again.
         dropped = {"PYTHONPATH", "PYTHONDONTWRITEBYTECODE"}
         mine = {name: value for name, value in os.environ.items() if name not in dropped}
         return {**mine, "PATH": f"{self.folder / 'bin'}{os.pathsep}{mine['PATH']}", **env}
@@ -64,7 +69,7 @@ def base(shared: Path) -> LeanEnvironment:
     """Return the environment of the runtime lock, made once for all test processes."""
 
     def fill(made: LeanEnvironment) -> None:
-        made.install(*_locked(RUNTIME))
+        _install(made, shared / "runtime.lock", _pins(RUNTIME))
         made.install("--no-index", str(_wheel(shared)))
 
     return _made(shared / "lean", fill)
@@ -75,10 +80,9 @@ def with_extra(shared: Path, lock: Path, name: str) -> LeanEnvironment:
     below = base(shared)
 
     def fill(made: LeanEnvironment) -> None:
-        more = shared / f"{name}.lock"
-        known = set(_pins(RUNTIME))
-        more.write_text("".join(text for pin, text in _pins(lock).items() if pin not in known))
-        made.install(*_locked(more))
+        known = _pins(RUNTIME)
+        more = {pin: text for pin, text in _pins(lock).items() if pin not in known}
+        _install(made, shared / f"{name}.lock", more)
         (made.packages / "runtime.pth").write_text(f"{below.packages}\n")
         program = below.fanout.read_text().replace(str(below.folder), str(made.folder))
         made.fanout.write_text(program)
@@ -98,6 +102,41 @@ def _made(folder: Path, fill: Callable[[LeanEnvironment], None]) -> LeanEnvironm
     return made
 
 
+def _install(made: LeanEnvironment, lock: Path, pins: dict[str, str]) -> None:
+    """Install what is pinned. What these tests' environment has of it, to the hash, is linked from there."""
+    tested = _pins(TESTED)
+    rest = {
+        pin: text
+        for pin, text in pins.items()
+        if _hashes(text) != _hashes(tested.get(pin, "")) or not _link(made, *pin.split("=="))
+    }
+    if rest:
+        lock.write_text("".join(rest.values()))
+        made.install(*_locked(lock))
+
+
+def _link(made: LeanEnvironment, name: str, version: str) -> bool:
+    """Link the files of a package; returns whether this version of it is installed here."""
+    try:
+        found = metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return False
+    if found.version != version:
+        return False
+    for file in found.files or ():
+        source = Path(str(found.locate_file(file)))
+        # Programs name the interpreter that they are for. Nothing here calls one.
+        if file.parts[0] == ".." or not source.exists():
+            continue
+        target = made.packages / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.hardlink_to(source)
+        except OSError:
+            shutil.copy2(source, target)
+    return True
+
+
 def _wheel(shared: Path) -> Path:
     folder = shared / "wheel"
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
@@ -107,6 +146,10 @@ def _wheel(shared: Path) -> Path:
 
 def _locked(lock: Path) -> list[str]:
     return ["--only-binary", ":all:", "--require-hashes", "--requirement", str(lock)]
+
+
+def _hashes(text: str) -> set[str]:
+    return set(_HASH.findall(text))
 
 
 def _pins(lock: Path) -> dict[str, str]:
