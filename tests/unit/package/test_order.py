@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.order import dealt
+from tests.order import dealt, turned
 
 # Modules as pytest-randomly leaves them; those with a capital letter are slow.
 NAMES = ["a", "B", "c", "D", "e", "F", "g", "h", "I"]
@@ -63,3 +63,16 @@ def test_the_modules_with_a_long_test_come_first_each_in_another_process(process
         assert set(heads[0][:2]) == set(begun)
     else:
         assert {head[0] for head in heads} == set(begun)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_each_process_begins_to_collect_elsewhere_and_collects_everything(processes):
+    folders, sizes = ["a", "b", "c", "d", "e"], [30, 5, 35, 10, 20]
+    orders = [
+        turned(folders, sizes=sizes, number=number, processes=processes)
+        for number in range(processes)
+    ]
+    assert [order[0] for order in orders] == ["a", "b", "c", "d"][:: 4 // processes]
+    for order in orders:
+        begin = folders.index(order[0])
+        assert order == folders[begin:] + folders[:begin]
