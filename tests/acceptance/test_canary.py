@@ -185,6 +185,7 @@ def seen(here, own, url, watcher, provider, functions, start_worker, fanout):
     worker = start_worker(
         "--loglevel", "DEBUG", "-E", url=url, OPENAI_API_KEY=KEY, OPENAI_LOG="debug",
         OPENAI_BASE_URL=f"{provider.url}/v1", PYTHONPATH=functions(CARELESS),
+        is_forked=False,  # its command line is looked at
     )  # fmt: skip
     names = ("good", "refused", "flaky", "fine", "refused too")
     (here / "in.csv").write_text("text\n" + "".join(f"{DOCUMENT} {name}\n" for name in names))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,8 +13,6 @@ import yaml
 from fanout.cli.options import job_spec
 from fanout.core.settings import load_settings
 from tests.scripted_provider import anthropic_reply, openai_reply
-
-from .conftest import FANOUT
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -75,16 +71,9 @@ def files(here, provider, monkeypatch):
 
 
 @pytest.mark.parametrize("source", list(blocks("python")))
-def test_python_examples_run(source, here):
+def test_python_examples_run(source, script):
     """With a fake in place of the local model, which test_library.py has answer one of them."""
-    (here / "example.py").write_text(source.replace('llm="local"', 'llm="fake"'))
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "example.py"],
-        capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    assert done.stdout
+    assert script(source.replace('llm="local"', 'llm="fake"'))
 
 
 @pytest.fixture
@@ -95,15 +84,15 @@ def inputs(words, files, request):
         bucket.mkdir("contracts")
         bucket.put(str(files / "contracts/one.md"), "contracts/2026/one.md")
     if any(word.startswith("run:") for word in words):
-        job = [FANOUT, "run", "contracts", "--model", "fake", "--prompt", "{input}"]
-        subprocess.run(job, check=True, capture_output=True, timeout=60)
+        job = ("run", "contracts", "--model", "fake", "--prompt", "{input}")
+        assert request.getfixturevalue("fanout")(*job).status == 0
 
 
 @pytest.mark.usefixtures("inputs")
 @pytest.mark.parametrize("words", list(commands()))
-def test_commands_run(words, files):
-    done = subprocess.run([FANOUT, *words], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
+def test_commands_run(words, files, fanout):
+    done = fanout(*words)
+    assert done.status == 0, done.stderr
     assert done.stdout or "--out" in words
     if "--out" in words:
         out = files / words[words.index("--out") + 1]

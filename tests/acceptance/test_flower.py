@@ -109,7 +109,7 @@ class Fleet:
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory):
+def fleet(tmp_path_factory, forks):
     folder = tmp_path_factory.mktemp("fleet")
     server = ServerProcess(folder / "server")
     with server.client() as client:
@@ -121,7 +121,7 @@ def fleet(tmp_path_factory):
     # One of them tells from its parent process what its children do.
     pools = ("threads", "threads", "prefork")
     started = [
-        Worker(url, folder / f"{name}.log", "-n", name, "-c", "4", FANOUT_POOL=pool)
+        Worker(url, folder / f"{name}.log", "-n", name, "-c", "4", forks=forks, FANOUT_POOL=pool)
         for name, pool in zip(WORKERS, pools, strict=True)
     ]
     flower = FlowerProcess(url, folder, "--max_login_failures=1000000", **LOGIN)

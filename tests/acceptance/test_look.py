@@ -15,6 +15,8 @@ import subprocess
 import termios
 import unicodedata
 from collections import Counter
+from functools import partial
+from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
@@ -99,15 +101,15 @@ SGR = re.compile(r"\x1b\[[\d;]*m")
 class Terminal:
     """A command on a terminal: what it shows in the end, and how it ends."""
 
-    def __init__(self, *arguments, columns=90, stdout=None, **env):
+    def __init__(self, forks, *arguments, columns=90, stdout=None, **env):
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-        self.process = subprocess.Popen(
-            [FANOUT, *arguments],
-            stdin=slave,
-            stdout=slave if stdout is None else stdout,
-            stderr=slave,
+        self.process = forks.start(
+            "fanout",
+            arguments,
             env={**os.environ, "TERM": "xterm", **env},
+            cwd=Path.cwd(),
+            streams=(slave, slave if stdout is None else stdout.fileno(), slave),
         )
         os.close(slave)
         self._shown = b""
@@ -135,14 +137,20 @@ class Terminal:
         return [line.rstrip() for line in SGR.sub("", frame).splitlines()]
 
 
-def test_a_terminal_gets_a_live_view_whose_last_frame_is_the_result(broker_url, run):
+@pytest.fixture
+def terminal(forks):
+    """Start a command on a terminal of its own."""
+    return partial(Terminal, forks)
+
+
+def test_a_terminal_gets_a_live_view_whose_last_frame_is_the_result(broker_url, run, terminal):
     slow = f"{MODEL}&latency_s=0.3"
     with Client(broker_url) as client:
         other = client.submit({**JOB, "model": slow}, [f"t{n}" for n in range(100)])
-        terminal = Terminal("watch", other.run_id[:6])
-        shown = terminal.end()
+        shell = terminal("watch", other.run_id[:6])
+        shown = shell.end()
         status = other.status()
-    assert terminal.process.returncode == 0
+    assert shell.process.returncode == 0
     # A worker says every two seconds how full it is.
     plain = SGR.sub("", shown)
     for pattern in (
@@ -153,7 +161,7 @@ def test_a_terminal_gets_a_live_view_whose_last_frame_is_the_result(broker_url, 
         r"branches ━+[╺╸]?━* +\d+\.\d%",
     ):
         assert re.search(pattern, plain)
-    frame = terminal.last_frame(shown)
+    frame = shell.last_frame(shown)
     assert frame[0].startswith(f"run {other.run_id}  succeeded · {status.elapsed_s:.1f} s  fake?")
     assert frame[1] == f"branches {'━' * 40} 100.0% 100/100 · {status.failed} failed"
     usage = status.usage
@@ -172,14 +180,14 @@ def job(here):
     return (*words, "--max-attempts", "1")
 
 
-def test_a_run_has_a_bar_on_a_terminal_and_its_answer_on_standard_output(run, job, here):
+def test_a_run_has_a_bar_on_a_terminal_and_its_answer_on_standard_output(run, job, here, terminal):
     for columns, env in ((60, {}), (120, {"NO_COLOR": "1"})):
         with (here / "answer").open("w+") as answer:
-            terminal = Terminal(*job, columns=columns, stdout=answer, **env)
-            shown = terminal.end()
+            shell = terminal(*job, columns=columns, stdout=answer, **env)
+            shown = shell.end()
             answer.seek(0)
             assert answer.read().startswith("## in.jsonl:")
-        assert terminal.process.returncode == 0
+        assert shell.process.returncode == 0
         assert bool(SGR.search(shown)) is (not env)
         plain = SGR.sub("", shown)
         bars = re.findall(r"branches (━*[╺╸]?[━┄ ]*) +(\d+\.\d)% (\d+)/60", plain)
@@ -196,32 +204,32 @@ def test_a_run_has_a_bar_on_a_terminal_and_its_answer_on_standard_output(run, jo
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_takes_the_bar_away_and_leaves_the_terminal_in_order(run, job, number):
-    terminal = Terminal(*job, columns=60)
-    terminal.read_until(rb"\d calls/s")
-    terminal.process.send_signal(number)
-    terminal.read_until(b"stopping: what has finished is kept")
-    terminal.process.send_signal(number)
-    shown = terminal.end()
-    assert terminal.process.returncode == 130
+def test_a_signal_takes_the_bar_away_and_leaves_the_terminal_in_order(run, job, number, terminal):
+    shell = terminal(*job, columns=60)
+    shell.read_until(rb"\d calls/s")
+    shell.process.send_signal(number)
+    shell.read_until(b"stopping: what has finished is kept")
+    shell.process.send_signal(number)
+    shown = shell.end()
+    assert shell.process.returncode == 130
     assert "Traceback" not in shown
     # The last that it does to the terminal is to take the bar away.
     assert re.search(r"quitting at once[^\x1b]*(\n.*)+(\x1b\[1A\x1b\[2K){2,}$", shown)
 
 
-def test_a_terminal_without_colours_or_without_a_cursor_gets_none(run, job):
+def test_a_terminal_without_colours_or_without_a_cursor_gets_none(run, job, terminal):
     with_cursor = [("watch", run.run_id)]
     for words in [*with_cursor, ("status", run.run_id), ("runs",), ("workers",), ("doctor",)]:
-        plain = Terminal(*words, TERM="dumb").end()
+        plain = terminal(*words, TERM="dumb").end()
         assert "\x1b" not in plain
-        assert "\x1b" in Terminal(*words).end()
-        without = Terminal(*words, NO_COLOR="1").end()
+        assert "\x1b" in terminal(*words).end()
+        without = terminal(*words, NO_COLOR="1").end()
         assert not SGR.search(without)
         assert ("\x1b" in without) is (words in with_cursor)
-    assert "\x1b" not in Terminal(*job, TERM="dumb").end()
+    assert "\x1b" not in terminal(*job, TERM="dumb").end()
 
 
-def test_a_terminal_of_a_fleet_and_ctrl_c(broker_url, run):
+def test_a_terminal_of_a_fleet_and_ctrl_c(broker_url, run, terminal):
     job = {"model": "fake?latency_s=600", "prompt": "{input}"}
     with Client(broker_url) as client:
         other = client.submit(job, [f"t{n}" for n in range(60)])
@@ -229,33 +237,33 @@ def test_a_terminal_of_a_fleet_and_ctrl_c(broker_url, run):
             ([], b"workers", []),
             (["latest"], b"branches", [f"run {other.run_id} goes on"]),
         ]:
-            terminal = Terminal("watch", *words)
-            terminal.read_until(part)
-            terminal.process.send_signal(signal.SIGINT)
-            shown = terminal.end()
-            assert terminal.process.returncode == 130
+            shell = terminal("watch", *words)
+            shell.read_until(part)
+            shell.process.send_signal(signal.SIGINT)
+            shown = shell.end()
+            assert shell.process.returncode == 130
             assert other.run_id in shown
             assert "Traceback" not in shown
             assert all(text in shown for text in ending)
         assert other.status().status == "running"
         other.cancel()
         other.wait(30)
-    table = SGR.sub("", Terminal("runs", "--limit", "1").end()).splitlines()
+    table = SGR.sub("", terminal("runs", "--limit", "1").end()).splitlines()
     assert table[0].split() == ["RUN", "CREATED", "STATUS", "DONE", "FAILED", "ELAPSED", "MODEL"]
     assert table[1].split()[3:6] == ["cancelled", "60/60", "60"]
     assert table[2:] == ["and 1 more: --limit 0 lists all"]
 
 
-def test_watching_a_fleet_outlasts_its_server(here, monkeypatch):
+def test_watching_a_fleet_outlasts_its_server(here, monkeypatch, terminal):
     server = ServerProcess(here.parent / "server")
     try:
-        terminal = Terminal("watch", "--interval", "0.1", FANOUT_BROKER_URL=server.url)
-        terminal.read_until(b"none")
+        shell = terminal("watch", "--interval", "0.1", FANOUT_BROKER_URL=server.url)
+        shell.read_until(b"none")
         server.kill()
-        terminal.read_until(b"the broker does not answer")
-        terminal.forget()
+        shell.read_until(b"the broker does not answer")
+        shell.forget()
         server.start()
-        terminal.read_until(rb"workers[^\n]* none *\r\x1b")
+        shell.read_until(rb"workers[^\n]* none *\r\x1b")
         json_lines = subprocess.Popen(
             [FANOUT, "watch", "--json", "--broker-url", server.url],
             stdout=subprocess.PIPE, text=True,
@@ -263,12 +271,12 @@ def test_watching_a_fleet_outlasts_its_server(here, monkeypatch):
         first = json.loads(json_lines.stdout.readline())
         assert (first["workers"], first["active"]) == ([], [])
         assert first["speed"]["calls_per_s"] is None
-        for process in (terminal.process, json_lines):
+        for process in (shell.process, json_lines):
             process.send_signal(signal.SIGINT)
             process.wait(30)
             assert process.returncode == 130
         json_lines.stdout.close()
-        terminal.end()
+        shell.end()
     finally:
         server.kill()
 
@@ -362,7 +370,7 @@ HOSTILE = "a\x1b]52;c;cm0=\x07\x1b[2J\x9b2J\u202eb\rc"
 OURS = re.compile(r"\x1b\[(?:1A|2K|[\d;]*m)|\r(?=\x1b\[[12][AK])")
 
 
-def test_nothing_that_others_say_gives_the_terminal_orders(fanout, broker_url, run, here):
+def test_nothing_that_others_say_gives_the_terminal_orders(fanout, broker_url, run, here, terminal):
     """Answers, names of documents, models and workers, ids and errors; a pipe gets all as it is."""
     model = f"fake?{urlencode({'answer': HOSTILE + chr(10) + 'fanout: forged'})}#{HOSTILE}"
     with Client(broker_url) as client:
@@ -389,7 +397,7 @@ def test_nothing_that_others_say_gives_the_terminal_orders(fanout, broker_url, r
         ("run", f"{HOSTILE}.txt", "--model", "fake", "--prompt", "{input}"),
         ("run", "in.txt", "--model", HOSTILE, "--prompt", "{input}"),
     ]:  # fmt: skip
-        shown = OURS.sub("", Terminal(*words).end())
+        shown = OURS.sub("", terminal(*words).end())
         left = [c for c in shown if unicodedata.category(c) in {"Cc", "Cf"} and c not in "\n\t"]
         assert left == [], (words, shown)
         assert "Traceback" not in shown

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import redis
     import s3fs
 
+    from tests.forked import Forked, ForkServer
+
 BUCKET = "fanout-tests"
 # The settings of a worker beside which others are killed. What a killed one has counted and not published,
 # only the reaper publishes: these tests need it, and need it soon.
@@ -31,13 +33,16 @@ QUICK = {
     "FANOUT_REAPER_INTERVAL_S": "1",
     "FANOUT_STALL_S": "2",
 }
+# As images start a worker.
+_MODULE = ("-m", "workers")
 PATCHED = Path(__file__).with_name("patched_worker.py")
 
 
 class Worker:
     """A worker process, as images start it; ``patches`` are as for patched_worker.py.
 
-    ``program`` is what starts it otherwise: the ``celery`` command takes twice as long.
+    ``program`` is what starts it otherwise: the ``celery`` command takes twice as long. Without either,
+    ``forks`` may have loaded what it imports.
     """
 
     def __init__(
@@ -46,30 +51,41 @@ class Worker:
         log: Path,
         *options: str,
         patches: dict[str, object] | None = None,
-        program: tuple[str, ...] = ("-m", "workers"),
+        program: tuple[str, ...] = _MODULE,
+        forks: ForkServer | None = None,
         **env: str,
     ) -> None:
         self.name = f"w{os.urandom(3).hex()}@test"
         self.log = log
         if patches is not None:
             program = (str(PATCHED), json.dumps(patches))
-        command = [sys.executable, *program, "-A", "workers.app", "worker"]
-        with log.open("ab") as stream:
-            self.process = subprocess.Popen(
-                [*command, "--hostname", self.name, "--loglevel", "INFO", *options],
-                env={
-                    **os.environ,
-                    "FANOUT_BROKER_URL": url,
-                    "FANOUT_ALLOWED_CALLABLES": "functions_under_test,lifecycle_models,slow_model",
-                    **env,
-                },
-                # Celery puts the working directory first on its path: not the source tree.
-                cwd=log.parent,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-                start_new_session=True,
-            )
+        words = ["-A", "workers.app", "worker"]
+        words += ["--hostname", self.name, "--loglevel", "INFO", *options]
+        env = {
+            **os.environ,
+            "FANOUT_BROKER_URL": url,
+            "FANOUT_ALLOWED_CALLABLES": "functions_under_test,lifecycle_models,slow_model",
+            **env,
+        }
+        # Celery puts the working directory first on its path: not the source tree.
+        cwd = log.parent
+        self.process: Forked | subprocess.Popen[bytes]
+        with log.open("ab") as stream, Path(os.devnull).open("rb") as nothing:
+            if forks and program == _MODULE:
+                streams = (nothing.fileno(), stream.fileno(), stream.fileno())
+                self.process = forks.start(
+                    "workers", words, env=env, cwd=cwd, streams=streams, starts_session=True
+                )
+            else:
+                self.process = subprocess.Popen(
+                    [sys.executable, *program, *words],
+                    env=env,
+                    cwd=cwd,
+                    stdin=nothing,
+                    stdout=stream,
+                    stderr=stream,
+                    start_new_session=True,
+                )
 
     def children(self) -> list[int]:
         import psutil
@@ -108,7 +124,9 @@ def waiting(server: redis.Redis) -> int:
 
 
 @pytest.fixture
-def start_worker(broker_url: str, tmp_path: Path) -> Iterator[Callable[..., Worker]]:
+def start_worker(
+    broker_url: str, tmp_path: Path, forks: ForkServer
+) -> Iterator[Callable[..., Worker]]:
     """Start workers that are known to consume; they are stopped after the test."""
     workers: list[Worker] = []
 
@@ -116,12 +134,14 @@ def start_worker(broker_url: str, tmp_path: Path) -> Iterator[Callable[..., Work
         *options: str,
         url: str = broker_url,
         patches: dict[str, object] | None = None,
-        program: tuple[str, ...] = ("-m", "workers"),
+        program: tuple[str, ...] = _MODULE,
         is_refused: bool = False,
+        is_forked: bool = True,
         **env: str,
     ) -> Worker:
         log = tmp_path / f"worker{len(workers)}.log"
-        worker = Worker(url, log, *options, patches=patches, program=program, **env)
+        starter = forks if is_forked else None
+        worker = Worker(url, log, *options, patches=patches, program=program, forks=starter, **env)
         workers.append(worker)
         if is_refused:
             return worker

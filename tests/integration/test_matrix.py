@@ -239,7 +239,7 @@ def fleet(request, monkeypatch, functions) -> Iterator[tuple[Client, str]]:
     start = request.getfixturevalue("start_worker")
     path = functions(_MODULE)
     for _ in range(2):
-        start("--concurrency", "8", PYTHONPATH=path)
+        start("--concurrency", "8", PYTHONPATH=path, is_forked=False)  # it is found by its command
     yield request.getfixturevalue("client"), "functions_under_test:answer"
 
 

@@ -1,0 +1,143 @@
+"""Processes of this package that begin with what they import, forked from one that has imported it.
+
+A command or a worker takes half of its CPU time to import its modules. Where tests start hundreds, a server
+imports them once and forks for each. The process is otherwise as if it were executed: it has the words,
+environment, working directory and streams it is given, and ends as an interpreter ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["ForkServer", "Forked"]
+
+_PROGRAM = Path(__file__).with_name("fork_server.py")
+_NUMBER_BYTES = 4
+
+
+class Forked:
+    """A process of a fork server, with the part of ``subprocess.Popen`` that tests use."""
+
+    def __init__(self, state: socket.socket, words: list[str]) -> None:
+        self._state = state
+        self.args = words
+        self.returncode: int | None = None
+        self.pid = self._number()
+
+    def _number(self) -> int:
+        told = self._state.recv(_NUMBER_BYTES, socket.MSG_WAITALL)
+        if len(told) < _NUMBER_BYTES:
+            self._state.close()
+            raise RuntimeError("the fork server has ended")
+        return int.from_bytes(told, signed=True)
+
+    def poll(self) -> int | None:
+        """Return the status, or None while the process runs; a signal that killed it is negative."""
+        return self._ended(0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the status once the process has ended. Raises TimeoutExpired if it has not in time."""
+        status = self._ended(timeout)
+        if status is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        return status
+
+    def _ended(self, timeout_s: float | None) -> int | None:
+        if self.returncode is None and select.select([self._state], [], [], timeout_s)[0]:
+            self.returncode = self._number()
+            self._state.close()
+        return self.returncode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+class ForkServer:
+    """Starts processes of a server that it starts at the first; a context manager."""
+
+    def __init__(self) -> None:
+        self._server: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._control and self._server:
+            self._control.close()
+            self._server.wait(20)
+
+    @property
+    def pid(self) -> int | None:
+        """The server's own process, which outlives the test that starts the first."""
+        return self._server.pid if self._server else None
+
+    def start(
+        self,
+        program: str,
+        words: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: Path,
+        streams: tuple[int, int, int],
+        starts_session: bool = False,
+    ) -> Forked:
+        """Start ``fanout``, ``workers`` or a ``script`` of Python with its words.
+
+        Args:
+            program: Which of the three. The first word of a script is its file; its warnings are errors.
+            words: Its arguments.
+            env: Its whole environment.
+            cwd: Its working directory.
+            streams: What it has copies of as standard input, output and error.
+            starts_session: Whether it leads a session, and so a group of processes, of its own.
+        """
+        with self._lock:
+            control = self._control or self._begin()
+        mine, its = socket.socketpair()
+        with its:
+            job = {
+                "program": program,
+                "words": list(words),
+                "env": dict(env),
+                "cwd": str(cwd),
+                "starts_session": starts_session,
+            }
+            socket.send_fds(control, [json.dumps(job).encode()], [*streams, its.fileno()])
+        return Forked(mine, [program, *words])
+
+    def _begin(self) -> socket.socket:
+        self._control, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # The path of the first test's process is not that of all.
+        env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        with its:
+            self._server = subprocess.Popen(
+                # Named as what it becomes: a test looks for what is left of fanout's processes.
+                [sys.executable, str(_PROGRAM), str(its.fileno()), "fanout", "workers.app"],
+                pass_fds=[its.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+                env={**env, "TESTS_OWNER": str(os.getpid())},
+            )
+        return self._control
