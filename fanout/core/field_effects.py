@@ -115,10 +115,10 @@ CONFLICTS = (
               "leave it out, or choose another reduce"),
     FieldRule((), (), lambda spec: not spec.group_by or not spec.refines,
               "group_by: fold 'refine' makes one aggregate of all answers; leave it out, or choose fold "
-              "tree"),
-    FieldRule((), (), lambda spec: not spec.group_by or not spec.clusters,
-              "group_by: fold 'cluster' makes groups of answers by what they say, and one aggregate of all; "
-              "leave it out, or choose fold tree"),
+              "tree or cluster"),
+    FieldRule((), (), lambda spec: not spec.embed or not spec.has_grouped_clusters,
+              "embed: makes no vectors with group_by, where answers are compared by their words; leave one "
+              "of the two out"),
     FieldRule((), (), lambda spec: not spec.refines or not spec.sources,
               "sources: fold 'refine' shows each answer once, so that later calls could not cite it; leave "
               "it out, or choose fold tree"),

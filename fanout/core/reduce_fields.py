@@ -185,6 +185,11 @@ class ReduceFields(BaseModel):
         return any(one.clusters for one in self.reductions)
 
     @property
+    def has_grouped_clusters(self) -> bool:
+        """Whether answers that are alike are found within each group of a reduce."""
+        return any(one.clusters and one.has_partitions for one in self.reductions)
+
+    @property
     def reduces_by_calls(self) -> bool:
         """Whether calls to a model make an aggregate."""
         return bool(self.called_reductions)

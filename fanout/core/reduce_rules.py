@@ -48,8 +48,8 @@ _OWN_RULES = (
     _Rule("fold", lambda one: one.fold != "map_rerank",
           "'map_rerank' gives all answers of a job a score, and is for a job without a list; in a list, top "
           "with by and k: 1 takes the best one"),
-    _Rule("group_by", lambda one: not one.group_by or one.fold == "tree",
-          "fold {one.fold!r} makes one aggregate of all answers; leave it out, or choose fold tree"),
+    _Rule("group_by", lambda one: not one.group_by or one.fold != "refine",
+          "fold 'refine' makes one aggregate of all answers; leave it out, or choose fold tree or cluster"),
     _Rule("criteria", lambda one: one.reduce not in ("best", "pairwise") or bool(one.criteria),
           "{one.reduce} needs criteria: what makes one answer better than another"),
     _Rule("by", lambda one: one.reduce != "resolve" or bool(one.by),

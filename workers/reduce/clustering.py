@@ -32,7 +32,7 @@ from workers.reduce.items import branches
 from workers.reduce.writing import StageWriter, write_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Self
 
     from fanout.aggregators import Node
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     Embed = Callable[[Iterable[str]], Iterator[array[float]]]
 
-__all__ = ["write_clusters"]
+__all__ = ["prompts_of", "words_of_part", "write_clusters"]
 
 # The column of a node that says which branches it has: each index less the one before.
 _BRANCHES = "branches"
@@ -174,7 +174,7 @@ class _Answers:
         self._ends.append(self._pile.size)
         self.indices.append(index)
         self.sizes.append(part_tokens(part))
-        self.vocabulary.add(_words(part))
+        self.vocabulary.add(words_of_part(part))
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -200,7 +200,8 @@ def _said(part: Part) -> str:
     return part.text.partition("\n")[2]
 
 
-def _words(part: Part) -> Iterator[str]:
+def words_of_part(part: Part) -> Iterator[str]:
+    """Return the words by which an answer is compared."""
     return words_of(_said(part))
 
 
@@ -218,25 +219,25 @@ def clustered(answers: _Answers, room_tokens: int, embed: Embed | None = None) -
         return [array("Q", range(len(answers)))]
     parts = map(answers.part, range(len(answers)))
     if embed is None:
-        sketches = (answers.vocabulary.sketch(_words(part)) for part in parts)
+        sketches = (answers.vocabulary.sketch(words_of_part(part)) for part in parts)
         by_words: Clusters[Sketch] = Clusters(WordIndex(), {})
-        return _prompts(answers, sketches, by_words, WordIndex(), room_tokens)
+        return prompts_of(answers.sizes, sketches, by_words, WordIndex(), room_tokens)
     vectors = directions(embed(map(_said, parts)))
     clusters = Clusters(VectorIndex(), array("f"), least_alike=LEAST_ALIKE_VECTORS)
-    return _prompts(answers, vectors, clusters, VectorIndex(), room_tokens)
+    return prompts_of(answers.sizes, vectors, clusters, VectorIndex(), room_tokens)
 
 
-def _prompts(
-    answers: _Answers,
+def prompts_of(
+    tokens: Sequence[int],
     sketches: Iterable[_Sketch],
     clusters: Clusters[_Sketch],
     index: Index[_Sketch],
     room_tokens: int,
 ) -> list[array[int]]:
-    """Return the answers of each prompt.
+    """Return the answers of each prompt, by their numbers.
 
     Args:
-        answers: The answers.
+        tokens: How many tokens of a prompt each answer takes.
         sketches: Their sketches, in order.
         clusters: Gives them clusters.
         index: Finds clusters that are alike; an empty one.
@@ -247,7 +248,7 @@ def _prompts(
     for number, sketch in enumerate(sketches):
         cluster = clusters.add(sketch)
         numbers.append(cluster)
-        sizes[cluster] += answers.sizes[number]
+        sizes[cluster] += tokens[number]
     by_cluster = [sizes[cluster] for cluster in range(len(clusters.leaders))]
     prompts = shared_prompts(by_cluster, clusters.leaders, index, room=room_tokens)
     members = [array("Q") for _ in by_cluster]

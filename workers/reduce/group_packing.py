@@ -15,6 +15,7 @@ from fanout.core.partitions import has_bit, with_bits
 from fanout.policy.group_plans import closed_groups
 from fanout.runs.token_counts import packing_ratio, reduce_room
 from workers.reduce.frontier import node_chunk, part_of
+from workers.reduce.group_clusters import clustered_nodes
 from workers.reduce.group_parts import GroupLeaves, complete_groups
 from workers.reduce.group_writing import GroupWriter, OvertakenError, StageClosedError
 from workers.reduce.items import ended_branches
@@ -181,7 +182,10 @@ class Packing:
 
     def _advanced(self, writer: GroupWriter, own: PartitionPlan) -> bool:
         """Pack what has ended; return whether there may be more."""
-        is_streamed = own.is_alone and not self._spec.min_group_success
+        # Clusters are found among all answers of a group.
+        is_streamed = (
+            own.is_alone and not self._spec.min_group_success and not self._reduce.clusters
+        )
         if is_streamed:
             self._pack_large(writer, own)
             return False
@@ -262,18 +266,25 @@ class Packing:
                     1,
                 )
             ]
-        made = nodes_of(
+        chunks = [
+            self._node_chunk(node, group=group, position=position)
+            for position, node in enumerate(self._packed(parts))
+        ]
+        return [_of(chunk, len(chunks)) for chunk in chunks]
+
+    def _packed(self, parts: list[Part]) -> Iterator[Node]:
+        cites = self._spec.sources
+        if self._level == 0 and self._reduce.clusters:
+            return clustered_nodes(
+                parts, room_tokens=self._room, bytes_per_token=self._ratio, cites=cites
+            )
+        return nodes_of(
             parts,
             room_tokens=self._room,
             level=self._level,
             bytes_per_token=self._ratio,
-            cites=self._spec.sources,
+            cites=cites,
         )
-        chunks = [
-            self._node_chunk(node, group=group, position=position)
-            for position, node in enumerate(made)
-        ]
-        return [_of(chunk, len(chunks)) for chunk in chunks]
 
     def _node_chunk(self, node: Node, *, group: str, position: int) -> Chunk:
         return node_chunk(

@@ -276,7 +276,7 @@ def test_a_node_cites_the_answers_that_it_shows():
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"group_by": "document"}, "group_by: fold 'cluster' makes groups of answers")],
+    [({"group_by": "document", "embed": "a.b:c"}, "embed: makes no vectors with group_by")],
 )
 def test_what_makes_no_sense_is_refused(fields, message):
     with pytest.raises(SpecError, match=message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import defaultdict
 from typing import Any
 
@@ -319,3 +320,49 @@ def test_groups_whose_prompts_cannot_be_made_end_the_run(small, monkeypatch):
     run = context.store.run(RUN)
     assert run.status is RunStatus.FAILED
     assert "there is no {name}" in str(run.error)
+
+
+THEMES = ("the parcel came late", "screen was broken glass", "battery died within hours")
+
+
+def outcome_of_themes(index, chunk):
+    """Answer with one of three themes; a node with its first words."""
+    if "===" in chunk.text:
+        return Outcome(index=index, output="sum", attempts=1)
+    number = int(chunk.text[1:])
+    return Outcome(index=index, output=f"{chunk.text} {THEMES[number % 3]} {'x' * 30}", attempts=1)
+
+
+@pytest.mark.parametrize("branches", [40, 1_000])
+def test_the_first_calls_of_a_group_see_answers_that_are_alike(branches, small):
+    small(branches=branches)
+    names = ["a", "b"] * 60 + ["c"] * 3
+    context = submitted(names, fold="cluster")
+    context.outcome = outcome_of_themes
+    end(context)
+    assert context.store.run(RUN).status is RunStatus.SUCCEEDED
+    found = context.result.aggregates
+    assert {group: one.value for group, one in found.items()} == {
+        "a": "sum",
+        "b": "sum",
+        "c": "sum",
+    }
+    assert [one.coverage.branches_behind for one in found.values()] == [60, 60, 3]
+    assert [one.coverage.documents_behind for one in found.values()] == [60, 60, 3]
+    nodes = [one for one in nodes_at(context, 1) if one.columns["group"] == "a"]
+    themes = [{theme for theme in THEMES if theme in one.text} for one in nodes]
+    assert len(nodes) >= 3
+    assert sum(len(one) > 1 for one in themes) <= 1
+    shown = [int(at) for one in nodes for at in re.findall(r"\[d(\d+)\]", one.text)]
+    assert sorted(shown) == list(range(0, 120, 2)), "each answer is in one node"
+
+
+def test_groups_whose_branches_all_failed_have_no_clusters(small):
+    small()
+    context = submitted(["a"] * 5 + ["b"] * 5, fold="cluster")
+    context.outcome = outcome_of_words(2, failing={f"t{at}" for at in range(5)})
+    end(context)
+    tree = submitted(["a"] * 5 + ["b"] * 5)
+    tree.outcome = context.outcome
+    end(tree)
+    assert context.result == tree.result
