@@ -257,6 +257,15 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
         return (self.ended_at or self.read_at) - self.created_at - self.idle_s
 
     @property
+    def opening(self) -> float:
+        """Which opening of the run this is: 0 for the first, else when its latest retry began.
+
+        A step that ends a run, or writes what its outcomes come to, counts for this opening only: a retry
+        may have reopened the run since the step began.
+        """
+        return self.reopened_at or 0.0
+
+    @property
     def permits_in_use(self) -> int:
         """The permits that workers have; none once it has ended, as then nobody reports them."""
         return 0 if self.has_ended else self.permits_used

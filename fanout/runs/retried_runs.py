@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from fanout.core.errors import RunError
+from fanout.core.errors import RunError, StoredDataError
 from fanout.core.ids import StageId
 from fanout.core.records import ErrorKind, RunStatus
 from fanout.core.spec import stored_spec
 from fanout.policy.answers_so_far import AnswersSoFar
 from fanout.policy.packing import shard_chunk
 from fanout.policy.steps import without_failed
+from fanout.runs.branch_groups import follows_chunks
 from fanout.runs.budgets import new_limits
 from fanout.runs.enqueue import fleet_window
 from fanout.runs.result_values import stored_values
@@ -137,7 +138,22 @@ def reset_retried_shard(store: RedisStore, shard_id: ShardId, retry: frozenset[E
             kept={at: outcome for at, outcome in outcomes.items() if at not in again},
             dropped=[outcomes[at] for at in sorted(again)],
             checkpoints=_checkpoints(store, shard_id, {at: outcomes[at] for at in again}),
+            regrouped=_regrouped(store, shard_id.run_id),
         )
+
+
+def _regrouped(store: RedisStore, run_id: str) -> list[int]:
+    """Return the numbers of the reduces whose groups go by the answers."""
+    try:
+        spec = stored_spec(store.spec(run_id))
+    except StoredDataError:
+        # Of another version of fanout: its branches must end all the same.
+        return []
+    return [
+        number
+        for number, reduce in enumerate(spec.reductions)
+        if reduce.has_partitions and not follows_chunks(spec, reduce)
+    ]
 
 
 def _checkpoints(

@@ -73,10 +73,20 @@ class GroupLeaves:
             for shard, hashes in zip(some, found, strict=True):
                 yield shard, self._computed(shard) if hashes is None else hashes
 
-    def write_hashes(self, shard: int) -> None:
-        """Write the groups of the branches of a shard that has ended: they go by its answers."""
-        hashes = encode_hashes(self._computed(shard))
-        self._store.put_groups(self._map_id.shard(shard), self._number, hashes)
+    def write_hashes(self, shard: int, *, opening: float) -> None:
+        """Write the groups of the branches of a shard that has ended: they go by its answers.
+
+        Args:
+            shard: The shard.
+            opening: The opening of the run. A retry may reset the shard at any time.
+        """
+        shard_id = self._map_id.shard(shard)
+        is_reset = self._store.is_reopened(shard_id)
+        hashes = self._computed(shard)
+        if len(hashes) == len(self._context.runs.indices.get(shard_id)):
+            self._store.put_groups(
+                shard_id, self._number, encode_hashes(hashes), opening=opening, is_reset=is_reset
+            )
 
     def _computed(self, shard: int) -> list[int]:
         """Return the hashes of the groups of the branches of a shard."""

@@ -51,10 +51,16 @@ def follow_groups(context: WorkerContext, shard_id: ShardId) -> None:
         return
     run = store.run(run_id)
     is_over = run.has_ended or run.halt is not None
-    if is_over or 0 < shard_id.stage <= run.base_stage or not may_succeed(context, spec, run_id):
+    if is_over or 0 < shard_id.stage <= run.base_stage:
         return
+    may_go_on = may_succeed(context, spec, run_id)
     for number in numbers:
-        _follow(context, run, spec, shard_id, number)
+        if shard_id.stage == 0 and not follows_chunks(spec, spec.reductions[number]):
+            # They are planned when all branches have ended; until then, a run may still come to succeed.
+            leaves = GroupLeaves(context, spec, shard_id.stage_id, number)
+            leaves.write_hashes(shard_id.shard, opening=run.opening)
+        elif may_go_on:
+            _follow(context, run, spec, shard_id, number)
 
 
 def _follow(
@@ -68,29 +74,25 @@ def _follow(
         return
     stage_id, before = shard_id.stage_id, shard_id.shard
     plan = store.group_plan(run.run_id, reduce)
-    if not follows_chunks(spec, spec.reductions[reduce]):
-        # They are planned when all branches have ended.
-        GroupLeaves(context, spec, stage_id, reduce).write_hashes(shard_id.shard)
-        return
     if plan is None:
         if not store.stage(stage_id).sealed:
             return
-        plan, before = make_plan(context, spec, run.run_id, reduce), 0
+        plan, before = make_plan(context, run, spec, reduce), 0
     front = store.progress(stage_id).first_open
     due = due_partitions(plan, before=before, front=front)
     publisher.pack(stage_id.partition(reduce, number) for number in due)
 
 
-def make_plan(context: WorkerContext, spec: RunSpec, run_id: str, reduce: int) -> GroupPlan:
+def make_plan(context: WorkerContext, run: RunRecord, spec: RunSpec, reduce: int) -> GroupPlan:
     """Return the plan of the groups of a run whose input is complete; write it if there is none."""
-    store, map_id = context.connections.store, StageId(run_id, 0)
+    store, map_id = context.connections.store, StageId(run.run_id, 0)
     leaves = GroupLeaves(context, spec, map_id, reduce)
     shards = range(store.stage(map_id).shards)
     plan, groups = planned(
         lambda: (hashes for _, hashes in leaves.hashes(shards)),
         most_branches=MOST_BRANCHES,
     )
-    store.put_group_plan(run_id, reduce, plan, groups)
+    store.put_group_plan(run.run_id, reduce, plan, groups, opening=run.opening)
     return plan
 
 
@@ -107,7 +109,7 @@ def await_partitions(
     store = context.connections.store
     if source.stage == 0:
         measures(context, run, spec, reduce)
-    plan = store.group_plan(run.run_id, reduce) or make_plan(context, spec, run.run_id, reduce)
+    plan = store.group_plan(run.run_id, reduce) or make_plan(context, run, spec, reduce)
     waiting = _incomplete(context, run, source, reduce, len(plan.partitions))
     context.connections.publisher.pack(source.partition(reduce, number) for number in waiting)
     return bool(waiting)

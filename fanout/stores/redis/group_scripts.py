@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from fanout.stores.redis.run_scripts import ENDED
+from fanout.stores.redis.run_scripts import ENDED, LATE
 
 __all__ = ["PUT_GROUPS", "PUT_PART", "PUT_PLAN", "RELEASE_PARTITION", "TAKE_PARTITION"]
 
-# KEYS run, groups; ARGV ttl, field, hashes. Returns whether there is such a run.
-PUT_GROUPS = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+# KEYS run, groups, reset shards; ARGV ttl, field, hashes, opening, shard, whether it was reset since then.
+# Returns -1 if there is no such run, 0 if a retry has taken back the outcomes since, 1 if this call wrote it.
+PUT_GROUPS = f"""
+{LATE}
+if redis.call('EXISTS', KEYS[1]) == 0 then return -1 end
+if is_late(ARGV[4]) or redis.call('SISMEMBER', KEYS[3], ARGV[5]) ~= tonumber(ARGV[6]) then return 0 end
 redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
 redis.call('EXPIRE', KEYS[2], ARGV[1])
 return 1
 """
 
-# KEYS run, plan; ARGV ttl, and each field and its value, that of the plan itself first. The first plan
-# stands. Returns -1 if there is no such run, else whether this call wrote it.
-PUT_PLAN = """
+# KEYS run, plan; ARGV ttl, opening, and each field and its value, that of the plan itself first. The first
+# plan of an opening stands. Returns -1 if there is no such run, else whether this call wrote it.
+PUT_PLAN = f"""
+{LATE}
 if redis.call('EXISTS', KEYS[1]) == 0 then return -1 end
-if redis.call('HEXISTS', KEYS[2], ARGV[2]) == 1 then return 0 end
-for i = 2, #ARGV, 2 do redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
+if is_late(ARGV[2]) or redis.call('HEXISTS', KEYS[2], ARGV[3]) == 1 then return 0 end
+for i = 3, #ARGV, 2 do redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
 redis.call('EXPIRE', KEYS[2], ARGV[1])
 return 1
 """

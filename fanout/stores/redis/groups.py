@@ -51,11 +51,31 @@ class RedisGroups(RedisBlobReferences):
     """The groups of a run, their plan, and how far each partition of them is."""
 
     @translated
-    def put_groups(self, shard_id: ShardId, reduce: int, hashes: bytes) -> None:
-        """Write the groups of the branches of a shard, as a reduce has them. Raises UnknownRunError."""
-        keys = [self._run(shard_id.run_id), f"{self._stage(shard_id)}:groups"]
+    def put_groups(
+        self, shard_id: ShardId, reduce: int, hashes: bytes, *, opening: float, is_reset: bool
+    ) -> bool:
+        """Write the groups of the branches of a shard, as a reduce has them by their answers.
+
+        Args:
+            shard_id: The shard.
+            reduce: The number of the reduce.
+            hashes: Its groups.
+            opening: The opening of the run, as it was before the outcomes were read.
+            is_reset: Whether the shard had been reset in that opening by then.
+
+        Returns:
+            Whether this call wrote them: not if a retry has taken back outcomes since.
+
+        Raises:
+            UnknownRunError: There is no such run.
+        """
+        stage = self._stage(shard_id)
+        keys = [self._run(shard_id.run_id), f"{stage}:groups", f"{stage}:reopened"]
         args: list[Any] = [self._ttl_s, groups_field(reduce, shard_id.shard), hashes]
-        self._require(shard_id.run_id, self._call(group_scripts.PUT_GROUPS, keys, args))
+        args += [opening, shard_id.shard, int(is_reset)]
+        answer = self._call(group_scripts.PUT_GROUPS, keys, args)
+        self._require(shard_id.run_id, answer >= 0)
+        return bool(answer)
 
     @translated
     def groups_of(
@@ -75,9 +95,15 @@ class RedisGroups(RedisBlobReferences):
 
     @translated
     def put_group_plan(
-        self, run_id: str, reduce: int, plan: GroupPlan, groups: Sequence[PartitionGroups]
+        self,
+        run_id: str,
+        reduce: int,
+        plan: GroupPlan,
+        groups: Sequence[PartitionGroups],
+        *,
+        opening: float,
     ) -> bool:
-        """Write the plan of a reduce; the first one stands.
+        """Write the plan of a reduce; the first one of an opening of the run stands.
 
         Returns:
             Whether this call wrote it.
@@ -86,7 +112,7 @@ class RedisGroups(RedisBlobReferences):
             UnknownRunError: There is no such run.
         """
         keys = [self._run(run_id), f"{self._stage(StageId(run_id, 0))}:plan"]
-        args: list[Any] = [self._ttl_s, f"{reduce}", _encode(plan)]
+        args: list[Any] = [self._ttl_s, opening, f"{reduce}", _encode(plan)]
         for number, some in enumerate(groups):
             args += [f"{reduce}:{number}", _encode_groups(some)]
         answer = self._call(group_scripts.PUT_PLAN, keys, args)

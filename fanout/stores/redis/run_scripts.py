@@ -24,6 +24,15 @@ __all__ = [
 # The final statuses, as a Lua table for scripts of runs and shards.
 ENDED = f"local ended = {{{', '.join(f'{status} = true' for status in sorted(TERMINAL))}}}"
 
+# Whether a step is late: it began at an opening of the run (RunRecord.opening) that a retry has ended; '' is
+# any. The first key is the run.
+LATE = """
+local function is_late(opening)
+    if opening == '' then return false end
+    return tonumber(opening) ~= tonumber(redis.call('HGET', KEYS[1], 'reopened_at') or 0)
+end
+"""
+
 # KEYS run, mark, active, passages; ARGV ttl, run id. From now on there is no such run: no script writes to
 # it, and its data can be deleted. The mark and the entry among the active runs stay until that is done,
 # as the deleting process may die. Returns the run's last stage; -1: there is no such run, and no

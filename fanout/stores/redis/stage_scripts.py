@@ -124,17 +124,17 @@ redis.call('EXPIRE', KEYS[4], ARGV[4])
 return 2
 """
 
-# KEYS stage, reset shards, out, live, state, run, checkpoints; ARGV shard, ttl, number of kept outcomes,
-# number of checkpoints, position and outcome of each, position and checkpoint of each, and the kind of each
-# dropped outcome. A branch with a checkpoint has one begin: see RELEASE_CLAIM. Returns whether this call
-# reset it; -1: no such run.
+# KEYS stage, reset shards, out, live, state, run, checkpoints, groups; ARGV shard, ttl, number of kept
+# outcomes, of checkpoints, and of fields of groups that go by the outcomes, position and outcome of each,
+# position and checkpoint of each, these fields, and the kind of each dropped outcome. A branch with a
+# checkpoint has one begin: see RELEASE_CLAIM. Returns whether this call reset it; -1: no such run.
 REOPEN_SHARD = """
 if redis.call('EXISTS', KEYS[6]) == 0 then return -1 end
 if redis.call('SADD', KEYS[2], ARGV[1]) == 0 then return 0 end
 redis.call('EXPIRE', KEYS[2], ARGV[2])
 redis.call('DEL', KEYS[3], KEYS[4], KEYS[5], KEYS[7])
-local last = 4 + 2 * tonumber(ARGV[3])
-for i = 5, last, 2 do
+local last = 5 + 2 * tonumber(ARGV[3])
+for i = 6, last, 2 do
     redis.call('HSET', KEYS[4], ARGV[i], ARGV[i + 1])
 end
 redis.call('EXPIRE', KEYS[4], ARGV[2])
@@ -145,7 +145,8 @@ for i = last + 1, begun, 2 do
 end
 redis.call('EXPIRE', KEYS[5], ARGV[2])
 redis.call('EXPIRE', KEYS[7], ARGV[2])
-last = begun
+last = begun + tonumber(ARGV[5])
+for i = begun + 1, last do redis.call('HDEL', KEYS[8], ARGV[i]) end
 for i = last + 1, #ARGV do
     redis.call('HINCRBY', KEYS[1], 'failed', -1)
     redis.call('HINCRBY', KEYS[1], 'kind:' .. ARGV[i], -1)

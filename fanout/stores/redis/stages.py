@@ -59,25 +59,28 @@ class RedisStages(RedisBlobReferences):
         kept: dict[int, Outcome],
         dropped: list[Outcome],
         checkpoints: Mapping[int, bytes] = MappingProxyType({}),
+        regrouped: Sequence[int] = (),
     ) -> bool:
         """Reset a shard to the outcomes ``kept``; subtract those ``dropped`` from the counts.
 
         The branches with ``checkpoints``, by position, go on from there. Usage stays counted. Only the
-        first call after the run was reopened has an effect.
+        first call after the run was reopened has an effect. ``regrouped`` are the numbers of the reduces
+        whose groups go by the answers.
 
         Returns:
             Whether this call did it.
         """
         live, out, state = self._shard_keys(shard_id)
         key = self._stage(shard_id)
-        args: list[Any] = [shard_id.shard, self._ttl_s, len(kept), len(checkpoints)]
+        args: list[Any] = [shard_id.shard, self._ttl_s, len(kept), len(checkpoints), len(regrouped)]
         for position, outcome in kept.items():
             args += [position, codec.encode_outcome(outcome)]
         for position, checkpoint in checkpoints.items():
             args += [position, checkpoint]
+        args += [groups_field(number, shard_id.shard) for number in regrouped]
         args += [outcome.kind or "" for outcome in dropped]
         keys = [key, f"{key}:reopened", out, live, state, self._run(shard_id.run_id)]
-        keys.append(self._shard(shard_id, "checkpoints"))
+        keys += [self._shard(shard_id, "checkpoints"), f"{key}:groups"]
         name = blob_name(shard_id, "out")
         before = None if self._blobs.root is None else self._held(out)
         answer = self._call(stage_scripts.REOPEN_SHARD, keys, args)

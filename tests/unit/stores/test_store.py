@@ -1196,11 +1196,13 @@ LATE = {
         UnknownRunError,
     ),
     "put_groups": (
-        lambda s: s.put_groups(ShardId(RUN, 0, 2), 0, encode_hashes([1])),
+        lambda s: s.put_groups(
+            ShardId(RUN, 0, 2), 0, encode_hashes([1]), opening=0.0, is_reset=False
+        ),
         UnknownRunError,
     ),
     "put_group_plan": (
-        lambda s: s.put_group_plan(RUN, 0, *planned(lambda: [[1, 2]])),
+        lambda s: s.put_group_plan(RUN, 0, *planned(lambda: [[1, 2]]), opening=0.0),
         UnknownRunError,
     ),
     "take_partition": (
