@@ -32,6 +32,8 @@ __all__ = ["GroupedAggregates", "aggregate_groups", "group_key", "make_accumulat
 
 _ALL = Fields()
 _UNCOUNTED = Tally()
+# Those whose aggregates have no answers in them.
+_COUNTING = frozenset({"table", "vote"})
 # What a group takes in memory, beside what its aggregator holds.
 _GROUP_BYTES = 4_000
 _ACCUMULATORS: dict[str, Callable[[Fields, Records], Accumulator]] = {
@@ -142,7 +144,9 @@ class GroupedAggregates:
 
     def _add_later(self, item: Item, tally: Tally) -> None:
         if self._later is None:
-            self._later = LaterGroups(self._scratch, self._fields.columns)
+            self._later = LaterGroups(
+                self._scratch, self._fields, is_shown=self._name not in _COUNTING
+            )
         self._later.add(item, tally)
 
     def _spill(self) -> None:

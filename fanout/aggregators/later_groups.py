@@ -15,9 +15,10 @@ from fanout.aggregators.streams import Streamed
 from fanout.system.external_sort import grouped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
+    from fanout.aggregators.parts import Fields
     from fanout.aggregators.streams import Form
     from fanout.system.external_sort import Record, Scratch
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Grouped", "LaterGroups"]
 
-_COLUMNS = Item.__struct_fields__.index("columns")
+_COLUMNS, _OUTPUT = map(Item.__struct_fields__.index, ("columns", "output"))
 
 
 class Grouped(NamedTuple):
@@ -41,15 +42,18 @@ class LaterGroups:
     """Takes the branches of any number of groups, and yields the aggregate of each.
 
     Two sorts do that: the branches by their group, and the aggregates by the first branch of theirs. Both
-    are in temporary files, which have as many bytes as the answers, and as the aggregates.
+    are in temporary files, which have about as many bytes as the answers, or as the parts of them that count,
+    and as the aggregates.
 
     Args:
         scratch: What may be used, in memory and in files.
-        columns: The columns of rows that the aggregators go by; others are left out.
+        fields: What the aggregators go by: other columns of rows are left out.
+        is_shown: Whether the aggregates have the answers, and not only what the aggregators go by.
     """
 
-    def __init__(self, scratch: Scratch, columns: Collection[str]) -> None:
-        self._columns = columns
+    def __init__(self, scratch: Scratch, fields: Fields, *, is_shown: bool) -> None:
+        self._fields = fields
+        self._is_shown = is_shown
         self._count = 0
         self._branches = scratch.sorter()
         self._made = scratch.sorter()
@@ -58,9 +62,10 @@ class LaterGroups:
     def add(self, item: Item, tally: Tally) -> None:
         """Take a branch. Raises RunError: there is no room for temporary files."""
         values = list(structs.astuple(item))
-        values[_COLUMNS] = {
-            name: item.columns[name] for name in self._columns if name in item.columns
-        }
+        columns = self._fields.columns
+        values[_COLUMNS] = {name: item.columns[name] for name in columns if name in item.columns}
+        if not self._is_shown and item.output is not None and not item.votes:
+            values[_OUTPUT] = self._fields.slim(item.output)
         self._branches.add((item.group, self._count), marshal.dumps((values, _plain(tally))))
         self._count += 1
 

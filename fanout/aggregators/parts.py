@@ -75,9 +75,41 @@ class Fields:
     @cached_property
     def columns(self) -> frozenset[str]:
         """The columns of rows that it goes by."""
+        return frozenset(filter(None, (reader.column for reader in self._read)))
+
+    @cached_property
+    def _read(self) -> list[PartReader]:
+        """What reads the parts that it goes by."""
         measured = (measure_of(name).field for name in self.measures)
         names = [*(name.removeprefix(LOWEST_FIRST) for name in self.by), *filter(None, measured)]
-        return frozenset(filter(None, (self.reader(name).column for name in names)))
+        return list(map(self.reader, names))
+
+    @cached_property
+    def _fields(self) -> tuple[str, ...] | None:
+        """The fields of answers that it goes by; None if that may be whole answers."""
+        firsts = {reader.first_step for reader in self._read if reader.may_be_of_answer}
+        if self.schema is None or firsts & {None, EACH}:
+            return None
+        return tuple(filter(None, firsts))
+
+    def slim(self, output: str) -> str:
+        """Return an answer with the fields that it goes by, and no others, where it is an object with some.
+
+        It must have been checked against the schema: its other fields do not count.
+        """
+        names = self._fields
+        if names is None:
+            return output
+        try:
+            value = msgspec.json.decode(output)
+        except (ValueError, RecursionError):
+            return output
+        if not isinstance(value, dict):
+            return output
+        # A name may itself have points.
+        begins = tuple(f"{name}." for name in names)
+        kept = {key: one for key, one in value.items() if key in names or key.startswith(begins)}
+        return msgspec.json.encode(kept).decode()
 
 
 def answer_value(output: str, fields: Fields) -> Any:
@@ -134,6 +166,11 @@ class PartReader:
     def column(self) -> str | None:
         """The column that the part may be in; None if it is in none."""
         return self._part.key if "column" in self._part.sources else None
+
+    @property
+    def first_step(self) -> str | None:
+        """The first step to the part in an answer; None if it is the answer itself."""
+        return self._part.path[0] if self._part.path else None
 
     @property
     def is_whole(self) -> bool:

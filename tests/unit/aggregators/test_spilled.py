@@ -49,11 +49,18 @@ WAYS = {
     "merge": [Fields(), Fields(by=("a",)), Fields(by=("n",))],
     "rank": [Fields(), Fields(k=1), Fields(k=3), Fields(by=("-a",)), Fields(by=("n",), k=2)],
     "top": [Fields(k=2), Fields(by=("a",))],
-    "vote": [Fields(), Fields(by=("a",)), Fields(by=("a",), schema=SCHEMA)],
+    "vote": [
+        Fields(),
+        Fields(by=("a",)),
+        Fields(by=("a",), schema=SCHEMA),
+        Fields(by=("n",), schema=SCHEMA),
+    ],
     "table": [
         Fields(),
         Fields(by=("a",), measures=("count", "share", "mean:b")),
         Fields(by=("a", "b.*", "n"), measures=("count", "sum:a", "min:n")),
+        Fields(by=("a", "b.*"), measures=("count", "sum:c.a"), schema=SCHEMA),
+        Fields(measures=("count",), schema=SCHEMA),
     ],
 }
 
@@ -178,3 +185,22 @@ def test_what_is_held_does_not_grow_with_the_number_of_groups(name):
     assert set(found.values()) == {1}
     # The blocks of the files that are merged; the groups themselves would take twice as much.
     assert peak_bytes < 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("fields", "kept"),
+    [
+        ({"by": ("a",)}, '{"a":1.0,"a.b":3}'),
+        ({"by": ("column.a",)}, "{}"),
+        ({"measures": ("mean:c", "count")}, '{"c":[{}]}'),
+        ({"by": ("output",)}, None),
+        ({"by": ("output.*.a",), "measures": ("sum:c",)}, None),
+        ({"by": ("a",), "schema": None}, None),
+        ({}, "{}"),
+    ],
+)
+def test_of_an_answer_that_is_counted_only_what_is_gone_by_waits_in_a_file(fields, kept):
+    output = '{"a": 1.0, "b": "x", "a.b": 3, "ab": 4, "c": [{}]}'
+    assert Fields(**{"schema": SCHEMA, **fields}).slim(output) == (kept or output)
+    for other in ("[1]", "no", "7"):
+        assert Fields(**{"schema": SCHEMA, **fields}).slim(other) == other
