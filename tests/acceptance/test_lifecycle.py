@@ -24,18 +24,15 @@ CONTRACT = {
 
 
 @pytest.fixture(autouse=True)
-def fleet(here, broker_url, monkeypatch):
+def fleet(broker_url, start_worker, monkeypatch):
     """A worker whose reaper looks often, and the environment of a user who has a fleet."""
     monkeypatch.setenv("FANOUT_BROKER_URL", broker_url)
     monkeypatch.setenv("FANOUT_REAPER_INTERVAL_S", "0.2")
     monkeypatch.setenv("FANOUT_STALL_S", "1")
-    with (here.parent / "worker.log").open("wb") as log:
-        worker = subprocess.Popen([FANOUT, "worker", "-c", "8"], stdout=log, stderr=log)
+    worker = start_worker("--concurrency", "8")
     with Client(broker_url) as client:
-        wait_for(lambda: client.workers() != {}, "the worker consumes")
         yield client
     worker.kill()
-    worker.wait()
 
 
 @pytest.fixture
