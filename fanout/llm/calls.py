@@ -196,7 +196,8 @@ async def complete_with_retries(
             if wait_s is not None:
                 await sleep(wait_s)
         else:
-            await _left(gate, tries.request, reply, None)
+            if gate is not None:
+                await gate.leave(tries.request, reply, None)
             tries.used.append(reply.usage)
             return _answered(text, reply, request.shape, tries, clock() - tries.started)
 
@@ -350,7 +351,7 @@ def _answered(
         finish_reason=_reason(reply.finish_reason),
         is_cut=ending(reply.finish_reason) is ErrorKind.TRUNCATED,
         confidence=label_confidence(reply.tokens, shape, text) if reply.tokens and shape else None,
-        lesson=tries.lesson(None),
+        lesson=tries.lesson(None) if tries.has_more_room else None,
         # How it was bought, if anybody asked for another lane than realtime.
         lane=None if lane == tries.first_lane == "realtime" else lane,
     )

@@ -37,6 +37,7 @@ class Tries:
     """The calls of a branch so far, and the decision after a further failure.
 
     ``is_chance``: whether an answer that the model's own limit cut off may be whole at a second call.
+    ``has_more_room``: whether a call has followed an answer that was cut off.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Tries:
             self._unusable = LLMError(
                 before.kind, before.unusable, finish_reason=before.finish_reason
             )
-        self._has_more_room = before.has_more_room
+        self.has_more_room = before.has_more_room
         self._room = before.max_tokens
         self._policy = policy
         self._reasks = reasks - len(before.turns)
@@ -89,7 +90,7 @@ class Tries:
             failures=self._failures,
             turns=tuple((turn.answer, turn.reply) for turn in self.request.turns[self._given :]),
             max_tokens=self._room,
-            has_more_room=self._has_more_room,
+            has_more_room=self.has_more_room,
             kind=None if self._unusable is None else self._unusable.kind,
             unusable=None if self._unusable is None else message_of(self._unusable),
             finish_reason=None if self._unusable is None else self._unusable.finish_reason,
@@ -128,7 +129,7 @@ class Tries:
 
     def lesson(self, error: LLMError | None) -> Lesson | None:
         """Return what the last call says about further samples, if anything."""
-        if self._has_more_room and not self._is_chance:
+        if self.has_more_room and not self._is_chance:
             # They need no lower limit first; nor a higher one, if the provider refuses it.
             cut = self._unusable
             if cut is None or cut.kind is not ErrorKind.TRUNCATED:
@@ -207,7 +208,7 @@ class Tries:
 
     def _goes_on_from_cut(self, error: LLMError, elapsed_s: float) -> bool:
         """Return whether a truncated answer is asked for once more; with more room where that is known."""
-        if self._has_more_room:
+        if self.has_more_room:
             return False
         policy, spent = self._policy, self._failures
         room = larger_token_limit(
@@ -226,7 +227,7 @@ class Tries:
             error.kind, spent=spent, elapsed_s=elapsed_s, policy=policy
         ):
             return False
-        self._has_more_room, self._unusable = True, error
+        self.has_more_room, self._unusable = True, error
         return True
 
     def _shed(self, error: LLMError, elapsed_s: float, jitter: float) -> float | None:

@@ -17,6 +17,7 @@ from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from fanout.core.sentinel_url import SCHEME, parse_sentinel_url
 from fanout.core.settings import TLS_SCHEME, UNIX_SCHEME
+from fanout.stores.connection_pool import FastPool
 from fanout.stores.failover import WatchedConnection
 from fanout.stores.functions import FunctionsClient
 from fanout.stores.retrying import is_recoverable, is_transient
@@ -172,7 +173,8 @@ def connect(
     if url.startswith(UNIX_SCHEME):
         options = {name: at for name, at in options.items() if "keepalive" not in name}
     if not has_failover:
-        return FunctionsClient.from_url(url, **options, **tls_options(url, ca_file))
+        pool = FastPool.from_url(url, **options, **tls_options(url, ca_file))
+        return FunctionsClient.from_pool(pool)
     server = parse_sentinel_url(url)
     sentinel = Sentinel(  # type: ignore[no-untyped-call]
         server.sentinels,

@@ -34,7 +34,9 @@ def has_no_siblings(context: WorkerContext, branch_id: BranchId) -> bool:
     if branch_id.stage > 0:
         return True
     spec = runs.specs.known(run_id)
-    return spec is not None and _plan_of(runs, spec, run_id) is None
+    if spec is None or spec.steps:
+        return spec is not None and _plan_of(runs, spec, run_id) is None
+    return runs.plan(run_id) is None
 
 
 def _plan_of(runs: RunCaches, spec: RunSpec, run_id: str) -> PromptPlan | StepPlan | None:

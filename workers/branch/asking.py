@@ -91,7 +91,9 @@ class Asking:
         self._sample = sample
         begun = self._calls.so_far.question or _NO_PROGRESS
         if not spec.fallback and self._is_only(model):
-            request = _taken(model, make(model))
+            request = make(model)
+            if request.seed is not None or request.lane != "realtime":
+                request = _taken(model, request)
             result = await self._taught(model, request, retries, _NO_PROGRESS, begun.calls)
             self._calls.stop_after = result.stop_after
         else:

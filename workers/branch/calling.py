@@ -117,7 +117,7 @@ class ModelCalls:
             with budgeted:
                 return await result
         finally:
-            if limits is not None:
+            if limits is not None and limits.has_place:
                 # A call that is cancelled does not leave its gate.
                 limits.close()
 
@@ -151,21 +151,24 @@ class ModelCalls:
             )
             if budgeted is not None:
                 gate = budgeted.gate(limits, self._claim)
-            gate = self._claim.gate(gate, spec.timeout_s, compares=not self._calls.is_by_model)
-
-        def calls() -> Coroutine[Any, Any, CallResult]:
-            return plan.complete(
-                llm,
-                question.request,
-                policy=question.retries,
-                gate=gate,
-                observe=observe,
-                so_far=question.so_far,
-                keep=question.keep,
-                # In a batch, the next call waits for its own one anyway.
-                sleep=self._claim.rests if gathered is None else _at_once,
+            gate = self._claim.gate(
+                gate,
+                spec.timeout_s,
+                compares=not self._calls.is_by_model,
+                begins=limits.begins if budgeted is None else None,
             )
-
+        calls = partial(
+            plan.complete,
+            llm,
+            question.request,
+            policy=question.retries,
+            gate=gate,
+            observe=observe,
+            so_far=question.so_far,
+            keep=question.keep,
+            # In a batch, the next call waits for its own one anyway.
+            sleep=self._claim.rests if gathered is None else _at_once,
+        )
         if plan.identity is None or not self._context.answers.is_on:
             result = calls()
         else:

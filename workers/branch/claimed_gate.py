@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from fanout.core.records import ErrorKind
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fanout.core.errors import LLMError
     from fanout.llm.base import LLMReply, LLMRequest
     from fanout.llm.calls import CallGate
@@ -22,8 +24,17 @@ _log = logging.getLogger(__name__)
 class ClaimedGate:
     """See ``Claim.gate``."""
 
-    def __init__(self, claim: Claim, gate: CallGate, timeout_s: float, *, compares: bool) -> None:
+    def __init__(
+        self,
+        claim: Claim,
+        gate: CallGate,
+        timeout_s: float,
+        *,
+        compares: bool,
+        begins: Callable[[], bool] | None = None,
+    ) -> None:
         self._claim = claim
+        self._begins = begins
         self._compares = compares
         self._gate = gate
         self._timeout_s = timeout_s
@@ -33,20 +44,24 @@ class ClaimedGate:
 
     async def enter(self, request: LLMRequest, *, left_s: float) -> float:
         """Wait until the call may begin, and check that this delivery still has the branch."""
-        self._claim.waits()
-        if self._claim.has_left_place:
-            await self._claim.takes_place()
-        for_rate_s = await self._gate.enter(request, left_s=left_s)
-        if not self._claim.is_sure:
-            await self._claim.confirm()
-        self._claim.calls(self._timeout_s)
+        claim, for_rate_s = self._claim, 0.0
+        if claim.has_left_place:
+            claim.waits()
+            await claim.takes_place()
+        if self._begins is None or not self._begins():
+            claim.waits()
+            for_rate_s = await self._gate.enter(request, left_s=left_s)
+        if not claim.is_sure:
+            await claim.confirm()
+        claim.calls(self._timeout_s)
         return for_rate_s
 
     async def leave(
         self, request: LLMRequest, reply: LLMReply | None, error: LLMError | None
     ) -> FailureVerdict | None:
         """See CallGate."""
-        self._claim.called(has_reply=reply is not None)
+        if self._claim.lead is not None:
+            self._claim.called(has_reply=reply is not None)
         if error is not None:
             # It may have to wait before its next call.
             self._claim.waits()

@@ -24,7 +24,7 @@ from workers.context.inflight import CallStoppedError, StopReason
 from workers.context.progress import ALIVE, SURE
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
 
     from fanout.core.gathered import Joins, LaneRecord, Prepared
     from fanout.core.ids import BranchId
@@ -85,22 +85,27 @@ class Claim:
         """
         if self._context.hand_back.has_begun:
             raise BranchHandedBack
-        known = self._context.runs.specs.known(self._branch_id.run_id)
+        context, run_id, lasts_s = self._context, self._branch_id.run_id, 0
+        spec = context.runs.specs.known(run_id) or await self._spec()
+        # Without a spec there will be no call.
+        if spec is not None:
+            holds_back = context.models.limiter.holds_back
+            lasts_s = context.call_plans.claim_s(run_id, spec, holds_back)
         self._start = BeginRequest(
             self._branch_id,
             token=self._token,
-            holder=self._context.holder,
+            holder=context.holder,
             beats_for_s=self._beats_for_s,
-            lasts_s=self._lasts_s(known or await self._spec()),
+            lasts_s=lasts_s,
             is_alone=is_alone,
         )
         return await self._ask(self._start)
 
-    async def _ask(self, start: BeginRequest) -> BeginReply:
+    def _ask(self, start: BeginRequest) -> asyncio.Future[BeginReply]:
         self._asked_at = time.monotonic()
         self._branch.token = self._token
         self._moves("is begun")
-        return await self._steps.begin(start)
+        return self._steps.begin(start)
 
     def _moves(self, doing: str, *, for_s: float = 0.0) -> None:
         self._branch.moves(doing, within_s=for_s + self._step_s)
@@ -109,14 +114,7 @@ class Claim:
         try:
             return await self._context.runs.specs(self._branch_id.run_id)
         except (UnknownRunError, StoredDataError):
-            # There will be no call.
             return None
-
-    def _lasts_s(self, spec: RunSpec | None) -> int:
-        if spec is None:
-            return 0
-        limiter = self._context.models.limiter
-        return self._context.call_plans.claim_s(self._branch_id.run_id, spec, limiter.holds_back)
 
     @property
     def is_sure(self) -> bool:
@@ -243,15 +241,23 @@ class Claim:
             store.release_claim, self._branch_id, token=self._token, counts=counts
         )
 
-    def gate(self, gate: CallGate, timeout_s: float, *, compares: bool = True) -> CallGate:
+    def gate(
+        self,
+        gate: CallGate,
+        timeout_s: float,
+        *,
+        compares: bool = True,
+        begins: Callable[[], bool] | None = None,
+    ) -> CallGate:
         """Return a gate that lets a call through while the branch is claimed.
 
         Args:
             gate: The gate that the call passes as well.
             timeout_s: The timeout of the call, in seconds.
             compares: Whether the successes of the stage, on all workers, are those of this model.
+            begins: Enters the gate if that takes no wait, and returns whether it did; None: it may wait.
         """
-        return ClaimedGate(self, gate, timeout_s, compares=compares)
+        return ClaimedGate(self, gate, timeout_s, compares=compares, begins=begins)
 
     def waits(self) -> None:
         """Record that the branch waits on purpose, for an unlimited time."""
@@ -298,7 +304,8 @@ class Claim:
     @property
     def has_left_place(self) -> bool:
         """Whether the branch has left its place as it waited for the answer of another one."""
-        return self.place is not None and self.place.is_left
+        place = self.place
+        return place is not None and not place.is_held and place.is_left
 
     async def takes_place(self, *, has_called: bool = True) -> None:
         """Wait for the place again that the branch has left.
@@ -311,7 +318,7 @@ class Claim:
 
     def calls(self, timeout_s: float) -> None:
         """Record that the branch calls the model, for ``timeout_s`` seconds at most."""
-        self._moves("calls", for_s=timeout_s)
+        self._branch.moves("calls", within_s=timeout_s + self._step_s)
         if self.lead is not None:
             self.lead.calls()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from msgspec import structs
@@ -44,7 +43,6 @@ from workers.telemetry.reports import Calls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextlib import AbstractContextManager
 
     from fanout.core.ids import BranchId, ShardId, StageId
     from fanout.core.state import BeginReply
@@ -63,8 +61,6 @@ _PERMIT_PATIENCE_S = 0.5
 _log = logging.getLogger(__name__)
 _input_log = logging.getLogger(f"{__name__}.input")
 _input_log.addFilter(RateLimitFilter(_INPUT_LOG_S))
-
-_ALONE: AbstractContextManager[None] = nullcontext()
 
 
 class BranchFailed(Exception):  # noqa: N818 - Flower shows the name: it should read as a state
@@ -114,23 +110,15 @@ async def process_branch(
     branch.task = asyncio.current_task()
     delivery = _Delivery(context, branch, token)
     try:
+        place = Place(context, branch.branch_id.run_id, on_admitted, patience_s)
         # A thread or process is not to wait for another one.
-        is_alone = patience_s or has_no_siblings(context, branch.branch_id)
-        sibling = _ALONE if is_alone else await wait_for_sibling(context, branch)
-        with sibling as delivery.claim.lead:
-            place = Place(context, branch.branch_id.run_id, on_admitted, patience_s)
-            # The branch leaves it while it waits for another one.
-            async with place as delivery.claim.place:
-                begun = await delivery.begin()
-                if begun.verdict == "suspect":
-                    branch.moves("waits to be alone")
-                    # Run suspects one at a time and count the begin only now: if the worker dies
-                    # again, this branch is the cause.
-                    async with context.branches.alone:
-                        await delivery.end(await delivery.call(await delivery.begin(is_alone=True)))
-                        return
-                ended = await delivery.call(begun)
-        await delivery.end(ended)
+        if patience_s or has_no_siblings(context, branch.branch_id):
+            ended = await delivery.in_place(place)
+        else:
+            with await wait_for_sibling(context, branch) as delivery.claim.lead:
+                ended = await delivery.in_place(place)
+        if ended is not None:
+            await delivery.end(*ended)
     except BaseException as fault:
         if not _is_of_worker(fault):
             raise
@@ -154,6 +142,27 @@ class _Delivery:
         # Number of branches in its shard; known when there is an outcome.
         self._size = 0
         self.begin = self.claim.begin
+
+    async def in_place(self, place: Place) -> tuple[Outcome, Calls] | None:
+        """Make the call in a place; return what ``call`` does, or None if the outcome is written."""
+        if not place.begins():
+            await place.begin()
+        # The branch leaves it while it waits for another one.
+        self.claim.place = place
+        try:
+            begun = await self.begin()
+            if begun.verdict != "suspect":
+                return await self.call(begun)
+            self._branch.moves("waits to be alone")
+            # Run suspects one at a time and count the begin only now: if the worker dies again, this
+            # branch is the cause.
+            async with self._context.branches.alone:
+                ended = await self.call(await self.begin(is_alone=True))
+                if ended is not None:
+                    await self.end(*ended)
+                return None
+        finally:
+            place.leave()
 
     async def call(self, begun: BeginReply) -> tuple[Outcome, Calls] | None:
         """Make the call; return the outcome and calls, or None if there is nothing to write."""
@@ -183,11 +192,8 @@ class _Delivery:
             return False
         return True
 
-    async def end(self, ended: tuple[Outcome, Calls] | None) -> None:
+    async def end(self, outcome: Outcome, calls: Calls) -> None:
         """Write the outcome."""
-        if ended is None:
-            return
-        outcome, calls = ended
         self._branch.moves("is written down", within_s=self._context.branches.progress.step_s)
         await self._write(outcome, calls)
         if outcome.kind is not None:

@@ -50,16 +50,38 @@ class Place:
         self.is_away = False
 
     async def __aenter__(self) -> Self:
+        if not self.begins():
+            await self.begin()
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        self.leave()
+
+    def begins(self) -> bool:
+        """Take the place, and return True, if that takes no wait; this is faster than ``begin``."""
+        spec = self._context.runs.specs.ready(self._run_id)
+        if spec is None:
+            return False
+        try:
+            has_begun = self._admission.begins(self._run_id, spec.max_workers, spec.priority)
+        except AdmissionClosedError:
+            raise BranchHandedBack from None
+        if has_begun:
+            self._is_admitted()
+        return has_begun
+
+    async def begin(self) -> None:
+        """Wait for the place."""
         await self._enter()
+        self._is_admitted()
+
+    def _is_admitted(self) -> None:
+        self.is_held = True
         try:
             self._on_admitted()
         except BaseException:
             self.leave()
             raise
-        return self
-
-    async def __aexit__(self, *_exc: object) -> None:
-        self.leave()
 
     def leave(self) -> None:
         """Leave the place to another branch, as long as this one waits. Safe to call twice."""

@@ -112,6 +112,28 @@ class Admission:
         short = [run for run in runs if run.granted < self._usable(run)]
         return sum(max(0, run.branches - run.granted) for run in short)
 
+    def begins(self, run_id: str, max_workers: int | None, weight: float = 1.0) -> bool:
+        """Take a place, and a permit, if that takes no wait; return whether it did.
+
+        Raises:
+            AdmissionClosedError: The worker stops.
+        """
+        if self._is_closed:
+            raise AdmissionClosedError
+        if self._waiting or not (self.places is None or self._in_use < self.places):
+            return False
+        run = self._runs.get(run_id)
+        if run is None:
+            if max_workers is not None:
+                # It has no permits yet.
+                return False
+            run = self._runs[run_id] = AdmittedRun(run_id, max_workers, weight)
+        elif not (run.max_workers is None or run.may_begin(self._clock)):
+            return False
+        run.in_use += 1
+        self._in_use += 1
+        return True
+
     async def enter(
         self, run_id: str, max_workers: int | None, weight: float = 1.0, *, is_back: bool = False
     ) -> None:
@@ -122,15 +144,12 @@ class Admission:
         Raises:
             AdmissionClosedError: The worker stops.
         """
-        if self._is_closed:
-            raise AdmissionClosedError
+        if self.begins(run_id, max_workers, weight):
+            return
         run = self._runs.get(run_id)
         if run is None:
             run = self._runs[run_id] = AdmittedRun(run_id, max_workers, weight)
             self._capped += max_workers is not None
-        if not self._waiting and self._has_place and run.may_begin(self._clock):
-            self._begin(run)
-            return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         run.add(future, is_back=is_back)
         self._waiting[run_id] = run
@@ -158,7 +177,8 @@ class Admission:
             self._admit()
             if self._has_place:
                 self._ask_again()
-        self._end_if_idle(run)
+        if not run.in_use or run.is_kept:
+            self._end_if_idle(run)
 
     def close(self) -> None:
         """Turn away the branches that wait, and all that come: the worker stops."""

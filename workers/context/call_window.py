@@ -57,6 +57,11 @@ class CallPlaces:
         model: The model.
         clock: Monotonic seconds.
         until: Awaits something as a call that waits.
+
+    Attributes:
+        in_flight: The calls of this process.
+        share: How many may be in flight; None while the fleet has no window.
+        pace: The calls a minute of the fleet, if its provider has a quota that it does not tell.
     """
 
     def __init__(
@@ -74,8 +79,7 @@ class CallPlaces:
         self._clock = clock
         self._until = until
         self.in_flight = 0
-        # How many may be; None while the fleet has no window.
-        self._share: int | None = None
+        self.share: int | None = None
         self._waiting = FairLine()
         self._keeper: asyncio.Task[None] | None = None
         # Since the last report.
@@ -86,7 +90,6 @@ class CallPlaces:
         # Whether a single refusal says nothing of other calls; and the refusals since the last success.
         self._has_noise = False
         self._row = 0
-        # The calls a minute of the fleet, if its provider has a quota that it does not tell.
         self.pace: float | None = None
         # Moving means: the seconds of a call, how many were in flight when one succeeded, and the shares of
         # calls that were refused or timed out.
@@ -100,7 +103,7 @@ class CallPlaces:
     @property
     def is_bounded(self) -> bool:
         """Whether the fleet has a window, so that calls may have to wait."""
-        return self._share is not None
+        return self.share is not None
 
     @property
     def has_noise(self) -> bool:
@@ -113,7 +116,7 @@ class CallPlaces:
 
     async def enter(self, turn: Turn = ANYBODY) -> None:
         """Wait until a call may begin; the runs take turns."""
-        if self._share is not None and (self._waiting or self.in_flight >= self._share):
+        if self.share is not None and (self._waiting or self.in_flight >= self.share):
             future = self._waiting.add(turn)
             try:
                 await self._until(future)
@@ -129,11 +132,12 @@ class CallPlaces:
     def leave(self) -> None:
         """Give the place of a call to the next one."""
         self.in_flight -= 1
-        if self._waiting:
+        # Without a window none waits.
+        if self.share is not None and self._waiting:
             self._admit()
 
     def _admit(self) -> None:
-        while self._waiting and (self._share is None or self.in_flight < self._share):
+        while self._waiting and (self.share is None or self.in_flight < self.share):
             future = self._waiting.pop()
             if not future.done():
                 self.in_flight += 1
@@ -199,7 +203,7 @@ class CallPlaces:
                 goes_on = await self._report()
                 await asyncio.sleep(_REPORT_S if goes_on else 0)
         finally:
-            self._keeper, self._share = None, None
+            self._keeper, self.share = None, None
             self._has_noise, self.pace = False, None
             self._admit()
 
@@ -217,14 +221,14 @@ class CallPlaces:
             self._tell_again(report, refused_at)
             return not is_idle
         window, now = told
-        before, self._share = self._share, self._part(window, now)
+        before, self.share = self.share, self._part(window, now)
         self._has_noise = window is not None and are_alone(window)
         self.pace = None if window is None else window.quota.pace
-        if (before is None) != (self._share is None):
+        if (before is None) != (self.share is None):
             _log.warning(
                 "calls to %s in flight: %s",
                 self._model,
-                "any number" if self._share is None else "as many as it takes without refusals",
+                "any number" if self.share is None else "as many as it takes without refusals",
             )
         self._admit()
         return window is not None and window.size is not None and not is_idle

@@ -130,4 +130,6 @@ class EventSending(bootsteps.StartStopStep):  # type: ignore[misc]
         dispatcher = getattr(self._worker.consumer, "event_dispatcher", None)
         if dispatcher is not None and dispatcher.enabled:
             dispatcher.buffer_limit = _BATCH
+            # The consumer does nothing with what Celery tells it of each event.
+            dispatcher.on_send_buffered = None
             dispatcher.flush()

@@ -254,7 +254,7 @@ def test_answers_of_another_model_do_not_count_against_a_failure(compares, cost)
 
     claim = SimpleNamespace(
         waits=lambda: None,
-        called=lambda *, has_reply: None,
+        lead=None,
         succeeded=succeeded,
     )
     inner = SimpleNamespace(leave=leave)

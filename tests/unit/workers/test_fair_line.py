@@ -123,7 +123,7 @@ def test_a_branch_that_ends_while_it_is_away_is_not_counted_any_more(places):
 
 
 def block_window(limiter):
-    limiter.gate("m", Rates())._model.places._share = 0
+    limiter.gate("m", Rates())._model.places.share = 0
 
 
 def block_rate(limiter):

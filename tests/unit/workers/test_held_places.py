@@ -90,7 +90,7 @@ class Process:
                 await asyncio.sleep(0.002)
 
     def opens(self, share):
-        self.model.places._share = share
+        self.model.places.share = share
         self.model.places._admit()
 
 

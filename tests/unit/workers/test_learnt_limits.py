@@ -161,7 +161,7 @@ def test_a_call_waits_for_its_place_and_one_that_is_cancelled_leaves_it_to_the_n
     async def calls():
         limiter = Limiter(store)
         places = places_of(limiter)
-        places._share = 1
+        places.share = 1
         await places.enter()
         waits = [asyncio.ensure_future(places.enter()) for _ in range(3)]
         await asyncio.sleep(0)
@@ -189,7 +189,7 @@ def test_a_window_of_others_is_heard_of_and_ends(store):
         await call(limiter, FakeLLM())
         places = places_of(limiter)
         await until(lambda: places._keeper is None)
-        assert places._share is None
+        assert places.share is None
         await limiter.aclose()
 
     asyncio.run(calls())
@@ -203,15 +203,15 @@ def test_a_process_keeps_to_its_part_while_the_server_is_away(store, monkeypatch
         places = places_of(limiter)
         places.in_flight = 9
         places.heard()
-        await until(lambda: places._share is not None)
-        share = places._share
+        await until(lambda: places.share is not None)
+        share = places.share
 
         def away(*_):
             raise BrokerError("away")
 
         monkeypatch.setattr(store, "report_window", away)
         assert await places._report()
-        assert places._share == share
+        assert places.share == share
         await limiter.aclose()
 
     asyncio.run(calls())
@@ -253,8 +253,8 @@ def test_slow_calls_open_a_window_before_they_time_out(store):
         assert places._keeper is None
         for _ in range(60):
             places.succeeded(45.0, 60.0, now=limiter.clock())
-        await until(lambda: places._share is not None)
-        assert 30 <= places._share < 40
+        await until(lambda: places.share is not None)
+        assert 30 <= places.share < 40
         await limiter.aclose()
 
     asyncio.run(calls())

@@ -34,7 +34,7 @@ def test_only_a_refused_call_leaves_its_place_until_the_next_one(kind, seconds, 
 
     claim = SimpleNamespace(
         is_refused=False,
-        called=lambda **_: None,
+        lead=None,
         waits=lambda: None,
         leaves_place=lambda: left.append(True),
         _context=SimpleNamespace(models=SimpleNamespace(in_flight=SimpleNamespace(wait=wait))),
