@@ -13,6 +13,14 @@ import msgspec
 
 from fanout.aggregators.coverage import Tally
 from fanout.aggregators.llm import Part, fitted, part_tokens, render_input
+from fanout.aggregators.sources import (
+    Place,
+    cited_turn,
+    decode_places,
+    encode_places,
+    sources_in,
+    with_sources,
+)
 from fanout.core.errors import SpecError
 from fanout.core.fold_words import NOTHING_TO_ADD, SCRATCHPAD
 from fanout.core.records import ErrorKind
@@ -50,12 +58,14 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
         notes: The notes for the next call.
         tally: What is behind it, and missing.
         unchanged: The calls that had nothing to add.
+        sources: The places that the answer and the notes cite, by id, in a job with ``sources``.
     """
 
     answer: str | None = None
     notes: str = ""
     tally: Tally = Tally()
     unchanged: int = 0
+    sources: dict[str, Place] = {}
 
     @classmethod
     def after(cls, columns: Mapping[str, Cell], outcome: Outcome, *, is_json: bool) -> Chain:
@@ -72,9 +82,14 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
             lost = added.without_answers(outcome.kind or ErrorKind.INTERNAL)
             return msgspec.structs.replace(before, tally=Tally.total([before.tally, lost]))
         reply = Reply(answer=outcome.output) if is_json else reply_of(outcome.output)
+        answer = before.answer if reply.answer is None else reply.answer
+        notes = before.notes if reply.notes is None else reply.notes
+        shown = columns.get("sources")
+        places = {} if shown is None else decode_places(str(shown))
         return cls(
-            answer=before.answer if reply.answer is None else reply.answer,
-            notes=before.notes if reply.notes is None else reply.notes,
+            answer=answer,
+            notes=notes,
+            sources=sources_in(f"{answer or ''}\n{notes}", places),
             tally=Tally.total([before.tally, added.with_cuts(truncated=int(outcome.is_cut))]),
             unchanged=before.unchanged + (reply.answer is None),
         )
@@ -202,14 +217,29 @@ def _own_parts(chain: Chain, room_tokens: int, bytes_per_token: float) -> list[P
     return found
 
 
-def step_input(chain: Chain, step: Step, *, room_tokens: int, bytes_per_token: float) -> str:
+def step_input(
+    chain: Chain, step: Step, *, room_tokens: int, bytes_per_token: float, cites: bool = False
+) -> tuple[str, dict[str, Cell]]:
     """Return the value of ``{input}``: the answer so far, the notes, and the answers, between fences.
 
     What is which stands before the first fence, where no answer can write.
+
+    Returns:
+        The text; and if the call cites sources, the columns of its chunk with their places.
     """
     own = _own_parts(chain, room_tokens, bytes_per_token)
+    if cites:
+        # What is cut of the notes cites nothing.
+        own = [with_sources(part, chain.sources) for part in own]
+        text, places = cited_turn(own, step.parts, tally=step.tally)
+        level: dict[str, Cell] = {"level": "1"} if own else {}
+        return _told(chain, own, text), {"sources": encode_places(places), **level}
     missing = [Part(group="", text="", count=0, failed=step.failed)] if step.failed else []
-    text = render_input([*own, *step.parts, *missing], level=0)
+    return _told(chain, own, render_input([*own, *step.parts, *missing], level=0)), {}
+
+
+def _told(chain: Chain, own: list[Part], text: str) -> str:
+    """Return the value of ``{input}`` with what stands first in it."""
     if not own:
         return text
     notes = ", the second your notes" if len(own) > 1 else ""

@@ -34,9 +34,11 @@ __all__ = [
     "Place",
     "Source",
     "cited_node",
+    "cited_turn",
     "decode_places",
     "encode_places",
     "shown_texts",
+    "sources_in",
     "sources_of",
     "spare_tokens",
     "with_sources",
@@ -164,6 +166,34 @@ def cited_node(parts: Sequence[Part], *, level: int, tally: Tally) -> tuple[str,
     return _SEPARATOR.join([*head, *blocks, fence]), places
 
 
+def cited_turn(
+    own: Sequence[Part], parts: Sequence[Part], *, tally: Tally
+) -> tuple[str, dict[str, Place]]:
+    """Return the value of ``{input}`` of a call that revises an answer, and the places of its ids.
+
+    Args:
+        own: The answer so far, and notes, which cite the sources of the calls before.
+        parts: The answers of branches that the call adds.
+        tally: What is behind these.
+    """
+    shown = [*own, *parts]
+    texts = [part.text for part in shown]
+    fence = f"=== {mark_of(*texts, length=_TAG_LENGTH)}"
+    # None is in the answer so far, nor in an answer: those that it cites keep their meaning.
+    ids = _ids_of(shown)[len(own) :]
+    places: dict[str, Place] = {}
+    for part in own:
+        places |= part.sources
+    for one, part in zip(ids, parts, strict=True):
+        if part.place is not None:
+            places[one] = part.place
+    blocks = [f"{fence}\n{part.text}" for part in own]
+    blocks += [f"{fence} [{one}]\n{part.text}" for one, part in zip(ids, parts, strict=True)]
+    head = [f"({sentence})" for sentence in missing_words(tally)]
+    head.append(_LEAVES.format(fence=fence))
+    return _SEPARATOR.join([*head, *blocks, fence]), places
+
+
 def _head(fence: str, *, level: int, count: int, tally: Tally) -> list[str]:
     """Return the lines above the parts."""
     head = [f"({sentence})" for sentence in missing_words(tally)]
@@ -257,5 +287,9 @@ def sources_of(value: Any, places: Mapping[str, Place]) -> list[Source]:
 
 def with_sources(part: Part, places: Mapping[str, Place]) -> Part:
     """Return the answer of a node as a part that knows the sources that it cites."""
-    found = {one: places[one] for one in cited_ids(part.text, places)}
-    return structs.replace(part, sources=found)
+    return structs.replace(part, sources=sources_in(part.text, places))
+
+
+def sources_in(text: str, places: Mapping[str, Place]) -> dict[str, Place]:
+    """Return the places that a text cites, by id."""
+    return {one: places[one] for one in cited_ids(text, places)}

@@ -119,9 +119,6 @@ CONFLICTS = (
     FieldRule((), (), lambda spec: not spec.embed or not spec.has_grouped_clusters,
               "embed: makes no vectors with group_by, where answers are compared by their words; leave one "
               "of the two out"),
-    FieldRule((), (), lambda spec: not spec.refines or not spec.sources,
-              "sources: fold 'refine' shows each answer once, so that later calls could not cite it; leave "
-              "it out, or choose fold tree"),
     FieldRule((), (), lambda spec: not spec.refines or spec.lane not in ("batch", "auto"),
               "lane: {spec.lane!r} may take a day for each call, and with fold 'refine' one follows the "
               "other; choose another lane, or fold tree"),

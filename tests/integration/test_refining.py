@@ -7,6 +7,7 @@ import re
 import pytest
 
 from fanout import RunStatus
+from fanout.core.spec import make_spec
 from tests.integration.conftest import QUICK, wait_for
 from tests.integration.test_frontier import COUNT, IN_FLIGHT, Summing, submit
 
@@ -78,3 +79,27 @@ def test_a_chain_ends_with_its_run(client, start_worker, provider):
     wait_for(lambda: run.status().status is RunStatus.REDUCING, "the branches have ended", 60)
     run.cancel()
     assert run.wait(60).status is RunStatus.CANCELLED
+
+
+def test_a_killed_worker_loses_nothing_of_a_list_with_a_chain(client, start_worker, provider):
+    environment = {**QUICK, "OPENAI_BASE_URL": provider.url, "OPENAI_API_KEY": "none"}
+    worker = start_worker(**environment)
+    provider.held = (f"text {COUNT - 1}",)
+    each = {"aggregate_prompt": "SUM {input}", "aggregate_max_tokens": 20}
+    spec = make_spec(
+        model="openai/m", prompt="{input}", fence=False, cache=False, tokenizer="bytes/4",
+        context_tokens=4_000,
+        reduce=[{"name": "tree", "llm": each}, {"name": "chain", "llm": each, "fold": "refine"},
+                {"name": "alike", "llm": each, "fold": "cluster"}],
+    )  # fmt: skip
+    run = client.submit(spec, [f"text {n}" for n in range(COUNT)])
+    assert provider.is_held.wait(60)
+    wait_for(lambda: len(run.status().stages) > 1 and run.status().stages[1].done > 3, "calls", 60)
+    worker.kill()
+    worker = start_worker(**environment)
+    provider.goes_on.set()
+    wait_for(lambda: run.status().stages[0].done == COUNT, "the map has ended", 60)
+    worker.kill()
+    start_worker(**environment)
+    assert run.wait(90).status is RunStatus.SUCCEEDED
+    assert run.result().aggregated == dict.fromkeys(("tree", "chain", "alike"), f"n={COUNT} in sum")

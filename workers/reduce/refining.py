@@ -161,12 +161,19 @@ class RefineCalls:
         if step is None:
             return not is_complete
         last = taken[step.taken - 1]
+        text, places = step_input(
+            so_far,
+            step,
+            room_tokens=room,
+            bytes_per_token=ratio,
+            cites=self._spec.sources,
+        )
         chunk = Chunk(
-            text=step_input(so_far, step, room_tokens=room, bytes_per_token=ratio),
+            text=text,
             document="",
             document_index=0,
             position=number,
-            columns={**step_columns(so_far, step), **self._reduce.columns},
+            columns={**step_columns(so_far, step), **places, **self._reduce.columns},
         )
         frontier = Frontier(shard=last.shard, position=last.position + 1, branches=number + 1)
         self._writer.write([chunk], lambda _count: frontier)

@@ -129,8 +129,15 @@ def answer_of_refining(
     """Return what the calls of a reduce have refined."""
     chain, failed = refined(context, run, reduce)
     errors = [_error(reduce, "", outcome) for outcome in failed]
+    value, sources = _value(chain.answer, is_json=reduce.schema is not None), list[Source]()
+    if value is not None and spec.sources:
+        # A later call sees what is cited only in the answer so far.
+        value, sources = with_checked_sources(
+            context, run.run_id, spec, value, chain.sources, is_deep=True
+        )
     made = Aggregate(
-        value=_value(chain.answer, is_json=reduce.schema is not None),
+        value=value,
+        sources=sources,
         succeeded=chain.tally.behind,
         failed=chain.failed,
         notes=chain.remarks,

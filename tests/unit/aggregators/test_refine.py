@@ -78,7 +78,7 @@ def test_the_answer_so_far_and_its_notes_take_room_and_come_first():
     chain = Chain(answer="so far" * 40, notes="notes" * 90, tally=Tally(1239, 1234))
     step = taken([part(n) for n in range(9)], chain)
     assert 0 < step.tally.behind < ROOM // part_tokens(part(0))
-    text = step_input(chain, step, room_tokens=ROOM, bytes_per_token=4.0)
+    text, _ = step_input(chain, step, room_tokens=ROOM, bytes_per_token=4.0)
     head = "(The first is the answer so far, made from 1,234 answers, the second your notes; "
     assert text.startswith(head + "further answers follow.)\n")
     fence = text.splitlines()[-1]
@@ -87,7 +87,7 @@ def test_the_answer_so_far_and_its_notes_take_room_and_come_first():
     assert shown[1].startswith("notesnotes")
     assert "[... cut:" in shown[1]
     assert len(shown) == 2 + step.tally.behind
-    first = step_input(Chain(), step, room_tokens=ROOM, bytes_per_token=4.0)
+    first, _ = step_input(Chain(), step, room_tokens=ROOM, bytes_per_token=4.0)
     assert first.startswith("(Each begins below")
 
 

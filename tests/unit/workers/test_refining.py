@@ -255,10 +255,47 @@ def test_the_reaper_goes_on_with_a_chain_whose_step_was_lost():
     ("fields", "words"),
     [
         ({"group_by": "document"}, "group_by: fold 'refine' makes one aggregate of all answers"),
-        ({"sources": True}, "sources: fold 'refine' shows each answer once"),
         ({"lane": "batch", "model": "openai/m"}, "lane: 'batch' may take a day for each call"),
     ],
 )
 def test_what_does_not_fit_is_refused(fields, words):
     with pytest.raises(SpecError, match=words):
         make_spec(**{"model": "fake", "prompt": "{input}", **REFINED, **fields})
+
+
+def citing(request):
+    """Keep what the answer so far says, and cite a part of each turn, with a quote; notes cite one, too."""
+    if not request.prompt.startswith("SUM"):
+        return f"text {request.prompt}"
+    so_far = re.search(r"^(said .*)$", request.prompt, re.MULTILINE)
+    shown = re.findall(r"^=== \w+ \[(s-\w+)\]\n[^\n]*\n(text n=\d)", request.prompt, re.MULTILINE)
+    one, words = shown[0]
+    own = f'"{words}" [{one}], "no such words" [{one}] and [s-inventedxx]'
+    return f"{so_far[1] if so_far else 'said'} {own}\nSCRATCHPAD\nalso [{shown[-1][0]}]"
+
+
+def test_ids_of_sources_stay_real_through_all_calls():
+    context = refining(sources=True, context_tokens=1_200, aggregate_max_tokens=200)
+    context.answer = citing
+    asked = chain_prompts(context)
+    through(context, TEXTS)
+    made = context.result.aggregates[""]
+    calls = context.store.stage(StageId(RUN, 1)).total
+    assert calls >= 3
+    assert len(made.sources) == calls, "one of each turn, and those of notes are not in the answer"
+    documents = {one.document for one in made.sources}
+    assert len(documents) == calls
+    assert "s-inventedxx" not in made.value
+    assert made.value.count("[quote not found]") == made.value.count("no such words") == calls
+    assert made.value.count("[unknown source]") == calls
+    ids = [one.id for one in made.sources]
+    assert all(f"[{one}]" in made.value for one in ids)
+    assert [len(re.findall(r"^=== \w+$", one, re.MULTILINE)) for one in asked[:2]] == [1, 1], (
+        "the first turn, and its call for what is not real, show no answer so far"
+    )
+
+
+def test_answers_without_sources_cite_nothing_in_a_chain():
+    context = refining()
+    through(context, TEXTS)
+    assert context.result.aggregates[""].sources == []
