@@ -414,9 +414,8 @@ def _quality() -> str:
         row = [name, f"{100 * found['usable_share']['value']:.0f} %", _percent(found["accuracy"])]
         tokens = found["output_tokens"]
         row += [f"{found['calls'] / count:.2f}", "" if tokens is None else f"{tokens / count:.1f}"]
-        row += [_shown(found["seconds"] / count)]
         rows.append([*row, f"{found['calls'] / correct:.2f}" if correct else "none right"])
-    head = ["asked for", "usable", "right (95 % interval)", "calls", "tokens", "seconds"]
+    head = ["asked for", "usable", "right (95 % interval)", "calls", "tokens"]
     return _table([*head, "calls per right answer"], rows)
 
 
