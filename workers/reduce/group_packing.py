@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from msgspec import structs
 
 from fanout.aggregators import Node, NodePacker, Part, Tally, lacking, nodes_of
-from fanout.core.errors import StoredDataError
+from fanout.core.errors import SpecError, StoredDataError
 from fanout.core.ids import StageId
 from fanout.core.partitions import has_bit, with_bits
 from fanout.policy.group_plans import closed_groups
@@ -143,8 +143,7 @@ class Packing:
     def advance(self) -> None:
         """Pack and publish what has ended, as far as it is not packed yet.
 
-        Raises:
-            SpecError: The job leaves no room for answers.
+        Nothing, if the job leaves no room for answers: the aggregate of the stage reports that.
         """
         plan = self._store.group_plan(self._run.run_id, self._source.reduce)
         if plan is None:
@@ -156,9 +155,12 @@ class Packing:
             self._look()
             if record.is_complete or not self._has_ended(0):
                 return
-            self._ratio, self._room = measures(
-                self._context, self._run, self._spec, self._source.reduce
-            )
+            try:
+                self._ratio, self._room = measures(
+                    self._context, self._run, self._spec, self._source.reduce
+                )
+            except SpecError:
+                return
             try:
                 writer = GroupWriter(self._context, self._target, record, self._reduce.name)
                 is_again = self._advanced(writer, own)
@@ -255,21 +257,15 @@ class Packing:
         problem = lacking(tally, self._spec.min_group_success)
         if self._level == 0 and problem is not None:
             # No call could change it.
-            failed = tally.branches - tally.behind
-            none = Part(group=group, text="", count=tally.behind, failed=failed)
-            node = Node(parts=[none], taken=len(parts), key=0, tally=tally)
-            return [
-                _of(
-                    node_chunk(
-                        node, self._reduce, group=group, position=0, level=0, problem=problem
-                    ),
-                    1,
-                )
+            return [self._without_call(parts, tally, problem)]
+        try:
+            chunks = [
+                self._node_chunk(node, group=group, position=position)
+                for position, node in enumerate(self._packed(parts))
             ]
-        chunks = [
-            self._node_chunk(node, group=group, position=position)
-            for position, node in enumerate(self._packed(parts))
-        ]
+        except SpecError as error:
+            # Other groups have their aggregates.
+            return [self._without_call(parts, tally, str(error))]
         return [_of(chunk, len(chunks)) for chunk in chunks]
 
     def _packed(self, parts: list[Part]) -> Iterator[Node]:
@@ -285,6 +281,14 @@ class Packing:
             bytes_per_token=self._ratio,
             cites=cites,
         )
+
+    def _without_call(self, parts: list[Part], tally: Tally, problem: str) -> Chunk:
+        """Return the only node of a group that has no aggregate, and why."""
+        group, failed = parts[0].group, tally.branches - tally.behind
+        none = Part(group=group, text="", count=tally.behind, failed=failed)
+        node = Node(parts=[none], taken=len(parts), key=0, tally=tally)
+        chunk = node_chunk(node, self._reduce, group=group, position=0, level=0, problem=problem)
+        return _of(chunk, 1)
 
     def _node_chunk(self, node: Node, *, group: str, position: int) -> Chunk:
         return node_chunk(

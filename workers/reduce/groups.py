@@ -107,8 +107,8 @@ def await_partitions(
         SpecError: The job leaves no room for answers.
     """
     store = context.connections.store
-    if source.stage == 0:
-        measures(context, run, spec, reduce)
+    # What does not fit is not packed: of this reduce alone, which says so here.
+    measures(context, run, spec, reduce)
     plan = store.group_plan(run.run_id, reduce) or make_plan(context, run, spec, reduce)
     waiting = _incomplete(context, run, source, reduce, len(plan.partitions))
     context.connections.publisher.pack(source.partition(reduce, number) for number in waiting)
@@ -148,7 +148,7 @@ def pack_partition(context: WorkerContext, partition_id: PartitionId) -> None:
         try:
             Packing(context, run, spec, partition_id, target, token).advance()
         except SpecError as error:
-            # What the job cannot do is reported once all branches have ended.
+            # No answer of its reduce can be packed.
             if stage_has_ended(context, run, partition_id.stage_id):
                 _fail(context, run.run_id, str(error))
             return

@@ -108,8 +108,9 @@ def test_a_reduce_that_fails_does_not_take_the_others_with_it():
     assert {one.reduce for one in context.result.all_errors} == {"sum"}
 
 
-def test_one_whose_prompts_do_not_fit_says_so_and_the_others_go_on():
-    large = {"name": "large", "llm": "x" * 9_000 + "{input}"}
+@pytest.mark.parametrize("fields", [{}, {"group_by": "document"}])
+def test_one_whose_prompts_do_not_fit_says_so_and_the_others_go_on(fields):
+    large = {"name": "large", "llm": "x" * 9_000 + "{input}", **fields}
     context, _ = run(large, SUM)
     assert "reduce large: context_tokens: the context window of 900" in context.store.run(RUN).error
     found = aggregated(context)
