@@ -137,7 +137,7 @@ def retry(
         chosen = [ErrorKind(kind) for kind in kinds] or list(ErrorKind)
         before = run.status()
         hint = None if budget else _budget_hint(run, before, chosen)
-        has_failed_calls = any(error.kind in chosen for error in run.stored_result().errors)
+        failed_calls = sum(error.kind in chosen for error in run.stored_result().all_errors)
         try:
             count = run.retry_failed(chosen, budget=budget)
         except SpecError as error:
@@ -147,13 +147,14 @@ def retry(
         stop.arm(run.run_id)
         unread = sum(before.errors.get(kind, 0) for kind in chosen) - count
         now = run.status()
-        redoes = _redoes_aggregate(before, now, run.spec, has_failed_calls=has_failed_calls)
-        text = _retried(run.run_id, count, unread, redoes=redoes, is_any=not kinds)
+        redoes = _redoes_aggregate(before, now, run.spec, has_failed_calls=failed_calls > 0)
+        again = failed_calls if count or redoes else 0
+        text = _retried(run.run_id, count, unread, redoes=redoes, is_any=not kinds, calls=again)
         if budget and not count and now.budget is not None:
             text += f"; its {now.budget.words}"
         if hint:
             progress.note(hint)
-        fields = {"run_id": run.run_id, "branches": count}
+        fields = {"run_id": run.run_id, "branches": count, "aggregate_calls": again}
         if not client.is_embedded:
             say(text, {**fields, "status": now.status.value}, as_json=as_json)
             return 0
@@ -164,7 +165,8 @@ def retry(
 def _budget_hint(run: Run, status: Status, kinds: list[ErrorKind]) -> str | None:
     """Return how to give a run a larger budget whose calls did not fit; None if all did."""
     over = status.errors.get(ErrorKind.BUDGET, 0) if ErrorKind.BUDGET in kinds else 0
-    is_over = over or any(one.kind is ErrorKind.BUDGET for one in run.stored_result().errors)
+    errors = run.stored_result().all_errors
+    is_over = over or any(one.kind is ErrorKind.BUDGET for one in errors)
     if status.budget is None or not is_over:
         return None
     option = f"--budget-{status.budget.fullest}"
@@ -194,7 +196,9 @@ def _redoes_aggregate(
     return is_enough or not now.status.has_ended
 
 
-def _retried(run_id: str, count: int, unread: int, *, redoes: bool, is_any: bool) -> str:
+def _retried(
+    run_id: str, count: int, unread: int, *, redoes: bool, is_any: bool, calls: int = 0
+) -> str:
     """Return what becomes of the failed branches of a run.
 
     Args:
@@ -203,12 +207,15 @@ def _retried(run_id: str, count: int, unread: int, *, redoes: bool, is_any: bool
         unread: How many others have no readable document.
         redoes: Whether the aggregate is made again if no branch is processed.
         is_any: Whether failures of all kinds are asked for.
+        calls: How many calls of the aggregate have failed, and are made again.
     """
     branches = plural(count, "branch", "branches")
     text = f"{branches} of run {run_id} {'is' if count == 1 else 'are'} processed again"
     if not count:
         why = "can be processed again" if unread else "has failed" if is_any else "has failed so"
-        then = "only its aggregate is made again" if redoes else "nothing is processed again"
+        with_calls = f", with {plural(calls, 'call', 'calls')} that had failed" if calls else ""
+        again = f"only its aggregate is made again{with_calls}"
+        then = again if redoes else "nothing is processed again"
         text = f"no branch of run {run_id} {why}: {then}"
     if unread:
         failed = plural(unread, "branch has", "branches have")

@@ -20,6 +20,11 @@ UNREAD = " is made again; 1 branch has a document that could not be read, which 
 BUDGET = BudgetStatus(limit=BudgetLimits(calls=9, tokens=100), spent=Amounts(calls=2, tokens=90))
 
 
+def test_a_retry_of_the_calls_of_an_aggregate_says_how_many_these_are():
+    text = _retried("r", 0, 0, redoes=True, is_any=True, calls=3)
+    assert text.endswith("only its aggregate is made again, with 3 calls that had failed")
+
+
 @pytest.mark.parametrize(
     ("count", "unread", "redoes", "is_any", "text"),
     [
