@@ -124,7 +124,8 @@ class BudgetReport(msgspec.Struct, frozen=True, kw_only=True):
         held: What its calls in flight may use at most.
         spent: What its calls have used since the session began.
         guessed: The part of it that is the most that calls may have used, as the use is unknown.
-        asked: For each further call, what it may use at most, and whether it is of the reduce.
+        asked: For each further call, what it may use at most, whether it is of the reduce, and what is
+            to be left for calls that follow it.
     """
 
     session: str
@@ -132,7 +133,7 @@ class BudgetReport(msgspec.Struct, frozen=True, kw_only=True):
     held: Amounts = NO_AMOUNTS
     spent: Amounts = NO_AMOUNTS
     guessed: Amounts = NO_AMOUNTS
-    asked: tuple[tuple[Amounts, bool], ...] = ()
+    asked: tuple[tuple[Amounts, bool, Amounts], ...] = ()
 
 
 class BudgetStep(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,6 +150,7 @@ class BudgetStep(msgspec.Struct, frozen=True, kw_only=True):
             is reserved counts.
         guessed: The part of what it has used that is the most that it may have been.
         is_reduce: Whether the call is of the reduce.
+        left: What is to be left for calls that follow it.
         ends: Whether the call has ended.
     """
 
@@ -159,6 +161,7 @@ class BudgetStep(msgspec.Struct, frozen=True, kw_only=True):
     amounts: Amounts | None = None
     guessed: Amounts = NO_AMOUNTS
     is_reduce: bool = False
+    left: Amounts = NO_AMOUNTS
     ends: bool = False
 
 

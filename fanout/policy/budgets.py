@@ -164,15 +164,28 @@ def known_use(usage: Usage) -> Amounts | None:
 
 
 def over_budget(
-    most: Amounts, state: BudgetState, *, is_reduce: bool, budget: str = "the run's budget"
+    most: Amounts,
+    state: BudgetState,
+    *,
+    is_reduce: bool,
+    budget: str = "the run's budget",
+    left: Amounts = NO_AMOUNTS,
 ) -> str:
-    """Return why a call does not fit, for the error of its branch; ``budget`` names the budget."""
-    limits = state.limits if is_reduce else state.map_limits
-    if too_large(most, state, is_reduce=is_reduce):
+    """Return why a call does not fit, for the error of its branch.
+
+    Args:
+        most: The most that it can use.
+        state: The budget.
+        is_reduce: Whether it is of the reduce.
+        budget: Names the budget.
+        left: What is to be left for calls that follow it.
+    """
+    limits, needs = state.limits if is_reduce else state.map_limits, most + left
+    if too_large(needs, state, is_reduce=is_reduce):
         # Also when nothing is spent.
         state = BudgetState(limits=state.limits, map_limits=state.map_limits)
     named = next(
-        name for name in _NAMES if not fits(most, used=state.used, limits=_only(limits, name))
+        name for name in _NAMES if not fits(needs, used=state.used, limits=_only(limits, name))
     )
     spent, limit = getattr(state.used, named), getattr(state.limits, named)
     needed, kept = getattr(most, named), limit - getattr(limits, named)
@@ -181,6 +194,8 @@ def over_budget(
         f"{budget} of {_shown(named, limit)} has no room for this call: "
         f"{is_spent}it may use {_shown(named, needed)}"
     )
+    if above := getattr(left, named):
+        text = f"{text}, and the calls above it {_shown(named, above)}"
     return f"{text} ({_shown(named, kept)} kept for the reduce)" if kept else text
 
 

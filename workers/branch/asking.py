@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fanout.llm.base import LLMRequest
     from fanout.llm.calls import CallResult
     from fanout.policy.progress import CallsSoFar
+    from fanout.policy.tree_budgets import CallsAbove
     from workers.branch.claims import Claim
     from workers.context.worker_context import WorkerContext
     from workers.telemetry.reports import Calls
@@ -64,6 +65,10 @@ class Asking:
         # Without the open question: its calls bring their time.
         self._elapsed_s = calls.so_far.elapsed_s
         calls.is_by_model = spec.is_by_model
+
+    def leaves_room(self, above: CallsAbove | None) -> None:
+        """Leave room in a budget for the calls above the branch in its tree."""
+        self._model_calls.above = above
 
     async def answer(
         self,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fanout.llm.base import LLM, LLMRequest
     from fanout.llm.calls import CallAttempt, CallGate, CallResult
     from fanout.policy.progress import CallsSoFar
+    from fanout.policy.tree_budgets import CallsAbove
     from workers.branch.batch_lane import GatheredCalls
     from workers.branch.claims import Claim
     from workers.context.budgets import BudgetedCalls
@@ -73,6 +74,8 @@ class ModelCalls:
         self._stage_id = stage_id
         self._spec = spec
         self._calls = calls
+        # The calls above it in its tree, for which it leaves room in a budget.
+        self.above: CallsAbove | None = None
 
     async def ask(self, model: str, question: Question) -> CallResult:
         """Return the result of the calls to a model.
@@ -92,7 +95,7 @@ class ModelCalls:
         budgeted = None
         if plan.budget is not None:
             max_tokens = question.request.max_tokens
-            budgeted = context.budgets.calls(plan.budget, max_tokens=max_tokens)
+            budgeted = context.budgets.calls(plan.budget, max_tokens=max_tokens, above=self.above)
         gathered = None
         if question.request.lane == "batch":
             gathered, question.so_far = await gathered_calls(

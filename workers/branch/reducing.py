@@ -14,6 +14,7 @@ from fanout.inputs.cited_answers import CitedAnswers
 from fanout.inputs.fences import with_rule
 from fanout.inputs.prompt_layout import branch_values
 from fanout.llm.base import LLMRequest
+from fanout.policy.tree_budgets import above_of
 from workers.branch.outcomes import outcome_of
 from workers.context.branch_texts import texts_of_branch
 
@@ -55,6 +56,7 @@ async def ask_reduce(
     if reduce.judges_pairs:
         request = _comparison(spec, reduce, chunk.text, shape)
         return outcome_of(ref.chunk, await asking.answer(reduce.model, lambda _model: request))
+    asking.leaves_room(above_of(chunk.columns))
     values = branch_values(chunk, ref, ref.sample)
     review = _review(context, run_id, spec, chunk, shape)
 

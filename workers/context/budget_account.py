@@ -52,11 +52,12 @@ _log.addFilter(RateLimitFilter(_LOG_S))
 class _Ask:
     """A call that waits for its part of the budget."""
 
-    __slots__ = ("granted", "is_reduce", "most")
+    __slots__ = ("granted", "is_reduce", "left", "most")
 
-    def __init__(self, most: Amounts, is_reduce: bool) -> None:  # noqa: FBT001 - one for each call
+    def __init__(self, most: Amounts, is_reduce: bool, left: Amounts) -> None:  # noqa: FBT001 - one for each call
         self.most = most
         self.is_reduce = is_reduce
+        self.left = left
         self.granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
@@ -130,15 +131,15 @@ class BudgetAccount:
         if not self._users:
             self._idle_since = self._clock()
 
-    async def take(self, most: Amounts, *, is_reduce: bool) -> None:
-        """Wait until a call that uses at most ``most`` fits.
+    async def take(self, most: Amounts, *, is_reduce: bool, left: Amounts = NO_AMOUNTS) -> None:
+        """Wait until a call that uses at most ``most`` fits, beside what is to be left.
 
         Raises:
             LLMError: What is spent leaves no room for it.
             CallStoppedError: The run is gone, or this worker stops.
         """
-        self.require_room(most, is_reduce=is_reduce)
-        ask = _Ask(most, is_reduce)
+        self.require_room(most, is_reduce=is_reduce, left=left)
+        ask = _Ask(most, is_reduce, left)
         self._waiting[ask] = None
         self._has_new, self._poll_at = True, -math.inf
         self._start()
@@ -176,14 +177,14 @@ class BudgetAccount:
                     await asyncio.to_thread(self._send, self._failed)
                 await asyncio.to_thread(self._send, self._report(()))
 
-    def require_room(self, most: Amounts, *, is_reduce: bool) -> None:
+    def require_room(self, most: Amounts, *, is_reduce: bool, left: Amounts = NO_AMOUNTS) -> None:
         """Raise LLMError if it was known a moment ago that a call does not fit."""
         state = self._state
         if state is None or self._clock() - self._read_at >= _FRESH_S:
             return
         limits = state.limits if is_reduce else state.map_limits
-        if not fits(most, used=self._used, limits=limits):
-            require_fit(most, state, is_reduce=is_reduce, day=self._day)
+        if not fits(most + left, used=self._used, limits=limits):
+            require_fit(most, state, is_reduce=is_reduce, day=self._day, left=left)
 
     def _start(self) -> None:
         if self._keeper is None or self._keeper.done():
@@ -225,7 +226,7 @@ class BudgetAccount:
             held=self._held,
             spent=self._spent,
             guessed=self._guessed,
-            asked=tuple((ask.most, ask.is_reduce) for ask in asks),
+            asked=tuple((ask.most, ask.is_reduce, ask.left) for ask in asks),
         )
 
     async def _exchange(self) -> None:
@@ -274,7 +275,13 @@ class BudgetAccount:
         never = self._never(reply.state)
         for ask in never:
             try:
-                require_fit(ask.most, reply.state, is_reduce=ask.is_reduce, day=self._day)
+                require_fit(
+                    ask.most,
+                    reply.state,
+                    is_reduce=ask.is_reduce,
+                    day=self._day,
+                    left=ask.left,
+                )
             except LLMError as problem:
                 del self._waiting[ask]
                 if not ask.granted.done():
@@ -295,7 +302,9 @@ class BudgetAccount:
             ask
             for ask in self._waiting
             if not fits(
-                ask.most, used=used, limits=state.limits if ask.is_reduce else state.map_limits
+                ask.most + ask.left,
+                used=used,
+                limits=state.limits if ask.is_reduce else state.map_limits,
             )
         ]
 
@@ -308,7 +317,14 @@ class BudgetAccount:
                 ask.granted.set_exception(CallStoppedError(StopReason.HALTED))
 
 
-def require_fit(most: Amounts, state: BudgetState, *, is_reduce: bool, day: str) -> None:
+def require_fit(
+    most: Amounts,
+    state: BudgetState,
+    *,
+    is_reduce: bool,
+    day: str,
+    left: Amounts = NO_AMOUNTS,
+) -> None:
     """Raise LLMError if a call never fits: into the budget of a day, also on no other day.
 
     Args:
@@ -316,14 +332,15 @@ def require_fit(most: Amounts, state: BudgetState, *, is_reduce: bool, day: str)
         state: The budget.
         is_reduce: Whether it is of the reduce.
         day: The name of the budget of a day, or empty.
+        left: What is to be left for calls that follow it.
     """
     if day:
         budget, is_over = f"the workers' budget of a day for {day}", too_large
     else:
         budget, is_over = "the run's budget", _never_fits
-    if is_over(most, state, is_reduce=is_reduce):
+    if is_over(most + left, state, is_reduce=is_reduce):
         # The run goes on: only an account without money stops it.
-        message = over_budget(most, state, is_reduce=is_reduce, budget=budget)
+        message = over_budget(most, state, is_reduce=is_reduce, budget=budget, left=left)
         raise LLMError(ErrorKind.BUDGET, message, stop_after=0)
 
 

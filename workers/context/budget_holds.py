@@ -51,18 +51,21 @@ class BudgetHold:
         self._of = of
         self._in_flight = in_flight
 
-    async def take(self, item: str, most: Amounts, *, is_reduce: bool) -> None:
-        """Reserve the most that a call can use, perhaps after a wait.
+    async def take(
+        self, item: str, most: Amounts, *, is_reduce: bool, left: Amounts = NO_AMOUNTS
+    ) -> None:
+        """Reserve the most that a call can use, beside what is to be left, perhaps after a wait.
 
         Raises:
             LLMError: What is spent or reserved for batches leaves no room for it.
             CallStoppedError: The run is gone, or this worker stops.
         """
         pause_s = _AGAIN_S
-        step = structs.replace(self._of, call=item, amounts=most, is_reduce=is_reduce)
+        step = structs.replace(self._of, call=item, amounts=most, is_reduce=is_reduce, left=left)
         while (reply := await self._sent(step)) is None or not reply.granted[0]:
             if reply is not None:
-                require_fit(most, reply.state, is_reduce=is_reduce, day=self._of.day)
+                state = reply.state
+                require_fit(most, state, is_reduce=is_reduce, day=self._of.day, left=left)
             await self._in_flight.wait(pause_s)
             pause_s = min(_LAST_AGAIN_S, pause_s * _GROWTH)
 

@@ -15,6 +15,7 @@ from fanout.core.plan_runs import job_run
 from fanout.llm.call_bounds import CallBounds
 from fanout.llm.usage import billed
 from fanout.policy.budgets import guessed_of_call, known_use, used_by_call
+from fanout.policy.tree_budgets import kept_above
 from workers.context.batches import Batches
 from workers.context.budget_account import BudgetAccount
 from workers.context.budget_gate import BudgetGate
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from fanout.core.spec import RunSpec
     from fanout.llm.base import LLM, LLMRequest
     from fanout.llm.calls import CallAttempt, CallGate
+    from fanout.policy.tree_budgets import CallsAbove
     from fanout.stores import RedisStore
     from workers.context.held_places import HeldPlace
     from workers.context.inflight import InFlight
@@ -139,8 +141,15 @@ class Budgets:
         found = ((what, bound.unkept(limit, max_tokens)) for (what, limit), bound in kept)
         return next((f"{what} in {one[0]} {one[1]}" for what, one in found if one), None)
 
-    def calls(self, plan: BudgetPlan, *, max_tokens: int | None = None) -> BudgetedCalls:
-        """Return the budgets of a branch's calls, whose answers have ``max_tokens`` at most.
+    def calls(
+        self, plan: BudgetPlan, *, max_tokens: int | None = None, above: CallsAbove | None = None
+    ) -> BudgetedCalls:
+        """Return the budgets of a branch's calls.
+
+        Args:
+            plan: The budgets of its stage.
+            max_tokens: How long their answers are at most.
+            above: The calls above it in its tree, for which it leaves room in the budget of the run.
 
         Raises:
             ModelError: One cannot be kept, as something of the model is unknown.
@@ -151,7 +160,13 @@ class Budgets:
         accounts = [self._of_day(name) for name in plan.names]
         if plan.run_id is not None:
             accounts.append(self._of_run(plan.run_id))
-        return BudgetedCalls(accounts, plan.bounds, is_reduce=plan.is_reduce, holds=plan.holds)
+        return BudgetedCalls(
+            accounts,
+            plan.bounds,
+            is_reduce=plan.is_reduce,
+            holds=plan.holds,
+            above=None if plan.run_id is None else above,
+        )
 
     async def unhold(
         self, stage_id: StageId, spec: RunSpec, model: str, item: str, usage: Usage | None
@@ -225,6 +240,7 @@ class BudgetedCalls:
         bounds: What a call can use and has used, by each of these.
         is_reduce: Whether the branch is of the reduce.
         holds: The same budgets for calls that no process waits for.
+        above: The calls for which the branch leaves room in the last budget.
     """
 
     def __init__(
@@ -234,8 +250,10 @@ class BudgetedCalls:
         *,
         is_reduce: bool,
         holds: Sequence[BudgetHold],
+        above: CallsAbove | None = None,
     ) -> None:
         self._holds = holds
+        self._above = above
         self._accounts = accounts
         self._bounds = bounds
         self._is_reduce = is_reduce
@@ -284,6 +302,13 @@ class BudgetedCalls:
         """Return the most that a call can use, by each budget."""
         return [bound.most(request) for bound in self._bounds]
 
+    def _left(self, most: Sequence[Amounts]) -> list[Amounts]:
+        """Return what a call leaves for others, of each budget."""
+        left = [NO_AMOUNTS] * len(most)
+        if self._above is not None:
+            left[-1] = kept_above(most[-1], self._above)
+        return left
+
     def give_back(self) -> None:
         """Give back what is reserved for a call that has not begun."""
         if not self._most:
@@ -301,19 +326,21 @@ class BudgetedCalls:
         """
         most = self._most_of(request)
         if len(most) == 1:
-            await self._accounts[0].take(most[0], is_reduce=self._is_reduce)
+            [left] = self._left(most)
+            await self._accounts[0].take(most[0], is_reduce=self._is_reduce, left=left)
         else:
-            await self._take_all(most)
+            await self._take_all(most, self._left(most))
         self._most, self._lane = most, request.lane
 
-    async def _take_all(self, most: Sequence[Amounts]) -> None:
+    async def _take_all(self, most: Sequence[Amounts], left_of: Sequence[Amounts]) -> None:
         # None of them is to wait for one that has no room. A single one sees for itself.
-        for account, one in zip(self._accounts, most, strict=True):
-            account.require_room(one, is_reduce=self._is_reduce)
+        asks = list(zip(self._accounts, most, left_of, strict=True))
+        for account, one, left in asks:
+            account.require_room(one, is_reduce=self._is_reduce, left=left)
         taken: list[tuple[BudgetAccount, Amounts]] = []
         try:
-            for account, one in zip(self._accounts, most, strict=True):
-                await account.take(one, is_reduce=self._is_reduce)
+            for account, one, left in asks:
+                await account.take(one, is_reduce=self._is_reduce, left=left)
                 taken.append((account, one))
         except BaseException:
             for account, one in taken:
@@ -328,9 +355,11 @@ class BudgetedCalls:
             CallStoppedError: The run is gone, or this worker stops.
         """
         held: list[BudgetHold] = []
+        most_of = self._most_of(request)
+        asks = zip(self._holds, most_of, self._left(most_of), strict=True)
         try:
-            for hold, most in zip(self._holds, self._most_of(request), strict=True):
-                await hold.take(item, most, is_reduce=self._is_reduce)
+            for hold, most, left in asks:
+                await hold.take(item, most, is_reduce=self._is_reduce, left=left)
                 held.append(hold)
         except LLMError:
             # Otherwise there is another delivery, which holds the same.

@@ -29,6 +29,7 @@ from fanout.system.external_sort import Scratch
 from workers.reduce.embedding import RunStoppedError, embedded
 from workers.reduce.frontier import MORE_SHARDS, SHOWN_PARTS, leaf_of, node_chunk
 from workers.reduce.items import branches
+from workers.reduce.room_above import with_room_above
 from workers.reduce.writing import StageWriter, write_all
 
 if TYPE_CHECKING:
@@ -104,10 +105,14 @@ class _Nodes:
                 found = clustered(answers, room, self._embed)
             except RunStoppedError:
                 return
+            is_root = not done and sum(answers.sizes) <= room
             for position, (node, indices) in enumerate(
                 _nodes(answers, found, written, room_tokens=room, bytes_per_token=ratio), done
             ):
-                yield self._chunk(node, position, indices)
+                chunk = self._chunk(node, position, indices)
+                yield with_room_above(
+                    chunk, self._spec, self._reduce, room_tokens=room, is_root=is_root
+                )
 
     @property
     def _embed(self) -> Embed | None:

@@ -38,6 +38,7 @@ from fanout.runs.enqueue import has_frontier
 from fanout.runs.token_counts import packing_ratio, reduce_room
 from workers.reduce.items import ended_branches, item_of, tally_of
 from workers.reduce.refining import RefineCalls
+from workers.reduce.room_above import is_only, with_room_above
 from workers.reduce.writing import StageWriter
 
 if TYPE_CHECKING:
@@ -173,6 +174,7 @@ class _Feed:
         self._level = source.stage - run.base_stage if source.stage else 0
         target = StageId(run.run_id, run.base_stage + self._level + 1)
         self._writer = StageWriter(context, target, reduce, more_shards=MORE_SHARDS)
+        self._room_tokens = 0
 
     def follow(self, shard: int) -> None:
         """Write and publish the nodes that the end of a shard completes, if it is time to look for some."""
@@ -214,18 +216,24 @@ class _Feed:
                 places.append(place)
                 yield part
 
-        for node in self._packed(parts(), is_complete=is_complete):
+        may_be_root = is_complete and not made
+        packed = self._packed(parts(), is_complete=is_complete)
+        for node, is_root in is_only(packed, may_be=may_be_root):
             made += 1
             last = places[node.taken - 1]
             del places[: node.taken]
             ends.append(Frontier(shard=last.shard, position=last.position + 1, branches=made))
-            yield node_chunk(
+            chunk = node_chunk(
                 node,
                 self._reduce,
                 group="",
                 position=made - 1,
                 level=self._level,
                 cites=self._spec.sources,
+            )
+            room = self._room_tokens
+            yield with_room_above(
+                chunk, self._spec, self._reduce, room_tokens=room, is_root=is_root
             )
 
     def _packed(self, parts: Iterable[Part], *, is_complete: bool) -> Iterator[Node]:
@@ -236,7 +244,7 @@ class _Feed:
             return
         texts = (part.text for part in head)
         ratio = packing_ratio(self._store, self._source.run_id, self._spec, self._reduce, texts)
-        room = reduce_room(self._spec, self._reduce, ratio)
+        room = self._room_tokens = reduce_room(self._spec, self._reduce, ratio)
         packer = NodePacker(
             room_tokens=room, level=self._level, bytes_per_token=ratio, cites=self._spec.sources
         )

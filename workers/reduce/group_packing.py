@@ -19,9 +19,10 @@ from workers.reduce.group_clusters import clustered_nodes
 from workers.reduce.group_parts import GroupLeaves, complete_groups
 from workers.reduce.group_writing import GroupWriter, OvertakenError, StageClosedError
 from workers.reduce.items import ended_branches
+from workers.reduce.room_above import is_only, with_room_above
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from fanout.core.ids import PartitionId
     from fanout.core.partitions import PartitionRecord
@@ -260,8 +261,10 @@ class Packing:
             return [self._without_call(parts, tally, problem)]
         try:
             chunks = [
-                self._node_chunk(node, group=group, position=position)
-                for position, node in enumerate(self._packed(parts))
+                self._node_chunk(node, group=group, position=position, is_root=is_root)
+                for position, (node, is_root) in enumerate(
+                    is_only(self._packed(parts), may_be=True)
+                )
             ]
         except SpecError as error:
             # Other groups have their aggregates.
@@ -290,8 +293,8 @@ class Packing:
         chunk = node_chunk(node, self._reduce, group=group, position=0, level=0, problem=problem)
         return _of(chunk, 1)
 
-    def _node_chunk(self, node: Node, *, group: str, position: int) -> Chunk:
-        return node_chunk(
+    def _node_chunk(self, node: Node, *, group: str, position: int, is_root: bool) -> Chunk:
+        chunk = node_chunk(
             node,
             self._reduce,
             group=group,
@@ -299,6 +302,8 @@ class Packing:
             level=self._level,
             cites=self._spec.sources,
         )
+        room = self._room
+        return with_room_above(chunk, self._spec, self._reduce, room_tokens=room, is_root=is_root)
 
     # Many groups, of a level of nodes: those of a group follow each other.
 
@@ -373,17 +378,19 @@ class Packing:
             self._add_large(writer, packer.add(found.part), taken, group)
         is_complete = reading.is_read and (source is None or source.is_complete)
         if is_complete and group is not None:
-            self._add_large(writer, packer.finish(), taken, group)
+            self._add_large(writer, packer.finish(), taken, group, is_end=True)
         writer.flush(is_complete=is_complete)
 
     def _add_large(
         self,
         writer: GroupWriter,
-        nodes: Iterable[Node],
+        nodes: Iterator[Node],
         taken: list[tuple[int, int]],
         group: str,
+        *,
+        is_end: bool = False,
     ) -> None:
-        for node in nodes:
+        for node, is_root in is_only(nodes, may_be=is_end and not writer.nodes):
             shard, position = taken[node.taken - 1]
             del taken[: node.taken]
             number = writer.nodes
@@ -396,7 +403,7 @@ class Packing:
                     record, shard=shard, position=position + 1, nodes=nodes, has_more=nodes > 1
                 )
 
-            chunk = self._node_chunk(node, group=group, position=number)
+            chunk = self._node_chunk(node, group=group, position=number, is_root=is_root)
             writer.add([chunk], done)
 
     def _large_leaves(

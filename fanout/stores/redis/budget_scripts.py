@@ -101,9 +101,9 @@ if not run then
         write_sums()
     end
 end
-local function fits(of, at)
+local function fits(of, at, left_at)
     for i = 1, 3 do
-        local most = tonumber(ARGV[at + i])
+        local most = tonumber(ARGV[at + i]) + tonumber(ARGV[left_at + i])
         if of[i] ~= '' and spent[i] + unsure[i] + held[i] + most > tonumber(of[i]) then
             return false
         end
@@ -136,7 +136,7 @@ return reply
 # which a session is dead, ttl, limits of all calls (US dollars in billionths, calls, tokens; '' for none),
 # limits of the branches, and of the session what it holds, what it has spent, the part of this that is a
 # bound, as what its calls have used is unknown, and for each call that it asks for the most that this can
-# use, and 1 if it is of the reduce.
+# use, 1 if it is of the reduce, and what is to be left for calls that follow it.
 # Of the budget of a run, the record of the run has the limits. Returns {} if there is no such run; else
 # a text of 1 and 0, whether each call is granted, limits, limits of the branches, spent, unsure, held, and
 # guessed: the part of spent that is a bound.
@@ -197,9 +197,9 @@ else
         if now >= spared then each(sweep) end
     end
     local verdicts = {{}}
-    for at = 20, #ARGV - 3, 4 do
+    for at = 20, #ARGV - 6, 7 do
         local of = ARGV[at + 3] == '1' and limits or map_limits
-        local is_granted = fits(of, at - 1)
+        local is_granted = fits(of, at - 1, at + 3)
         if is_granted then
             for i = 1, 3 do
                 local most = tonumber(ARGV[at + i - 1])
@@ -221,9 +221,9 @@ end
 # KEYS budget, calls that are held, and its run if it is that of one; ARGV id of the call, 1 to hold the
 # most that it can use and 0 to settle it, 0, and as of REPORT_BUDGET from the ttl to the limits of the
 # branches; then the most that it can use, or what it has used ('' for unknown: then what was held), 1 if
-# it is of the reduce, and the part of what it has used that is a bound. Returns as REPORT_BUDGET does, of
-# this one call. It is for calls that no process waits for: what they can use counts as used
-# (``unsure``) until they are settled. Each step counts once.
+# it is of the reduce, the part of what it has used that is a bound, and what is to be left for calls that
+# follow it. Returns as REPORT_BUDGET does, of this one call. It is for calls that no process waits for: what
+# they can use counts as used (``unsure``) until they are settled. Each step counts once.
 #
 # The calls that are held for the budget of a day are in one key a day, as some are never settled: after three
 # days they count no more. The ``batched:`` sums are those of each day.
@@ -249,7 +249,7 @@ local function count_batched(i, amount)
 end
 if ARGV[2] == '1' and not known then
     local of = ARGV[14] == '1' and limits or map_limits
-    if fits(of, 10) then
+    if fits(of, 10, 17) then
         for i = 1, 3 do
             local most = tonumber(ARGV[10 + i])
             unsure[i] = unsure[i] + most

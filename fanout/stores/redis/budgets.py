@@ -86,7 +86,8 @@ class RedisBudgets(RedisBase):
         ttl_s = self._ttl_s if step.run_id else _KEPT_S
         args = [step.call, int(not step.ends), 0, ttl_s, *_given(step.limits)]
         amounts = ("", "", "") if step.amounts is None else _numbers(step.amounts)
-        return [*args, *amounts, int(step.is_reduce), *_numbers(step.guessed)]
+        args += [*amounts, int(step.is_reduce), *_numbers(step.guessed)]
+        return [*args, *_numbers(step.left)]
 
     @translated
     def budget(self, run_id: str) -> BudgetState:
@@ -159,8 +160,8 @@ def _given(limits: BudgetLimits) -> list[Any]:
 def _args(report: BudgetReport, dies_after_s: float, ttl_s: int, limits: BudgetLimits) -> list[Any]:
     args: list[Any] = [report.session, report.number, dies_after_s, ttl_s, *_given(limits)]
     args += [*_numbers(report.held), *_numbers(report.spent), *_numbers(report.guessed)]
-    for most, is_reduce in report.asked:
-        args += [*_numbers(most), int(is_reduce)]
+    for most, is_reduce, left in report.asked:
+        args += [*_numbers(most), int(is_reduce), *_numbers(left)]
     return args
 
 

@@ -31,7 +31,7 @@ def report(store, number, session="a", *, held=0, spent=0, asks=0, is_reduce=Fal
             number=number,
             held=Amounts(nano_usd=10 * held, calls=held, tokens=3 * held),
             spent=Amounts(nano_usd=10 * spent, calls=spent, tokens=3 * spent),
-            asked=((ONE, is_reduce),) * asks,
+            asked=((ONE, is_reduce, NO_AMOUNTS),) * asks,
         ),
         dies_after_s=DIES_S,
     )
@@ -119,7 +119,11 @@ def test_a_deleted_run_has_no_budget(store, run):
 
 def of_day(store, number, *, held=NO_AMOUNTS, spent=NO_AMOUNTS, asks=0, session="a"):
     made = BudgetReport(
-        session=session, number=number, held=held, spent=spent, asked=((ONE, False),) * asks
+        session=session,
+        number=number,
+        held=held,
+        spent=spent,
+        asked=((ONE, False, NO_AMOUNTS),) * asks,
     )
     limits = BudgetLimits(calls=3)
     return store.report_day_budget("openai/*", made, limits=limits, dies_after_s=DIES_S)
@@ -159,7 +163,7 @@ def test_it_is_known_while_calls_wait_for_the_next_day(store, server_clock):
     server_clock.now += 86_400
     assert not is_full()
     # A call that fits into no day waits for none.
-    huge = BudgetReport(session="b", number=1, asked=((Amounts(calls=4), False),))
+    huge = BudgetReport(session="b", number=1, asked=((Amounts(calls=4), False, NO_AMOUNTS),))
     limits = BudgetLimits(calls=3)
     store.report_day_budget("openai/*", huge, limits=limits, dies_after_s=DIES_S)
     assert not is_full()
@@ -209,13 +213,17 @@ def test_what_is_granted_to_many_processes_never_passes_the_limit(store, seed):
                 tokens=rand.randint(0, most.tokens),
             )
         asked = tuple(
-            (Amounts(nano_usd=rand.randint(1, 90), calls=1, tokens=rand.randint(1, 250)), False)
+            (
+                Amounts(nano_usd=rand.randint(1, 90), calls=1, tokens=rand.randint(1, 250)),
+                False,
+                NO_AMOUNTS,
+            )
             for _ in range(rand.randint(0, 6))
         )
         made = BudgetReport(session=name, number=number + 1, held=held, spent=spent, asked=asked)
         for _ in range(rand.choice((1, 1, 2))):
             reply = store.report_budget(RUN, made, dies_after_s=DIES_S)
-        for (most, _), is_granted in zip(asked, reply.granted, strict=True):
+        for (most, *_), is_granted in zip(asked, reply.granted, strict=True):
             if is_granted:
                 flying.append(most)
                 held += most
@@ -225,6 +233,16 @@ def test_what_is_granted_to_many_processes_never_passes_the_limit(store, seed):
             booked = sum(getattr(one[1], part) + getattr(one[2], part) for one in books.values())
             assert booked == getattr(state.held, part) + getattr(state.spent, part)
             assert booked <= getattr(limits, part)
+
+
+def test_a_call_is_granted_only_if_what_it_leaves_for_others_fits_beside_it(store, run):
+    asked = tuple((ONE, True, Amounts(calls=left)) for left in (7, 6, 6, 0))
+    made = BudgetReport(session="a", number=1, asked=asked)
+    reply = store.report_budget(run, made, dies_after_s=DIES_S)
+    assert reply.granted == (True, True, False, True)
+    assert reply.state.held == ONE + ONE + ONE, "what is left for others is not reserved"
+    assert held(store, "b", ONE, is_reduce=True, left=Amounts(calls=5)).granted == (False,)
+    assert held(store, "b", ONE, is_reduce=True, left=Amounts(calls=4)).granted == (True,)
 
 
 def held(store, call, amounts, **step):

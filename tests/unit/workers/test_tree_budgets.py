@@ -1,0 +1,112 @@
+"""A budget that ends within a tree: what its calls have found gets to the root, and the coverage says so."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+import pytest
+
+from fanout.core.budgets import NO_AMOUNTS, Amounts
+from fanout.core.records import RunStatus, Usage
+from fanout.core.spec import make_budget
+from fanout.llm import FakeLLM
+from fanout.llm.base import LLMReply
+from fanout.runs.retried_runs import retry_failed
+from tests.fakes import RUN, FakeContext
+from tests.unit.workers.test_comparisons import through
+
+COUNT = 60
+# Some five answers fill a prompt, and some seven partial results.
+SMALL = {
+    "aggregate_prompt": "SUM {input}", "tokenizer": "bytes/4", "context_tokens": 340, "max_tokens": 20,
+    "aggregate_max_tokens": 20, "fence": False, "cache": False, "retries": {"max_attempts": 1},
+    "price": {"input_mtok": 1.0, "output_mtok": 1.0},
+}  # fmt: skip
+NUMBER = re.compile(r"n=(\d+)")
+TEXTS = [f"n=1 text {number} {'of words ' * 12}" for number in range(COUNT)]
+
+
+class Sums:
+    """Answers with the number of branches below, at once, and adds up what is used."""
+
+    def __init__(self):
+        self.of_map = self.of_tree = NO_AMOUNTS
+
+    def answer(self, request):
+        total = sum(map(int, NUMBER.findall(request.prompt)))
+        text = f"n={total} " + "w" * 60
+        tokens = len(request.prompt) // 2
+        used = Amounts(nano_usd=1_000 * (tokens + 15), calls=1, tokens=tokens + 15)
+        if request.prompt.startswith("SUM"):
+            self.of_tree += used
+        else:
+            self.of_map += used
+        return LLMReply(text=text, usage=Usage(calls=1, input_tokens=tokens, output_tokens=15))
+
+
+def budgeted(**fields):
+    """Process a run to its end; return its context, and what was used."""
+    context, sums = FakeContext(**{**SMALL, **fields}), Sums()
+    context.models.made = {"fake": FakeLLM(script=sums.answer)}
+    through(context, TEXTS, max_branches=20)
+    asyncio.run(context.budgets.aclose())
+    return context, sums
+
+
+def below(text):
+    return int(NUMBER.findall(text)[0])
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """What a run uses that has enough."""
+    context, sums = budgeted(budget={"calls": 100_000})
+    assert below(context.result.aggregates[""].value) == COUNT
+    return sums
+
+
+def require_root(context, least_behind):
+    """Check that there is an aggregate of what was paid for, that says what is missing, within the budget."""
+    state, made = context.store.budget(RUN), context.result.aggregates[""]
+    assert context.store.run(RUN).status is RunStatus.SUCCEEDED
+    for part in ("nano_usd", "calls", "tokens"):
+        limit = getattr(state.limits, part)
+        assert limit is None or getattr(state.used, part) <= limit
+    assert made.coverage.problem is None
+    assert made.value is not None
+    found = made.coverage
+    assert found.branches == COUNT
+    assert below(made.value) == found.branches_behind >= least_behind
+    missing = found.missing.get("budget", 0) + found.lost.get("budget", 0)
+    assert missing == COUNT - found.branches_behind
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize("part", ["calls", "usd", "tokens"])
+def test_what_the_calls_of_a_tree_have_found_gets_to_its_root(whole, part, share):
+    limit = getattr(whole.of_map, part) + share * getattr(whole.of_tree, part)
+    context, sums = budgeted(budget={part: limit if part == "usd" else int(limit)})
+    if part != "calls" and share == 0.3:
+        # Not even two calls fit with the most that they can use: then none is paid for in vain.
+        assert sums.of_tree.calls == 0
+        assert "no aggregate could be made: budget" in context.store.run(RUN).error
+        return
+    require_root(context, least_behind=COUNT * share / 5)
+
+
+@pytest.mark.parametrize("count", [20, 63, 66, 70])
+def test_any_number_of_calls_leaves_one_for_the_root(count):
+    context, _ = budgeted(budget={"calls": count})
+    require_root(context, least_behind=5)
+
+
+def test_a_retry_with_more_makes_an_aggregate_of_all(whole):
+    context, _ = budgeted(budget={"calls": int(whole.of_map.calls * 0.9)})
+    require_root(context, least_behind=1)
+    retry_failed(context.store, context.publisher, RUN, None, make_budget({"calls": 1_000}))
+    stage = 0
+    while not context.store.run(RUN).has_ended:
+        context.process(stage=stage)
+        stage = max(stage, context.store.run(RUN).base_stage) + 1
+    assert below(context.result.aggregates[""].value) == COUNT
