@@ -46,7 +46,15 @@ _CLAUDE = "anthropic/claude-haiku-4-5"
 _LISTED = {"gpt-5-mini": (0.25, 2.0), "gpt-5-nano": (0.05, 0.4), "claude-haiku-4-5": (1.0, 5.0)}
 _OWN = {"input_mtok": 3.0, "output_mtok": 7.0, "flex": 0.5, "batch": 0.5}
 _SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
-_SUM = {"reduce": "llm", "context_tokens": 320, "aggregate_max_tokens": 32}
+_PROMPT = "Sum up {tag}: {input}"
+_SUM = {
+    "reduce": "llm", "context_tokens": 320, "aggregate_max_tokens": 32, "aggregate_prompt": _PROMPT,
+}  # fmt: skip
+_SEVERAL = [
+    {"name": "sum", "llm": _PROMPT, "aggregate_max_tokens": 32},
+    {"name": "each", "llm": f"Each: {_PROMPT}", "group_by": "document", "aggregate_max_tokens": 32},
+    {"name": "all", "concat": None},
+]
 _TEXTS = 3
 # The values of each field; one that is a dictionary has several fields. `{tag}` names the run.
 _FIELDS: dict[str, dict[str, dict[str, Any]]] = {
@@ -84,7 +92,13 @@ _FIELDS: dict[str, dict[str, dict[str, Any]]] = {
         "fallback": {"fallback": (_CLAUDE,)},
         "schema": {"schema": _SCHEMA},
     },
-    "reduce": {"none": {}, "calls": {**_SUM, "aggregate_prompt": "Sum up {tag}: {input}"}},
+    "reduce": {
+        "none": {},
+        "calls": _SUM,
+        "groups": {**_SUM, "group_by": "document"},
+        "cluster": {**_SUM, "fold": "cluster"},
+        "several": {"context_tokens": 320, "reduce": _SEVERAL},
+    },
     "max_workers": {"none": {}, "one": {"max_workers": 1}},
     "priority": {"none": {}, "four": {"priority": 4.0}},
     "operation": {name: {} for name in ("run", "pause", "cancel", "retry", "delete", "trial")},
@@ -178,8 +192,7 @@ class Job:
             fields |= _FIELDS[name][value]
         if "models" in fields:
             fields["model"] = fields.pop("models")
-        if "aggregate_prompt" in fields:
-            fields["aggregate_prompt"] = fields["aggregate_prompt"].replace("{tag}", tag)
+        fields = json.loads(json.dumps(fields).replace("{tag}", tag))
         self._fields = fields
         spec = make_spec(**fields)
         self._price = fields.get("price", {})
@@ -235,7 +248,10 @@ class Job:
         assert not (is_batch and single)
         if is_batch and self.row["cache"] == "on" and operation in {"run", "pause", "trial"}:
             bought = Counter(self._provider.bought(self._tag))
-            assert max(bought.values(), default=0) <= self._fields.get("samples", 1)
+            # A refusal is not kept for the next run.
+            asking = len(self.runs) if self.row["outcome"] == "fallback" else 1
+            most = self._fields.get("samples", 1) * asking
+            assert max(bought.values(), default=0) <= most
         if is_killed or operation == "cancel":
             assert usage.known("cost_usd") <= usd + 1e-9
         else:
