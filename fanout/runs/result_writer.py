@@ -16,12 +16,12 @@ from fanout.core.errors import FanoutError
 from fanout.runs.status import ReduceError, StoredResult
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import IO, Self
 
     from fanout.stores import RedisStore
 
-__all__ = ["ResultTooLargeError", "write_result", "write_results"]
+__all__ = ["ResultTooLargeError", "standing_problems", "write_result", "write_results"]
 
 PIECE_BYTES = 2_000_000
 # Values that are in the record: up to so many bytes each, and in all.
@@ -46,6 +46,8 @@ def write_result(
     run_id: str,
     made: Iterable[tuple[str, Aggregate | Streamed]],
     errors: Iterable[ReduceError] = (),
+    *,
+    problem: Callable[[], str | None] = lambda: None,
 ) -> bool:
     """Write the aggregates of a run by group, in pieces of some MB where they are large.
 
@@ -56,6 +58,7 @@ def write_result(
         run_id: The run.
         made: The aggregates; each is read before the next is asked for.
         errors: The calls of the reduce that failed.
+        problem: Returns why the run is to end as failed, or None; called once ``made`` is read.
 
     Returns:
         Whether this result stands.
@@ -66,7 +69,8 @@ def write_result(
     """
     with _ResultWriter(store, run_id) as writer:
         try:
-            return writer.finish(writer.with_errors(writer.entries(made), errors))
+            result = writer.with_errors(writer.entries(made), errors)
+            return writer.finish(structs.replace(result, problems=_problems({"": problem()})))
         except _LateError:
             return False
 
@@ -95,9 +99,20 @@ def write_results(store: RedisStore, run_id: str, made: Mapping[str, ReduceMade]
             for name, some in made.items():
                 result = writer.with_errors(writer.entries(some.aggregates), some.errors)
                 named[name] = structs.replace(result, problem=some.problem)
-            return writer.finish(StoredResult(named=named))
+            problems = _problems({name: one.problem for name, one in named.items()})
+            return writer.finish(StoredResult(named=named, problems=problems))
         except _LateError:
             return False
+
+
+def standing_problems(store: RedisStore, run_id: str) -> dict[str, str] | None:
+    """Return why a run ends as failed, as the result that stands has it; None if there is no result."""
+    data = store.result(run_id)
+    return None if data is None else msgspec.json.decode(data, type=StoredResult).problems
+
+
+def _problems(found: Mapping[str, str | None]) -> dict[str, str]:
+    return {name: problem for name, problem in found.items() if problem}
 
 
 class _ResultWriter:

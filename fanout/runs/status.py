@@ -69,6 +69,7 @@ class StoredResult(msgspec.Struct, frozen=True, kw_only=True):
         problem: Why there is no aggregate, or None.
         named: The results of the reduces of a list, by name, in the order of the list, without their own
             ``writer``.
+        problems: Why the run ends as failed, by the name of the reduce: another process may end it.
     """
 
     aggregates: dict[str, Aggregate] = {}
@@ -79,6 +80,7 @@ class StoredResult(msgspec.Struct, frozen=True, kw_only=True):
     error_lines: tuple[int, int] | None = None
     problem: str | None = None
     named: dict[str, StoredResult] = {}
+    problems: dict[str, str] = {}
 
     @property
     def all_errors(self) -> list[ReduceError]:

@@ -12,7 +12,12 @@ from fanout.core.errors import SpecError
 from fanout.core.ids import StageId
 from fanout.core.records import RunStatus
 from fanout.runs.enqueue import seal_reduce_stage
-from fanout.runs.result_writer import ResultTooLargeError, write_result, write_results
+from fanout.runs.result_writer import (
+    ResultTooLargeError,
+    standing_problems,
+    write_result,
+    write_results,
+)
 from fanout.runs.token_counts import packing_ratio, reduce_room
 from workers.reduce.clustering import write_clusters
 from workers.reduce.comparisons import compare
@@ -143,25 +148,36 @@ def _end(
     context: WorkerContext, run_id: str, spec: RunSpec, made: Mapping[str, ReduceMade]
 ) -> None:
     """End a run with what its reduces have come to, by name."""
+    _write(context, run_id, spec, made)
+    # Another process may have written the result, and this one have read a part of its own only.
+    problems = standing_problems(context.connections.store, run_id)
+    if problems is None:
+        # The run has ended without a result, or was reopened.
+        return
+    lines = [f"reduce {name}: {one}" if name else one for name, one in problems.items()]
+    status = RunStatus.FAILED if lines else RunStatus.SUCCEEDED
+    end_run(context, run_id, status, error="; ".join(lines) or None)
+
+
+def _write(
+    context: WorkerContext, run_id: str, spec: RunSpec, made: Mapping[str, ReduceMade]
+) -> None:
     store = context.connections.store
     try:
         if spec.reduces:
             write_results(store, run_id, {one.name: made[one.name] for one in spec.reductions})
         else:
             only = made.get("", Made())
-            write_result(store, run_id, only.aggregates, only.errors)
-        # Some are known when the aggregates have been read.
-        problems = {one.name: made[one.name].problem for one in spec.reductions}
+            # Some are known when the aggregates have been read.
+            write_result(store, run_id, only.aggregates, only.errors, problem=lambda: only.problem)
     except ResultTooLargeError:
         # The answers themselves remain in the store.
-        write_result(store, run_id, (), [error for one in made.values() for error in one.errors])
-        problems = {
-            "": "the aggregate has more groups than can be stored: use another group_by, or "
+        problem = (
+            "the aggregate has more groups than can be stored: use another group_by, or "
             f"`fanout results {run_id} --out DIR`, which has all answers"
-        }
-    lines = [f"reduce {name}: {one}" if name else one for name, one in problems.items() if one]
-    status = RunStatus.FAILED if lines else RunStatus.SUCCEEDED
-    end_run(context, run_id, status, error="; ".join(lines) or None)
+        )
+        errors = (error for one in made.values() for error in one.errors)
+        write_result(store, run_id, (), errors, problem=lambda: problem)
 
 
 def end_run(
