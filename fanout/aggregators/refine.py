@@ -179,7 +179,8 @@ def next_step(
     used = 0
     for part in parts:
         size = part_tokens(part) if part.text else 0
-        if used and used + size > room:
+        # A failed branch begins no call: it is of the call before, though an answer that is cut fills that.
+        if size and used and used + size > room:
             break
         taken.append(part)
         used += size

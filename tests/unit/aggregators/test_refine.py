@@ -67,6 +67,15 @@ def test_branches_without_an_answer_belong_to_the_answers_before_them():
     assert taken([part(0, ok=False)]) is None
 
 
+def test_failed_branches_belong_to_an_answer_that_is_cut_too():
+    """Left to a call of their own, they would never have one."""
+    parts = [part(0, 5000), part(1, ok=False), part(2, ok=False)]
+    step = taken(parts)
+    assert (step.taken, step.tally.behind, step.failed) == (3, 1, 2)
+    assert taken(parts, is_complete=False) is None
+    assert taken([*parts, part(3)], is_complete=False) == step
+
+
 def test_an_answer_longer_than_a_prompt_is_cut_and_goes_alone():
     step = taken([part(0, 5000), part(1)])
     assert (step.taken, step.tally.cut) == (1, 1)
