@@ -57,7 +57,7 @@ RULE_TOKENS = 150
 CITING_RULE = (
     "Behind each statement of your answer, cite the sources that it is from: their ids, each in brackets of "
     "its own, as they stand above. Where partial results are above, keep the ids behind what you take over. "
-    "Cite no other ids: they are checked. Put words of a source in double quotes only if they stand in it "
+    "Cite no other ids: they are checked. Put words in quotation marks only if they stand in a source "
     "exactly, and cite it directly behind them. If the answer is JSON, cite within its texts."
 )
 _LEAVES = (

@@ -3,7 +3,7 @@
 What a model writes is brought to one form: one pair of brackets for each id, with any dashes, brackets
 and look-alike letters (``fanout.core.citation_forms``). A citation of what the model was not shown
 becomes ``[unknown source]``, and behind a quote that does not stand in its source comes
-``[quote not found]``. To check a checked text again changes nothing.
+``[quote not found]`` (``fanout.core.quotations``). To check a checked text again changes nothing.
 """
 
 from __future__ import annotations
@@ -29,19 +29,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
 __all__ = [
+    "CITED",
     "ID_CHARS",
     "LOST_QUOTE",
     "UNKNOWN",
     "Citations",
-    "Quote",
     "cited_ids",
     "ids_in",
     "mapped_strings",
     "pieces",
-    "quotes",
     "strings_in",
     "with_citations",
-    "with_quotes",
 ]
 
 UNKNOWN = "[unknown source]"
@@ -50,39 +48,12 @@ LOST_QUOTE = "[quote not found]"
 _ID = rf"s-[a-z2-7]{{{ID_CHARS}}}"
 # A hostile text may have ids that overlap.
 _ANYWHERE = re.compile(rf"(?=({_ID}))", re.IGNORECASE)
-_CITED = re.compile(rf"\[({_ID})\]")
+CITED = re.compile(rf"\[({_ID})\]")
 # Fields of a schema whose texts may be ids and nothing else.
 _SOURCE_FIELD = re.compile(r"sourc|cit|refer|evidence", re.IGNORECASE)
-_MARK = r"\"\uff02\u201c\u201d\u201e\u201f\u00ab\u00bb\u301d-\u301f\u300c-\u300f"
-_SINGLE = r"'\u2018\u2019\u201a\u201b\u2039\u203a"
-# Between a quote and its citation may stand points, dashes, brackets, and a name in brackets.
-_BEHIND = (
-    r"[\s.,;:!?*_)(\u2026\u2010-\u2015\u2212\-]{0,8}"
-    r"(?:\([^()\[\]\n]{1,60}\)[\s.,;:*_(\u2010-\u2015\-]{0,4})?"
-    rf"(?P<cited>(?:{_CITED.pattern}\s{{0,3}})+)"
-)
-_DOUBLE_QUOTE = re.compile(
-    rf"[{_MARK}](?P<words>[^\s{_MARK}](?:[^{_MARK}]{{0,20000}}[^\s{_MARK}])?)[{_MARK}]{_BEHIND}"
-)
-# A single mark within a word is an apostrophe, and a single word in such marks is no quote.
-_SINGLE_QUOTE = re.compile(
-    rf"(?<![\w{_SINGLE}])[{_SINGLE}](?P<words>(?=[^\s{_SINGLE}]+\s)"
-    rf"(?:[^{_SINGLE}{_MARK}\n\[]|(?<=\w)['\u2019](?=\w)){{3,500}})(?<!\s)[{_SINGLE}]{_BEHIND}"
-)
-# What Markdown shows as a quotation: no notes, no lists, and nothing that has quotes of its own.
-_QUOTATION = re.compile(
-    r"^[ \t]{0,3}>(?![ \t]*(?:\*\*|__|[-+*]\s|[#\[>|]|\d+[.)]\s|"
-    r"(?i:note|tip|hint|warning|important|summary)\b))"
-    rf"(?P<words>[^\n\[>{_MARK}]{{1,4000}}(?:\n[ \t]{{0,3}}>[^\n\[>{_MARK}]{{0,4000}}){{0,12}})"
-    rf"(?P<cited>\s{{0,3}}(?:{_CITED.pattern}[ \t]{{0,3}})+)(?=\.?$)",
-    re.MULTILINE,
-)
 # A longer value of a field for sources is no list of ids.
 _SHORT_CHARS = 4000
 _ANY_BRACKET = re.compile(r"[\[\]\u3010\u3011]")
-_QUOTES = (_DOUBLE_QUOTE, _SINGLE_QUOTE, _QUOTATION)
-_NEXT_LINE = re.compile(r"\n[ \t]*>[ \t]*")
-_SIGNED = re.compile(r"\s[\u2013\u2014\-]{1,2}\s*[^\n\u2014]{0,80}$|\s\([^()\n]{1,60}\)\s*$")
 
 
 class Citations(NamedTuple):
@@ -90,13 +61,6 @@ class Citations(NamedTuple):
 
     text: str
     unknown: tuple[str, ...]
-
-
-class Quote(NamedTuple):
-    """Words in quotes, and the ids that are cited for them."""
-
-    words: str
-    ids: tuple[str, ...]
 
 
 def with_citations(
@@ -143,7 +107,7 @@ def with_citations(
         return UNKNOWN if is_open else (match["open"] or "") + UNKNOWN
 
     text = BRACKETS.sub(cited, text)
-    parts = _CITED.split(text)
+    parts = CITED.split(text)
     parts[::2] = [BARE.sub(bare, part) for part in parts[::2]]
     parts[1::2] = [f"[{one}]" for one in parts[1::2]]
     return Citations("".join(parts), tuple(dict.fromkeys(unknown)))
@@ -174,44 +138,9 @@ def ids_in(text: str) -> set[str]:
     return {one.lower() for one in _ANYWHERE.findall(text)}
 
 
-def quotes(text: str) -> Iterator[Quote]:
-    """Yield the quotes of a checked text that have citations directly behind them."""
-    for form in _QUOTES:
-        for match in form.finditer(text):
-            quote = _quote(match)
-            if quote.words:
-                yield quote
-
-
-def with_quotes(text: str, is_found: Callable[[Quote], bool]) -> str:
-    """Return a checked text in which the quotes that are not found are marked."""
-
-    def checked(match: re.Match[str]) -> str:
-        quote = _quote(match)
-        if not quote.words or is_found(quote):
-            return match[0]
-        if match.re is _QUOTATION:
-            at = match.end("words") - match.start()
-            return f"{match[0][:at].rstrip()} {LOST_QUOTE} {match[0][at:].lstrip(' ')}"
-        at = match.end("words") + 1 - match.start()
-        return f"{match[0][:at]} {LOST_QUOTE}{match[0][at:]}"
-
-    for form in _QUOTES:
-        text = form.sub(checked, text)
-    return text
-
-
-def _quote(match: re.Match[str]) -> Quote:
-    words = match["words"]
-    if match.re is _QUOTATION:
-        # Whose words they are is no part of them.
-        words = _SIGNED.sub("", _NEXT_LINE.sub("\n", words)).strip(" \t\n*_")
-    return Quote(words, tuple(_CITED.findall(match["cited"])))
-
-
 def pieces(text: str, known: Collection[str]) -> list[tuple[str, str | None]]:
     """Return a checked text in pieces: plain ones, with None, and citations, with their ids."""
-    parts = _CITED.split(text)
+    parts = CITED.split(text)
     found: list[tuple[str, str | None]] = []
     for at, part in enumerate(parts):
         if at % 2 and part in known:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -11,23 +12,29 @@ from fanout.core.answer_shape import AnswerShape, WrongShapeError
 from fanout.core.citations import (
     LOST_QUOTE,
     UNKNOWN,
+    cited_ids,
     ids_in,
     mapped_strings,
-    quotes,
     with_citations,
-    with_quotes,
 )
+from fanout.core.quotations import quotes, with_quotes
 from fanout.inputs.quotes import QuotedText
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from fanout.core.citations import Citations, Quote
+    from fanout.core.citations import Citations
+    from fanout.core.quotations import Quote
 
-__all__ = ["CitedAnswers", "with_found_quotes"]
+__all__ = ["CitedAnswers", "quoted_ids", "with_found_quotes"]
 
 # Of what is wrong, so much is sent back to the model.
 _MOST_NAMED, _NAMED_CHARS = 10, 120
+# An object or list, which may be in a code fence.
+_JSON = re.compile(
+    r"(?P<before>\s*(?:```(?:json)?\s*\n\s*)?)(?P<json>\{.*\}|\[\s*[{\"\[].*\])(?P<behind>\s*(?:```\s*)?)",
+    re.DOTALL,
+)
 
 
 class CitedAnswers:
@@ -61,10 +68,16 @@ class CitedAnswers:
         def change(text: str, is_source: bool = False) -> str:  # noqa: FBT001, FBT002 - of mapped_strings
             made = self._in_one_form(text, is_source=is_source)
             unknown.extend(made.unknown)
-            lost.extend(one.words for one in quotes(made.text) if not self._has(one))
             return made.text
 
-        self._changed(answer, change)
+        made = _changed(answer, change, shape=self._shape)
+        cited = self._cited(made)
+
+        def look(text: str, is_source: bool = False) -> str:  # noqa: FBT001, FBT002, ARG001 - the same
+            lost.extend(one.words for one in quotes(text, cited) if not self._has(one))
+            return text
+
+        _changed(made, look, shape=self._shape)
         told = []
         if unknown:
             told.append(f"no source has these ids: {_named(unknown)}")
@@ -78,20 +91,30 @@ class CitedAnswers:
         Raises:
             WrongShapeError: It does not have its shape with the marks, nor without these citations.
         """
-        made = self._changed(answer, self._mark)
+        made = _changed(
+            answer,
+            lambda text, is_source: self._in_one_form(text, is_source=is_source).text,
+            shape=self._shape,
+        )
+        cited = self._cited(made)
+        made = _changed(
+            made, lambda text, _: with_quotes(text, self._has, cited), shape=self._shape
+        )
         if self._shape is None or made == answer:
             return made
         try:
             return self._shape.checked(made)
         except WrongShapeError:
-            bare = self._changed(
-                made, lambda text, _: text.replace(UNKNOWN, "").replace(LOST_QUOTE, "")
+            bare = _changed(
+                made,
+                lambda text, _: text.replace(UNKNOWN, "").replace(LOST_QUOTE, ""),
+                shape=self._shape,
             )
             return self._shape.checked(bare)
 
-    def _mark(self, text: str, is_source: bool = False) -> str:  # noqa: FBT001, FBT002 - of mapped_strings
-        made = self._in_one_form(text, is_source=is_source)
-        return with_quotes(made.text, self._has)
+    def _cited(self, answer: str) -> tuple[str, ...]:
+        """Return the ids that an answer cites with its citations in one form."""
+        return tuple(cited_ids(answer, self._texts))
 
     def _in_one_form(self, text: str, *, is_source: bool) -> Citations:
         return with_citations(
@@ -103,25 +126,13 @@ class CitedAnswers:
         """What looks like an id in the sources, but names none."""
         return {one for texts in self._texts.values() for text in texts for one in ids_in(text)}
 
-    def _changed(self, answer: str, change: Callable[[str, bool], str]) -> str:
-        if self._shape is None:
-            return change(answer, False)  # noqa: FBT003 - of mapped_strings
-        value: Any = msgspec.json.decode(answer)
-        made = mapped_strings(value, change)
-        return answer if made == value else msgspec.json.encode(made).decode()
-
     def _has(self, quote: Quote) -> bool:
         """Say whether a quote stands in one of the texts of the sources that are cited for it."""
-        if self._look_up is not None:
-            found = [self._source(one) for one in quote.ids]
-            return None in found or any(
-                self._text(text).has(quote.words) for some in found for text in some or ()
-            )
-        return any(
-            self._text(text).has(quote.words)
-            for one in quote.ids
-            for text in self._texts.get(one, ())
-        )
+        for one in quote.ids:
+            found = self._source(one) if self._look_up is not None else self._texts.get(one, ())
+            if found is None or any(self._text(text).has(quote.words) for text in found):
+                return True
+        return False
 
     def _source(self, one: str) -> Sequence[str] | None:
         if one not in self._found and self._look_up is not None:
@@ -143,12 +154,54 @@ def with_found_quotes(value: Any, texts: Mapping[str, Sequence[str]]) -> Any:
         texts: The texts of each source, by id; quotes of others stay.
     """
     read = {one: [QuotedText(text) for text in some] for one, some in texts.items()}
+    cited = tuple(one for one in _cited_in(value) if one in texts)
 
     def is_found(quote: Quote) -> bool:
         known = [one for one in quote.ids if one in read]
-        return not known or any(text.has(quote.words) for one in known for text in read[one])
+        is_of_others = bool(quote.ids) and not known
+        return is_of_others or any(text.has(quote.words) for one in known for text in read[one])
 
-    return mapped_strings(value, lambda text, _: with_quotes(text, is_found))
+    def change(text: str, _is_source: bool) -> str:  # noqa: FBT001 - of mapped_strings
+        return with_quotes(text, is_found, cited)
+
+    return _changed(value, change) if isinstance(value, str) else mapped_strings(value, change)
+
+
+def quoted_ids(value: Any) -> set[str]:
+    """Return the ids of the sources in which the quotes of a checked aggregate must stand."""
+    cited, found = _cited_in(value), set[str]()
+
+    def look(text: str, _is_source: bool) -> str:  # noqa: FBT001 - of mapped_strings
+        found.update(one for quote in quotes(text, cited) for one in quote.ids)
+        return text
+
+    _ = _changed(value, look) if isinstance(value, str) else mapped_strings(value, look)
+    return found
+
+
+def _cited_in(value: Any) -> tuple[str, ...]:
+    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    return tuple(sorted(ids_in(text)))
+
+
+def _changed(
+    answer: str, change: Callable[[str, bool], str], *, shape: AnswerShape | None = None
+) -> str:
+    """Return an answer with its texts changed: those in it, if it is JSON, whose marks are no quotes."""
+    if shape is None:
+        match = _JSON.fullmatch(answer)
+        if match is None:
+            return change(answer, False)  # noqa: FBT003 - of mapped_strings
+        try:
+            value: Any = msgspec.json.decode(match["json"])
+        except (msgspec.DecodeError, ValueError, RecursionError):
+            return change(answer, False)  # noqa: FBT003 - of mapped_strings
+        made = mapped_strings(value, change)
+        text = msgspec.json.format(msgspec.json.encode(made), indent=2).decode()
+        return answer if made == value else f"{match['before']}{text}{match['behind']}"
+    value = msgspec.json.decode(answer)
+    made = mapped_strings(value, change)
+    return answer if made == value else msgspec.json.encode(made).decode()
 
 
 def _named(found: list[str]) -> str:

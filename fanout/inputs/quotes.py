@@ -82,7 +82,7 @@ class QuotedText:
         Parts of it may be left out, where it has dots or ``[...]`` in their place.
         """
         # Quotes within quotes have other marks than in the text, and models emphasise words.
-        text = _one_mark(self._loose[0])
+        text = self._plain
         loose = [_one_mark(_loose(one)[0]).strip() for one in _LEFT_OUT.split(quote)]
         wanted = [one for one in (some.rstrip(_POINTS) for some in loose) if one]
         at = 0
@@ -92,6 +92,10 @@ class QuotedText:
                 return False
             at += len(one)
         return bool(wanted)
+
+    @cached_property
+    def _plain(self) -> str:
+        return _one_mark(self._loose[0])
 
     @cached_property
     def _loose(self) -> tuple[str, list[int]]:

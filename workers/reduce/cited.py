@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fanout.aggregators import sources_of
-from fanout.core.citations import quotes, strings_in
-from fanout.inputs.cited_answers import with_found_quotes
+from fanout.inputs.cited_answers import quoted_ids, with_found_quotes
 from workers.context.branch_texts import texts_of_branch
 
 if TYPE_CHECKING:
@@ -48,9 +47,7 @@ def _quoted(
     context: WorkerContext, run_id: str, spec: RunSpec, value: Any, places: Mapping[str, Place]
 ) -> dict[str, list[str]]:
     """Return the texts of the sources that quotes are from, by id."""
-    wanted = {
-        one for text in strings_in(value) for quote in quotes(text) for one in quote.ids
-    } & places.keys()
+    wanted = quoted_ids(value) & places.keys()
     return {
         one: texts_of_branch(context, run_id, spec, places[one].index) for one in sorted(wanted)
     }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,10 +12,8 @@ from fanout.core.citations import (
     cited_ids,
     mapped_strings,
     pieces,
-    quotes,
     strings_in,
     with_citations,
-    with_quotes,
 )
 
 A, B = "s-aaaaaaa", "s-bbbbbb2"
@@ -163,67 +159,3 @@ def test_any_text_comes_out_with_real_citations_only_and_stays_so(text):
     assert again.text == made.text
     assert cited_ids(made.text, KNOWN).keys() <= KNOWN
     assert "".join(piece for piece, _ in pieces(made.text, KNOWN)) == made.text
-
-
-def test_quotes_are_those_with_a_citation_directly_behind_them():
-    text = f'He says "a b" and \u201cc d.\u201d [{A}][{B}] "not cited", 5" and 6" [{A}], \u00abe\u00bb, [{B}]'
-    found = list(quotes(text))
-    assert found == [("c d.", (A, B)), ("e", (B,))]
-    marked = with_quotes(text, lambda quote: quote.words != "e")
-    assert marked == text.replace("\u00abe\u00bb", f"\u00abe\u00bb {LOST_QUOTE}")
-    assert list(quotes(marked)) == found[:1]
-    assert with_quotes(marked, lambda quote: quote.words != "e") == marked
-
-
-@pytest.mark.parametrize(
-    ("quoted", "marked"),
-    [
-        ("\uff02a b\uff02 {}", "\uff02a b\uff02 {lost} {}"),
-        ("\u300ca b\u300d{}", "\u300ca b\u300d {lost}{}"),
-        ("'a b' {}", "'a b' {lost} {}"),
-        ("the dogs' \u2018a b\u2019. {}", "the dogs' \u2018a b\u2019 {lost}. {}"),
-        ('"a b" \u2014 {}', '"a b" {lost} \u2014 {}'),
-        ('"a b" - {}', '"a b" {lost} - {}'),
-        ('"a b" (Bob) {}', '"a b" {lost} (Bob) {}'),
-        ('"a b" ({})', '"a b" {lost} ({})'),
-        ("x\n> a b {}", "x\n> a b {lost} {}"),
-        ("> a\n> b {}.\n\nx", "> a\n> b {lost} {}.\n\nx"),
-        ("> a b\n> \u2014 Bob, p. 3 {}", "> a b\n> \u2014 Bob, p. 3 {lost} {}"),
-        ("> *a b*\n>\n> {}", "> *a b*\n>\n> {lost} {}"),
-    ],
-)
-def test_quotes_have_many_forms(quoted, marked):
-    text, wanted = quoted.format(f"[{A}]"), marked.format(f"[{A}]", lost=LOST_QUOTE)
-    assert [(quote.words.split(), quote.ids) for quote in quotes(text)] == [(["a", "b"], (A,))]
-    assert with_quotes(text, lambda _: True) == text
-    assert with_quotes(text, lambda _: False) == wanted
-    assert with_quotes(wanted, lambda _: False) == wanted
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "It isn't the dogs' {} nor the cats' {}",
-        "the users' data is the firms' {}",
-        "the 'golden' {} age of '99 {}",
-        '5" and 6" {}',
-        "> **Note** a b {}",
-        "> Note: a b {}",
-        "> - a b {}",
-        "> \u2014 Bob {}",
-        "> a b {} c",
-        "a > b {}",
-        '"a b", he says {}',
-    ],
-)
-def test_other_text_is_no_quote(text):
-    assert not list(quotes(text.replace("{}", f"[{A}]")))
-
-
-@pytest.mark.parametrize("text", ["'" * 200_000, " 'a b" * 40_000, "> a\n" * 50_000, "s-" * 100_000,
-    "> " + "a" * 200_000, '"a b" (' * 30_000, "[" * 200_000, '"' * 200_000, '" a' * 60_000,
-    "[s-" * 60_000])  # fmt: skip
-def test_hostile_texts_take_no_long_time(text):
-    begun = time.monotonic()
-    with_quotes(with_citations(text, KNOWN).text, lambda _: False)
-    assert time.monotonic() - begun < 5

@@ -42,6 +42,33 @@ def test_an_answer_is_checked_against_its_sources(answer, problem, marked):
     assert review.problem(review.marked(answer)) is None
 
 
+@pytest.mark.parametrize(
+    ("answer", "is_right"),
+    [
+        (f'According to [{A}]: "It has 13 windows".', False),
+        (f'According to [{A}]: "It has 12 windows".', True),
+        (f'"It is blue", according to [{A}]', False),
+        (f'"It is blue" (see [{B}])', True),
+        (f'"It is green" is what they say. [{B}] is blue.', False),
+        (f'"It is blue" is what they say.\n\nSo [{A}], and [{B}].', True),
+        ('"It is blue" is what they say.', False),
+        (f'"the house "is" blue" [{A}]', False),
+        (f'"the house "is" red" [{A}]', True),
+        (f'`"It has 13 windows"` [{A}]', False),
+        (f'{{"is \\"blue\\" it": ["It is blue [{B}]"]}}', True),
+        (f'{{"text": "\u201cIt is green\u201d [{B}]"}}', False),
+    ],
+)
+def test_a_quote_stands_in_what_is_cited_around_it_or_is_marked(answer, is_right):
+    review = CitedAnswers(TEXTS)
+    assert (review.problem(answer) is None) == is_right
+    marked = review.marked(answer)
+    assert (LOST_QUOTE not in marked) == is_right
+    assert review.problem(marked) is None
+    assert review.marked(marked) == marked
+    assert with_found_quotes(answer, TEXTS) == marked
+
+
 def test_other_forms_of_citations_are_sent_back_and_marked():
     review = CitedAnswers({A: ["It is red, see s-c4ccccc."]})
     answer = "see s-c4ccccc: red [s\u2011aaaaaaa], blue (s-d4ddddd) 'as the sky' [s\u2011aaaaaaa]"
