@@ -5,8 +5,8 @@ answers are in a few shards that follow each other; with unsorted input they are
 reads all shards. So there must not be many partitions, and a partition must not be processed for each
 group that is complete: it is due when the shards that it would read mostly have answers for it.
 
-The plan is made from the hashes of groups (fanout.core.group_hashes), in flat arrays: some 16 bytes for
-each branch of a slice of the groups, and no table of all branches.
+The plan is made from the hashes of groups (fanout.core.group_hashes), in flat arrays: 4 bytes for each
+branch, and some 100 for each group. The table by which groups are found has one slice of them after another.
 """
 
 from __future__ import annotations
@@ -40,8 +40,11 @@ _PARTITIONS = 16
 _WORTH = 0.5
 # How often a group that is a partition by itself is due while its branches go on.
 _TIMES_ALONE = 16
-# Branches whose hashes are in memory at once: a slice of the groups is planned after the other.
-_BRANCHES_AT_ONCE = 4_000_000
+# The groups of so many branches are found at once: a slice of the groups is planned after the other. An entry
+# of the table takes some 120 bytes, and each slice reads the hashes of all branches.
+_BRANCHES_AT_ONCE = 500_000
+# Numbers of shards, branches and groups: 4 bytes each.
+_NUMBERS = "I"
 
 
 class PartitionGroups(NamedTuple):
@@ -137,7 +140,7 @@ def planned(
             that is a partition by itself. None goes by the number of all branches.
         at_once: The most branches whose hashes are in memory at once.
     """
-    sizes = array("L", (len(hashes) for hashes in shards()))
+    sizes = array(_NUMBERS, (len(hashes) for hashes in shards()))
     total = sum(sizes)
     if most_branches is None:
         most_branches = min(_MOST_BRANCHES, max(_LEAST_BRANCHES, total // _PARTITIONS))
@@ -165,13 +168,20 @@ def _groups(
 ) -> PartitionGroups:
     """Return all groups in the order of first appearance."""
     slices = max(1, -(-total // at_once))
-    found = PartitionGroups(array("Q"), array("L"), array("L"), array("L"))
+    found = PartitionGroups(array("Q"), array(_NUMBERS), array(_NUMBERS), array(_NUMBERS))
     # The group that begins with a branch, plus 1: a sort by first appearance without a comparison.
-    begun = array("L", bytes(array("L").itemsize * total))
+    begun = array(_NUMBERS, bytes(array(_NUMBERS).itemsize * total))
     for number in range(slices):
         _add_slice(found, begun, shards(), slices, number)
-    order = array("L", (at - 1 for at in begun if at))
-    return PartitionGroups(*(array(c.typecode, map(c.__getitem__, order)) for c in found))
+    order = array(_NUMBERS, (at - 1 for at in begun if at))
+    del begun
+    columns, ordered = list(found), []
+    del found
+    # One after the other, so that not all of them are there twice.
+    while columns:
+        column = columns.pop(0)
+        ordered.append(array(column.typecode, map(column.__getitem__, order)))
+    return PartitionGroups(*ordered)
 
 
 def _add_slice(

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import heapq
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
+from heapq import nsmallest
 from typing import TYPE_CHECKING, NamedTuple
 
 from fanout.policy.tournaments import Pair
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 
 __all__ = ["Candidates", "Groups", "candidates", "closing_pairs", "grouped", "normal"]
 
@@ -26,6 +27,13 @@ _ACRONYM_ALIKE = 0.5
 _ACRONYM = range(2, 9)
 # An n-gram, or initials, of more values than these says nothing; and it would take long to compare all.
 _MOST_SHARED = 200
+# What names something is short: of a longer value, the beginning is compared.
+_MOST_CHARS = 200
+# The rarest n-grams of a value lead to others. Long values share some by chance; those that are alike, more.
+_RAREST = 24
+_LEAST_SHARED = 2
+# After so many values, it is asked whether to go on.
+_LOOK_EVERY = 500
 
 
 def normal(text: str) -> str:
@@ -49,20 +57,25 @@ class Candidates(NamedTuple):
 
 
 def candidates(
-    values: Sequence[str], *, most: int, groups: Sequence[str] | None = None
-) -> Candidates:
+    values: Sequence[str],
+    *,
+    most: int,
+    groups: Sequence[str] | None = None,
+    goes_on: Callable[[], bool] | None = None,
+) -> Candidates | None:
     """Return the pairs of values that are enough alike to ask a model about them.
 
     Args:
         values: Values, distinct within their group: see ``normal``.
         most: The most pairs.
         groups: The group of each value, as pairs are within one; None if there is a single one.
+        goes_on: Asked now and then; where it is false, nothing is returned.
     """
     groups = [""] * len(values) if groups is None else groups
     # N-grams as numbers: texts of their own would take ten times as much memory.
     known: dict[tuple[str, str], int] = {}
     grams = [
-        tuple({known.setdefault((group, gram), len(known)) for gram in _grams(value)})
+        tuple({known.setdefault((group, gram), len(known)) for gram in _grams(value[:_MOST_CHARS])})
         for group, value in zip(groups, values, strict=True)
     ]
     shared = _postings(grams)
@@ -75,6 +88,8 @@ def candidates(
     kept: list[tuple[float, int, int]] = []
     count = 0
     for number, own in enumerate(grams):
+        if goes_on is not None and number % _LOOK_EVERY == 0 and not goes_on():
+            return None
         for other, alike in _alike(number, own, grams, shared[number], initials[number]).items():
             count += 1
             # A heap, whose first is the least alike: of equal ones, that of the last values.
@@ -116,7 +131,7 @@ def _alike(
     initials: Sequence[Sequence[int]],
 ) -> dict[int, float]:
     """Return the values before one that are enough like it, with how much."""
-    others = {one for some in shared for one in some if one < number}
+    others = _others(number, shared)
     all_own = set(own)
     found = {}
     for other in others:
@@ -130,6 +145,14 @@ def _alike(
             if other < number:
                 found.setdefault(other, _ACRONYM_ALIKE)
     return found
+
+
+def _others(number: int, shared: Sequence[Sequence[int]]) -> Iterable[int]:
+    """Return the values before one that share enough of its n-grams to be compared with it."""
+    if len(shared) <= _RAREST:
+        return {one for some in shared for one in some if one < number}
+    counts = Counter(one for some in nsmallest(_RAREST, shared, key=len) for one in some)
+    return [one for one, count in counts.items() if one < number and count >= _LEAST_SHARED]
 
 
 class Groups(NamedTuple):

@@ -28,7 +28,7 @@ from fanout.runs.token_counts import packing_ratio, reduce_room
 from fanout.system.external_sort import Scratch
 from workers.reduce.embedding import RunStoppedError, embedded
 from workers.reduce.frontier import MORE_SHARDS, SHOWN_PARTS, leaf_of, node_chunk
-from workers.reduce.items import branches
+from workers.reduce.items import branches, goes_on
 from workers.reduce.room_above import with_room_above
 from workers.reduce.writing import StageWriter, write_all
 
@@ -83,8 +83,8 @@ class _Nodes:
     ) -> None:
         self._context = context
         self._store = context.connections.store
+        self._run = run
         self._run_id = run.run_id
-        self._reopened_at = run.reopened_at
         self._spec = spec
         self._reduce = reduce
         self._target = target
@@ -98,7 +98,7 @@ class _Nodes:
                 self._store, self._run_id, self._spec, self._reduce, answers.first_texts()
             )
             room = reduce_room(self._spec, self._reduce, ratio)
-            if not self._goes_on():
+            if not goes_on(self._context, self._run):
                 return
             written = self._written() if done else set()
             try:
@@ -126,17 +126,12 @@ class _Nodes:
         for number, (chunk, outcome) in enumerate(
             branches(self._context, StageId(self._run_id, 0))
         ):
-            if number % _LOOK_EVERY == 0 and not self._goes_on():
+            if number % _LOOK_EVERY == 0 and not goes_on(self._context, self._run):
                 return False
             part = leaf_of(self._spec, self._reduce, chunk, outcome)
             part = structs.replace(part, tally=scattered.of(part.tally))
             answers.add(outcome.index, part)
         return True
-
-    def _goes_on(self) -> bool:
-        run = self._store.run(self._run_id)
-        is_same = run.reopened_at == self._reopened_at
-        return is_same and not run.has_ended and run.halt is None
 
     def _written(self) -> set[int]:
         """Return the branches that the written nodes have."""

@@ -17,9 +17,18 @@ if TYPE_CHECKING:
     from fanout.core.records import Chunk, Outcome
     from fanout.core.reduces import Reduce
     from fanout.core.spec import RunSpec
+    from fanout.core.state import RunRecord
     from workers.context.worker_context import WorkerContext
 
-__all__ = ["branches", "ended_branches", "item_of", "reduce_branches", "shard_branches", "tally_of"]
+__all__ = [
+    "branches",
+    "ended_branches",
+    "goes_on",
+    "item_of",
+    "reduce_branches",
+    "shard_branches",
+    "tally_of",
+]
 
 
 def branches(context: WorkerContext, stage_id: StageId) -> Iterator[tuple[Chunk, Outcome]]:
@@ -107,3 +116,9 @@ def tally_of(spec: RunSpec, chunk: Chunk, outcome: Outcome) -> Tally:
         kind=outcome.kind,
         is_cut=outcome.is_cut,
     )
+
+
+def goes_on(context: WorkerContext, run: RunRecord) -> bool:
+    """Return whether a run has not ended, been stopped or been opened again since its record was read."""
+    now = context.connections.store.run(run.run_id)
+    return now.reopened_at == run.reopened_at and not now.has_ended and now.halt is None

@@ -8,6 +8,7 @@ found: the pairs are found again from the answers, and the verdicts are those of
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fanout.aggregators import Aggregate
@@ -19,6 +20,7 @@ from fanout.inputs.resolution_prompts import is_same, resolution_prompt
 from fanout.policy.resolution import candidates, closing_pairs, grouped
 from fanout.runs.status import ReduceError
 from workers.reduce.coverage import with_coverage
+from workers.reduce.items import goes_on
 from workers.reduce.made import Made
 from workers.reduce.resolved_values import values_of
 from workers.reduce.writing import StageWriter, write_all
@@ -98,8 +100,14 @@ def resolve(
         return Made((), [], f"no aggregate could be made: {problem}")
     known = values.keys[:_MOST_VALUES]
     found = candidates(
-        [key for _, key in known], most=reduce.max_pairs, groups=[group for group, _ in known]
+        [key for _, key in known],
+        most=reduce.max_pairs,
+        groups=[group for group, _ in known],
+        goes_on=partial(goes_on, context, run),
     )
+    if found is None:
+        # The run is over, or is reduced anew.
+        return None
     verdicts = _Verdicts(reduce.name)
     last = max(run.base_stage, stage_id.stage)
     pairs, stage = found.pairs, run.base_stage

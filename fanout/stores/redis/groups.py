@@ -258,6 +258,6 @@ def _decode_groups(data: bytes) -> PartitionGroups:
         # A row of numbers of at most 9 bytes each.
         plain = inflater.decompress(data, 4 * 10 * MOST_BRANCHES)
         hashes, *others = _rows(plain)
-    except (zlib.error, msgspec.MsgspecError) as error:
+        return PartitionGroups(array("Q", hashes), *(array("I", some) for some in others))
+    except (zlib.error, msgspec.MsgspecError, OverflowError) as error:
         raise StoredDataError(f"a partition of the groups is damaged ({error})") from None
-    return PartitionGroups(array("Q", hashes), *(array("L", some) for some in others))

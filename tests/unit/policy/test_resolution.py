@@ -88,3 +88,20 @@ def test_what_holds_together_by_others_only_is_asked():
     assert closing_pairs(groups, [1, 5, 1, 1], said, most=9) == [Pair(1, 3)]
     assert closing_pairs(groups, [1, 1, 1, 1], said, most=1) == [Pair(0, 2)]
     assert closing_pairs(groups, [1, 1, 1, 1], said, most=0) == []
+
+
+def test_long_values_that_are_alike_are_found_and_others_are_hardly_compared():
+    words = [f"w{number * 7919 % 100_003:05}" for number in range(40_000)]
+    texts = [" ".join(words[at * 100 : at * 100 + 100]) for at in range(300)]
+    # Behind the beginning, a value makes no difference.
+    changed = [texts[7].replace(texts[7][:6], "other", 1), texts[9] + " and more " * 1_000]
+    found = candidates([*texts, *changed], most=9)
+    assert {Pair(7, 300), Pair(9, 301)} <= {*found.pairs}
+
+
+def test_the_search_stops_when_it_is_told_to():
+    asked = []
+    values = [f"value {number}" for number in range(2_000)]
+    stopped = candidates(values, most=9, goes_on=lambda: asked.append(1) or len(asked) < 3)
+    assert stopped is None
+    assert len(asked) == 3

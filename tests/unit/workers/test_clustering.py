@@ -188,13 +188,13 @@ def test_a_run_that_is_cancelled_meanwhile_writes_no_node(look, monkeypatch):
     map_id = write_map(context, TEXTS)
     looks = []
 
-    def goes_on(self):
-        looks.append(self)
+    def goes_on(_context, run):
+        looks.append(run)
         if len(looks) > look:
             context.store.halt(RUN, RunStatus.CANCELLED)
         return not context.store.run(RUN).halt
 
-    monkeypatch.setattr(workers.reduce.clustering._Nodes, "_goes_on", goes_on)
+    monkeypatch.setattr(workers.reduce.clustering, "goes_on", goes_on)
     aggregate(context, map_id)
     assert context.store.run(RUN).status is RunStatus.CANCELLED
     assert context.store.stage(StageId(RUN, 1)).total == 0

@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+import workers.reduce.resolving
 from fanout.core.errors import SpecError
 from fanout.core.ids import StageId
 from fanout.core.records import RunStatus
@@ -14,8 +15,9 @@ from fanout.core.spec import make_spec
 from fanout.runs.comparison_estimate import resolution_calls
 from fanout.runs.retried_runs import retry_failed
 from tests.fakes import RUN, FakeContext, run_branch
+from tests.unit.workers.test_clustering import write_map
 from tests.unit.workers.test_comparisons import Deaths, through
-from workers.reduce.stages import collect
+from workers.reduce.stages import aggregate, collect
 
 JOB = {"reduce": "resolve", "by": "firm", "output_format": "json", "cache": False, "fence": True}
 VALUES = re.compile(
@@ -244,3 +246,18 @@ def test_no_pair_is_asked_for_a_group_with_too_little_behind_it():
     through(context, texts())
     assert "too little is behind it" in context.store.run(RUN).error
     assert context.llm.calls == 7
+
+
+def test_the_search_for_pairs_stops_with_its_run(monkeypatch):
+    context = resolving()
+    map_id = write_map(context, texts())
+    search = workers.reduce.resolving.candidates
+
+    def cancelled(*values, **how):
+        context.store.halt(RUN, RunStatus.CANCELLED)
+        return search(*values, **how)
+
+    monkeypatch.setattr(workers.reduce.resolving, "candidates", cancelled)
+    aggregate(context, map_id)
+    assert context.store.run(RUN).status is RunStatus.CANCELLED
+    assert context.store.stage(StageId(RUN, 1)).total == 0
