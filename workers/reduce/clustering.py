@@ -118,7 +118,9 @@ class _Nodes:
     def _embed(self) -> Embed | None:
         if self._spec.embed is None:
             return None
-        return partial(embedded, self._context, self._spec, goes_on=self._goes_on)
+        return partial(
+            embedded, self._context, self._spec, goes_on=partial(goes_on, self._context, self._run)
+        )
 
     def _is_read(self, answers: _Answers) -> bool:
         """Take in all branches; return False if the run is over meanwhile, or is begun again."""

@@ -12,6 +12,7 @@ from fanout.core.errors import SpecError
 from fanout.core.ids import StageId
 from fanout.core.records import RunStatus
 from fanout.core.spec import make_spec
+from fanout.policy.resolution import candidates
 from fanout.runs.comparison_estimate import resolution_calls
 from fanout.runs.retried_runs import retry_failed
 from tests.fakes import RUN, FakeContext, run_branch
@@ -251,11 +252,10 @@ def test_no_pair_is_asked_for_a_group_with_too_little_behind_it():
 def test_the_search_for_pairs_stops_with_its_run(monkeypatch):
     context = resolving()
     map_id = write_map(context, texts())
-    search = workers.reduce.resolving.candidates
 
     def cancelled(*values, **how):
         context.store.halt(RUN, RunStatus.CANCELLED)
-        return search(*values, **how)
+        return candidates(*values, **how)
 
     monkeypatch.setattr(workers.reduce.resolving, "candidates", cancelled)
     aggregate(context, map_id)
