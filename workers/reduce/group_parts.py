@@ -103,6 +103,9 @@ class GroupLeaves:
         shard_id = self._map_id.shard(shard)
         content, outcomes = self._store.shard(shard_id), self._store.outcomes(shard_id)
         per_chunk = self._spec.branches_per_chunk
+        if not outcomes:
+            # Raises if the run was deleted meanwhile.
+            self._store.run(shard_id.run_id)
         for position in positions:
             outcome = outcomes[position]
             chunk = shard_chunk(content, outcome.index, per_chunk)
