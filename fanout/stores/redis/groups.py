@@ -130,10 +130,12 @@ class RedisGroups(RedisBlobReferences):
 
     @translated
     def partition_groups(self, partition_id: PartitionId) -> PartitionGroups:
-        """Return the groups of a partition. Raises StoredDataError."""
+        """Return the groups of a partition. Raises StoredDataError, or UnknownRunError."""
         key = f"{self._stage(StageId(partition_id.run_id, 0))}:plan"
         data = self._redis.hget(key, f"{partition_id.reduce}:{partition_id.partition}")
         if data is None:
+            run_id = partition_id.run_id
+            self._require(run_id, self._redis.exists(self._run(run_id)))
             raise StoredDataError(f"partition {partition_id.partition} of the groups is missing")
         return _decode_groups(cast("bytes", data))
 
