@@ -278,7 +278,7 @@ def close_stopped_input(store: RedisStore, publisher: Publisher, run: RunRecord)
         return
     if run.halt is None:
         message = "the deadline passed before the input was read"
-        store.halt(run.run_id, RunStatus.FAILED, error=message)
+        store.halt(run.run_id, RunStatus.FAILED, error=message, opening=run.opening)
     close_input(store, publisher, run.run_id)
 
 

@@ -77,6 +77,8 @@ class Reaper:
         self._marks: dict[ShardId | StageId, tuple[object, float]] = {}
         self._suspected: dict[ShardId | StageId, Remedy] = {}
         self._seen: set[ShardId | StageId] = set()
+        # Of the runs of a sweep: what is wrong with a run is not of one that was retried since.
+        self._openings: dict[str, float] = {}
         self._broken: set[str] = set()
         self._files_due_at = clock()
 
@@ -106,6 +108,7 @@ class Reaper:
         self._messages.give_turns()
         stalled: dict[ShardId | StageId, StageProgress] = {}
         self._seen.clear()
+        self._openings.clear()
         for run_id in self._store.active_runs():
             try:
                 stalled.update(self._look_at(run_id))
@@ -124,6 +127,7 @@ class Reaper:
 
     def _look_at(self, run_id: str) -> dict[ShardId | StageId, StageProgress]:
         run = self._store.run(run_id)
+        self._openings[run_id] = run.opening
         problem = foreign_run_problem(run.wire)
         if problem is not None and not run.has_ended:
             self._end(run_id, problem)
@@ -138,7 +142,11 @@ class Reaper:
 
     def _end(self, run_id: str, problem: str) -> None:
         is_first = self._store.end_run(
-            run_id, RunStatus.FAILED, ended_at=self._store.now(), error=problem
+            run_id,
+            RunStatus.FAILED,
+            ended_at=self._store.now(),
+            error=problem,
+            opening=self._openings[run_id],
         )
         if is_first and self._on_end is not None:
             self._on_end(run_id)

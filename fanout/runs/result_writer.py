@@ -48,6 +48,7 @@ def write_result(
     errors: Iterable[ReduceError] = (),
     *,
     problem: Callable[[], str | None] = lambda: None,
+    opening: float | None = None,
 ) -> bool:
     """Write the aggregates of a run by group, in pieces of some MB where they are large.
 
@@ -59,6 +60,7 @@ def write_result(
         made: The aggregates; each is read before the next is asked for.
         errors: The calls of the reduce that failed.
         problem: Returns why the run is to end as failed, or None; called once ``made`` is read.
+        opening: The opening of the run whose outcomes these are of (RunRecord.opening); None is any.
 
     Returns:
         Whether this result stands.
@@ -67,7 +69,7 @@ def write_result(
         ResultTooLargeError: There are too many groups.
         UnknownRunError: There is no such run.
     """
-    with _ResultWriter(store, run_id) as writer:
+    with _ResultWriter(store, run_id, opening) as writer:
         try:
             result = writer.with_errors(writer.entries(made), errors)
             return writer.finish(structs.replace(result, problems=_problems({"": problem()})))
@@ -91,9 +93,11 @@ class ReduceMade(Protocol):
         """Why there is no aggregate, or None."""
 
 
-def write_results(store: RedisStore, run_id: str, made: Mapping[str, ReduceMade]) -> bool:
+def write_results(
+    store: RedisStore, run_id: str, made: Mapping[str, ReduceMade], *, opening: float | None = None
+) -> bool:
     """Write the aggregates of a run with a list of reduces, by name: see write_result."""
-    with _ResultWriter(store, run_id) as writer:
+    with _ResultWriter(store, run_id, opening) as writer:
         try:
             named: dict[str, StoredResult] = {}
             for name, some in made.items():
@@ -118,9 +122,10 @@ def _problems(found: Mapping[str, str | None]) -> dict[str, str]:
 class _ResultWriter:
     """Writes one result. Its pieces are deleted if it does not come to its end."""
 
-    def __init__(self, store: RedisStore, run_id: str) -> None:
+    def __init__(self, store: RedisStore, run_id: str, opening: float | None) -> None:
         self._store = store
         self._run_id = run_id
+        self._opening = opening
         self._name = secrets.token_hex(4)
         self._small = 0
         # The bytes of the aggregates that are in the record.
@@ -201,7 +206,11 @@ class _ResultWriter:
 
     def _put(self, piece: bytes) -> None:
         is_written = self._store.put_result_piece(
-            self._run_id, piece, writer=self._name, number=self._pieces
+            self._run_id,
+            piece,
+            writer=self._name,
+            number=self._pieces,
+            opening=self._opening,
         )
         if not is_written:
             raise _LateError
@@ -216,7 +225,9 @@ class _ResultWriter:
         data = msgspec.json.encode(structs.replace(result, writer=writer, piece_bytes=PIECE_BYTES))
         if len(data) > _MAX_RECORD_BYTES:
             raise ResultTooLargeError
-        self._stands = self._store.put_result(self._run_id, data, writer=writer)
+        self._stands = self._store.put_result(
+            self._run_id, data, writer=writer, opening=self._opening
+        )
         return self._stands
 
     def __enter__(self) -> Self:

@@ -150,7 +150,7 @@ def pack_partition(context: WorkerContext, partition_id: PartitionId) -> None:
         except SpecError as error:
             # No answer of its reduce can be packed.
             if stage_has_ended(context, run, partition_id.stage_id):
-                _fail(context, run.run_id, str(error))
+                _fail(context, run, str(error))
             return
         finally:
             store.release_partition(target, token)
@@ -159,10 +159,12 @@ def pack_partition(context: WorkerContext, partition_id: PartitionId) -> None:
     _end_level(context, run, partition_id)
 
 
-def _fail(context: WorkerContext, run_id: str, problem: str) -> None:
+def _fail(context: WorkerContext, run: RunRecord, problem: str) -> None:
     store = context.connections.store
-    if store.end_run(run_id, RunStatus.FAILED, ended_at=store.now(), error=problem):
-        context.reports.run_ended(run_id)
+    if store.end_run(
+        run.run_id, RunStatus.FAILED, ended_at=store.now(), error=problem, opening=run.opening
+    ):
+        context.reports.run_ended(run.run_id)
 
 
 def _end_level(context: WorkerContext, run: RunRecord, partition_id: PartitionId) -> None:

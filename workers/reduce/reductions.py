@@ -62,7 +62,7 @@ def reduce(context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunS
             found[one.name] = _answered(context, run, spec, one, stages)
     others = [one for one in spec.reductions if not one.makes_calls]
     with computed(context, run_id, spec, others) as made:
-        _end(context, run_id, spec, {**found, **made})
+        _end(context, run, spec, {**found, **made})
 
 
 def _was_stopped(context: WorkerContext, run: RunRecord) -> bool:
@@ -75,7 +75,7 @@ def _was_stopped(context: WorkerContext, run: RunRecord) -> bool:
         return True
     if now.halt is None:
         return False
-    end_run(context, run.run_id, now.halt)
+    end_run(context, run, now.halt)
     return True
 
 
@@ -145,31 +145,39 @@ def _answered(
 
 
 def _end(
-    context: WorkerContext, run_id: str, spec: RunSpec, made: Mapping[str, ReduceMade]
+    context: WorkerContext, run: RunRecord, spec: RunSpec, made: Mapping[str, ReduceMade]
 ) -> None:
     """End a run with what its reduces have come to, by name."""
-    _write(context, run_id, spec, made)
+    _write(context, run, spec, made)
     # Another process may have written the result, and this one have read a part of its own only.
-    problems = standing_problems(context.connections.store, run_id)
+    problems = standing_problems(context.connections.store, run.run_id)
     if problems is None:
         # The run has ended without a result, or was reopened.
         return
     lines = [f"reduce {name}: {one}" if name else one for name, one in problems.items()]
     status = RunStatus.FAILED if lines else RunStatus.SUCCEEDED
-    end_run(context, run_id, status, error="; ".join(lines) or None)
+    end_run(context, run, status, error="; ".join(lines) or None)
 
 
 def _write(
-    context: WorkerContext, run_id: str, spec: RunSpec, made: Mapping[str, ReduceMade]
+    context: WorkerContext, run: RunRecord, spec: RunSpec, made: Mapping[str, ReduceMade]
 ) -> None:
-    store = context.connections.store
+    store, run_id, opening = context.connections.store, run.run_id, run.opening
     try:
         if spec.reduces:
-            write_results(store, run_id, {one.name: made[one.name] for one in spec.reductions})
+            named = {one.name: made[one.name] for one in spec.reductions}
+            write_results(store, run_id, named, opening=opening)
         else:
             only = made.get("", Made())
             # Some are known when the aggregates have been read.
-            write_result(store, run_id, only.aggregates, only.errors, problem=lambda: only.problem)
+            write_result(
+                store,
+                run_id,
+                only.aggregates,
+                only.errors,
+                problem=lambda: only.problem,
+                opening=opening,
+            )
     except ResultTooLargeError:
         # The answers themselves remain in the store.
         problem = (
@@ -177,13 +185,16 @@ def _write(
             f"`fanout results {run_id} --out DIR`, which has all answers"
         )
         errors = (error for one in made.values() for error in one.errors)
-        write_result(store, run_id, (), errors, problem=lambda: problem)
+        write_result(store, run_id, (), errors, problem=lambda: problem, opening=opening)
 
 
 def end_run(
-    context: WorkerContext, run_id: str, status: RunStatus, *, error: str | None = None
+    context: WorkerContext, run: RunRecord, status: RunStatus, *, error: str | None = None
 ) -> None:
-    """Give a run its final status; report its end unless another process already has."""
+    """Give a run its final status; report its end unless another process already has.
+
+    ``run`` is the run as the task has read it: if it was retried since, it goes on.
+    """
     store = context.connections.store
-    if store.end_run(run_id, status, ended_at=store.now(), error=error):
-        context.reports.run_ended(run_id)
+    if store.end_run(run.run_id, status, ended_at=store.now(), error=error, opening=run.opening):
+        context.reports.run_ended(run.run_id)

@@ -128,6 +128,9 @@ class RefineCalls:
         if not number:
             return Chain()
         own = self._store.shards_of(self._target, reduce=self._reduce.name)
+        if len(own) < number:
+            # A retry has discarded the stage since.
+            return None
         found = ended_branches(self._context, self._target.shard(own[number - 1]))
         if not found:
             return None

@@ -148,8 +148,11 @@ def require_field(context: WorkerContext, shard_id: ShardId) -> None:
     spec = context.runs.specs.get(shard_id.run_id)
     if len(spec.reductions) != 1 or not spec.reductions[0].resolves:
         return
+    opening = context.connections.store.run(shard_id.run_id).opening
     values = Values(spec, spec.reductions[0])
     values.add_all(shard_branches(context, shard_id, spec.branches_per_chunk))
     problem = values.problem(least=_ENOUGH)
     if problem is not None:
-        context.connections.store.halt(shard_id.run_id, RunStatus.FAILED, error=problem)
+        context.connections.store.halt(
+            shard_id.run_id, RunStatus.FAILED, error=problem, opening=opening
+        )

@@ -285,7 +285,7 @@ def aggregate(context: WorkerContext, stage_id: StageId) -> None:
     if not record.sealed or (record.done < record.total and store.incomplete(stage_id)):
         raise TooEarlyError(stage_id)
     if run.halt:
-        reductions.end_run(context, run_id, run.halt)
+        reductions.end_run(context, run, run.halt)
         return
     if stage == 0 and run.retry and not store.progress(stage_id).is_complete:
         # A late copy from before the retry: the counts are still those of then.
@@ -293,9 +293,11 @@ def aggregate(context: WorkerContext, stage_id: StageId) -> None:
     spec = context.runs.specs.get(run_id)
     problem = _policy_problem(spec, record) if stage == 0 else None
     if problem:
-        reductions.end_run(context, run_id, RunStatus.FAILED, error=problem)
+        reductions.end_run(context, run, RunStatus.FAILED, error=problem)
         return
-    store.set_status(run_id, RunStatus.REDUCING)
+    if not store.set_status(run_id, RunStatus.REDUCING, opening=run.opening):
+        # Another process has ended the run meanwhile; it may have been retried, too.
+        return
     reductions.reduce(context, run, stage_id, spec)
 
 

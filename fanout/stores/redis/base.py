@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
     from fanout.core.ids import BranchId, ShardId, StageId
 
-__all__ = ["RedisBase", "run_keys", "seconds", "translated"]
+__all__ = ["RedisBase", "or_empty", "run_keys", "seconds", "translated"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -71,6 +71,11 @@ def run_keys(prefix: str) -> str:
 def seconds(time: tuple[int, int]) -> float:
     """Return the server's time in seconds since the epoch."""
     return time[0] + time[1] / 1e6
+
+
+def or_empty(value: float | None) -> float | str:
+    """Return an argument of a script, which has no None."""
+    return "" if value is None else value
 
 
 def translated(method: Callable[_P, _R]) -> Callable[_P, _R]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 from fanout.core.errors import UnknownRunError
 from fanout.stores import codec
 from fanout.stores.redis import run_scripts
-from fanout.stores.redis.base import translated
+from fanout.stores.redis.base import or_empty, translated
 from fanout.stores.redis.blob_references import RedisBlobReferences
 
 if TYPE_CHECKING:
@@ -30,17 +30,19 @@ class RedisResults(RedisBlobReferences):
     """Writes, reads and deletes the aggregates of runs."""
 
     @translated
-    def put_result(self, run_id: str, result: bytes, *, writer: str = "") -> bool:
+    def put_result(
+        self, run_id: str, result: bytes, *, writer: str = "", opening: float | None = None
+    ) -> bool:
         """Write the run's aggregate; the first one stands.
 
         Args:
             run_id: The run.
             result: Its record.
             writer: Whose pieces it names; empty if it has none.
+            opening: The opening of the run that it is of (RunRecord.opening); None is any.
 
         Returns:
-            Whether it stands: not if there is another, or if the pieces were deleted, as the run was
-            reopened.
+            Whether it stands: not if there is another, or if the run has ended, or was reopened.
 
         Raises:
             UnknownRunError: There is no such run.
@@ -49,7 +51,9 @@ class RedisResults(RedisBlobReferences):
         held = self._keep(run_id, name, result) if len(result) > _LARGE_RESULT else result
         key, writers = f"{self._run(run_id)}:result", self._result_writers(run_id)
         keys = [self._run(run_id), key, writers]
-        answer = self._call(run_scripts.PUT_RESULT, keys, [held, self._ttl_s, writer])
+        answer = self._call(
+            run_scripts.PUT_RESULT, keys, [held, self._ttl_s, writer, or_empty(opening)]
+        )
         self._drop_if_late(key, name, held)
         self._require(run_id, answer >= 0)
         if answer:
@@ -63,7 +67,9 @@ class RedisResults(RedisBlobReferences):
         return None if held is None else self._blobs.load(f"{run_id}/result", held)
 
     @translated
-    def put_result_piece(self, run_id: str, piece: bytes, *, writer: str, number: int) -> bool:
+    def put_result_piece(
+        self, run_id: str, piece: bytes, *, writer: str, number: int, opening: float | None = None
+    ) -> bool:
         """Write a piece of an aggregate whose record is still to come.
 
         Args:
@@ -71,9 +77,10 @@ class RedisResults(RedisBlobReferences):
             piece: The bytes.
             writer: The name of this attempt to make the aggregate, which no other has.
             number: The place of the piece among those of the writer, from 0.
+            opening: The opening of the run that it is of (RunRecord.opening); None is any.
 
         Returns:
-            Whether it was written: not if the run has ended, or has an aggregate.
+            Whether it was written: not if the run has ended, has an aggregate, or was reopened.
 
         Raises:
             UnknownRunError: There is no such run.
@@ -87,7 +94,8 @@ class RedisResults(RedisBlobReferences):
             self._result_writers(run_id),
             self._result_piece_key(run_id, writer, number),
         ]
-        answer = self._call(run_scripts.PUT_PIECE, keys, [held, self._ttl_s, writer, number])
+        args = [held, self._ttl_s, writer, number, or_empty(opening)]
+        answer = self._call(run_scripts.PUT_PIECE, keys, args)
         if answer <= 0:
             self._blobs.drop(name, held)
         self._require(run_id, answer >= 0)

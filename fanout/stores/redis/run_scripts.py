@@ -52,10 +52,12 @@ redis.call('DEL', KEYS[1])
 return last
 """
 
-# KEYS run, active, totals of runs; ARGV status, ended at, error, ttl, run id. Returns whether this
+# KEYS run, active, totals of runs; ARGV status, ended at, error, ttl, run id, opening. Returns whether this
 # call ended the run. A halt decides the status: the caller may have read the run before it.
 END_RUN = f"""
 {ENDED}
+{LATE}
+if is_late(ARGV[6]) then return 0 end
 redis.call('SREM', KEYS[2], ARGV[5])
 local status = redis.call('HGET', KEYS[1], 'status')
 if not status or ended[status] then return 0 end
@@ -68,12 +70,13 @@ redis.call('EXPIRE', KEYS[1], ARGV[4])
 return 1
 """
 
-# KEYS run; ARGV status, error. Returns whether this call halted the run.
+# KEYS run; ARGV status, error, opening. Returns whether this call halted the run.
 HALT = f"""
 -- despite a full server
 {ENDED}
+{LATE}
 local status = redis.call('HGET', KEYS[1], 'status')
-if not status or ended[status] then return 0 end
+if not status or ended[status] or is_late(ARGV[3]) then return 0 end
 if redis.call('HSETNX', KEYS[1], 'halt', ARGV[1]) == 0 then return 0 end
 if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], 'error', ARGV[2]) end
 return 1
@@ -102,22 +105,27 @@ if #KEYS > 2 then redis.call('DEL', unpack(KEYS, 3)) end
 return 1
 """
 
-# KEYS run, result, writers; ARGV result, ttl, writer ('' has no pieces). The first result stands. Returns
-# whether this one does; -1: there is no such run.
-PUT_RESULT = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return -1 end
+# KEYS run, result, writers; ARGV result, ttl, writer ('' has no pieces), opening. The first result stands.
+# Returns whether this one does; -1: there is no such run.
+PUT_RESULT = f"""
+{ENDED}
+{LATE}
+local status = redis.call('HGET', KEYS[1], 'status')
+if not status then return -1 end
+if ended[status] or is_late(ARGV[4]) then return 0 end
 if ARGV[3] ~= '' and redis.call('HEXISTS', KEYS[3], ARGV[3]) == 0 then return 0 end
 if redis.call('SET', KEYS[2], ARGV[1], 'NX', 'EX', ARGV[2]) then return 1 end
 return 0
 """
 
-# KEYS run, result, writers, piece; ARGV piece, ttl, writer, number. Returns whether it was written: not once
-# the run has ended, or has a result; -1: there is no such run.
+# KEYS run, result, writers, piece; ARGV piece, ttl, writer, number, opening. Returns whether it was written:
+# not once the run has ended, or has a result; -1: there is no such run.
 PUT_PIECE = f"""
 {ENDED}
+{LATE}
 local status = redis.call('HGET', KEYS[1], 'status')
 if not status then return -1 end
-if ended[status] or redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
+if ended[status] or is_late(ARGV[5]) or redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
 redis.call('SET', KEYS[4], ARGV[1], 'EX', ARGV[2])
 local count = tonumber(redis.call('HGET', KEYS[3], ARGV[3]) or 0)
 redis.call('HSET', KEYS[3], ARGV[3], math.max(count, tonumber(ARGV[4]) + 1))
@@ -154,12 +162,13 @@ redis.call('EXPIRE', KEYS[3], ARGV[1])
 return 1
 """
 
-# KEYS run; ARGV status, stage ('' leaves it; it only rises). Returns whether the status was set: not for a
-# stage that a retry has discarded.
+# KEYS run; ARGV status, stage ('' leaves it; it only rises), opening. Returns whether the status was set: not
+# for a stage that a retry has discarded.
 SET_STATUS = f"""
 {ENDED}
+{LATE}
 local status = redis.call('HGET', KEYS[1], 'status')
-if not status or ended[status] then return 0 end
+if not status or ended[status] or is_late(ARGV[3]) then return 0 end
 local stage = tonumber(ARGV[2])
 local base = tonumber(redis.call('HGET', KEYS[1], 'base_stage') or 0)
 if stage and stage > 0 and stage <= base then return 0 end

@@ -17,7 +17,7 @@ from fanout.policy.admission import in_play_limit, turns_of
 from fanout.stores import codec
 from fanout.stores.blobs.base import blob_folder
 from fanout.stores.redis import run_scripts, turn_scripts
-from fanout.stores.redis.base import seconds, translated
+from fanout.stores.redis.base import or_empty, seconds, translated
 from fanout.stores.redis.budgets import budget_fields
 from fanout.stores.redis.passages import RedisPassages
 from fanout.stores.redis.results import RedisResults
@@ -169,30 +169,56 @@ class RedisRuns(RedisStages, RedisResults, RedisPassages):
         return sorted(run_id.decode() for run_id in active)
 
     @translated
-    def set_status(self, run_id: str, status: RunStatus, *, stage: int | None = None) -> bool:
+    def set_status(
+        self,
+        run_id: str,
+        status: RunStatus,
+        *,
+        stage: int | None = None,
+        opening: float | None = None,
+    ) -> bool:
         """Move a run that has not ended to ``status``; return whether it was moved.
 
-        The stage only rises: a task that is delivered again does not lower it.
+        The stage only rises: a task that is delivered again does not lower it. With an ``opening``
+        (RunRecord.opening), not if a retry has reopened the run since.
         """
-        args = [status, "" if stage is None else stage]
+        args = [status, or_empty(stage), or_empty(opening)]
         return bool(self._call(run_scripts.SET_STATUS, [self._run(run_id)], args))
 
     @translated
     def end_run(
-        self, run_id: str, status: RunStatus, *, ended_at: float, error: str | None = None
+        self,
+        run_id: str,
+        status: RunStatus,
+        *,
+        ended_at: float,
+        error: str | None = None,
+        opening: float | None = None,
     ) -> bool:
         """Give a run its final status; return whether this call did. The first end stands.
 
-        A run that was halted meanwhile gets the status of its halt.
+        A run that was halted meanwhile gets the status of its halt. With an ``opening``
+        (RunRecord.opening), a run that a retry has reopened since goes on.
         """
-        args = [status, ended_at, error or "", self._ttl_s, run_id]
+        args = [status, ended_at, error or "", self._ttl_s, run_id, or_empty(opening)]
         keys = [self._run(run_id), self._active, self._run_totals]
         return bool(self._call(run_scripts.END_RUN, keys, args))
 
     @translated
-    def halt(self, run_id: str, status: RunStatus, *, error: str | None = None) -> bool:
-        """Let no further call start; the run will end with ``status``. The first halt stands."""
-        return bool(self._call(run_scripts.HALT, [self._run(run_id)], [status, error or ""]))
+    def halt(
+        self,
+        run_id: str,
+        status: RunStatus,
+        *,
+        error: str | None = None,
+        opening: float | None = None,
+    ) -> bool:
+        """Let no further call start; the run will end with ``status``. The first halt stands.
+
+        With an ``opening`` (RunRecord.opening), a run that a retry has reopened since goes on.
+        """
+        args = [status, error or "", or_empty(opening)]
+        return bool(self._call(run_scripts.HALT, [self._run(run_id)], args))
 
     @translated
     def pause(self, run_id: str) -> bool:

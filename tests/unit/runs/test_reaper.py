@@ -175,6 +175,26 @@ def test_a_paused_aggregate_is_left_alone_at_any_deadline():
     assert fleet.pass_time(25) == [("branch", 1, 0, 0)]
 
 
+def test_a_run_that_was_retried_since_the_reaper_looked_at_it_goes_on(fleet, monkeypatch):
+    """The process is held up before it ends a run that does not heal."""
+    ends = fleet.store.end_run
+
+    def held_up(*args, **options):
+        ends(RUN, RunStatus.FAILED, ended_at=1.0)
+        assert fleet.store.reopen_run(RUN, retry=frozenset())
+        monkeypatch.undo()
+        answers.append(ends(*args, **options))
+        return answers[-1]
+
+    answers: list[bool] = []
+    monkeypatch.setattr(fleet.store, "end_run", held_up)
+    while not answers:
+        fleet.pass_time(60)
+        assert fleet.clock.now < 10_000
+    assert answers == [False]
+    assert fleet.store.run(RUN).status is RunStatus.RUNNING
+
+
 def test_a_run_that_has_ended_costs_nothing(fleet):
     fleet.store.end_run(RUN, RunStatus.SUCCEEDED, ended_at=1.0)
     fleet.messages.task_ids = lambda: pytest.fail("the queues are not read")

@@ -856,6 +856,40 @@ def test_a_status_moves_until_the_end_and_not_after(store, run):
     assert (record.status, record.ended_at, record.error) == (RunStatus.SUCCEEDED, 1007.0, None)
 
 
+def test_steps_of_an_opening_that_a_retry_has_ended_do_nothing(store, run):
+    steps = {
+        "status": lambda at: store.set_status(run, RunStatus.REDUCING, opening=at),
+        "piece": lambda at: store.put_result_piece(run, b"p", writer="w", number=0, opening=at),
+        "result": lambda at: store.put_result(run, b"r", writer="w", opening=at),
+        "small result": lambda at: store.put_result(run, b"r", opening=at),
+        "halt": lambda at: store.halt(run, RunStatus.FAILED, error="late", opening=at),
+        "end": lambda at: store.end_run(
+            run, RunStatus.FAILED, ended_at=9.0, error="late", opening=at
+        ),
+    }
+    openings = []
+    for _ in range(3):
+        openings.append(store.run(run).opening)
+        store.end_run(run, RunStatus.SUCCEEDED, ended_at=1.0)
+        assert store.reopen_run(run, retry=frozenset())
+    now = store.run(run).opening
+    assert len({*openings, now}) == 4
+    for opening in openings:
+        assert not any(step(opening) for step in steps.values())
+    record = store.run(run)
+    assert (record.status, record.halt, record.error) == (RunStatus.RUNNING, None, None)
+    assert store.result(run) is None
+    assert run in store.active_runs()
+    done = {name: step(now) for name, step in steps.items()}
+    assert done == {name: name != "small result" for name in steps}, "the first result stands"
+
+
+def test_no_result_is_written_to_a_run_that_has_ended(store, run):
+    store.end_run(run, RunStatus.FAILED, ended_at=1.0)
+    assert not store.put_result(run, b"late")
+    assert store.result(run) is None
+
+
 def test_the_error_of_a_halt_is_what_the_run_ends_with(store, run):
     store.halt(run, RunStatus.FAILED, error="auth: bad key")
     store.end_run(run, RunStatus.FAILED, ended_at=1.0, error="no branch succeeded")

@@ -1,4 +1,4 @@
-"""Each fold comes to its end, and accounts for all branches, whatever some of the answers are."""
+"""Each fold comes to its end, and accounts for all branches: failed ones, and answers of any length."""
 
 from __future__ import annotations
 

@@ -519,7 +519,7 @@ def test_an_aggregate_that_is_delivered_twice_changes_nothing():
 
 
 def test_an_aggregate_that_is_too_large_to_be_kept_fails_the_run_and_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(result_writer, "_MAX_RECORD_BYTES", 200)
+    monkeypatch.setattr(result_writer, "_MAX_RECORD_BYTES", 500)
     context = FakeContext(reduce="concat", group_by="document")
     context.write(["a", "b", "c"])
     context.process()
