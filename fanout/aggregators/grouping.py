@@ -16,7 +16,7 @@ from fanout.aggregators.records import GroupedRecords, Records
 from fanout.aggregators.streams import whole
 from fanout.aggregators.table import Table
 from fanout.aggregators.vote import Vote
-from fanout.core.cells import COLUMN, OWN, cell_text
+from fanout.core.cells import COLUMN, OWN, equal_text
 from fanout.core.step_answers import STEPS, child_of
 from fanout.system.external_sort import Scratch
 
@@ -87,9 +87,9 @@ def group_key(
     if own in origin:
         return origin[own] or ""
     if part is not None and own in part:
-        return part[own] or f"(no {own})"
+        return group_name(part[own] or None, own)
     column = group_by.removeprefix(COLUMN)
-    return cell_text(columns[column]) if column in columns else f"(no {column})"
+    return group_name(columns.get(column), column)
 
 
 def _step_group(group_by: str, steps: Mapping[str, Any]) -> str:
@@ -99,7 +99,21 @@ def _step_group(group_by: str, steps: Mapping[str, Any]) -> str:
         value = reduce(child_of, path, steps.get(key))
     except KeyError:
         value = None
-    return f"(no {group_by})" if value is None else cell_text(value)
+    return group_name(value, group_by)
+
+
+def group_name(value: Cell, field: str) -> str:
+    """Return the name of the group of a value: its text, which equal values share.
+
+    Equal numbers have one text, and so have equal lists and objects. Of null, which is also a missing value,
+    it is ``(no FIELD)``; a value with that text has it in quotes, so that it is another group.
+    """
+    none = f"(no {field})"
+    if value is None:
+        return none
+    text = value if isinstance(value, str) else equal_text(value)
+    # Each pair of quotes gets a further one, so that no two values have the same name.
+    return f'"{text}"' if none in text and text.strip('"') == none else text
 
 
 class GroupedAggregates:

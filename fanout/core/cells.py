@@ -7,7 +7,17 @@ import json
 import math
 from typing import Any, cast
 
-__all__ = ["COLUMN", "OWN", "Cell", "cell_of", "cell_size", "cell_text", "is_missing", "with_point"]
+__all__ = [
+    "COLUMN",
+    "OWN",
+    "Cell",
+    "cell_of",
+    "cell_size",
+    "cell_text",
+    "equal_text",
+    "is_missing",
+    "with_point",
+]
 
 # What says that a name is the user's column, or fanout's own.
 COLUMN = "column."
@@ -87,6 +97,21 @@ def cell_text(cell: Cell) -> str:
     if isinstance(cell, str):
         return cell
     return "" if cell is None else json.dumps(cell, ensure_ascii=False)
+
+
+def equal_text(cell: Cell) -> str:
+    """Return the text that equal cells share: ``1`` of ``1`` and ``1.0``, and keys in their order."""
+    if isinstance(cell, str):
+        return cell
+    return json.dumps(_with_equal_numbers(cell), ensure_ascii=False, sort_keys=True)
+
+
+def _with_equal_numbers(cell: Cell) -> Cell:
+    if isinstance(cell, float) and cell.is_integer() and abs(cell) <= _LARGEST:
+        return int(cell)
+    if isinstance(cell, dict):
+        return {key: _with_equal_numbers(one) for key, one in cell.items()}
+    return [_with_equal_numbers(one) for one in cell] if isinstance(cell, list) else cell
 
 
 def cell_size(cell: Cell) -> int:

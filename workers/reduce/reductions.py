@@ -27,6 +27,7 @@ from workers.reduce.frontier import refine_calls, write_rest
 from workers.reduce.groups import await_partitions
 from workers.reduce.made import Made
 from workers.reduce.resolving import resolve
+from workers.reduce.stopped import kept
 from workers.reduce.trees import TreeAnswers, answer_of_refining
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from fanout.runs.result_writer import ReduceMade
     from workers.context.worker_context import WorkerContext
 
-__all__ = ["end_run", "reduce"]
+__all__ = ["end_run", "reduce", "stop"]
 
 
 def reduce(context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunSpec) -> None:
@@ -48,7 +49,7 @@ def reduce(context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunS
     if _waits(context, run, stage_id, spec, found):
         # The last partition of groups to be packed, or the last call of a chain, publishes this task again.
         return
-    if called and _was_stopped(context, run):
+    if called and _was_stopped(context, run, stage_id, spec):
         return
     last = max(stage_id.stage, run.base_stage)
     target = StageId(run_id, last + 1)
@@ -65,7 +66,7 @@ def reduce(context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunS
         _end(context, run, spec, {**found, **made})
 
 
-def _was_stopped(context: WorkerContext, run: RunRecord) -> bool:
+def _was_stopped(context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunSpec) -> bool:
     """Return whether a run was stopped while its calls were written: some of them may be missing.
 
     One that was halted ends here; one that another process has ended, or reopened, is not touched.
@@ -75,8 +76,16 @@ def _was_stopped(context: WorkerContext, run: RunRecord) -> bool:
         return True
     if now.halt is None:
         return False
-    end_run(context, run, now.halt)
+    stop(context, now, stage_id, spec)
     return True
+
+
+def stop(context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunSpec) -> None:
+    """End a run that was stopped while its reduces went on, with those aggregates that are made."""
+    others = [one for one in spec.reductions if not one.makes_calls]
+    with computed(context, run.run_id, spec, others) as made:
+        _write(context, run, spec, {**kept(context, run, spec, stage_id), **made})
+    end_run(context, run, run.halt or RunStatus.CANCELLED)
 
 
 def _waits(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fanout.broker.inspection import messages_of_shard
-from fanout.core.errors import BrokerError, StoredDataError, UnknownRunError
+from fanout.core.errors import BrokerError, SpecError, StoredDataError, UnknownRunError
 from fanout.core.ids import BranchId
 from fanout.core.records import ErrorKind, Outcome, RunStatus
 from fanout.core.state import RecordRequest
@@ -285,7 +285,7 @@ def aggregate(context: WorkerContext, stage_id: StageId) -> None:
     if not record.sealed or (record.done < record.total and store.incomplete(stage_id)):
         raise TooEarlyError(stage_id)
     if run.halt:
-        reductions.end_run(context, run, run.halt)
+        _end_stopped(context, run, stage_id)
         return
     if stage == 0 and run.retry and not store.progress(stage_id).is_complete:
         # A late copy from before the retry: the counts are still those of then.
@@ -299,6 +299,21 @@ def aggregate(context: WorkerContext, stage_id: StageId) -> None:
         # Another process has ended the run meanwhile; it may have been retried, too.
         return
     reductions.reduce(context, run, stage_id, spec)
+
+
+def _end_stopped(context: WorkerContext, run: RunRecord, stage_id: StageId) -> None:
+    """End a run that was stopped; if the map had ended, with the aggregates that are made."""
+    is_reducing = run.status is RunStatus.REDUCING or run.stage > run.base_stage
+    if is_reducing or stage_id.stage:
+        try:
+            spec = context.runs.specs.get(run.run_id)
+            reductions.stop(context, run, stage_id, spec)
+        except (StoredDataError, SpecError):
+            # Of another version of fanout: it must end all the same.
+            _log.warning("its aggregates are lost", exc_info=True, extra=about(stage_id))
+        else:
+            return
+    reductions.end_run(context, run, run.halt or RunStatus.CANCELLED)
 
 
 def _policy_problem(spec: RunSpec, record: StageRecord) -> str | None:

@@ -24,7 +24,7 @@ from fanout.aggregators import (
     whole,
 )
 from fanout.aggregators.nodes import nodes_of
-from fanout.core.cells import cell_text
+from fanout.core.cells import cell_text, equal_text
 from fanout.core.errors import SpecError
 from fanout.core.records import StepOutcome
 from fanout.core.step_answers import step_text
@@ -304,6 +304,29 @@ def test_what_a_branch_is_grouped_by(group_by, key):
 
 
 @pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (1, "1"), (1.0, "1"), ("1", "1"), ("1.0", "1.0"), (1.5, "1.5"), (-0.0, "0"),
+        (2**60, str(2**60)), (2.0**60, str(2**60)), (1e300, "1e+300"), (True, "true"), ("", ""),
+        (None, "(no g)"), ("(no g)", '"(no g)"'), ('"(no g)"', '""(no g)""'), ("(no h)", "(no h)"),
+        ("a (no g)", "a (no g)"), ({"b": 1.0, "a": [2.0]}, '{"a": [2], "b": 1}'), ("null", "null"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("group_by", ["g", "column.g", "steps.g"])
+def test_the_name_of_a_group_is_a_text_that_equal_values_share(group_by, value, name):
+    in_step = group_by == "steps.g"
+    columns, steps = ({}, {"g": value}) if in_step else ({"g": value}, None)
+    made = group_key(group_by, document="d", aspect=None, columns=columns, steps=steps)
+    wanted = name.replace("(no g)", "(no steps.g)") if in_step and value is None else name
+    if not in_step or value is None or "(no g)" not in name:
+        assert made == wanted
+    missing = group_key(
+        group_by, document="d", aspect=None, columns={}, steps={} if in_step else None
+    )
+    assert (made == missing) == (value is None)
+
+
+@pytest.mark.parametrize(
     ("path", "found"),
     [
         ("", '{"parties": ["A", {"name": "B"}], "n": null}'),
@@ -321,7 +344,8 @@ def test_groups_parts_and_prompts_read_the_same_field_of_a_step(path, found):
     answer = {"parties": ["A", {"name": "B"}], "n": None}
     name = f"steps.facts.{path}".rstrip(".")
     key = group_key(name, document="d", aspect=None, columns={}, steps={"facts": answer})
-    assert key == (f"(no {name})" if found is None else found)
+    text = found if path else equal_text(answer)
+    assert key == (f"(no {name})" if found is None else text)
     item = Item(index=0, document="d", output="x", steps={"facts": answer})
     values = Fields(by=(name,), steps=("facts",)).reader(name).values(item, "x")
     assert [cell_text(one) for one in values if one is not None] == [found] * (found is not None)
