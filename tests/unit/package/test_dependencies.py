@@ -28,7 +28,7 @@ OF_EXTRAS = {
     "huggingface_hub": {"fanout.inputs.token_counters"},  # which tokenizers fetches them with
     "opentelemetry": {"workers.telemetry.spans"},
     "bm25s": {"fanout.retrieval.extra"},
-    "numpy": {"fanout.retrieval.extra"},
+    "numpy": {"fanout.policy.vectors", "fanout.retrieval.extra"},
 }
 # Several modules import these, each where it needs them.
 SHARED_EXTRAS = {"kreuzberg", "openpyxl", "pyarrow"}
