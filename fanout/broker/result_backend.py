@@ -13,6 +13,7 @@ from celery.backends.redis import CHORD_PART_RETURN_LUA, RedisBackend, SentinelB
 from fanout.core.exhaustion import is_exhausted
 from fanout.core.ids import run_of
 from fanout.stores.connection import PACKER, SOCKET_OPTIONS, MasterConnection, TolerantRetry
+from fanout.stores.connection_pool import FastPool
 from fanout.stores.functions import FunctionsClient
 from fanout.stores.redis.chord_scripts import ADD_MEMBERS, SET_SIZE, count_of_run
 from fanout.stores.retrying import call_with_retries, is_recoverable
@@ -173,6 +174,10 @@ class _TolerantChords:
 
 class TolerantRedisBackend(_TolerantChords, RedisBackend):  # type: ignore[misc]
     """Celery's Redis backend, but the callback of a chord runs although header tasks failed."""
+
+    def _get_pool(self, **params: Any) -> FastPool:
+        """Return a pool of the connections that Celery's own one would make."""
+        return FastPool(**params)
 
 
 class TolerantSentinelBackend(_TolerantChords, SentinelBackend):  # type: ignore[misc]

@@ -30,6 +30,7 @@ from fanout.core.queue_names import (
     TURNS_OF_A_RUN,
     backlog_of,
 )
+from fanout.stores.connection_pool import FastPool
 from fanout.stores.failover import WatchedConnection
 from fanout.stores.functions import FunctionsClient, ServerFunction
 from fanout.stores.redis.turn_scripts import PUT
@@ -301,6 +302,11 @@ def _is_json(data: bytes | str) -> bool:
 
 class _Channel(_ChannelLimits, kombu_redis.Channel):  # type: ignore[misc]
     from_transport_options = (*kombu_redis.Channel.from_transport_options, *_OPTIONS)
+
+    def _get_pool(self, asynchronous: bool = False) -> FastPool:  # noqa: FBT001, FBT002 - kombu's
+        """Return a pool of the connections that kombu's own one would make."""
+        super()._get_pool(asynchronous=asynchronous)
+        return FastPool(**self._connparams(asynchronous=asynchronous))
 
 
 class _SentinelChannel(_ChannelLimits, kombu_redis.SentinelChannel):  # type: ignore[misc]

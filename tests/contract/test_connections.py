@@ -15,6 +15,7 @@ from fanout.core.errors import BrokerError
 from fanout.core.ids import ShardId
 from fanout.core.settings import load_settings
 from fanout.stores.connection import MasterConnection
+from fanout.stores.connection_pool import FastPool
 from tests.servers import SentinelProcess, ServerProcess
 
 from .messages import make_known
@@ -50,6 +51,21 @@ def test_every_connection_notices_within_half_a_minute_that_its_peer_has_died(an
             taken = client.connection_pool.get_connection()
             _assert_watched(taken)
             client.connection_pool.release(taken)
+
+
+def test_connections_for_messages_and_results_come_from_the_fast_pool(broker_url):
+    with broker.make_app(load_settings(broker_url=broker_url)) as app:
+        with app.connection_for_read() as connection:
+            channel = connection.default_channel
+            pools = [channel.pool, channel.async_pool, app.backend.client.connection_pool]
+            kombus = super(type(channel), channel)._get_pool()
+        assert [type(pool) for pool in pools] == [FastPool] * 3
+        connections = pools[0]
+        ours = connections.connection_kwargs | {"connection_class": connections.connection_class}
+        theirs = kombus.connection_kwargs | {"connection_class": kombus.connection_class}
+        assert ours.keys() == theirs.keys()
+        assert connections.max_connections == kombus.max_connections
+        assert ours["socket_timeout"] == theirs["socket_timeout"] == 20
 
 
 def _assert_watched(connection):

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from billiard.einfo import ExceptionWithTraceback
 from celery.exceptions import Ignore, InvalidTaskError, Reject, Retry
+from celery.worker import request as celery_request
+from celery.worker import state
 from celery.worker.request import Request
 from celery.worker.state import successful_requests, task_ready
 from kombu.transport import virtual
@@ -182,6 +184,26 @@ class BranchRequest(MonitoredRequest):
     def context(self) -> Any:
         """The context by which Celery's backends identify a task."""
         return self._context
+
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        """Note that the branch begins, as Celery does, but without a new count for each branch."""
+        # It is acknowledged at its end: see the task's options.
+        if self._terminate_on_ack is not None or celery_request._does_debug:  # noqa: SLF001 - Celery's
+            super().on_accepted(pid, time_accepted)
+            return
+        self.worker_pid = pid
+        self.time_start = time.time() - (time.monotonic() - time_accepted)
+        state.requests[self.id] = self
+        state.active_requests.add(self)
+        state.total_count[self.name] += 1
+        state.all_total_count[0] += 1
+        self.send_event("task-started")
+
+    def revoked(self) -> bool:
+        """Return whether the branch was revoked; nearly none is."""
+        if self.id in state.revoked or self._already_revoked or state.revoked_stamps:
+            return bool(super().revoked())
+        return self.expires is not None and bool(super().revoked())
 
     def release_claim(self) -> bool:
         """Release the claim of this delivery; its begin still counts."""

@@ -34,23 +34,30 @@ _log = logging.getLogger(__name__)
 class Dispatcher(EventDispatcher):  # type: ignore[misc]
     """Builds and encodes batches itself: Celery's own code costs as much as sending the events."""
 
-    # Hours; updated with each batch.
-    _utcoffset = utcoffset()
+    # Whether it takes events of tasks, and those wait for a batch.
+    _batches_tasks = False
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        is_of_group = not self.groups or "task" in self.groups
+        self._batches_tasks = is_of_group and "task" in self.buffer_group
+        self._say_who()
+
+    def _say_who(self) -> None:
+        """Note what all events of a batch have in common; the offset, in hours, may change."""
+        offset = utcoffset()
+        self._sender = {"hostname": self.hostname, "utcoffset": offset, "pid": self.pid}
 
     def send(self, type: str, **fields: Any) -> None:  # noqa: A002 - Celery's
         """Send an event; task events, for which Celery passes no options, with the next batch."""
-        is_of_task = type.startswith("task-") and "task" in self.buffer_group
-        if not (is_of_task and self.enabled and (not self.groups or "task" in self.groups)):
+        if not (self._batches_tasks and self.enabled and type.startswith("task-")):
             super().send(type, **fields)
             return
-        fields["type"] = type
-        fields["hostname"] = self.hostname
-        fields["utcoffset"] = self._utcoffset
-        fields["pid"] = self.pid
-        fields["clock"] = self.clock.forward()
-        fields["timestamp"] = time.time()
         waiting = self._group_buffer["task"]
-        waiting.append(fields)
+        clock = self.clock.forward()
+        waiting.append(
+            {"type": type, **fields, **self._sender, "clock": clock, "timestamp": time.time()}
+        )
         if len(waiting) >= self.buffer_limit:
             self.flush()
         elif self.on_send_buffered:
@@ -58,7 +65,7 @@ class Dispatcher(EventDispatcher):  # type: ignore[misc]
 
     def flush(self, *args: Any, **kwargs: Any) -> None:
         """Send the waiting events."""
-        self._utcoffset = utcoffset()
+        self._say_who()
         super().flush(*args, **kwargs)
 
     def extend_buffer(self, other: Any) -> None:
