@@ -35,6 +35,10 @@ __all__ = ["BranchSteps", "ClaimReleases"]
 # With more calls in flight than this, ended branches wait this long, and are written together.
 _MANY_IN_FLIGHT = 64
 _LINGER_S = 0.01
+# A branch that begins keeps its place from others: it waits for no more than this share of a call.
+_SHARE_OF_CALL = 0.005
+# Seconds over which ends are counted, to tell how long calls last.
+_COUNTED_S = 1.0
 # One for each kind of step that branches share: begin, record, settle, gather, both of checkpoints, and the
 # finding and the keeping of answers.
 _THREADS = 8
@@ -56,6 +60,7 @@ class BranchSteps:
         loop: The loop that branches run on.
         in_flight: The calls in flight.
         step_s: Seconds that a step at the server may take.
+        clock: Monotonic seconds.
 
     Attributes:
         begin: Begins a branch.
@@ -72,14 +77,22 @@ class BranchSteps:
     """
 
     def __init__(
-        self, connections: Connections, loop: LoopThread, in_flight: InFlight, *, step_s: float
+        self,
+        connections: Connections,
+        loop: LoopThread,
+        in_flight: InFlight,
+        *,
+        step_s: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         store = connections.store
         self._fail_fast_store = connections.fail_fast_store
         self._loop = loop
         self._in_flight = in_flight
         self.threads = ReadyThreads(_THREADS, "fanout-store", first=_FIRST_THREADS)
-        self.begin = Batches(store.begin_all, self.threads, abandoned=self._release_abandoned)
+        self.begin = Batches(
+            store.begin_all, self.threads, self.begin_linger_s, self._release_abandoned
+        )
         self.record = Batches(store.record_all, self.threads, self.linger_s)
         self.checkpoint = Batches(store.checkpoint_all, self.threads, self.linger_s)
         self.last_checkpoint = Batches(store.checkpoints, self.threads)
@@ -90,6 +103,10 @@ class BranchSteps:
         self.alone = asyncio.Lock()
         self.ended = 0
         self._lock = threading.Lock()
+        self._clock = clock
+        # When ends were last counted, how many there were, and the linger that followed from them.
+        self._counted = clock(), 0
+        self._begin_linger_s = 0.0
 
     def linger_s(self) -> float:
         """Return how many seconds an ended branch waits for others, to be written with them.
@@ -97,6 +114,22 @@ class BranchSteps:
         With many calls in flight others end soon, and no further call waits for this one.
         """
         return _LINGER_S if self._in_flight.count >= _MANY_IN_FLIGHT else 0.0
+
+    def begin_linger_s(self) -> float:
+        """Return how many seconds a branch waits for others, to be begun with them.
+
+        Only with many calls in flight. Then a call lasts about as long as it takes as many branches to end.
+        """
+        in_flight = self._in_flight.count
+        if in_flight < _MANY_IN_FLIGHT:
+            return 0.0
+        now, (since, before) = self._clock(), self._counted
+        if now - since >= _COUNTED_S:
+            per_s = (self.ended - before) / (now - since)
+            self._counted = now, self.ended
+            longest_s = _SHARE_OF_CALL * in_flight / per_s if per_s else _LINGER_S
+            self._begin_linger_s = min(_LINGER_S, longest_s)
+        return self._begin_linger_s
 
     def count_ended(self) -> None:
         """Count a branch that has ended with an outcome; any thread may call this."""
