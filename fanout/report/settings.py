@@ -70,6 +70,7 @@ def _settings(spec: RunSpec) -> Iterator[tuple[str, str]]:
         prompt_order="auto",
         lane="realtime",
     )
+    yield from _given(spec, "embed")
     if spec.labels:
         yield (
             "labels",
@@ -84,6 +85,8 @@ def _of_reduce(reduce: Reduce) -> Iterator[tuple[str, str]]:
         yield "reduce", reduce.kind
         if reduce.group_by is not None:
             yield "group_by", reduce.group_by
+        if reduce.fold != "tree":
+            yield "fold", reduce.fold
     if reduce.by:
         yield "by", ", ".join(reduce.by)
     if reduce.measures:

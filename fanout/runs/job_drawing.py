@@ -39,7 +39,7 @@ def job_drawing(spec: RunSpec) -> list[str]:
     lines = [_documents(spec), *_below(_chunks(spec)), _ARROW]
     lines += [_map(spec), *_below(_branch(spec))]
     if spec.reductions:
-        lines += [_ARROW, *map(_reduce, spec.reductions)]
+        lines += [_ARROW, *(_reduce(spec, one) for one in spec.reductions)]
         lines += [f"   {line}" for line in _terms(spec)]
     return lines
 
@@ -162,13 +162,14 @@ def _shape(schema: dict[str, Any] | None, choices: tuple[str, ...]) -> str:
     return f"JSON with {_listed(fields)}" if fields else "JSON"
 
 
-def _reduce(reduce: Reduce) -> str:
+def _reduce(spec: RunSpec, reduce: Reduce) -> str:
     how: str = reduce.kind
     if reduce.makes_calls:
         rounds = f"{reduce.model} compares answers by two, in rounds"
         if reduce.resolves:
             rounds = f"{reduce.model} says which of up to {reduce.max_pairs:,} pairs are the same"
         how += f", {rounds if reduce.judges_pairs else _FOLDS[reduce.fold]}"
+        how += f" by vectors of {_cut(spec.embed)}" if reduce.clusters and spec.embed else ""
     elif reduce.kind == "map_rerank":
         how += ", the answer with the highest score"
     by = f" by {', '.join(reduce.by)}" if reduce.by else ""

@@ -10,6 +10,9 @@ from fanout import RunStatus
 from fanout.core.spec import make_spec
 from tests.integration.conftest import QUICK, wait_for
 from tests.integration.test_frontier import COUNT, IN_FLIGHT, Summing, submit
+from tests.integration.test_sources import COUNT as CITED
+from tests.integration.test_sources import Citing, require_real
+from tests.integration.test_sources import submit as submit_cited
 
 
 @pytest.fixture
@@ -103,3 +106,32 @@ def test_a_killed_worker_loses_nothing_of_a_list_with_a_chain(client, start_work
     start_worker(**environment)
     assert run.wait(90).status is RunStatus.SUCCEEDED
     assert run.result().aggregated == dict.fromkeys(("tree", "chain", "alike"), f"n={COUNT} in sum")
+
+
+@pytest.fixture
+def citing():
+    made = Citing()
+    yield made
+    made.goes_on.set()
+    made.close()
+
+
+def test_citations_of_a_chain_outlive_a_killed_worker(client, start_worker, citing):
+    # Those of the first call are cited to the end.
+    citing.stated = slice(2)
+    environment = {**QUICK, "OPENAI_BASE_URL": citing.url, "OPENAI_API_KEY": "none"}
+    worker = start_worker(**environment)
+    citing.held = (f"text {CITED - 1}",)
+    run = submit_cited(client, fold="refine")
+    wait_for(lambda: len(citing.nodes) > 3, "calls", 60)
+    worker.kill()
+    start_worker(**environment)
+    citing.goes_on.set()
+    assert run.wait(90).status is RunStatus.SUCCEEDED
+    result = run.result()
+    require_real(result)
+    assert {one.index for one in result.sources} == {0, 1}
+    assert result.aggregate_coverage.is_whole
+    assert result.aggregate_coverage.documents_behind == CITED
+    called = {one[0]["content"] for one in citing.nodes}
+    assert len(called) == run.status().stages[1].total > 4

@@ -18,7 +18,9 @@ FACT = re.compile(r"fact (\d+)[^\[\n]*(\[s-\w+\])")
 
 
 class Citing(ScriptedProvider):
-    """States the first two facts of a node, and cites them; invents a citation where it is told to."""
+    """States two facts of a node, the last by default, and cites them; invents where it is told to."""
+
+    stated = slice(-2, None)
 
     def __init__(self):
         super().__init__()
@@ -56,7 +58,9 @@ class Citing(ScriptedProvider):
                 if line.strip()
                 else FACT.findall(content)
             )
-        return 200, openai_reply(" ".join(f"the fact {fact} {one}." for fact, one in found[-2:]))
+        return 200, openai_reply(
+            " ".join(f"the fact {fact} {one}." for fact, one in found[self.stated])
+        )
 
     @property
     def nodes(self):

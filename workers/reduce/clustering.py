@@ -107,7 +107,15 @@ class _Nodes:
                 return
             is_root = not done and sum(answers.sizes) <= room
             for position, (node, indices) in enumerate(
-                _nodes(answers, found, written, room_tokens=room, bytes_per_token=ratio), done
+                _nodes(
+                    answers,
+                    found,
+                    written,
+                    room_tokens=room,
+                    bytes_per_token=ratio,
+                    cites=self._spec.sources,
+                ),
+                done,
             ):
                 chunk = self._chunk(node, position, indices)
                 yield with_room_above(
@@ -269,6 +277,7 @@ def _nodes(
     *,
     room_tokens: int,
     bytes_per_token: float,
+    cites: bool,
 ) -> Iterator[tuple[Node, list[int]]]:
     """Yield the nodes of the answers that are in none yet, each with the indices of its branches."""
     left = [
@@ -279,7 +288,7 @@ def _nodes(
         taken: list[list[int]] = []
         parts = _parts(answers, some, taken, is_last=at == len(left))
         for node in nodes_of(
-            parts, room_tokens=room_tokens, level=0, bytes_per_token=bytes_per_token
+            parts, room_tokens=room_tokens, level=0, bytes_per_token=bytes_per_token, cites=cites
         ):
             yield node, list(chain.from_iterable(taken[: node.taken]))
             del taken[: node.taken]

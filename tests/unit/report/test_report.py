@@ -399,6 +399,12 @@ def test_titles_of_parts_and_passages_stand_beside_answers():
           "model": "openai/x"},
          "on_truncated keep prompt_order as_written lane flex",
          "measures"),
+        ({"aggregate_prompt": "{input}", "fold": "cluster", "embed": "own.words:vectors"},
+         "fold cluster embed own.words:vectors", "measures"),
+        ({"aggregate_prompt": "{input}", "fold": "cluster"}, "fold cluster", "embed"),
+        ({"reduce": [{"name": "a", "llm": {"aggregate_prompt": "{input}"}, "fold": "refine"},
+                     {"name": "b", "vote": True}]},
+         "reduce.a.fold refine", "reduce.b.fold"),
     ],
 )  # fmt: skip
 def test_what_was_asked_of_the_answers_is_a_setting(fields, shown, absent):

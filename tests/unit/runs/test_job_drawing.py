@@ -119,3 +119,11 @@ def test_the_fold_of_an_aggregate_is_drawn():
     assert job_drawing(spec)[-1] == "reduce: llm, calls in turn, each refines the answer so far"
     spec = make_spec(model="fake", prompt="{input}", aggregate_prompt="{input}", fold="cluster")
     assert job_drawing(spec)[-1].endswith("the first of which see answers that are alike")
+    embed = {"fold": "cluster", "embed": "own.words:vectors"}
+    spec = make_spec(model="fake", prompt="{input}", aggregate_prompt="{input}", **embed)
+    assert job_drawing(spec)[-1].endswith("that are alike by vectors of own.words:vectors")
+    each = {"aggregate_prompt": "{input}"}
+    lists = [{"name": "a", "llm": each}, {"name": "b", "llm": each, "fold": "cluster"}]
+    spec = make_spec(model="fake", prompt="{input}", reduce=lists, embed="own.words:vectors")
+    assert job_drawing(spec)[-2] == "reduce a: llm, a tree of calls"
+    assert job_drawing(spec)[-1].endswith("that are alike by vectors of own.words:vectors")

@@ -274,6 +274,15 @@ def test_a_node_cites_the_answers_that_it_shows():
     assert source.document in {f"d{number}" for number in range(60)}
 
 
+@pytest.mark.parametrize("fold", ["tree", "cluster"])
+def test_a_long_answer_gets_the_room_that_the_words_on_sources_do_not_need(fold):
+    context = clustering(sources=True, fold=fold, context_tokens=1100)
+    asked = node_prompts(context)
+    through(context, [*TEXTS, "y" * 2_800])
+    assert any("y" * 2_800 in prompt for prompt in asked)
+    assert context.result.aggregates[""].coverage.cut == 0
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [({"group_by": "document", "embed": "a.b:c"}, "embed: makes no vectors with group_by")],
