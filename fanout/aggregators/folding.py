@@ -26,8 +26,8 @@ _SHARE_OF_MEMORY = 8
 _VALUE_BYTES = 60
 # A merged value of a key that is longer than this waits in a file.
 _LONG_BYTES = 64_000
-# Longer than an answer, so that none can be equal.
-_MOST_BYTES = 64_000_000
+# No JSON is so many times longer than JSON of an equal value, as 1e300 has 301 digits.
+_MOST_LONGER = 100
 _DIGEST_BYTES = 16
 
 
@@ -46,7 +46,10 @@ def folded(values: Iterable[_Placed], scratch: Scratch) -> Iterator[bytes]:
         some.append(one)
         size += _VALUE_BYTES + len(one[1])
         if size > most and len(some) > 1:
-            yield from _folded_outside(chain(some, left), scratch)
+            every = chain(some, left)
+            # They are not kept while they are merged.
+            del some, one
+            yield from _folded_outside(every, scratch)
             return
     if len(some) == 1:
         yield some[0][1]
@@ -128,19 +131,24 @@ def _take_objects(
     for place, data in chain([first], values):
         if not _is_object(data):
             return place, data
-        for at, (key, value) in enumerate(msgspec.json.decode(data).items()):
-            fields.add((key, *place, at), msgspec.json.encode(value))
+        for at, (key, value) in enumerate(_fields_of(data).items()):
+            fields.add((key, *place, at), bytes(value))
     return None
 
 
 def _object(fields: ExternalSorter, scratch: Scratch) -> Iterator[bytes]:
     """Yield an object with each key once, in the order of their first places."""
+    scratch = scratch.beside(fields)
     with scratch.pile() as pile, scratch.sorter() as keys:
         for key, records in grouped(fields):
             values = ((one[0][1:], one[1][0]) for one in records)
             first = next(values)
-            start, short = _put_aside(folded(chain([first], values), scratch), pile)
-            keys.add(first[0], msgspec.json.encode(key), short, start, pile.size)
+            place = first[0]
+            every = chain([first], values)
+            del first
+            start, short = _put_aside(folded(every, scratch.beside(keys)), pile)
+            keys.add(place, msgspec.json.encode(key), short, start, pile.size)
+        fields.close()
         mark = b"{"
         for _, (key, short, start, end) in keys:
             yield mark + key + b":" + short
@@ -168,18 +176,20 @@ def _distinct(
     so_far: Iterator[bytes], values: Iterator[_Placed], scratch: Scratch
 ) -> Iterator[bytes]:
     """Yield a list of a value and of all others that differ, each once, in their order."""
-    with scratch.pile() as pile, scratch.sorter() as by_digest, scratch.sorter() as in_order:
+    half = scratch.divided(2)
+    with half.pile() as pile, half.sorter() as by_digest, half.sorter() as in_order:
         for chunk in so_far:
             pile.add(chunk)
-        known = None
-        if pile.size <= _MOST_BYTES:
-            known = _digest(msgspec.json.decode(b"".join(pile.read(0, pile.size))))
-        number = 0
+        number = longest = 0
         for _, data in values:
+            longest = max(longest, len(data))
             value = msgspec.json.decode(data)
             for one in value if isinstance(value, list) else [value]:
                 by_digest.add((_digest(one), number), msgspec.json.encode(one))
                 number += 1
+        known = None
+        if pile.size <= _MOST_LONGER * longest:
+            known = _digest(msgspec.json.decode(b"".join(pile.read(0, pile.size))))
         for digest, same in grouped(by_digest):
             (_, at), (data,) = next(same)
             if digest != known:
@@ -190,6 +200,10 @@ def _distinct(
         for _, (data,) in in_order:
             yield b"," + data
         yield b"]"
+
+
+# The values stay JSON: decoded they would take memory and time at each level that they are in.
+_fields_of = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def _digest(value: Any) -> bytes:

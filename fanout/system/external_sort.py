@@ -27,9 +27,13 @@ __all__ = ["ExternalSorter", "Pile", "Record", "Scratch", "grouped"]
 Record = tuple[tuple[Any, ...], tuple[Any, ...]]
 
 _MEMORY_BYTES = 8_000_000
-# What a record takes beside its values.
-_RECORD_BYTES = 250
+# The least that work inside other work has.
+_LEAST_BYTES = 256_000
+# What a record takes beside its key and values.
+_RECORD_BYTES = 150
 _BLOCK_BYTES = 64_000
+# A sorter that has more than this part of the memory makes room for work beside it.
+_SHARES = 2
 # So many files are merged into one: each that is read has a block in memory.
 _FAN_IN = 16
 _LENGTH = struct.Struct("<Q")
@@ -47,6 +51,18 @@ class Scratch:
     def __init__(self, *, memory_bytes: int = _MEMORY_BYTES, folder: str | None = None) -> None:
         self.memory_bytes = memory_bytes
         self.folder = folder
+
+    def beside(self, *sorters: ExternalSorter) -> Scratch:
+        """Return what is left for work while sorters have records: those with many put them into files."""
+        for sorter in sorters:
+            sorter.make_room(self.memory_bytes // _SHARES)
+        left = self.memory_bytes - sum(sorter.memory_bytes for sorter in sorters)
+        least = min(self.memory_bytes, _LEAST_BYTES)
+        return Scratch(memory_bytes=max(left, least), folder=self.folder)
+
+    def divided(self, count: int) -> Scratch:
+        """Return what each of several sorters has that are in use at once."""
+        return Scratch(memory_bytes=self.memory_bytes // count, folder=self.folder)
 
     def sorter(self) -> ExternalSorter:
         """Return a new sorter."""
@@ -95,8 +111,18 @@ class ExternalSorter:
     def add(self, key: tuple[Any, ...], *data: Any) -> None:
         """Take a record. Raises RunError: there is no room for temporary files."""
         self._held.append((key, data))
-        self._held_bytes += _RECORD_BYTES + sum(map(sys.getsizeof, data))
+        self._held_bytes += _RECORD_BYTES + _size_of(key) + _size_of(data)
         if self._held_bytes >= self._scratch.memory_bytes:
+            self._spill()
+
+    @property
+    def memory_bytes(self) -> int:
+        """About the memory that it takes while its records are read."""
+        return self._held_bytes + _BLOCK_BYTES * sum(map(len, self._levels))
+
+    def make_room(self, most_bytes: int) -> None:
+        """Put the records into files if they take more memory than that; they must not be being read."""
+        if self._held_bytes > most_bytes:
             self._spill()
 
     def _spill(self) -> None:
@@ -161,7 +187,7 @@ class _Run:
         size = 0
         for record in records:
             block.append(record)
-            size += _RECORD_BYTES + sum(map(sys.getsizeof, record[1]))
+            size += _RECORD_BYTES + _size_of(record[0]) + _size_of(record[1])
             if size >= _BLOCK_BYTES:
                 self._write(block)
                 block, size = [], 0
@@ -189,6 +215,15 @@ class _Run:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _size_of(values: tuple[Any, ...]) -> int:
+    """Return about the bytes that values take in memory, with those in tuples."""
+    size = sum(map(sys.getsizeof, values))
+    for one in values:
+        if type(one) is tuple:
+            size += _size_of(one)
+    return size
 
 
 def grouped(records: Iterable[Record], at: int = 0) -> Iterator[tuple[Any, Iterator[Record]]]:

@@ -49,7 +49,7 @@ def _groups(spec: RunSpec, reduce: Reduce, count: int) -> GroupedAggregates:
     """Return what aggregates the branches of a reduce. Together, several have the memory of one."""
     scratch = Scratch()
     if count > 1:
-        scratch = Scratch(memory_bytes=scratch.memory_bytes // count)
+        scratch = scratch.divided(count)
     return GroupedAggregates(reduce.kind, _fields(spec, reduce), scratch)
 
 

@@ -188,6 +188,31 @@ def test_what_is_held_does_not_grow_with_the_number_of_groups(name):
 
 
 @pytest.mark.parametrize(
+    "answer",
+    [
+        lambda at: '{"a":' * 20 + json.dumps([f"{at}" + "x" * 10_000]) + "}" * 20,
+        lambda at: '{"a":1,"b":' * 20 + json.dumps(f"{at}" + "x" * 10_000) + "}" * 20,
+        lambda at: '{"a":' * 20 + json.dumps({f"{at}" + "x" * 10_000: 1}) + "}" * 20,
+        lambda at: json.dumps("last" if at == 89 else {"a": [at] * 10_000}),
+    ],
+    ids=["deep", "deep and wide", "deep keys", "a value at the end"],
+)
+def test_what_a_merge_holds_does_not_grow_with_the_depth_of_answers(answer):
+    with GroupedAggregates("merge", scratch=Scratch(memory_bytes=1_000_000)) as groups:
+        for at in range(90):
+            groups.add(Item(index=at, document="d", output=answer(at)))
+        [(_, made)] = groups.results()
+        tracemalloc.start()
+        try:
+            size = sum(map(len, made.chunks))
+            _, peak_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert size > 900_000
+    assert peak_bytes < 5_000_000
+
+
+@pytest.mark.parametrize(
     ("fields", "kept"),
     [
         ({"by": ("a",)}, '{"a":1.0,"a.b":3}'),

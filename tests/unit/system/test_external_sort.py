@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -67,6 +68,46 @@ def test_the_error_names_the_folder_without_room(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.TemporaryFile", full)
     with pytest.raises(RunError, match=r"No space left on device.*set TMPDIR"):
         Scratch().file()
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        lambda text: ((text,), ()),
+        lambda text: ((0, (1, text)), ()),
+        lambda text: ((text[:8],), (text,)),
+        lambda text: ((text[:8],), ((text.encode(), 1), 2)),
+        lambda text: ((text[:8],), (1, (((text,),),))),
+    ],
+)
+def test_all_that_a_record_has_counts_as_memory(record):
+    with ExternalSorter(Scratch(memory_bytes=300_000)) as sorter:
+        tracemalloc.start()
+        try:
+            for number in range(1_000):
+                key, data = record(f"{number:08}" + "x" * 10_000)
+                sorter.add(key, *data)
+            assert sum(1 for _ in sorter) == 1_000
+            _, peak_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    # 10 MB of records; their blocks are encoded before they are written.
+    assert peak_bytes < 3_000_000
+
+
+def test_sorters_inside_each_other_share_one_memory():
+    whole = Scratch(memory_bytes=10_000_000)
+    with whole.sorter() as outer:
+        for number in range(400):
+            outer.add((number,), b"x" * 10_000)
+        inner = whole.beside(outer)
+        assert 5_000_000 < inner.memory_bytes < 7_000_000
+        for number in range(400):
+            outer.add((number,), b"x" * 10_000)
+        inner = whole.beside(outer)
+        assert inner.memory_bytes > 9_900_000, "more than half of it goes into a file"
+        assert len(list(outer)) == 800
+    assert Scratch(memory_bytes=1).beside(outer).memory_bytes == 1
 
 
 def test_records_are_grouped_by_a_part_of_their_key():
