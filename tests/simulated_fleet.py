@@ -275,7 +275,7 @@ def small_parts(patch: pytest.MonkeyPatch) -> Iterator[None]:
     with patch.context() as within:
         within.setattr(workers.reduce.frontier, "SHOWN_PARTS", 6)
         within.setattr(workers.reduce.clustering, "SHOWN_PARTS", 6)
-        within.setattr(workers.reduce.refining, "_SHOWN_PARTS", 6)
+        within.setattr(workers.reduce.refining, "SHOWN_PARTS", 6)
         within.setattr(workers.reduce.groups, "MOST_BRANCHES", 12)
         within.setattr(workers.reduce.groups, "_PACKING", _OwnLock())
         yield

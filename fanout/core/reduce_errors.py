@@ -61,7 +61,8 @@ def canonical_reduce(
     for key, value in given.items():
         is_kind = key in kinds
         found = _of_kind(called, str(key), value) if is_kind else {str(key): value}
-        for alias, one in ({_FIELD: key} | found if is_kind else found).items():
+        kind = [(_FIELD, key)] if is_kind else []
+        for alias, one in (*kind, *found.items()):
             field = ALIASES.get(alias, alias)
             if field in fields:
                 what = f"has {fields[field]} and {one}" if field == _FIELD else "is given twice"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 from contextlib import suppress
 from itertools import chain
-from tempfile import SpooledTemporaryFile
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -14,10 +13,11 @@ from msgspec import structs
 from fanout.aggregators import Aggregate, Held, Streamed, value_of
 from fanout.core.errors import FanoutError
 from fanout.runs.status import ReduceError, StoredResult
+from fanout.system.external_sort import Scratch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
-    from typing import IO, Self
+    from typing import Self
 
     from fanout.stores import RedisStore
 
@@ -141,9 +141,9 @@ class _ResultWriter:
 
         Very many of them follow their values, in the pieces: until then they are in a temporary file.
         """
-        with _lines_file() as lines:
+        with _Lines() as lines:
             for group, one in made:
-                lines.write(msgspec.json.encode((group, self.add(one))) + b"\n")
+                lines.add(msgspec.json.encode((group, self.add(one))))
             place = self._placed(lines)
             if place is None:
                 return StoredResult(aggregates=dict(map(_entry, lines)))
@@ -151,23 +151,21 @@ class _ResultWriter:
 
     def with_errors(self, result: StoredResult, errors: Iterable[ReduceError]) -> StoredResult:
         """Return a result with its errors; very many of them are in the pieces, too."""
-        with _lines_file() as lines:
+        with _Lines() as lines:
             for error in errors:
-                lines.write(msgspec.json.encode(error) + b"\n")
+                lines.add(msgspec.json.encode(error))
             place = self._placed(lines)
             if place is None:
                 return structs.replace(result, errors=list(map(_error, lines)))
             return structs.replace(result, error_lines=place)
 
-    def _placed(self, lines: IO[bytes]) -> tuple[int, int] | None:
+    def _placed(self, lines: _Lines) -> tuple[int, int] | None:
         """Write lines into the pieces, and return where; None if they are to be in the record."""
-        size = lines.tell()
-        lines.seek(0)
-        if not size or self._listed + size <= _LISTED_BYTES:
-            self._listed += size
+        if not lines.size or self._listed + lines.size <= _LISTED_BYTES:
+            self._listed += lines.size
             return None
         start = self._size
-        while chunk := lines.read(PIECE_BYTES):
+        for chunk in lines.chunks():
             self._write(chunk)
         return start, self._size
 
@@ -244,9 +242,38 @@ _entry = msgspec.json.Decoder(tuple[str, Aggregate]).decode
 _error = msgspec.json.Decoder(ReduceError).decode
 
 
-def _lines_file() -> SpooledTemporaryFile[bytes]:
-    """Return a file of lines that is in memory while it is small."""
-    return SpooledTemporaryFile(max_size=_LISTED_BYTES)
+class _Lines:
+    """Lines of JSON, in a temporary file once they are many."""
+
+    def __init__(self) -> None:
+        self._pile = Scratch().pile()
+        self._latest = bytearray()
+
+    @property
+    def size(self) -> int:
+        return self._pile.size + len(self._latest)
+
+    def add(self, line: bytes) -> None:
+        """Take a line. Raises RunError: there is no room for temporary files."""
+        self._latest += line + b"\n"
+        if len(self._latest) > _LISTED_BYTES:
+            self._pile.add(bytes(self._latest))
+            self._latest.clear()
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield all bytes."""
+        yield from self._pile.read(0, self._pile.size)
+        yield bytes(self._latest)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the lines; they are few."""
+        yield from b"".join(self.chunks()).splitlines()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._pile.close()
 
 
 def _streamed(made: Aggregate) -> Streamed:

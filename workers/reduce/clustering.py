@@ -27,10 +27,10 @@ from fanout.retrieval.words import words_of
 from fanout.runs.token_counts import packing_ratio, reduce_room
 from fanout.system.external_sort import Scratch
 from workers.reduce.embedding import RunStoppedError, embedded
-from workers.reduce.frontier import MORE_SHARDS, SHOWN_PARTS, leaf_of, node_chunk
+from workers.reduce.frontier import leaf_of, node_chunk
 from workers.reduce.items import branches, goes_on
 from workers.reduce.room_above import with_room_above
-from workers.reduce.writing import StageWriter, write_all
+from workers.reduce.writing import MORE_SHARDS, SHOWN_PARTS, StageWriter, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

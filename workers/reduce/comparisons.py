@@ -27,14 +27,13 @@ from fanout.inputs.comparison_prompts import (
 )
 from fanout.policy.steps import output_step
 from fanout.policy.tournaments import Knockout, Ranking
-from fanout.runs.status import ReduceError
 from fanout.runs.token_counts import comparison_tokens, packing_ratio
 from fanout.system.external_sort import Scratch
 from workers.reduce.compared_tasks import Tasks
 from workers.reduce.coverage import with_coverage
 from workers.reduce.entrants import Entrants
 from workers.reduce.items import item_of
-from workers.reduce.made import Made
+from workers.reduce.made import FirstFailedCalls, Made, why_failed
 from workers.reduce.writing import StageWriter, write_all
 
 if TYPE_CHECKING:
@@ -45,12 +44,12 @@ if TYPE_CHECKING:
     from fanout.core.spec import RunSpec
     from fanout.core.state import RunRecord
     from fanout.policy.tournaments import Pair
+    from fanout.runs.status import ReduceError
     from workers.context.worker_context import WorkerContext
     from workers.reduce.entrants import Group
 
 __all__ = ["compare"]
 
-_MOST_ERRORS = 100
 _CALLS = 2  # of each comparison
 
 
@@ -61,12 +60,15 @@ def _as_ties(count: int) -> str:
 class _Tally(msgspec.Struct):
     """What has become of the comparisons so far."""
 
-    reduce: str = ""
+    calls: FirstFailedCalls
     comparisons: int = 0
     failed: int = 0
     by_position: int = 0
-    over_budget: int = 0
-    errors: list[ReduceError] = []
+
+    @property
+    def errors(self) -> list[ReduceError]:
+        """The first calls that failed."""
+        return self.calls.errors
 
     @property
     def problem(self) -> str | None:
@@ -79,9 +81,9 @@ class _Tally(msgspec.Struct):
             return None
         unpaid = [error for error in self.errors if error.kind is ErrorKind.BUDGET]
         error = (unpaid or self.errors)[-1]
-        why = f"{error.kind.value}: {error.message} (after {error.attempts} attempts)"
-        if self.over_budget:
-            calls = plural(self.over_budget, "call that compares", "calls that compare")
+        why = why_failed(error)
+        if self.calls.over_budget:
+            calls = plural(self.calls.over_budget, "call that compares", "calls that compare")
             return f"no aggregate could be made: {calls} answers did not fit: {why}"
         return f"no comparison could be made: {why}" if self.failed == self.comparisons else None
 
@@ -121,7 +123,7 @@ def compare(
     """
     entrants = Entrants(context, run.run_id, spec, reduce)
     tournament = _tournament(entrants, spec, reduce)
-    tally, store = _Tally(reduce=reduce.name), context.connections.store
+    tally, store = _Tally(FirstFailedCalls(reduce.name)), context.connections.store
     stage, last = run.base_stage, max(run.base_stage, stage_id.stage)
     while pairs := tournament.pairs():
         passes = entrants.passes(pairs)
@@ -278,18 +280,7 @@ def _verdicts(
 def _verdict(outcome: Outcome, tally: _Tally) -> int | None:
     if outcome.output is not None:
         return winner_of(outcome.output)
-    is_unpaid = outcome.kind is ErrorKind.BUDGET
-    if len(tally.errors) < _MOST_ERRORS or (is_unpaid and not tally.over_budget):
-        tally.errors.append(
-            ReduceError(
-                reduce=tally.reduce,
-                group="",
-                kind=outcome.kind or ErrorKind.INTERNAL,
-                message=outcome.message or "",
-                attempts=outcome.attempts,
-            )
-        )
-    tally.over_budget += is_unpaid
+    tally.calls.add(outcome)
     return None
 
 

@@ -39,7 +39,7 @@ from fanout.runs.token_counts import packing_ratio, reduce_room
 from workers.reduce.items import ended_branches, item_of, tally_of
 from workers.reduce.refining import RefineCalls
 from workers.reduce.room_above import is_only, with_room_above
-from workers.reduce.writing import StageWriter
+from workers.reduce.writing import MORE_SHARDS, SHOWN_PARTS, StageWriter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -54,8 +54,6 @@ if TYPE_CHECKING:
     from workers.context.worker_context import WorkerContext
 
 __all__ = [
-    "MORE_SHARDS",
-    "SHOWN_PARTS",
     "follow",
     "group_counts",
     "is_due",
@@ -69,10 +67,6 @@ __all__ = [
     "write_rest",
 ]
 
-# Shards of nodes in flight beyond those of the window: they are small, one for each shard that has ended.
-MORE_SHARDS = 32
-# Nodes are packed by the tokens that the first answers have.
-SHOWN_PARTS = 50
 
 _tally = msgspec.json.Decoder(Tally).decode
 

@@ -20,6 +20,7 @@ from workers.reduce.group_parts import GroupLeaves, complete_groups
 from workers.reduce.group_writing import GroupWriter, OvertakenError, StageClosedError
 from workers.reduce.items import ended_branches
 from workers.reduce.room_above import is_only, with_room_above
+from workers.reduce.writing import SHOWN_PARTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,8 +40,6 @@ LEASE_S = 15.0
 _RENEW_S = 3.0
 # The characters of answers of a partition that are in memory at once.
 MOST_CHARS = 48_000_000
-# Nodes are packed by the tokens that the first answers have.
-_SHOWN_PARTS = 50
 # The column of a node that says how many its group has at its level.
 _OF = "of"
 
@@ -85,7 +84,7 @@ def measures(
 
     def texts() -> Iterator[str]:
         [(_, hashes)] = leaves.hashes([0])
-        for leaf in islice(leaves.parts(0, range(len(hashes)), hashes), _SHOWN_PARTS):
+        for leaf in islice(leaves.parts(0, range(len(hashes)), hashes), SHOWN_PARTS):
             yield leaf.part.text
 
     ratio = packing_ratio(context.connections.store, run.run_id, spec, reduce, texts())

@@ -10,6 +10,7 @@ from fanout.core.partitions import PartitionRecord, PartWrite
 from fanout.core.records import Shard
 from fanout.policy.packing import MAX_SHARD_BRANCHES, MAX_SHARD_BYTES
 from fanout.runs.enqueue import fleet_window
+from workers.reduce.writing import MORE_SHARDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     Change = Callable[[PartitionRecord], PartitionRecord]
 
 __all__ = ["GroupWriter", "OvertakenError", "StageClosedError"]
-
-# Shards of nodes in flight beyond those of the window, as for the nodes of a tree without groups.
-_MORE_SHARDS = 32
 
 
 class OvertakenError(Exception):
@@ -117,7 +115,7 @@ class GroupWriter:
     def open(self) -> None:
         """Publish shards that are written: also those of a process that has died after the write."""
         stage_id = self._target.stage_id
-        window = fleet_window(self._store) + _MORE_SHARDS
+        window = fleet_window(self._store) + MORE_SHARDS
         opened = self._store.open_shards(stage_id, window=window)
         self._context.connections.publisher.expand(stage_id, opened)
 

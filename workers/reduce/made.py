@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from fanout.core.records import ErrorKind
 from fanout.runs.status import ReduceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from fanout.aggregators import Aggregate, Streamed
+    from fanout.core.records import Outcome
 
-__all__ = ["FailedCalls", "Made"]
+__all__ = ["FailedCalls", "FirstFailedCalls", "Made", "failed_call", "why_failed"]
 
 _BLOCK_BYTES = 64_000
+_MOST_ERRORS = 100
 
 
 class Made(NamedTuple):
@@ -31,6 +34,43 @@ class Made(NamedTuple):
     aggregates: Iterable[tuple[str, Aggregate | Streamed]] = ()
     errors: list[ReduceError] = []  # noqa: RUF012 - nobody changes it
     problem: str | None = None
+
+
+def failed_call(reduce: str, group: str, outcome: Outcome) -> ReduceError:
+    """Return the error of a call that failed."""
+    return ReduceError(
+        reduce=reduce,
+        group=group,
+        kind=outcome.kind or ErrorKind.INTERNAL,
+        message=outcome.message or "",
+        attempts=outcome.attempts,
+    )
+
+
+def why_failed(error: ReduceError) -> str:
+    """Return why a call failed."""
+    return f"{error.kind.value}: {error.message} (after {error.attempts} attempts)"
+
+
+class FirstFailedCalls:
+    """The failed calls of comparisons: the first ones, and the first that the budget had no room for.
+
+    Attributes:
+        errors: Them.
+        over_budget: All calls that the budget had no room for.
+    """
+
+    def __init__(self, reduce: str) -> None:
+        self._reduce = reduce
+        self.errors: list[ReduceError] = []
+        self.over_budget = 0
+
+    def add(self, outcome: Outcome, group: str = "") -> None:
+        """Take a failed call."""
+        is_unpaid = outcome.kind is ErrorKind.BUDGET
+        if len(self.errors) < _MOST_ERRORS or (is_unpaid and not self.over_budget):
+            self.errors.append(failed_call(self._reduce, group, outcome))
+        self.over_budget += is_unpaid
 
 
 class FailedCalls:

@@ -19,7 +19,7 @@ from fanout.core.records import Chunk, RunStatus
 from fanout.core.state import Frontier
 from fanout.runs.token_counts import packing_ratio, reduce_room
 from workers.reduce.items import ended_branches, reduce_branches
-from workers.reduce.writing import StageWriter
+from workers.reduce.writing import SHOWN_PARTS, StageWriter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from workers.context.worker_context import WorkerContext
 
 __all__ = ["RefineCalls", "refined"]
-
-# Answers are counted in tokens as the first ones show.
-_SHOWN_PARTS = 50
 
 
 class PartReader(Protocol):
@@ -114,10 +111,10 @@ class RefineCalls:
         is_done = False
         if so_far is not None:
             places = self._parts(begins, is_complete=is_complete)
-            head = list(islice(places, _SHOWN_PARTS))
+            head = list(islice(places, SHOWN_PARTS))
             if not head:
                 is_done = is_complete
-            elif number or is_complete or len(head) == _SHOWN_PARTS:
+            elif number or is_complete or len(head) == SHOWN_PARTS:
                 is_done = not self._write(number, so_far, head, places, is_complete=is_complete)
         # Also of a call that another process has written, and died.
         self._writer.open()

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 from fanout.aggregators import Aggregate
 from fanout.aggregators.base import LEFT_OUT
 from fanout.core.ids import StageId
-from fanout.core.records import Chunk, ErrorKind
+from fanout.core.records import Chunk
 from fanout.core.units import plural
 from fanout.inputs.resolution_prompts import is_same, resolution_prompt
 from fanout.policy.resolution import candidates, closing_pairs, grouped
-from fanout.runs.status import ReduceError
 from workers.reduce.coverage import with_coverage
 from workers.reduce.items import goes_on
-from workers.reduce.made import Made
+from workers.reduce.made import FirstFailedCalls, Made, why_failed
 from workers.reduce.resolved_values import values_of
 from workers.reduce.writing import StageWriter, write_all
 
@@ -41,17 +40,15 @@ __all__ = ["resolve"]
 
 # Different values that are compared with each other; n-grams of more would not fit into memory.
 _MOST_VALUES = 100_000
-_MOST_ERRORS = 100
 
 
 class _Verdicts:
     """What the model says of pairs."""
 
     def __init__(self, reduce: str) -> None:
-        self._reduce = reduce
+        self.calls = FirstFailedCalls(reduce)
         self.of: dict[Pair, bool | None] = {}
-        self.errors: list[ReduceError] = []
-        self.failed = self.over_budget = 0
+        self.failed = 0
 
     def add(self, pair: Pair, outcome: Outcome, group: str) -> None:
         if outcome.output is not None:
@@ -59,26 +56,14 @@ class _Verdicts:
             return
         self.of[pair] = None
         self.failed += 1
-        is_unpaid = outcome.kind is ErrorKind.BUDGET
-        if len(self.errors) < _MOST_ERRORS or (is_unpaid and not self.over_budget):
-            self.errors.append(
-                ReduceError(
-                    reduce=self._reduce,
-                    group=group,
-                    kind=outcome.kind or ErrorKind.INTERNAL,
-                    message=outcome.message or "",
-                    attempts=outcome.attempts,
-                )
-            )
-        self.over_budget += is_unpaid
+        self.calls.add(outcome, group)
 
     @property
     def problem(self) -> str | None:
         """Why there is no aggregate, or None: no call had an answer, or the budget had no room for some."""
-        if not self.failed or not (self.over_budget or self.failed == len(self.of)):
+        if not self.failed or not (self.calls.over_budget or self.failed == len(self.of)):
             return None
-        last = self.errors[-1]
-        why = f"{last.kind.value}: {last.message} (after {last.attempts} attempts)"
+        why = why_failed(self.calls.errors[-1])
         pairs = plural(self.failed, "pair of values", "pairs of values")
         return f"no aggregate could be made: {pairs} could not be compared: {why}"
 
@@ -127,11 +112,11 @@ def resolve(
         left = reduce.max_pairs - len(verdicts.of)
         pairs = closing_pairs(groups, values.weights, verdicts.of, most=left)
     if verdicts.problem is not None:
-        return Made((), verdicts.errors, verdicts.problem)
+        return Made((), verdicts.calls.errors, verdicts.problem)
     groups = grouped(len(values.keys), verdicts.of)
     notes = _notes(reduce, values, found, verdicts, groups)
     made = _aggregates(reduce, values, groups, notes)
-    return with_coverage(spec, made, values.behind)._replace(errors=verdicts.errors)
+    return with_coverage(spec, made, values.behind)._replace(errors=verdicts.calls.errors)
 
 
 def _write(

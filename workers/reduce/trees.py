@@ -9,23 +9,23 @@ from msgspec import structs
 
 from fanout.aggregators import Aggregate, Source, Tally, lacking
 from fanout.core.ids import StageId
-from fanout.core.records import ErrorKind
-from fanout.runs.status import ReduceError
 from workers.reduce.cited import with_checked_sources
 from workers.reduce.coverage import with_coverage
 from workers.reduce.frontier import group_counts, node_places, node_tally
 from workers.reduce.group_answers import in_order, partition_branches, partitions_of
 from workers.reduce.items import reduce_branches
-from workers.reduce.made import FailedCalls, Made
+from workers.reduce.made import FailedCalls, Made, failed_call, why_failed
 from workers.reduce.refining import refined
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
+    from fanout.aggregators import Place
     from fanout.core.records import Chunk, Outcome
     from fanout.core.reduces import Reduce
     from fanout.core.spec import RunSpec
     from fanout.core.state import RunRecord
+    from fanout.runs.status import ReduceError
     from workers.context.worker_context import WorkerContext
 
 __all__ = ["TreeAnswers", "answer_of_refining"]
@@ -87,6 +87,7 @@ class TreeAnswers:
     def _answers(self, stages: Iterable[Iterable[tuple[Chunk, Outcome]]]) -> dict[str, Aggregate]:
         """Return the answers of the nodes of some groups, by stages."""
         found: dict[str, Aggregate] = {}
+        cited: dict[str, tuple[Mapping[str, Place], bool]] = {}
         for number, nodes in enumerate(stages):
             behind: dict[str, Tally] = {}
             for chunk, outcome in nodes:
@@ -94,32 +95,36 @@ class TreeAnswers:
                 tally = Tally.total([behind.get(group, Tally()), node_tally(chunk, outcome)])
                 behind[group] = tally
                 # A group with several nodes here is answered by a later stage, which overwrites this.
-                found[group] = self._answer(chunk, outcome, tally, is_deep=number > 0)
+                found[group] = self._answer(chunk, outcome, tally)
+                cited[group] = node_places(chunk), number > 0
         self._is_answered |= any(one.value is not None for one in found.values())
+        # Only now, as the check of quotes reads their sources.
+        for group, (places, is_deep) in cited.items():
+            found[group] = self._checked(found[group], places, is_deep=is_deep)
         return found
 
-    def _answer(self, chunk: Chunk, outcome: Outcome, tally: Tally, *, is_deep: bool) -> Aggregate:
+    def _checked(self, made: Aggregate, places: Mapping[str, Place], *, is_deep: bool) -> Aggregate:
+        if made.value is None or not places:
+            return made
+        value, sources = with_checked_sources(
+            self._context, self._run_id, self._spec, made.value, places, is_deep=is_deep
+        )
+        return structs.replace(made, value=value, sources=sources)
+
+    def _answer(self, chunk: Chunk, outcome: Outcome, tally: Tally) -> Aggregate:
         group, count, failed = group_counts(chunk)
         problem = chunk.error or lacking(tally, self._spec.min_group_success)
-        value, sources = None, list[Source]()
+        value = None
         if problem is None:
             value = _value(outcome.output, is_json=self._reduce.schema is not None)
         else:
             self._problems = [problem]
         if outcome.kind is not None and chunk.error is None:
-            error = _error(self._reduce, group, outcome)
+            error = failed_call(self._reduce.name, group, outcome)
             self.errors.add(error)
-            problem = problem or _failure(error)
-        if value is not None and (places := node_places(chunk)):
-            value, sources = with_checked_sources(
-                self._context, self._run_id, self._spec, value, places, is_deep=is_deep
-            )
+            problem = problem or why_failed(error)
         return Aggregate(
-            value=value,
-            succeeded=count,
-            failed=failed,
-            coverage=tally.coverage(problem),
-            sources=sources,
+            value=value, succeeded=count, failed=failed, coverage=tally.coverage(problem)
         )
 
 
@@ -128,7 +133,7 @@ def answer_of_refining(
 ) -> Made:
     """Return what the calls of a reduce have refined."""
     chain, failed = refined(context, run, reduce)
-    errors = [_error(reduce, "", outcome) for outcome in failed]
+    errors = [failed_call(reduce.name, "", outcome) for outcome in failed]
     value, sources = _value(chain.answer, is_json=reduce.schema is not None), list[Source]()
     if value is not None and spec.sources:
         # A later call sees what is cited only in the answer so far.
@@ -156,22 +161,8 @@ def _value(answer: str | None, *, is_json: bool) -> Any:
     return msgspec.json.decode(answer) if is_json and answer is not None else answer
 
 
-def _error(reduce: Reduce, group: str, outcome: Outcome) -> ReduceError:
-    return ReduceError(
-        reduce=reduce.name,
-        group=group,
-        kind=outcome.kind or ErrorKind.INTERNAL,
-        message=outcome.message or "",
-        attempts=outcome.attempts,
-    )
-
-
 def _why(error: ReduceError | None, problems: list[str]) -> str:
     """Return why there is no aggregate."""
     if problems:
         return problems[-1]
-    return _failure(error) if error is not None else "there is no answer to reduce"
-
-
-def _failure(error: ReduceError) -> str:
-    return f"{error.kind.value}: {error.message} (after {error.attempts} attempts)"
+    return why_failed(error) if error is not None else "there is no answer to reduce"

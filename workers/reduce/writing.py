@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from fanout.core.reduces import Reduce
     from workers.context.worker_context import WorkerContext
 
-__all__ = ["StageWriter", "write_all"]
+__all__ = ["MORE_SHARDS", "SHOWN_PARTS", "StageWriter", "write_all"]
+
+# Shards of nodes in flight beyond those of the window: they are small, one for each shard that has ended.
+MORE_SHARDS = 32
+# Nodes are packed by the tokens that the first answers have.
+SHOWN_PARTS = 50
 
 
 class StageWriter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import msgspec
@@ -18,7 +19,7 @@ from fanout.aggregators import (
     Tally,
     aggregate_groups,
 )
-from fanout.core.errors import UnknownRunError
+from fanout.core.errors import RunError, UnknownRunError
 from fanout.core.records import ErrorKind, RunStatus
 from fanout.runs import result_writer
 from fanout.runs.answer_text import answer_text
@@ -301,3 +302,14 @@ def test_json_in_parts_has_the_spaces_of_json_in_whole(value, size):
     parts = [compact[at : at + size] for at in range(0, len(compact), size)]
     assert "".join(spaced_json(parts)) == json.dumps(value, ensure_ascii=False)
     assert "".join(indented_json(parts)) == json.dumps(value, ensure_ascii=False, indent=2)
+
+
+def test_without_room_for_a_file_of_very_many_groups_the_error_says_so(store, monkeypatch):
+    def full(**_options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    made = ((f"group {at}", Aggregate(value="x" * 50)) for at in range(20_000))
+    with pytest.raises(RunError, match=r"No space left on device.*set TMPDIR"):
+        write_result(store, RUN, made)
+    assert store.result(RUN) is None

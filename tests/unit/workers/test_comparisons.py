@@ -23,6 +23,7 @@ from fanout.runs.retried_runs import retry_failed
 from tests.fakes import RUN, FakeContext
 from workers.reduce import comparisons, entrants, frontier, group_packing
 from workers.reduce.comparisons import _Tally
+from workers.reduce.made import FirstFailedCalls
 from workers.reduce.stages import aggregate
 
 ANSWERS = re.compile(
@@ -400,7 +401,7 @@ def test_an_answer_cannot_forge_the_end_of_its_block():
     ],
 )
 def test_notes_are_sentences_for_one_comparison_and_for_several(counts, notes):
-    found = _Tally(**{"comparisons": 3, **counts}).notes
+    found = _Tally(FirstFailedCalls("best"), **{"comparisons": 3, **counts}).notes
     assert [one[: len(note)] for one, note in zip(found, notes, strict=True)] == notes
 
 

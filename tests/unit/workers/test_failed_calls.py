@@ -6,9 +6,9 @@ import tracemalloc
 
 import pytest
 
-from fanout.core.records import ErrorKind
+from fanout.core.records import ErrorKind, Outcome
 from fanout.runs.status import ReduceError
-from workers.reduce.made import FailedCalls
+from workers.reduce.made import FailedCalls, FirstFailedCalls, why_failed
 
 
 def failed(number):
@@ -42,3 +42,13 @@ def test_very_many_failed_calls_take_little_memory():
     assert count == 20_000
     # As objects, they would take ten megabytes.
     assert peak_bytes < 2_000_000
+
+
+def test_of_failed_comparisons_the_first_are_shown_and_one_that_is_over_budget():
+    calls = FirstFailedCalls("best")
+    kinds = [ErrorKind.TIMEOUT] * 150 + [ErrorKind.BUDGET] * 5
+    for number, kind in enumerate(kinds):
+        calls.add(Outcome(index=number, kind=kind, message="no", attempts=2), f"g{number}")
+    assert [error.group for error in calls.errors] == [*(f"g{n}" for n in range(100)), "g150"]
+    assert calls.over_budget == 5
+    assert why_failed(calls.errors[-1]) == f"{ErrorKind.BUDGET.value}: no (after 2 attempts)"

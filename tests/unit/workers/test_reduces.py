@@ -194,6 +194,10 @@ def test_a_retry_makes_all_aggregates_again():
         ([{"vote": None}], "reduce.1.name: is required (reduce 1 of the list)"),
         ([{"name": "a", "table": {}}], "reduce.a.by: a table needs by or measures"),
         ([{"name": "a", "vote": {}, "table": "x"}], "reduce.a: has vote and table"),
+        (
+            [{"name": "a", "vote": {"reduce": "table", "by": "x"}}],
+            "reduce.a: has vote and table",
+        ),
         ([{"name": "a", "vote": {"by": "x"}, "by": "y"}], "reduce.a.by: is given twice"),
         ([{"name": "a/b", "vote": {}}], "reduce.a/b.name: must be a name of letters"),
         ([COUNTS, {**COUNTS, "name": "Counts"}], "reduce.counts.name: two reduces have this name"),

@@ -16,6 +16,8 @@ from fanout.inputs.fences import RULE
 from fanout.policy.packing import pack
 from fanout.stores import RedisStore
 from tests.fakes import RUN, FakeContext, fake_redis
+from workers.context.branch_texts import texts_of_branch
+from workers.reduce import cited
 from workers.reduce.items import branches
 
 ID = re.compile(r"\[(s-[a-z2-7]{7})\]")
@@ -275,3 +277,30 @@ def test_a_node_keeps_only_the_places_of_what_it_shows():
         for chunk, _ in branches(context, StageId(RUN, stage)):
             places = decode_places(str(chunk.columns["sources"]))
             assert set(places) == set(shown_ids(chunk.text))
+
+
+def test_only_the_quotes_of_the_root_are_checked(monkeypatch):
+    context = FakeContext(
+        sources=True, aggregate_prompt="SUM {input}", context_tokens=1400, aggregate_max_tokens=150,
+        tokenizer="bytes/4", cache=False, fence=False,
+    )  # fmt: skip
+
+    def answer(request):
+        if not request.prompt.startswith("SUM"):
+            return request.prompt
+        ids = dict.fromkeys(re.findall(r"\[(s-[a-z2-7]{7})\]", request.prompt))
+        return " ".join(f'"item words" [{one}]' for one in list(ids)[:6])
+
+    context.answer = answer
+    context.write([f"item words {at} " + "w" * 200 for at in range(400)], max_branches=50)
+    reads = []
+    read = texts_of_branch
+    monkeypatch.setattr(
+        cited, "texts_of_branch", lambda *given: reads.append(given[-1]) or read(*given)
+    )
+    stage = 0
+    while not context.store.run(RUN).has_ended:
+        context.process(stage)
+        stage += 1
+    assert stage > 3, "nodes above nodes"
+    assert sorted(reads) == sorted(one.index for one in context.result.aggregates[""].sources)
