@@ -32,11 +32,14 @@ if TYPE_CHECKING:
 
 __all__ = ["BranchSteps", "ClaimReleases"]
 
-# With more calls in flight than this, ended branches wait this long, and are written together.
+# With more calls in flight than this, branches wait for others that end or begin soon, and share round
+# trips with them: for a share of the time that a call lasts, within limits.
 _MANY_IN_FLIGHT = 64
-_LINGER_S = 0.01
-# A branch that begins keeps its place from others: it waits for no more than this share of a call.
-_SHARE_OF_CALL = 0.005
+_END_SHARE = 0.02
+_END_LINGER_S = (0.01, 0.04)
+# A branch that begins keeps its place from others.
+_BEGIN_SHARE = 0.005
+_LONGEST_BEGIN_LINGER_S = 0.02
 # Seconds over which ends are counted, to tell how long calls last.
 _COUNTED_S = 1.0
 # One for each kind of step that branches share: begin, record, settle, gather, both of checkpoints, and the
@@ -104,32 +107,37 @@ class BranchSteps:
         self.ended = 0
         self._lock = threading.Lock()
         self._clock = clock
-        # When ends were last counted, how many there were, and the linger that followed from them.
+        # When ends were last counted, how many there were, and the time of a call that followed from them.
         self._counted = clock(), 0
-        self._begin_linger_s = 0.0
+        self._known_call_s = 0.0
 
     def linger_s(self) -> float:
         """Return how many seconds an ended branch waits for others, to be written with them.
 
         With many calls in flight others end soon, and no further call waits for this one.
         """
-        return _LINGER_S if self._in_flight.count >= _MANY_IN_FLIGHT else 0.0
+        if self._in_flight.count < _MANY_IN_FLIGHT:
+            return 0.0
+        shortest_s, longest_s = _END_LINGER_S
+        return min(longest_s, max(shortest_s, _END_SHARE * self._call_s()))
 
     def begin_linger_s(self) -> float:
-        """Return how many seconds a branch waits for others, to be begun with them.
-
-        Only with many calls in flight. Then a call lasts about as long as it takes as many branches to end.
-        """
-        in_flight = self._in_flight.count
-        if in_flight < _MANY_IN_FLIGHT:
+        """Return how many seconds a branch waits for others, to be begun with them."""
+        if self._in_flight.count < _MANY_IN_FLIGHT:
             return 0.0
+        return min(_LONGEST_BEGIN_LINGER_S, _BEGIN_SHARE * self._call_s())
+
+    def _call_s(self) -> float:
+        """Return how many seconds a call lasts: about as long as it takes as many branches to end.
+
+        It is 0 until that is known, and counted anew each second.
+        """
         now, (since, before) = self._clock(), self._counted
         if now - since >= _COUNTED_S:
-            per_s = (self.ended - before) / (now - since)
+            ended = max(1, self.ended - before)
             self._counted = now, self.ended
-            longest_s = _SHARE_OF_CALL * in_flight / per_s if per_s else _LINGER_S
-            self._begin_linger_s = min(_LINGER_S, longest_s)
-        return self._begin_linger_s
+            self._known_call_s = self._in_flight.count * (now - since) / ended
+        return self._known_call_s
 
     def count_ended(self) -> None:
         """Count a branch that has ended with an outcome; any thread may call this."""

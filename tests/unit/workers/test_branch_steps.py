@@ -46,19 +46,21 @@ def after(steps, clock, *, seconds, ended):
 
 
 @pytest.mark.parametrize(
-    ("ended_per_s", "linger_s"),
+    ("ended_per_s", "begin_s", "end_s"),
     [
-        (10_000, 0.0001),  # calls of 20 ms
-        (1_000, 0.001),  # calls of 200 ms
-        (100, 0.01),  # calls of 2 s
-        (10, 0.01),  # calls of 20 s
-        (0, 0.01),  # no call has ended
+        (10_000, 0.0001, 0.01),  # calls of 20 ms
+        (1_000, 0.001, 0.01),  # calls of 200 ms
+        (200, 0.005, 0.02),  # calls of 1 s
+        (100, 0.01, 0.04),  # calls of 2 s
+        (10, 0.02, 0.04),  # calls of 20 s
+        (0, 0.02, 0.04),  # no call has ended
     ],
 )
-def test_a_branch_waits_for_a_small_share_of_its_call_before_it_begins(
-    steps, clock, ended_per_s, linger_s
+def test_a_branch_waits_for_others_for_a_small_share_of_its_call(
+    steps, clock, ended_per_s, begin_s, end_s
 ):
-    assert after(steps, clock, seconds=2.0, ended=2 * ended_per_s) == pytest.approx(linger_s)
+    assert after(steps, clock, seconds=2.0, ended=2 * ended_per_s) == pytest.approx(begin_s)
+    assert steps.linger_s() == pytest.approx(end_s)
 
 
 def test_a_branch_begins_at_once_while_few_calls_are_in_flight(steps, clock, in_flight):
@@ -69,6 +71,7 @@ def test_a_branch_begins_at_once_while_few_calls_are_in_flight(steps, clock, in_
 
 def test_a_branch_begins_at_once_until_it_is_known_how_long_calls_last(steps, clock):
     assert after(steps, clock, seconds=0.5, ended=0) == 0.0
+    assert steps.linger_s() == 0.01
 
 
 def test_the_wait_follows_the_calls_once_a_second(steps, clock):
