@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from msgspec import to_builtins
 
 from fanout.cli.delivery import Delivery, deliver, json_option, quiet_option
 from fanout.cli.destinations import out_options, require_no_input, require_room
@@ -125,7 +126,7 @@ def errors(
     has_summary: bool,  # noqa: FBT001 - a click flag
     as_json: bool,  # noqa: FBT001 - a click flag
 ) -> None:
-    """List the branches of a run that have failed, one a line."""
+    """List the branches of a run that have failed, one a line, then the failed calls of its reduces."""
     with one_run(broker_url, run_id) as run:
         failed = _failed(run, frozenset(kinds))
         if has_summary:
@@ -135,7 +136,12 @@ def errors(
             row = error_row(branch)
             say(_error(row, "index", "document", "kind"), row, as_json=as_json)
         counts = run.status().errors
-    total = sum(count for kind, count in counts.items() if not kinds or kind.value in kinds)
+        total = sum(count for kind, count in counts.items() if not kinds or kind.value in kinds)
+        for row in _failed_calls(run, kinds):
+            total += 1
+            if limit is None or total <= limit:
+                named = {**row, "reduce": f"reduce {row['reduce']}".strip()}
+                say(_error(named, "reduce", "group", "kind"), row, as_json=as_json)
     if limit is not None and total > limit:
         print_line(f"and {total - limit:,} more", err=True)
 
@@ -144,6 +150,12 @@ def _failed(run: Run, kinds: frozenset[str]) -> Iterator[Output[Any]]:
     for branch in run.outcomes():
         if branch.kind is not None and (not kinds or branch.kind.value in kinds):
             yield branch
+
+
+def _failed_calls(run: Run, kinds: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    for error in run.stored_aggregate().values.errors():
+        if not kinds or error.kind.value in kinds:
+            yield to_builtins(error)
 
 
 def _error(row: dict[str, Any], *columns: str) -> str:

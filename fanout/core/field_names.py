@@ -66,6 +66,9 @@ def canonical(fields: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in fields.items():
         field = ALIASES.get(name, name)
         if field == "reduce" and isinstance(value, (list, tuple)):
+            if not value:
+                reason = "the list is empty; give it a reduce, such as {name: votes, vote: }, or leave it out"
+                raise SpecError(reason, field="reduce")
             field = "reduces"
         if field in PARTS:
             _note_name(given_as, field, name)

@@ -33,6 +33,7 @@ _WORDS = {
     "bool_type": "must be true or false",
     "bool_parsing": "must be true or false",
     "string_type": "must be text",
+    "string_unicode": "holds bytes that are not UTF-8 text",
     "string_too_long": "must have at most {max_length} characters",
     "path_type": "must be a path",
     "tuple_type": "must be a list",

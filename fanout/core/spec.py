@@ -24,7 +24,7 @@ from fanout.core.aggregate_trust import TrustFields
 from fanout.core.answer_fields import Choices, Schema, SchemaField
 from fanout.core.answer_types import UNTYPED, AnswerTypes, types_of
 from fanout.core.comparison_fields import ComparisonFields
-from fanout.core.encodable import is_utf8
+from fanout.core.encodable import undecoded
 from fanout.core.errors import SpecError
 from fanout.core.fence_fields import FenceFields
 from fanout.core.field_effects import conflict
@@ -306,9 +306,8 @@ class RunSpec(
         return self
 
     def _undecoded(self) -> str | None:
-        for name in type(self).model_fields:
-            if not is_utf8(getattr(self, name)):
-                return f"{name}: holds bytes that are not UTF-8 text (got {getattr(self, name)!r})"
+        for name, value in undecoded(self):
+            return f"{name}: holds bytes that are not UTF-8 text (got {shown(value)})"
         return None
 
     @property

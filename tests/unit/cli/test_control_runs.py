@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 
+from fanout.cli import inspect_runs
 from fanout.cli.control_runs import _budget_hint, _redoes_aggregate, _retried
 from fanout.core.budgets import Amounts, BudgetLimits
 from fanout.core.records import ErrorKind, RunStatus
@@ -18,6 +23,29 @@ AGGREGATE, NONE = {"aggregate_prompt": "{input}"}, {}
 BEST = {"reduce": "best", "samples": 2, "criteria": "clear"}
 UNREAD = " is made again; 1 branch has a document that could not be read, which only a new run reads again"
 BUDGET = BudgetStatus(limit=BudgetLimits(calls=9, tokens=100), spent=Amounts(calls=2, tokens=90))
+
+
+def test_the_failed_calls_of_reduces_are_listed(monkeypatch, capsys):
+    found = [
+        ReduceError(group=group, kind=kind, message="a\nb", attempts=2, reduce="each")
+        for group, kind in (("x", ErrorKind.TIMEOUT), ("y", ErrorKind.BUDGET))
+    ]
+    values = SimpleNamespace(errors=lambda: iter(found))
+    run = SimpleNamespace(
+        outcomes=lambda: iter(()),
+        status=lambda: SimpleNamespace(errors={}),
+        stored_aggregate=lambda: SimpleNamespace(values=values),
+    )
+    monkeypatch.setattr(inspect_runs, "one_run", lambda *_: nullcontext(run))
+    listed = inspect_runs.errors.callback
+    assert listed is not None
+    listed("r", None, (), 1, has_summary=False, as_json=False)
+    printed = capsys.readouterr()
+    assert printed.out == "reduce each\tx\ttimeout\ta b (after 2 calls)\n"
+    assert printed.err == "and 1 more\n"
+    listed("r", None, ("budget",), None, has_summary=False, as_json=True)
+    row = {"group": "y", "kind": "budget", "message": "a\nb", "attempts": 2, "reduce": "each"}
+    assert json.loads(capsys.readouterr().out) == row
 
 
 def test_a_retry_of_the_calls_of_an_aggregate_says_how_many_these_are():

@@ -321,11 +321,50 @@ def test_a_missing_job_file_says_so(tmp_path):
         ("prompt", {"prompt": "\udcff {input}"}),
         ("aspects", {"prompt": None, "aspects": {"a": "\udcff {input}"}}),
         ("inputs", {"inputs": ["\udcff.txt"]}),
+        ("stop", {"stop": ["\ud800"]}),
+        ("schema", {"schema": {"type": "string", "enum": ["a", "\ud800"]}}),
+        ("steps.a.prompt", {"prompt": None, "steps": [{"name": "a", "prompt": "\ud800 {input}"}]}),
+        ("reduce.a.aggregate_prompt", {"reduce": [{"name": "a", "llm": "S {input} \ud800"}]}),
+        ("reduce.a.criteria", {"reduce": [{"name": "a", "pairwise": ["\ud800"]}]}),
+        ("reduce.a.by", {"reduce": [{"name": "a", "vote": "\ud800"}]}),
+        (
+            "reduce.b.group_by",
+            {
+                "reduce": [
+                    {"name": "a", "vote": None},
+                    {"name": "b", "vote": None, "group_by": "\ud800"},
+                ]
+            },
+        ),
+        (
+            "reduce.a.aggregate_schema",
+            {
+                "reduce": [
+                    {
+                        "name": "a",
+                        "llm": {
+                            "aggregate_prompt": "{input}",
+                            "aggregate_schema": {"type": "string", "enum": ["\ud800"]},
+                        },
+                    }
+                ]
+            },
+        ),
     ],
 )
-def test_a_text_that_is_not_utf8_is_refused(field, fields):
-    with pytest.raises(SpecError, match=f"^{field}: holds bytes that are not UTF-8"):
+def test_a_text_of_any_field_that_is_not_utf8_is_refused(field, fields):
+    with pytest.raises(
+        SpecError, match=f"^{field}: (holds bytes that are not UTF-8|is not a JSON)"
+    ):
         make_spec(**{"model": "fake", "prompt": "{input}", **fields})
+
+
+@pytest.mark.parametrize("reduce", [[], ()])
+def test_an_empty_list_of_reduces_is_refused(reduce):
+    with pytest.raises(SpecError, match=r"^reduce: the list is empty; give it a reduce"):
+        make_spec(model="fake", prompt="{input}", reduce=reduce)
+    spec = make_spec(model="fake", prompt="p")
+    assert RunSpec.model_validate_json(spec.model_dump_json()) == spec
 
 
 # One name for each field: as an option, in YAML, and in Python.
