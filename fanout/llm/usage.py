@@ -84,6 +84,8 @@ def _is_sound(usage: Usage) -> bool:
         return False
     if type(prompt) is type(cached) is type(written) is type(answer) is type(reasoning) is int:
         # In half the time of what follows, which holds for these, too.
+        if not (cached or written or reasoning):
+            return 0 <= prompt <= _MAX_TOKENS and 0 <= answer <= _MAX_TOKENS
         return (
             0 <= cached <= prompt <= _MAX_TOKENS
             and 0 <= written <= prompt
