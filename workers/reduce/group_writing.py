@@ -8,7 +8,7 @@ from msgspec import structs
 
 from fanout.core.partitions import PartitionRecord, PartWrite
 from fanout.core.records import Shard
-from fanout.policy.packing import MAX_SHARD_BRANCHES, MAX_SHARD_BYTES
+from fanout.policy.packing import MAX_SHARD_BRANCHES
 from fanout.runs.enqueue import fleet_window
 from workers.reduce.writing import MORE_SHARDS
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     Change = Callable[[PartitionRecord], PartitionRecord]
 
 __all__ = ["GroupWriter", "OvertakenError", "StageClosedError"]
+
+# The text of a shard. A worker has some tens of them in memory, and those of prompts are the largest.
+_MOST_BYTES = 1_000_000
 
 
 class OvertakenError(Exception):
@@ -78,7 +81,7 @@ class GroupWriter:
         for at, chunk in enumerate(chunks):
             if at < written:
                 continue
-            is_full = len(self._chunks) >= MAX_SHARD_BRANCHES or self._bytes > MAX_SHARD_BYTES
+            is_full = len(self._chunks) >= MAX_SHARD_BRANCHES or self._bytes > _MOST_BYTES
             if is_full or (at == 0 and not self._fits(chunks)):
                 if at > 0 and begun is not None:
                     self._after = structs.replace(begun(self._after), nodes=at)
@@ -90,7 +93,7 @@ class GroupWriter:
     def _fits(self, chunks: Sequence[Chunk]) -> bool:
         size_bytes = self._bytes + sum(len(chunk.text) for chunk in chunks)
         count = len(self._chunks) + len(chunks)
-        return count <= MAX_SHARD_BRANCHES and size_bytes <= MAX_SHARD_BYTES
+        return count <= MAX_SHARD_BRANCHES and size_bytes <= _MOST_BYTES
 
     def flush(self, *, is_complete: bool = False) -> None:
         """Write what was added, and publish it.
