@@ -11,7 +11,7 @@ from msgspec import structs
 from fanout.aggregators import Node, NodePacker, Part, Tally, lacking, nodes_of
 from fanout.core.errors import SpecError, StoredDataError
 from fanout.core.ids import StageId
-from fanout.core.partitions import has_bit, with_bits
+from fanout.core.partitions import PartitionRecord, has_bit, with_bits
 from fanout.policy.group_plans import closed_groups
 from fanout.runs.token_counts import packing_ratio, reduce_room
 from workers.reduce.frontier import node_chunk, part_of
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from fanout.core.ids import PartitionId
-    from fanout.core.partitions import PartitionRecord
     from fanout.core.records import Chunk
     from fanout.core.spec import RunSpec
     from fanout.core.state import RunRecord
@@ -38,8 +37,8 @@ __all__ = ["LEASE_S", "Packing", "measures", "nodes_in_group", "stage_has_ended"
 # Seconds that a worker has a partition for, and those after which it renews that.
 LEASE_S = 15.0
 _RENEW_S = 3.0
-# The characters of answers of a partition that are in memory at once.
-MOST_CHARS = 48_000_000
+# The bytes of answers of a partition that are in memory at once.
+MOST_BYTES = 48_000_000
 # The column of a node that says how many its group has at its level.
 _OF = "of"
 
@@ -129,7 +128,7 @@ class Packing:
         self._source = source
         self._target = target
         self._token = token
-        self._most_chars = MOST_CHARS
+        self._most_bytes = MOST_BYTES
         self._level = level_of(run, source.stage_id)
         self._map_id = StageId(run.run_id, 0)
         self._leaves = GroupLeaves(
@@ -185,11 +184,9 @@ class Packing:
     def _advanced(self, writer: GroupWriter, own: PartitionPlan) -> bool:
         """Pack what has ended; return whether there may be more."""
         # Clusters are found among all answers of a group.
-        is_streamed = (
-            own.is_alone and not self._spec.min_group_success and not self._reduce.clusters
-        )
-        if is_streamed:
-            self._pack_large(writer, own)
+        if own.is_alone and not self._reduce.clusters:
+            if self._is_due(writer, own):
+                self._pack_large(writer, own)
             return False
         if self._level > 0:
             self._pack_nodes(writer)
@@ -222,7 +219,7 @@ class Packing:
             # It is finished first: the record has room for one that is begun.
             closed = [record.group]
         if closed:
-            found = complete_groups(self._leaves, groups, closed, most_chars=self._most_chars)
+            found = complete_groups(self._leaves, groups, closed, most_bytes=self._most_bytes)
             for at, names in found:
                 self._add_group(writer, at, names)
         is_complete = all(has_bit(writer.packed, at) for at in range(len(groups.hashes)))
@@ -257,7 +254,7 @@ class Packing:
         problem = lacking(tally, self._spec.min_group_success)
         if self._level == 0 and problem is not None:
             # No call could change it.
-            return [self._without_call(parts, tally, problem)]
+            return [self._without_call(group, tally, problem)]
         try:
             chunks = [
                 self._node_chunk(node, group=group, position=position, is_root=is_root)
@@ -267,7 +264,7 @@ class Packing:
             ]
         except SpecError as error:
             # Other groups have their aggregates.
-            return [self._without_call(parts, tally, str(error))]
+            return [self._without_call(group, tally, str(error))]
         return [_of(chunk, len(chunks)) for chunk in chunks]
 
     def _packed(self, parts: list[Part]) -> Iterator[Node]:
@@ -284,11 +281,11 @@ class Packing:
             cites=cites,
         )
 
-    def _without_call(self, parts: list[Part], tally: Tally, problem: str) -> Chunk:
+    def _without_call(self, group: str, tally: Tally, problem: str) -> Chunk:
         """Return the only node of a group that has no aggregate, and why."""
-        group, failed = parts[0].group, tally.branches - tally.behind
+        failed = tally.branches - tally.behind
         none = Part(group=group, text="", count=tally.behind, failed=failed)
-        node = Node(parts=[none], taken=len(parts), key=0, tally=tally)
+        node = Node(parts=[none], taken=tally.branches, key=0, tally=tally)
         chunk = node_chunk(node, self._reduce, group=group, position=0, level=0, problem=problem)
         return _of(chunk, 1)
 
@@ -354,6 +351,35 @@ class Packing:
 
     # One large group, whose nodes are written while its branches go on.
 
+    def _is_due(self, writer: GroupWriter, own: PartitionPlan) -> bool:
+        """Return whether nodes of the group may be written: not before it is known that it has enough.
+
+        A group with too few answers is ended here, by a node without a call.
+        """
+        if self._level > 0 or not self._spec.min_group_success or writer.nodes:
+            return True
+        if not all(map(self._has_ended, range(own.first, own.last + 1))):
+            return False
+        group, tally = self._large_tally(own)
+        problem = lacking(tally, self._spec.min_group_success)
+        if problem is None:
+            return True
+        writer.add([self._without_call(group, tally, problem)], lambda record: record)
+        writer.flush(is_complete=True)
+        return False
+
+    def _large_tally(self, own: PartitionPlan) -> tuple[str, Tally]:
+        """Return the name of the group and what is behind it; its answers are read again later."""
+        reading, names = _Reading(()), set()
+
+        def tallies() -> Iterator[Tally]:
+            for found in self._large_leaves(reading, own, PartitionRecord()):
+                names.add(found.part.group)
+                yield found.part.tally
+
+        tally = Tally.total(tallies())
+        return _only(names), tally
+
     def _pack_large(self, writer: GroupWriter, own: PartitionPlan) -> None:
         source = self._store.partition(self._source) if self._level else None
         reading = _Reading(() if source is None else source.shards)
@@ -370,9 +396,7 @@ class Packing:
         taken: list[tuple[int, int]] = []
         group = None
         for found in places:
-            if group not in (None, found.part.group):
-                raise StoredDataError("two groups of the run have the same hash")
-            group = found.part.group
+            group = _only({found.part.group} if group is None else {group, found.part.group})
             taken.append((found.shard, found.position))
             self._add_large(writer, packer.add(found.part), taken, group)
         is_complete = reading.is_read and (source is None or source.is_complete)
@@ -431,3 +455,14 @@ class _Reading:
 def _of(chunk: Chunk, nodes: int) -> Chunk:
     """Return a node that says how many its group has."""
     return structs.replace(chunk, columns={**chunk.columns, _OF: str(nodes)})
+
+
+def _only(names: set[str]) -> str:
+    """Return the name of the only group of a partition.
+
+    Raises:
+        StoredDataError: There are others.
+    """
+    if len(names) > 1:
+        raise StoredDataError("two groups of the run have the same hash")
+    return names.pop()

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
+
+from fanout.aggregators import Part
 from fanout.core.group_hashes import encode_hashes, group_hash
 from fanout.policy.packing import shard_chunk
 from fanout.runs.branch_groups import follows_chunks, shard_groups
@@ -15,7 +18,6 @@ if TYPE_CHECKING:
     from array import array
     from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
-    from fanout.aggregators import Part
     from fanout.core.ids import StageId
     from fanout.core.spec import RunSpec
     from fanout.policy.group_plans import PartitionGroups
@@ -25,8 +27,11 @@ __all__ = ["GroupLeaves", "Leaf", "complete_groups"]
 
 # Shards whose groups are read in one round trip: some 4 KB each.
 _PAGE = 64
-# What a part takes in memory besides its text.
-_PART_CHARS = 400
+# What a part takes in memory besides its bytes.
+_PART_BYTES = 50
+
+_packed = msgspec.msgpack.Encoder().encode
+_part = msgspec.msgpack.Decoder(Part).decode
 
 
 class Leaf(NamedTuple):
@@ -129,7 +134,7 @@ class GroupLeaves:
 
 
 def complete_groups(
-    leaves: GroupLeaves, groups: PartitionGroups, chosen: Sequence[int], *, most_chars: int
+    leaves: GroupLeaves, groups: PartitionGroups, chosen: Sequence[int], *, most_bytes: int
 ) -> Iterator[tuple[int, list[list[Part]]]]:
     """Yield groups with their parts, as their last branches are read; those of each name apart.
 
@@ -140,9 +145,9 @@ def complete_groups(
         leaves: The branches of the map.
         groups: The groups of the partition.
         chosen: Their numbers; all their branches have ended.
-        most_chars: The characters of answers in memory.
+        most_bytes: The bytes of parts in memory.
     """
-    reading = _Reading(groups, chosen, most_chars)
+    reading = _Reading(groups, chosen, most_bytes)
     shards = range(min(map(groups.firsts.__getitem__, chosen)), 1 + max(reading.ends))
     for found in leaves.of_groups(shards, reading.wanted):
         if isinstance(found, int):
@@ -152,9 +157,9 @@ def complete_groups(
 
 
 class _Reading:
-    """The parts in memory, by group and name."""
+    """The parts in memory, by group and name, each as bytes: a third of what the objects take."""
 
-    def __init__(self, groups: PartitionGroups, chosen: Sequence[int], most_chars: int) -> None:
+    def __init__(self, groups: PartitionGroups, chosen: Sequence[int], most_bytes: int) -> None:
         # The group of each hash.
         self.wanted = {groups.hashes[at]: at for at in chosen}
         self.ends: defaultdict[int, list[int]] = defaultdict(list)
@@ -162,35 +167,36 @@ class _Reading:
             self.ends[groups.lasts[at]].append(at)
         self._hashes: array[int] = groups.hashes
         self._lasts: array[int] = groups.lasts
-        self._held: dict[int, dict[str, list[Part]]] = {}
-        self._chars = 0
-        self._most_chars = most_chars
+        self._held: dict[int, dict[str, list[bytes]]] = {}
+        self._size = 0
+        self._most_bytes = most_bytes
 
     def add(self, leaf: Leaf) -> None:
         at = self.wanted.get(leaf.hash)
         if at is None:
             return
-        self._held.setdefault(at, {}).setdefault(leaf.part.group, []).append(leaf.part)
-        self._chars += len(leaf.part.text) + _PART_CHARS
-        if self._chars > self._most_chars and len(self._held) > 1:
+        data = _packed(leaf.part)
+        self._held.setdefault(at, {}).setdefault(leaf.part.group, []).append(data)
+        self._size += len(data) + _PART_BYTES
+        if self._size > self._most_bytes and len(self._held) > 1:
             self._leave_out()
 
     def _leave_out(self) -> None:
         """Forget the groups that are complete last, until a quarter of the room is free."""
         latest_last = sorted(self._held, key=lambda at: (self._lasts[at], at))
-        while self._chars > self._most_chars * 3 // 4 and len(latest_last) > 1:
+        while self._size > self._most_bytes * 3 // 4 and len(latest_last) > 1:
             at = latest_last.pop()
             del self.wanted[self._hashes[at]]
             self._forget(at)
 
-    def _forget(self, at: int) -> dict[str, list[Part]]:
-        names = self._held.pop(at, {})
-        for parts in names.values():
-            self._chars -= sum(len(part.text) + _PART_CHARS for part in parts)
+    def _forget(self, at: int) -> Iterable[list[bytes]]:
+        names = self._held.pop(at, {}).values()
+        for parts in names:
+            self._size -= sum(len(data) + _PART_BYTES for data in parts)
         return names
 
     def ended(self, shard: int) -> Iterator[tuple[int, list[list[Part]]]]:
         """Yield the groups that end with a shard."""
         for at in self.ends.pop(shard, ()):
             if self._hashes[at] in self.wanted:
-                yield at, list(self._forget(at).values())
+                yield at, [[_part(data) for data in parts] for parts in self._forget(at)]

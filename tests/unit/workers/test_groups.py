@@ -119,9 +119,9 @@ def end(context):
 def small(monkeypatch):
     """Make partitions of a few branches, and memory for a few answers."""
 
-    def make(branches=40, chars=1_000_000):
+    def make(branches=40, size_bytes=1_000_000):
         monkeypatch.setattr(groups, "MOST_BRANCHES", branches)
-        monkeypatch.setattr(group_packing, "MOST_CHARS", chars)
+        monkeypatch.setattr(group_packing, "MOST_BYTES", size_bytes)
 
     return make
 
@@ -369,3 +369,29 @@ def test_groups_whose_branches_all_failed_have_no_clusters(small):
     tree.outcome = context.outcome
     end(tree)
     assert context.result == tree.result
+
+
+@pytest.mark.parametrize("failing", [range(10, 40), range(1, 60), range(60)])
+def test_a_large_group_with_a_least_share_is_streamed_once_it_is_known_to_have_enough(
+    small, monkeypatch, failing
+):
+    small(40, size_bytes=1)
+    held = []
+    monkeypatch.setattr(
+        group_packing, "complete_groups", lambda *_, **how: held.append(how) or iter(())
+    )
+    names = ["large"] * 200
+    context = submitted(names, min_group_success=0.75, shard=20)
+    context.outcome = outcome_of_words(40, failing=[f"t{at}" for at in failing])
+    end(context)
+    assert not held, "the group is not in memory"
+    found = context.result.aggregates["large"]
+    assert (found.succeeded, found.failed) == (200 - len(failing), len(failing))
+    has_enough = len(failing) <= 50
+    assert (found.value is not None) is has_enough
+    assert ("min_group_success" in str(found.coverage)) is not has_enough
+    if has_enough:
+        fewer = submitted(names, shard=20)
+        fewer.outcome = context.outcome
+        end(fewer)
+        assert found.value == fewer.result.aggregates["large"].value
