@@ -32,7 +32,7 @@ __all__ = ["GroupedAggregates", "aggregate_groups", "group_key", "make_accumulat
 
 _ALL = Fields()
 _UNCOUNTED = Tally()
-# Those whose aggregates have no answers in them.
+# Those whose aggregates have nothing of answers but the fields that they go by.
 _COUNTING = frozenset({"table", "vote"})
 # What a group takes in memory, beside what its aggregator holds.
 _GROUP_BYTES = 4_000
@@ -159,7 +159,7 @@ class GroupedAggregates:
     def _add_later(self, item: Item, tally: Tally) -> None:
         if self._later is None:
             self._later = LaterGroups(
-                self._scratch, self._fields, is_shown=self._name not in _COUNTING
+                self._scratch, self._fields, is_shown=_goes_by_answers(self._name, self._fields)
             )
         self._later.add(item, tally)
 
@@ -203,6 +203,12 @@ class GroupedAggregates:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+
+def _goes_by_answers(name: str, fields: Fields) -> bool:
+    """Say whether an aggregator needs whole answers, and not only the fields that it goes by."""
+    # A vote that goes by no part counts whole answers; a table without one only counts branches.
+    return name not in _COUNTING or (name == "vote" and not fields.by)
 
 
 def aggregate_groups(

@@ -48,7 +48,7 @@ class LaterGroups:
     Args:
         scratch: What may be used, in memory and in files.
         fields: What the aggregators go by: other columns of rows are left out.
-        is_shown: Whether the aggregates have the answers, and not only what the aggregators go by.
+        is_shown: Whether the aggregators need whole answers, and not only the fields that they go by.
     """
 
     def __init__(self, scratch: Scratch, fields: Fields, *, is_shown: bool) -> None:

@@ -51,6 +51,8 @@ WAYS = {
     "top": [Fields(k=2), Fields(by=("a",))],
     "vote": [
         Fields(),
+        Fields(schema=SCHEMA),
+        Fields(by=("output",), schema=SCHEMA),
         Fields(by=("a",)),
         Fields(by=("a",), schema=SCHEMA),
         Fields(by=("n",), schema=SCHEMA),
@@ -152,6 +154,15 @@ def test_a_value_must_be_read_only_as_far_as_it_is_wanted():
             if group != "g":
                 read.append(whole(made).value)
     assert read == ["two", "four"]
+
+
+@pytest.mark.parametrize("by", [(), ("output",)])
+def test_a_vote_on_whole_answers_has_them_in_groups_that_wait_in_a_file(by):
+    answers = [f'{{"a": {at % 3}}}' for at in range(6)]
+    items = items_of([(answer, f"group {at}") for at, answer in enumerate(answers)])
+    fields = Fields(by=by, schema=SCHEMA)
+    made = aggregate_groups("vote", items, fields, scratch=Scratch(memory_bytes=1))
+    assert [one.value["winner"] for one in made.values()] == ["0", "1", "2"] * 2
 
 
 def test_each_group_without_an_answer_has_the_row_of_a_table_without_values():
