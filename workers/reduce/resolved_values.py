@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from fanout.aggregators.parts import answer_value
 from fanout.core.records import RunStatus
 from fanout.core.units import plural
 from fanout.policy.resolution import normal
+from fanout.system.logs import about
 from workers.reduce.items import branches, item_of, shard_branches, tally_of
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Values", "require_field", "values_of"]
 
+_log = logging.getLogger(__name__)
 # So many answers show whether answers have a field.
 _ENOUGH = 20
 
@@ -60,7 +63,7 @@ class Values:
         )
         self._reader: PartReader = self._fields.reader(reduce.by[0])
         self._forms: dict[tuple[str, str], Counter[str]] = {}
-        self._answers = self._with_field = 0
+        self._answers = self._with_field = self._with_fields = 0
         self._coverage = CoverageCounter()
         self.behind: dict[str, Tally] = {}
         self.keys: list[tuple[str, str]] = []
@@ -85,6 +88,7 @@ class Values:
         answer = answer_value(item.output, self._fields)
         self._answers += 1
         self._with_field += self._reader.is_in(item, answer)
+        self._with_fields += isinstance(answer, dict | list)
         found = self._reader.values(item, answer)
         texts = [text for text in map(_text, found) if text]
         if len(texts) < max(1, len(found)):
@@ -108,6 +112,12 @@ class Values:
     def shown(self, number: int) -> str:
         """Return a value as it is written most often; of equal ones, as it is written first."""
         return self.forms[number].most_common(1)[0][0]
+
+    @property
+    def may_have_field(self) -> bool:
+        """Whether further answers may have the field: a schema names it, or answers have fields at all."""
+        of_answer = self._reader.may_be_of_answer
+        return self._spec.answer_schema is not None or not of_answer or self._with_fields > 0
 
     def problem(self, least: int = 1) -> str | None:
         """Return why there is nothing to resolve: no answer has the field; None if one has it.
@@ -138,10 +148,11 @@ def values_of(context: WorkerContext, map_id: StageId, spec: RunSpec, reduce: Re
 
 
 def require_field(context: WorkerContext, shard_id: ShardId) -> None:
-    """Stop a run once its first shard has ended, if its answers show that there is nothing to resolve.
+    """Look once the first shard of a run has ended whether its answers show that there is nothing to resolve.
 
-    Without this, a field with a wrong name would be found out when the whole map has been paid for. Other
-    reduces of a run may be of use all the same.
+    Without this, it would be found out when the whole map has been paid for. Answers without any field stop
+    the run. That is a guess, so a run that was retried goes on. If answers have fields, this one may be
+    optional: its absence is only logged. Other reduces of a run may be of use all the same.
     """
     if shard_id.stage > 0 or shard_id.shard > 0:
         return
@@ -149,10 +160,15 @@ def require_field(context: WorkerContext, shard_id: ShardId) -> None:
     if len(spec.reductions) != 1 or not spec.reductions[0].resolves:
         return
     opening = context.connections.store.run(shard_id.run_id).opening
+    if opening:
+        return
     values = Values(spec, spec.reductions[0])
     values.add_all(shard_branches(context, shard_id, spec.branches_per_chunk))
     problem = values.problem(least=_ENOUGH)
-    if problem is not None:
-        context.connections.store.halt(
-            shard_id.run_id, RunStatus.FAILED, error=problem, opening=opening
-        )
+    if problem is None:
+        return
+    if values.may_have_field:
+        _log.warning("run %s goes on, but %s", shard_id.run_id, problem, extra=about(shard_id))
+        return
+    error = f"{problem}; a retry goes on all the same"
+    context.connections.store.halt(shard_id.run_id, RunStatus.FAILED, error=error, opening=opening)

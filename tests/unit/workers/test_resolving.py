@@ -205,9 +205,9 @@ def test_each_group_has_its_own_things():
     assert made["uk"].notes == []
 
 
-def test_a_wrong_name_of_the_field_stops_the_run_after_its_first_shard():
-    context = resolving(by="company")
-    context.write([json.dumps({"firm": f"firm {n}"}) for n in range(60)], max_branches=20)
+def test_answers_without_fields_stop_the_run_after_its_first_shard():
+    context = resolving(by="company", output_format="text")
+    context.write([f"firm {n}" for n in range(60)], max_branches=20)
     store = context.store
     store.open_shards(StageId(RUN, 0), window=9)
     first = StageId(RUN, 0).shard(0)
@@ -222,6 +222,32 @@ def test_a_wrong_name_of_the_field_stops_the_run_after_its_first_shard():
     assert context.llm.calls == calls, "no further call is made"
     assert store.run(RUN).status is RunStatus.FAILED
     assert "'company'" in store.run(RUN).error
+    # What has been seen of one shard is no proof, so a retry gets to the end.
+    assert retry_failed(store, context.publisher, RUN, None)
+    context.process()
+    assert context.llm.calls == calls + 40
+    assert store.run(RUN).error.startswith("no aggregate could be made: by: none of 60 answers")
+
+
+OPTIONAL = {
+    "type": "object",
+    "properties": {"firm": {"type": "string"}, "n": {"type": "integer"}},
+    "required": ["n"],
+}
+
+
+@pytest.mark.parametrize("fields", [{}, {"schema": OPTIONAL}])
+def test_a_field_that_the_answers_of_the_first_shard_lack_stops_nothing(fields, caplog):
+    context = resolving(**fields)
+    without = [json.dumps({"n": n}) for n in range(25)]
+    through(
+        context, [*without, *(json.dumps({"n": 1, "firm": one}) for one in FIRMS)], max_branches=25
+    )
+    assert context.store.run(RUN).status is RunStatus.SUCCEEDED
+    assert [row["count"] for row in context.result.aggregates[""].value] == [4, 2, 1]
+    logged = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert len(logged) == 1
+    assert logged[0].startswith(f"run {RUN} goes on, but by: none of 25 answers has a field 'firm'")
 
 
 def test_a_field_that_is_empty_in_the_first_answers_stops_no_run():
