@@ -92,13 +92,22 @@ class FailedCalls:
 
     def __iter__(self) -> Iterator[ReduceError]:
         """Yield all, in order."""
-        whole = bytes(self._data) + self._compressor.copy().flush()
-        reader, rest = zlib.decompressobj(), b""
-        while not reader.eof:
-            block = reader.decompress(whole, _BLOCK_BYTES)
-            whole = reader.unconsumed_tail
+        rest = b""
+        for block in _inflated(bytes(self._data) + self._compressor.copy().flush()):
             *lines, rest = (rest + block).split(b"\n")
             yield from map(_decoded, lines)
+
+
+def _inflated(data: bytes) -> Iterator[bytes]:
+    """Yield what compressed data has in it, in blocks."""
+    reader, whole = zlib.decompressobj(), memoryview(data)
+    # What a block does not use is copied each time, so it must not be all that is left.
+    for start in range(0, len(whole), _BLOCK_BYTES):
+        some: memoryview | bytes = whole[start : start + _BLOCK_BYTES]
+        while some:
+            yield reader.decompress(some, _BLOCK_BYTES)
+            some = reader.unconsumed_tail
+    yield reader.flush()
 
 
 _decoded = msgspec.json.Decoder(ReduceError).decode

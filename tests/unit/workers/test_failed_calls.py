@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
 import tracemalloc
+import zlib
+from types import SimpleNamespace
 
 import pytest
 
 from fanout.core.records import ErrorKind, Outcome
 from fanout.runs.status import ReduceError
+from workers.reduce import made
 from workers.reduce.made import FailedCalls, FirstFailedCalls, why_failed
 
 
@@ -52,3 +56,26 @@ def test_of_failed_comparisons_the_first_are_shown_and_one_that_is_over_budget()
     assert [error.group for error in calls.errors] == [*(f"g{n}" for n in range(100)), "g150"]
     assert calls.over_budget == 5
     assert why_failed(calls.errors[-1]) == f"{ErrorKind.BUDGET.value}: no (after 2 attempts)"
+
+
+def test_each_byte_of_very_many_failed_calls_is_looked_at_a_few_times_only(monkeypatch):
+    calls, digits = FailedCalls(), random.Random(1)
+    for number in range(5_000):
+        message = f"{digits.getrandbits(800):x}"
+        calls.add(ReduceError(group="", kind=ErrorKind.TIMEOUT, message=message, attempts=number))
+    given = []
+
+    class Reader:
+        def __init__(self):
+            self._reader = zlib.decompressobj()
+
+        def __getattr__(self, name):
+            return getattr(self._reader, name)
+
+        def decompress(self, data, most):
+            given.append(len(data))
+            return self._reader.decompress(data, most)
+
+    monkeypatch.setattr(made, "zlib", SimpleNamespace(decompressobj=Reader))
+    assert [one.attempts for one in calls] == list(range(5_000))
+    assert sum(given) < 4 * len(calls._data)
