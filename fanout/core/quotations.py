@@ -43,7 +43,10 @@ _TOKEN = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _MOST_OPEN, _MOST_CHARS = 32, 20_000
+_MARKED = f" {LOST_QUOTE}"
 _LOST = re.compile(rf"[*_`)\]]{{0,3}} ?{re.escape(LOST_QUOTE)}")
+# Of code; two of them may open a quote of TeX.
+_TICKS = re.compile(r"(?:```|`)(?!`)")
 # Before an opening mark and behind a closing one stand these, if no space does.
 _LEADS = frozenset("([{<-/=:~*_`\u2010\u2011\u2012\u2013\u2014\u2015\u2212")
 _ENDS = frozenset(".,;!?\u2026)]}[\u3002\uff0c\uff01\uff1f")
@@ -60,9 +63,10 @@ _BEHIND = re.compile(
 # A single mark within a word is an apostrophe, a single word in such marks is no quote, and nothing is that
 # begins with a word cut short.
 _SINGLE_QUOTE = re.compile(
-    rf"(?<![\w{_SINGLES}])[{_SINGLES}](?!(?:\d\ds?|tis|twas|em|til|cause|bout|n)\b)"
+    rf"(?<![\w{_SINGLES}])(?<![{_SINGLES}]{re.escape(_MARKED)})[{_SINGLES}]"
+    r"(?!(?:\d\ds?|tis|twas|em|til|cause|bout|n)\b)"
     rf"(?P<words>(?=[^\s{_SINGLES}]+\s)"
-    rf"(?:[^{_SINGLES}{_DOUBLES}\n\[]|(?<=\w)['\u2019](?=\w)){{3,500}})(?<!\s)[{_SINGLES}](?!\w)",
+    rf"(?:[^{_SINGLES}{_DOUBLES}\n\[]|(?<=\w)['\u2019](?=\w)){{3,500}})(?<!\s)[{_SINGLES}](?![\w'])",
     re.IGNORECASE,
 )
 # What Markdown shows as a quotation: no notes, no lists, and nothing that has quotes of its own.
@@ -121,7 +125,7 @@ def with_quotes(text: str, is_found: Callable[[Quote], bool], cited: Sequence[st
     done = 0
     for found in sorted(_quotes(text, cited), key=lambda one: one.at):
         if not is_found(found.quote):
-            parts += [text[done : found.at], f" {LOST_QUOTE}"]
+            parts += [text[done : found.at], _MARKED]
             if found.cut > found.at:
                 # Behind a quotation of Markdown there is one space.
                 parts.append(" ")
@@ -155,8 +159,9 @@ def _quotes(text: str, cited: Sequence[str]) -> Iterator[_Found]:
 
 
 def _behind(text: str, last: int) -> int:
-    """Return where a mark stands behind a quote: not within code."""
-    return last + 1 if text[last : last + 1] == "`" else last
+    """Return where a mark stands behind a quote: not within code, and not between its backticks."""
+    ticks = _TICKS.match(text, last)
+    return last if ticks is None else ticks.end()
 
 
 def _is_within(at: int, pairs: Sequence[tuple[int, int, int, int]], starts: Sequence[int]) -> bool:
@@ -200,7 +205,11 @@ def _is_end(text: str, match: re.Match[str], mark: str, opened: str | None) -> b
         mark: The mark.
         opened: The mark that has begun the innermost quote of its kind that is open; None if there is none.
     """
-    before = text[match.start() - 1 : match.start()]
+    begin = match.start()
+    if text.endswith(_MARKED, 0, begin):
+        # A quote that ends directly before this mark has been checked.
+        begin -= len(_MARKED)
+    before = text[begin - 1 : begin]
     lost = _LOST.match(text, match.end())
     end = match.end() if lost is None or lost[0][:1] != " " else lost.end()
     behind = text[end : end + 1]

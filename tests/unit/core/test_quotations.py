@@ -83,6 +83,10 @@ def test_a_quote_without_a_citation_directly_behind_it_has_those_around_it(text,
         ("&ldquo;a b&rdquo; {}", "&ldquo;a b&rdquo; {lost} {}"),
         ("&quot;a b&quot; {}", "&quot;a b&quot; {lost} {}"),
         ('`"a b"` {}', '`"a b"` {lost} {}'),
+        ('```"a b"``` {}', '```"a b"``` {lost} {}'),
+        ("```\u00aba b\u00bb```{}", "```\u00aba b\u00bb``` {lost}{}"),
+        ("'a b'```{}", "'a b'``` {lost}{}"),
+        ('"a b"```` {}', '"a b" {lost}```` {}'),
         ('**"a b"** {}', '**"a b" {lost}** {}'),
         ('{} "a b"', '{} "a b" {lost}'),
         ('"a b" is said.', '"a b" {lost} is said.'),
@@ -150,7 +154,7 @@ def test_other_text_is_no_quote(text):
 
 
 PARTS = ['"', "\u201c", "\u201d", "\u201e", "\u00ab", "\u00bb", "'", "''", "``", "`", "a b", "a", " ", "\n",
-    "\n\n", "> ", "<q>", "</q>", "&quot;", ".", ",", "(", ")", "*", f"[{A}]", f"[{B}]", LOST_QUOTE,
+    "\n\n", "> ", "```", "<q>", "</q>", "&quot;", ".", ",", "(", ")", "*", f"[{A}]", f"[{B}]", LOST_QUOTE,
     f" {LOST_QUOTE}", "5"]  # fmt: skip
 
 
