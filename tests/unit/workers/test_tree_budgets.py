@@ -45,11 +45,11 @@ class Sums:
         return LLMReply(text=text, usage=Usage(calls=1, input_tokens=tokens, output_tokens=15))
 
 
-def budgeted(**fields):
+def budgeted(texts=TEXTS, **fields):
     """Process a run to its end; return its context, and what was used."""
     context, sums = FakeContext(**{**SMALL, **fields}), Sums()
     context.models.made = {"fake": FakeLLM(script=sums.answer)}
-    through(context, TEXTS, max_branches=20)
+    through(context, texts, max_branches=20)
     asyncio.run(context.budgets.aclose())
     return context, sums
 
@@ -110,3 +110,33 @@ def test_a_retry_with_more_makes_an_aggregate_of_all(whole):
         context.process(stage=stage)
         stage = max(stage, context.store.run(RUN).base_stage) + 1
     assert below(context.result.aggregates[""].value) == COUNT
+
+
+def require_told(made):
+    """Check that a tree without an aggregate says that the budget is why, and how much is lost with it."""
+    found = made.coverage
+    assert made.value is None
+    assert found.problem.startswith("budget: ")
+    assert (found.branches_behind, found.lost) == (0, {"budget": found.branches})
+
+
+def test_groups_whose_roots_find_no_room_say_what_is_lost_with_them():
+    # Six trees of three calls each.
+    fields = {"group_by": "document", "samples": 12, "temperature": 1}
+    context, sums = budgeted(TEXTS[:6], **fields, budget={"calls": 6 * 12 + 13})
+    made = context.result.aggregates
+    assert (len(made), sums.of_tree.calls) == (6, 13)
+    assert below(made["d0"].value) == made["d0"].coverage.branches_behind == 12
+    for group in ("d1", "d2", "d3", "d4", "d5"):
+        require_told(made[group])
+
+
+def test_a_reduce_of_a_list_whose_root_finds_no_room_says_so():
+    llm = {name: SMALL[name] for name in ("aggregate_prompt", "aggregate_max_tokens")}
+    none = dict.fromkeys(llm)
+    reduce = [{"name": "x", "llm": llm}, {"name": "y", "llm": llm}]
+    context, _ = budgeted(**none, reduce=reduce, budget={"calls": COUNT + 23})
+    named = context.result.named
+    assert below(named["x"].aggregates[""].value) == COUNT
+    require_told(named["y"].aggregates[""])
+    assert "reduce y: no aggregate could be made: budget" in context.store.run(RUN).error
