@@ -29,6 +29,8 @@ _CENTRED = 500
 # Prompts are shared by clusters that are at least so much alike.
 _LEAST_NEAR = 0.1
 _LARGEST = 65_536
+# Text, or memory, that `array` would take as numbers.
+_NO_ROWS = (str, bytes, bytearray, memoryview)
 
 
 def vectors_from(returned: Any, count: int) -> list[Vector[float]]:
@@ -41,10 +43,15 @@ def vectors_from(returned: Any, count: int) -> list[Vector[float]]:
     Raises:
         ValueError: It is something else; the message says what.
     """
+    is_row = isinstance(returned, (*_NO_ROWS, dict))
     plain = returned.tolist() if hasattr(returned, "tolist") else returned
-    if isinstance(plain, (str, bytes, dict)) or not hasattr(plain, "__iter__"):
+    if is_row or not hasattr(plain, "__iter__"):
         raise ValueError(f"returned {type(returned).__name__}, not a list of vectors")
-    rows = [one.tolist() if hasattr(one, "tolist") else one for one in plain]
+    given = list(plain)
+    wrong = next((one for one in given if isinstance(one, _NO_ROWS)), None)
+    if wrong is not None:
+        raise ValueError(f"returned vectors of type {type(wrong).__name__}, not lists of numbers")
+    rows = [one.tolist() if hasattr(one, "tolist") else one for one in given]
     if len(rows) != count:
         raise ValueError(f"returned {len(rows):,} vectors for {count:,} texts")
     try:
