@@ -180,7 +180,7 @@ class WordIndex:
 
 
 def shared_prompts(
-    sizes: Sequence[int], leaders: Sequence[_Sketch], index: Index[_Sketch], *, room: int
+    sizes: Sequence[int], leaders: Iterable[_Sketch], index: Index[_Sketch], *, room: int
 ) -> list[int]:
     """Return the numbers of the prompts of clusters, by these; the lower number is of the earlier cluster.
 

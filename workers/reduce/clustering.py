@@ -50,8 +50,9 @@ __all__ = ["prompts_of", "words_of_part", "write_clusters"]
 
 # The column of a node that says which branches it has: each index less the one before.
 _BRANCHES = "branches"
-# After so many answers, whether the run goes on.
+# After so many answers that are read, or compared, whether the run goes on.
 _LOOK_EVERY = 2_000
+_LOOK_EVERY_COMPARED = 200
 
 _Sketch = TypeVar("_Sketch")
 
@@ -88,6 +89,7 @@ class _Nodes:
         self._spec = spec
         self._reduce = reduce
         self._target = target
+        self._compared = 0
 
     def chunks(self, done: int) -> Iterator[Chunk]:
         """Yield the nodes that are not written yet, as chunks; so many are."""
@@ -102,7 +104,7 @@ class _Nodes:
                 return
             written = self._written() if done else set()
             try:
-                found = clustered(answers, room, self._embed)
+                found = clustered(answers, room, self._look, self._embed)
             except RunStoppedError:
                 return
             is_root = not done and sum(answers.sizes) <= room
@@ -121,6 +123,17 @@ class _Nodes:
                 yield with_room_above(
                     chunk, self._spec, self._reduce, room_tokens=room, is_root=is_root
                 )
+
+    def _look(self) -> None:
+        """See now and then whether the run goes on.
+
+        Raises:
+            RunStoppedError: It does not.
+        """
+        is_due = self._compared % _LOOK_EVERY_COMPARED == 0
+        self._compared += 1
+        if is_due and not goes_on(self._context, self._run):
+            raise RunStoppedError
 
     @property
     def _embed(self) -> Embed | None:
@@ -215,7 +228,12 @@ def words_of_part(part: Part) -> Iterator[str]:
     return words_of(_said(part))
 
 
-def clustered(answers: _Answers, room_tokens: int, embed: Embed | None = None) -> list[array[int]]:
+def clustered(
+    answers: _Answers,
+    room_tokens: int,
+    look: Callable[[], None],
+    embed: Embed | None = None,
+) -> list[array[int]]:
     """Return the answers of each prompt, by their numbers, those that are alike next to each other.
 
     An answer, or cluster, may be longer than a prompt.
@@ -223,6 +241,7 @@ def clustered(answers: _Answers, room_tokens: int, embed: Embed | None = None) -
     Args:
         answers: The answers.
         room_tokens: The tokens that fit a prompt.
+        look: See ``prompts_of``.
         embed: Makes vectors of texts, by which answers are compared; None compares their words.
     """
     if sum(answers.sizes) <= room_tokens:
@@ -231,10 +250,10 @@ def clustered(answers: _Answers, room_tokens: int, embed: Embed | None = None) -
     if embed is None:
         sketches = (answers.vocabulary.sketch(words_of_part(part)) for part in parts)
         by_words: Clusters[Sketch] = Clusters(WordIndex(), {})
-        return prompts_of(answers.sizes, sketches, by_words, WordIndex(), room_tokens)
+        return prompts_of(answers.sizes, sketches, by_words, WordIndex(), room_tokens, look)
     vectors = directions(embed(map(_said, parts)))
     clusters = Clusters(VectorIndex(), array("f"), least_alike=LEAST_ALIKE_VECTORS)
-    return prompts_of(answers.sizes, vectors, clusters, VectorIndex(), room_tokens)
+    return prompts_of(answers.sizes, vectors, clusters, VectorIndex(), room_tokens, look)
 
 
 def prompts_of(
@@ -243,6 +262,7 @@ def prompts_of(
     clusters: Clusters[_Sketch],
     index: Index[_Sketch],
     room_tokens: int,
+    look: Callable[[], None],
 ) -> list[array[int]]:
     """Return the answers of each prompt, by their numbers.
 
@@ -252,6 +272,7 @@ def prompts_of(
         clusters: Gives them clusters.
         index: Finds clusters that are alike; an empty one.
         room_tokens: The tokens that fit a prompt.
+        look: Is called after each step of a few milliseconds; what it raises ends them.
     """
     numbers = array("L")
     sizes: Counter[int] = Counter()
@@ -259,8 +280,10 @@ def prompts_of(
         cluster = clusters.add(sketch)
         numbers.append(cluster)
         sizes[cluster] += tokens[number]
+        look()
     by_cluster = [sizes[cluster] for cluster in range(len(clusters.leaders))]
-    prompts = shared_prompts(by_cluster, clusters.leaders, index, room=room_tokens)
+    leaders = _looking(clusters.leaders, look)
+    prompts = shared_prompts(by_cluster, leaders, index, room=room_tokens)
     members = [array("Q") for _ in by_cluster]
     for number, cluster in enumerate(numbers):
         members[cluster].append(number)
@@ -268,6 +291,12 @@ def prompts_of(
     for prompt, some in zip(prompts, members, strict=True):
         found[prompt].extend(some)
     return [some for some in found if some]
+
+
+def _looking(leaders: Iterable[_Sketch], look: Callable[[], None]) -> Iterator[_Sketch]:
+    for leader in leaders:
+        look()
+        yield leader
 
 
 def _nodes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ __all__ = ["RunStoppedError", "embedded"]
 # The texts of a call, and the characters of each: models read no more.
 _TEXTS = 64
 _MOST_CHARS = 8_000
+# Between two calls, whether the run goes on is looked at as often.
+_LOOK_S = 1.0
 
 
 class RunStoppedError(Exception):
@@ -43,7 +46,7 @@ def embedded(
         goes_on: Returns whether the run goes on.
 
     Raises:
-        RunStoppedError: It does not.
+        RunStoppedError: It does not; no further call is made, also not after one that failed.
         SpecError: The function cannot be used, or fails.
     """
     texts = (text[:_MOST_CHARS] for text in texts)
@@ -51,7 +54,7 @@ def embedded(
     while some := list(islice(texts, _TEXTS)):
         if not goes_on():
             raise RunStoppedError
-        vectors = context.loop.wait_for(_called(context, spec, some))
+        vectors = context.loop.wait_for(_called(context, spec, some, goes_on))
         size = len(vectors[0]) if size is None else size
         if len(vectors[0]) != size:
             sizes = f"of {size:,} and of {len(vectors[0]):,} numbers"
@@ -59,7 +62,9 @@ def embedded(
         yield from vectors
 
 
-async def _called(context: WorkerContext, spec: RunSpec, texts: list[str]) -> list[array[float]]:
+async def _called(
+    context: WorkerContext, spec: RunSpec, texts: list[str], goes_on: Callable[[], bool]
+) -> list[array[float]]:
     path = spec.embed or ""
     models = context.models
     try:
@@ -70,12 +75,29 @@ async def _called(context: WorkerContext, spec: RunSpec, texts: list[str]) -> li
         raise SpecError(f"{path} is a model, not a function that makes vectors", field="embed")
     asked = _Asked(llm, texts)
     result = await complete_with_retries(
-        asked, LLMRequest(prompt=""), policy=spec.retries, timeout_s=spec.timeout_s
+        asked,
+        LLMRequest(prompt=""),
+        policy=spec.retries,
+        timeout_s=spec.timeout_s,
+        sleep=partial(_rests, goes_on),
     )
     if result.kind is not None:
         why = f"{result.kind.value}: {result.message} (after {result.attempts} attempts)"
         raise SpecError(f"{path} made no vectors of answers: {why}", field="embed")
     return asked.vectors
+
+
+async def _rests(goes_on: Callable[[], bool], seconds: float) -> None:
+    """Wait before a further call. Raises RunStoppedError once the run does not go on."""
+    while True:
+        step_s = min(seconds, _LOOK_S)
+        await asyncio.sleep(step_s)
+        # It asks the server.
+        if not await asyncio.to_thread(goes_on):
+            raise RunStoppedError
+        seconds -= step_s
+        if seconds <= 0:
+            return
 
 
 class _Asked:

@@ -14,7 +14,7 @@ from fanout.policy.clusters import Clusters, Vocabulary, WordIndex
 from workers.reduce.clustering import prompts_of, words_of_part
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from fanout.aggregators import Node
     from fanout.policy.clusters import Sketch
@@ -23,7 +23,12 @@ __all__ = ["clustered_nodes"]
 
 
 def clustered_nodes(
-    parts: Sequence[Part], *, room_tokens: int, bytes_per_token: float, cites: bool
+    parts: Sequence[Part],
+    *,
+    room_tokens: int,
+    bytes_per_token: float,
+    cites: bool,
+    look: Callable[[], None],
 ) -> Iterator[Node]:
     """Yield the first nodes of a group, each of answers that are alike.
 
@@ -32,12 +37,13 @@ def clustered_nodes(
         room_tokens: The tokens that fit a prompt.
         bytes_per_token: See ``NodePacker``.
         cites: See ``NodePacker``.
+        look: Is called after each step of a few milliseconds; what it raises ends the nodes.
     """
     scattered = ScatteredTallies()
     moved = [structs.replace(part, tally=scattered.of(part.tally)) for part in parts]
     shown = [part for part in moved if part.text]
     failed = [part for part in moved if not part.text]
-    prompts = _prompts(shown, room_tokens)
+    prompts = _prompts(shown, room_tokens, look)
     for at, some in enumerate(prompts, 1):
         if at == len(prompts) and failed:
             tally = Tally.total(part.tally for part in failed)
@@ -48,7 +54,7 @@ def clustered_nodes(
         )
 
 
-def _prompts(parts: list[Part], room_tokens: int) -> list[list[Part]]:
+def _prompts(parts: list[Part], room_tokens: int, look: Callable[[], None]) -> list[list[Part]]:
     """Return the answers of each prompt; each is in one."""
     sizes = list(map(part_tokens, parts))
     if sum(sizes) <= room_tokens:
@@ -56,7 +62,8 @@ def _prompts(parts: list[Part], room_tokens: int) -> list[list[Part]]:
     vocabulary = Vocabulary()
     for part in parts:
         vocabulary.add(words_of_part(part))
+        look()
     sketches = (vocabulary.sketch(words_of_part(part)) for part in parts)
     clusters: Clusters[Sketch] = Clusters(WordIndex(), {})
-    found = prompts_of(sizes, sketches, clusters, WordIndex(), room_tokens)
+    found = prompts_of(sizes, sketches, clusters, WordIndex(), room_tokens, look)
     return [[parts[number] for number in some] for some in found]

@@ -270,16 +270,24 @@ class Packing:
     def _packed(self, parts: list[Part]) -> Iterator[Node]:
         cites = self._spec.sources
         if self._level == 0 and self._reduce.clusters:
-            return clustered_nodes(
-                parts, room_tokens=self._room, bytes_per_token=self._ratio, cites=cites
+            nodes = clustered_nodes(
+                parts,
+                room_tokens=self._room,
+                bytes_per_token=self._ratio,
+                cites=cites,
+                look=self._renewed,
             )
-        return nodes_of(
-            parts,
-            room_tokens=self._room,
-            level=self._level,
-            bytes_per_token=self._ratio,
-            cites=cites,
-        )
+        else:
+            nodes = nodes_of(
+                parts,
+                room_tokens=self._room,
+                level=self._level,
+                bytes_per_token=self._ratio,
+                cites=cites,
+            )
+        for node in nodes:
+            self._renewed()
+            yield node
 
     def _without_call(self, group: str, tally: Tally, problem: str) -> Chunk:
         """Return the only node of a group that has no aggregate, and why."""

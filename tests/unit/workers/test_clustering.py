@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from msgspec import structs
@@ -19,6 +20,9 @@ from fanout.runs.retried_runs import retry_failed
 from tests.fakes import RUN, FakeContext, run_branch
 from tests.unit.workers.test_comparisons import Deaths, DiedError, through
 from workers.context.event_loop import LoopThread
+from workers.reduce import group_clusters, group_packing
+from workers.reduce.clustering import words_of_part
+from workers.reduce.groups import pack_partition
 from workers.reduce.stages import aggregate, collect
 
 CLUSTERED = {
@@ -182,7 +186,7 @@ def test_each_answer_is_in_one_node_though_another_process_goes_on(is_other, mon
     assert store.stage(target).sealed
 
 
-@pytest.mark.parametrize("look", [0, 1])
+@pytest.mark.parametrize("look", [0, 1, 2])
 def test_a_run_that_is_cancelled_meanwhile_writes_no_node(look, monkeypatch):
     context = clustering()
     map_id = write_map(context, TEXTS)
@@ -197,6 +201,52 @@ def test_a_run_that_is_cancelled_meanwhile_writes_no_node(look, monkeypatch):
     monkeypatch.setattr(workers.reduce.clustering, "goes_on", goes_on)
     aggregate(context, map_id)
     assert context.store.run(RUN).status is RunStatus.CANCELLED
+    assert context.store.stage(StageId(RUN, 1)).total == 0
+
+
+def packing_group(monkeypatch):
+    """Return a run whose only group is about to be packed, and its partition."""
+    monkeypatch.setattr(group_packing, "_RENEW_S", 0.0)
+    context = clustering(group_by="product")
+    map_id = write_map(context, TEXTS, columns=[{"product": "tea"}] * len(TEXTS))
+    aggregate(context, map_id)
+    return context, map_id.partition(0, 0)
+
+
+def test_the_lease_of_a_partition_is_renewed_with_each_answer_that_is_compared(monkeypatch):
+    context, partition = packing_group(monkeypatch)
+    store, compared, leases = context.store, [], []
+    take = store.take_partition
+
+    def words(part):
+        compared.append(len(leases))
+        return words_of_part(part)
+
+    monkeypatch.setattr(group_clusters, "words_of_part", words)
+    monkeypatch.setattr(
+        store, "take_partition", lambda *args, **of: leases.append(args) or take(*args, **of)
+    )
+    pack_partition(context, partition)
+    # The words of each are read twice.
+    assert len(compared) == 2 * len(TEXTS)
+    assert all(before < after for before, after in pairwise(compared))
+    assert context.store.stage(StageId(RUN, 1)).total > 1
+
+
+@pytest.mark.parametrize("answers", [1, 70, 119])
+def test_a_run_that_is_cancelled_clusters_no_further_answer_of_a_group(monkeypatch, answers):
+    context, partition = packing_group(monkeypatch)
+    compared = []
+
+    def words(part):
+        compared.append(part)
+        if len(compared) == answers:
+            context.store.halt(RUN, RunStatus.CANCELLED)
+        return words_of_part(part)
+
+    monkeypatch.setattr(group_clusters, "words_of_part", words)
+    pack_partition(context, partition)
+    assert len(compared) <= answers + 1
     assert context.store.stage(StageId(RUN, 1)).total == 0
 
 
@@ -355,6 +405,21 @@ def test_a_function_is_called_again_after_a_failure():
     context = embedding(vectors, retries={"max_attempts": 3, "base_wait_s": 0.01})
     through(context, TEXTS)
     assert context.result.aggregates[""].value == f"n={TOTAL}"
+
+
+def test_a_function_that_fails_is_not_called_again_once_its_run_is_cancelled():
+    calls = []
+
+    def vectors(texts):
+        calls.append(texts)
+        context.store.halt(RUN, RunStatus.CANCELLED)
+        raise LLMError(ErrorKind.SERVER_ERROR, "busy")
+
+    context = embedding(vectors, retries={"max_attempts": 3, "base_wait_s": 0.01})
+    aggregate(context, write_map(context, TEXTS))
+    assert len(calls) == 1
+    assert context.store.run(RUN).status is RunStatus.CANCELLED
+    assert context.store.stage(StageId(RUN, 1)).total == 0
 
 
 def test_what_is_no_function_makes_no_vectors():
