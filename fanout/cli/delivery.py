@@ -9,6 +9,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from fanout.cli.evaluation_view import evaluation_lines, evaluation_note, shortfalls
 from fanout.cli.exits import CLOSED_PIPE, FAILURE, mute_stdout
@@ -111,7 +112,7 @@ class _Answer:
 
         What may be larger than memory is None here: see parts.
         """
-        names = ("aggregated", "aggregate_coverage", "sources", "notes")
+        names = ("aggregated", "aggregate_coverage", "sources", "notes", "reduce_errors")
         found = {**status.to_dict(), **dict.fromkeys(names)}
         if self.evaluation is not None:
             found["evaluation"] = self.evaluation.to_dict()
@@ -129,6 +130,9 @@ class _Answer:
             "aggregated": self.aggregated.json(is_indented=is_indented),
             "aggregate_coverage": self.aggregated.coverage_json(is_indented=is_indented),
             "notes": array_json(notes, is_indented=is_indented),
+            "reduce_errors": array_json(
+                map(msgspec.to_builtins, self.aggregated.values.errors()), is_indented=is_indented
+            ),
             **self.sources(is_indented=is_indented),
         }
 
@@ -220,7 +224,14 @@ def _write(run: Run, status: Status, answer: _Answer, progress: Progress, out: D
         del record["aggregated"]
         is_by_name = bool(run.spec.reduces)
         parts = answer.parts(status, is_indented=True)
-        out.write(run.outcomes(), answer.aggregated, record, is_by_name=is_by_name, parts=parts)
+        out.write(
+            run.outcomes(),
+            answer.aggregated,
+            record,
+            is_by_name=is_by_name,
+            failed_calls=answer.aggregated.values.errors(),
+            parts=parts,
+        )
     progress.note(f"results: {out.path}")
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from msgspec import to_builtins
 
 from fanout.cli.delivery import Delivery, deliver, json_option, quiet_option
 from fanout.cli.destinations import out_options, require_no_input, require_room
@@ -33,9 +32,9 @@ from fanout.cli.session import (
 )
 from fanout.core.errors import InputError, UnknownRunError
 from fanout.core.queue_names import NO_CONSUMER
-from fanout.core.records import ErrorKind, RunStatus
+from fanout.core.records import RunStatus
 from fanout.core.units import plural
-from fanout.runs.rows import error_row
+from fanout.runs.rows import call_row, error_row
 from fanout.system.terminal import can_draw, print_line, print_page
 
 if TYPE_CHECKING:
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
     from fanout.cli.destinations import Destination
     from fanout.client.run import Run
     from fanout.core.spec import RunSpec
-    from fanout.runs.branch_output import Output
     from fanout.runs.status import Status
 
 __all__ = ["errors", "report", "results", "runs", "status", "workers"]
@@ -128,54 +126,56 @@ def errors(
 ) -> None:
     """List the branches of a run that have failed, one a line, then the failed calls of its reduces."""
     with one_run(broker_url, run_id) as run:
-        failed = _failed(run, frozenset(kinds))
+        rows = _error_rows(run, frozenset(kinds))
         if has_summary:
-            _print_summary(failed, limit, as_json=as_json)
+            _print_summary(rows, limit, as_json=as_json)
             return
-        for branch in islice(failed, limit):
-            row = error_row(branch)
-            say(_error(row, "index", "document", "kind"), row, as_json=as_json)
-        counts = run.status().errors
-        total = sum(count for kind, count in counts.items() if not kinds or kind.value in kinds)
-        for row in _failed_calls(run, kinds):
-            total += 1
-            if limit is None or total <= limit:
-                named = {**row, "reduce": f"reduce {row['reduce']}".strip()}
-                say(_error(named, "reduce", "group", "kind"), row, as_json=as_json)
-    if limit is not None and total > limit:
-        print_line(f"and {total - limit:,} more", err=True)
+        for row in islice(rows, limit):
+            say(_error(row, has_kind=True), row, as_json=as_json)
+        more = 0 if limit is None else _count(run, frozenset(kinds)) - limit
+    if more > 0:
+        print_line(f"and {more:,} more", err=True)
 
 
-def _failed(run: Run, kinds: frozenset[str]) -> Iterator[Output[Any]]:
+def _error_rows(run: Run, kinds: frozenset[str]) -> Iterator[dict[str, Any]]:
+    """Yield the branches that have failed, then the calls of reduces that have, as `errors.jsonl` does."""
     for branch in run.outcomes():
         if branch.kind is not None and (not kinds or branch.kind.value in kinds):
-            yield branch
-
-
-def _failed_calls(run: Run, kinds: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+            yield error_row(branch)
     for error in run.stored_aggregate().values.errors():
         if not kinds or error.kind.value in kinds:
-            yield to_builtins(error)
+            yield call_row(error)
 
 
-def _error(row: dict[str, Any], *columns: str) -> str:
-    # A message may quote a provider's page: a line stays a line.
+def _count(run: Run, kinds: frozenset[str]) -> int:
+    counts = Counter({kind.value: count for kind, count in run.status().errors.items()})
+    counts.update(error.kind.value for error in run.stored_aggregate().values.errors())
+    return sum(count for kind, count in counts.items() if not kinds or kind in kinds)
+
+
+def _error(row: dict[str, Any], *, has_kind: bool) -> str:
+    # A message may quote a provider's page, and a group be any text: a line stays a line.
     message = " ".join(row["message"].split())
-    cells = [str(row[column]) for column in columns]
+    if row["index"] is None:
+        cells = [f"reduce {row['reduce']}".rstrip(), " ".join(row["group"].split())]
+    else:
+        cells = [str(row["index"]), str(row["document"])]
+    cells += [row["kind"]] if has_kind else []
     return "\t".join([*cells, f"{message} (after {plural(row['attempts'], 'call', 'calls')})"])
 
 
-def _print_summary(failed: Iterable[Output[Any]], limit: int | None, *, as_json: bool) -> None:
-    counts: Counter[ErrorKind] = Counter()
-    examples: dict[ErrorKind, dict[str, Any]] = {}
-    for branch in failed:
-        if branch.kind is not None:
-            counts[branch.kind] += 1
-            examples.setdefault(branch.kind, error_row(branch))
-    for kind, count in counts.most_common(limit):
-        example = examples[kind]
-        text = f"{count:,}\t{kind.value}\tsuch as {_error(example, 'index', 'document')}"
-        say(text, {"kind": kind.value, "count": count, "example": example}, as_json=as_json)
+def _print_summary(rows: Iterable[dict[str, Any]], limit: int | None, *, as_json: bool) -> None:
+    # Calls of reduces are counted by themselves.
+    counts: Counter[tuple[str, bool]] = Counter()
+    examples: dict[tuple[str, bool], dict[str, Any]] = {}
+    for row in rows:
+        sort = (row["kind"], row["index"] is None)
+        counts[sort] += 1
+        examples.setdefault(sort, row)
+    for sort, count in counts.most_common(limit):
+        kind, example = sort[0], examples[sort]
+        text = f"{count:,}\t{kind}\tsuch as {_error(example, has_kind=False)}"
+        say(text, {"kind": kind, "count": count, "example": example}, as_json=as_json)
 
 
 @click.command("report", epilog=RUN_EPILOG)

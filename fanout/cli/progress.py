@@ -12,7 +12,7 @@ from fanout.cli.speed import Meter, Speed, eta_s
 from fanout.core.queue_names import NO_CONSUMER
 from fanout.core.records import RunStatus
 from fanout.core.units import clock, cost_of, duration, plain, plural
-from fanout.runs.status import kept_notes, saved_parts
+from fanout.runs.status import failed_call_parts, kept_notes, saved_parts
 from fanout.system.terminal import can_draw, notebook_shell, write_line
 
 if TYPE_CHECKING:
@@ -206,6 +206,7 @@ class Progress(Follower):
             begun = status.stages[1:]
             done, total = (sum(getattr(one, name) for one in begun) for name in ("done", "total"))
             parts.append(f"reduce {done:,}/{total:,}+")
+        parts += failed_call_parts(status)
         hint = self.hint(status)
         parts += self._parts(status)
         return " · ".join([*parts, *([hint] if hint else [])])
@@ -256,6 +257,7 @@ def summary(status: Status) -> str:
             f"{kind.value} {count:,}" for kind, count in sorted(status.errors.items())
         )
         parts.append(f"{status.failed:,} failed: {kinds}")
+    parts.extend(failed_call_parts(status))
     parts.extend(kept_notes(status))
     calls = plural(status.usage.calls, "call", "calls")
     parts.append(f"{calls} in {duration(status.elapsed_s)}")

@@ -8,7 +8,7 @@ from fanout.cli.speed import eta_s
 from fanout.core.day_budgets import ALL_MODELS
 from fanout.core.records import RunStatus
 from fanout.core.units import clock, cost_of, count_of, plural
-from fanout.runs.status import kept_notes, saved_parts
+from fanout.runs.status import failed_call_parts, kept_notes, saved_parts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -72,7 +72,7 @@ def run_rows(status: Status, speed: Speed | None) -> list[Row]:
         "retries": [plural(again, "call was made again", "calls were made again")]
         if again > 0 and status.asks_once
         else [],
-        "errors": _kinds(status.errors),
+        "errors": [*_kinds(status.errors), *failed_call_parts(status)],
         "kept": kept_notes(status),
         "vanished": vanished_parts(status),
     }

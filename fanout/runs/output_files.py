@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any
 
 from fanout.core.errors import InputError, RunError
-from fanout.runs.rows import error_row, output_row
+from fanout.runs.rows import call_row, error_row, output_row
 from fanout.runs.spaced_json import object_json
 from fanout.runs.stored_aggregate import StoredAggregate
 from fanout.runs.stored_aggregates import StoredAggregates
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from fanout.runs.branch_output import Output
+    from fanout.runs.status import ReduceError
 
 __all__ = ["RESULTS", "OutputFolder", "require_no_wide", "write_json"]
 
@@ -143,6 +144,7 @@ class OutputFolder:
         record: Mapping[str, Any],
         *,
         is_by_name: bool = False,
+        failed_calls: Iterable[ReduceError] = (),
         parts: Mapping[str, Iterable[str]] = _NO_PARTS,
     ) -> None:
         """Write outputs, errors, the aggregate and the run's record.
@@ -153,6 +155,7 @@ class OutputFolder:
             record: The record, without the aggregate.
             is_by_name: Whether the aggregate is one for each reduce of a list, by name: each then has a
                 file of its own.
+            failed_calls: The calls of reduces that failed.
             parts: The JSON of some values of the record, indented and in parts, as they may be larger than
                 memory.
 
@@ -160,7 +163,7 @@ class OutputFolder:
             RunError: A file cannot be written, for example on a full disk; existing results stay.
         """
         try:
-            written = self._write_rows(branches)
+            written = self._write_rows(branches, failed_calls)
             named: Mapping[str, Any] = {"": aggregated}
             if isinstance(aggregated, StoredAggregates):
                 named = aggregated.by_name
@@ -177,13 +180,17 @@ class OutputFolder:
         finally:
             self._remove_unfinished()
 
-    def _write_rows(self, branches: Iterable[Output[Any]]) -> list[str]:
+    def _write_rows(
+        self, branches: Iterable[Output[Any]], failed_calls: Iterable[ReduceError]
+    ) -> list[str]:
         with self._open("outputs.jsonl") as outputs, self._open("errors.jsonl") as errors:
             for branch in branches:
                 is_ok = branch.kind is None
                 row = output_row(branch) if is_ok else error_row(branch)
                 file = outputs if is_ok else errors
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            for error in failed_calls:
+                errors.write(json.dumps(call_row(error), ensure_ascii=False) + "\n")
             for file in (outputs, errors):
                 finish(file)
         return ["outputs.jsonl", "errors.jsonl"]

@@ -253,6 +253,7 @@ class Result(Generic[AnswerT]):
                     self.aggregated_value,
                     self._record(),
                     is_by_name=self.has_reduces,
+                    failed_calls=self.reduce_errors,
                 )
 
     def _save_table(self, target: Path, suffix: str, *, replace: bool, wide: bool) -> None:

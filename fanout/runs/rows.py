@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from fanout.core.spec import RunSpec
     from fanout.core.steps import StepSpec
     from fanout.runs.branch_output import Output
+    from fanout.runs.status import ReduceError
 
 __all__ = [
     "OWN_KEYS",
     "RowLayout",
     "StepRow",
+    "call_row",
     "ending",
     "error_row",
     "free_name",
@@ -223,6 +225,18 @@ def error_row(branch: Output[Any]) -> dict[str, Any]:
         "finish_reason": branch.finish_reason,
         **_steps(branch),
         **_votes(branch),
+    }
+
+
+def call_row(error: ReduceError) -> dict[str, Any]:
+    """Return a failed call of a reduce as a row of ``errors.jsonl``: it has no ``index``."""
+    return {
+        "index": None,
+        "reduce": error.reduce,
+        "group": error.group,
+        "kind": error.kind.value,
+        "message": error.message,
+        "attempts": error.attempts,
     }
 
 

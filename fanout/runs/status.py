@@ -26,6 +26,7 @@ __all__ = [
     "StoredResult",
     "coverage_notes",
     "coverage_value",
+    "failed_call_parts",
     "kept_notes",
     "latency_row",
     "plan_notes",
@@ -196,6 +197,11 @@ class Status:
     vanished: dict[str, int] = field(default_factory=dict)
 
     @property
+    def failed_calls(self) -> int:
+        """How many calls of the current reduce have failed."""
+        return sum(one.failed for one in self.stages if one.stage > 0)
+
+    @property
     def slowed(self) -> list[str]:
         """The models whose calls wait for limits that were learnt."""
         return sorted(name for name, one in self.limits.items() if one.is_waited_for)
@@ -265,6 +271,12 @@ def kept_notes(status: Status) -> list[str]:
         was = "was" if rejected == 1 else "were"
         notes.append(f"{answers} {was} rejected by a judge and kept")
     return notes
+
+
+def failed_call_parts(status: Status) -> list[str]:
+    """Return how many calls of the reduce have failed, in words; nothing if none has."""
+    count = status.failed_calls
+    return [f"{plural(count, 'call', 'calls')} of the reduce failed"] if count else []
 
 
 def coverage_notes(aggregate: Aggregate, reduction: str) -> list[str]:

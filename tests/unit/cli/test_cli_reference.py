@@ -16,8 +16,8 @@ from fanout.core.records import ErrorKind, RunStatus, Usage
 from fanout.core.state import StageLoad, Totals, WorkerRecord
 from fanout.observe.fleet import FleetStatus
 from fanout.runs.branch_output import Output
-from fanout.runs.rows import error_row
-from fanout.runs.status import StageStatus
+from fanout.runs.rows import call_row, error_row
+from fanout.runs.status import ReduceError, StageStatus
 
 from .test_progress import status
 
@@ -97,7 +97,8 @@ def test_every_field_of_an_error_is_described():
         elapsed_s=0.0, samples=2,
     )  # fmt: skip
     described = row("`errors`") - {"count", "example", "null", "certainty"}
-    assert described == error_row(failed).keys()
+    call = ReduceError(group="", kind=ErrorKind.TIMEOUT, message="", attempts=1)
+    assert described == error_row(failed).keys() | call_row(call).keys()
 
 
 def test_every_kind_and_status_that_can_be_asked_for_is_named():

@@ -45,7 +45,7 @@ def test_the_failed_calls_of_reduces_are_listed(monkeypatch, capsys):
     assert printed.err == "and 1 more\n"
     listed("r", None, ("budget",), None, has_summary=False, as_json=True)
     row = {"group": "y", "kind": "budget", "message": "a\nb", "attempts": 2, "reduce": "each"}
-    assert json.loads(capsys.readouterr().out) == row
+    assert json.loads(capsys.readouterr().out) == {"index": None, **row}
 
 
 def test_a_retry_of_the_calls_of_an_aggregate_says_how_many_these_are():

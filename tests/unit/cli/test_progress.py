@@ -9,6 +9,7 @@ from msgspec import structs
 
 from fanout.cli.following import enqueue_monitor, follow
 from fanout.cli.progress import Progress, summary
+from fanout.cli.run_facts import run_rows
 from fanout.core.errors import BrokerError
 from fanout.core.gathered import RunBatch
 from fanout.core.rate_limits import LimitState
@@ -350,6 +351,19 @@ def test_the_summary_says_how_it_ended():
         "run r1 succeeded: 998 of 1,000 branches (99.8%) · 2 failed: timeout 2 · "
         "1,004 calls in 1 h 2 min · 9 tokens in, 8 out · $1.25"
     )
+
+
+def test_failed_calls_of_the_reduce_are_counted(clock):
+    stages = (
+        StageStatus(stage=0, total=9, succeeded=9, failed=0, done=9),
+        StageStatus(stage=3, total=8, succeeded=1, failed=7, done=8),
+        StageStatus(stage=4, total=1, succeeded=0, failed=1, done=1),
+    )
+    now = status(status=RunStatus.SUCCEEDED, failed=0, errors={}, stages=stages)
+    assert " · 8 calls of the reduce failed · 12 calls in " in summary(now)
+    assert " · 8 calls of the reduce failed" in Progress(io.StringIO()).line(now)
+    assert dict(run_rows(now, None))["errors"] == ["8 calls of the reduce failed"]
+    assert "reduce" not in summary(status(stages=stages[:1]))
 
 
 def test_the_summary_shows_the_known_part_of_a_cost():

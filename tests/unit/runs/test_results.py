@@ -20,6 +20,7 @@ from fanout.core.records import ErrorKind, RunStatus, StepOutcome, Usage
 from fanout.runs.branch_output import Output
 from fanout.runs.results import Result
 from fanout.runs.rows import RowLayout
+from fanout.runs.status import ReduceError
 
 
 def branch(index, kind=None):
@@ -85,6 +86,22 @@ def test_a_result_is_saved_to_a_folder_as_the_command_line_does(tmp_path):
         result(3).save(tmp_path / "out")
     result(3).save(tmp_path / "out", replace=True)
     assert (tmp_path / "out" / "aggregated.txt").read_text().startswith("all ")
+
+
+def test_a_folder_has_the_failed_calls_of_the_reduce_behind_the_failed_branches(tmp_path):
+    call = ReduceError(
+        reduce="sum", group="g", kind=ErrorKind.SERVER_ERROR, message="500", attempts=3
+    )
+    replace(result(3), reduce_errors=[call]).save(tmp_path / "out")
+    lines = (tmp_path / "out" / "errors.jsonl").read_text().splitlines()
+    branch_row, call_row = map(json.loads, lines)
+    assert (branch_row["index"], branch_row["kind"]) == (1, "timeout")
+    expected = {
+        "reduce": "sum", "group": "g", "kind": "server_error", "message": "500", "attempts": 3,
+    }  # fmt: skip
+    assert call_row == {"index": None, **expected}
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["reduce_errors"] == [expected]
 
 
 @pytest.mark.parametrize("name", ["r.json", "new/r.jsonl"])
