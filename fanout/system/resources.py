@@ -12,12 +12,38 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["memory_limit_bytes", "model_threads", "quota_cores", "usable_cores"]
+__all__ = [
+    "memory_limit_bytes",
+    "model_threads",
+    "quota_cores",
+    "share_free_memory",
+    "usable_cores",
+]
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN = Path("/proc/self/cgroup")
 # The memory limits of a container: cgroups of version 2, and of version 1.
 _MEMORY_LIMITS = (_CGROUPS / "memory.max", _CGROUPS / "memory" / "memory.limit_in_bytes")
+# A parameter of glibc, and how many pools of memory the threads of a process have: each keeps what is free.
+_M_ARENA_MAX = -8
+_ARENAS = 2
+
+
+def share_free_memory() -> bool:
+    """Have the threads of this process share few pools of free memory; return whether it does.
+
+    Each would otherwise have its own: a worker has some twenty threads, one at a time of which runs Python.
+    glibc can; another C library does not need it. ``MALLOC_ARENA_MAX`` of the environment stands.
+    """
+    if "MALLOC_ARENA_MAX" in os.environ:
+        return False
+    # Commands import this module, and need no such thing.
+    import ctypes
+
+    try:
+        return bool(ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS))
+    except (AttributeError, OSError, TypeError):
+        return False
 
 
 def model_threads(cores: int) -> int:

@@ -13,6 +13,7 @@ from fanout.broker.app import PATIENT_S, connect_broker, make_store
 from fanout.broker.inspection import MessageReader
 from fanout.broker.publisher import Publisher
 from fanout.client.embedded.answers import answers_settings
+from fanout.system.resources import share_free_memory
 from fanout.system.threads import ReadyThreads
 from workers.context.admission import Admission
 from workers.context.answers import Answers
@@ -182,6 +183,8 @@ def _connect(app: WorkerApp, settings: Settings) -> Connections:
 def make_context(app: WorkerApp, *, concurrency: int) -> WorkerContext:
     """Return the context of the calling process, which runs ``concurrency`` branches at a time."""
     settings = app.settings
+    if app.owns_process:
+        share_free_memory()
     connections = _connect(app, settings)
     watching = connections.fail_fast_store
     models = Models(connections, settings, concurrency=concurrency, quiets_clients=app.owns_process)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -9,7 +10,12 @@ import sys
 import pytest
 
 from fanout.system import resources
-from fanout.system.resources import model_threads, quota_cores, usable_cores
+from fanout.system.resources import (
+    model_threads,
+    quota_cores,
+    share_free_memory,
+    usable_cores,
+)
 
 
 @pytest.mark.parametrize(("has", "threads"), [(1, 1), (2, 1), (3, 2), (64, 63)])
@@ -86,3 +92,34 @@ def test_a_process_that_is_tied_to_one_core_has_one():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert done.stdout == b"1\n"
+
+
+def threads_keep_mb(setting):
+    """Return the memory that a process keeps after twenty threads have had 30 MB each, one by one."""
+    code = (
+        "import resource, sys, threading\n"
+        "from fanout.system.resources import share_free_memory\n"
+        "if sys.argv[1] == 'shared': assert share_free_memory()\n"
+        "def use():\n"
+        "    held = [bytes(5_000) for _ in range(6_000)]\n"
+        "    kept.append(held[-1])\n"
+        "kept, waits = [], threading.Barrier(21)\n"
+        "def run(): use(); waits.wait()\n"
+        "threads = []\n"
+        "for at in range(20):\n"
+        "    threads.append(threading.Thread(target=run)); threads[-1].start()\n"
+        "    while len(kept) <= at: pass\n"
+        "waits.wait()\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1_000)\n"
+    )
+    words = [sys.executable, "-c", code, setting]
+    return float(subprocess.run(words, capture_output=True, check=True, text=True).stdout)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library has no pools")
+def test_threads_share_the_memory_that_is_free(monkeypatch):
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    alone, shared = threads_keep_mb("alone"), threads_keep_mb("shared")
+    assert shared < alone / 2
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "8")
+    assert not share_free_memory()
