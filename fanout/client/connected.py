@@ -47,6 +47,9 @@ class ConnectedClient:
             )
         self._concurrency = self._given_concurrency or self._settings.concurrency
         self._lock = threading.Lock()
+        # Whether the embedded worker is in this process; None until the first job.
+        self._is_here: bool | None = None
+        self._here_lock = threading.Lock()
         self._told = set[str]()
         self._fleet: EmbeddedFleet | None = None
         self._connections: Connections | None = None
@@ -76,6 +79,16 @@ class ConnectedClient:
         """The server's URL, with its credentials; None before an embedded one has started."""
         return self._fleet.broker_url if self._fleet is not None else self._settings.broker_url
 
+    def has_functions(self, models: Iterable[str]) -> bool:
+        """Return whether the embedded worker is in this process, whose functions it has.
+
+        The first job decides it, by what it calls; others may come at the same time, of other threads.
+        """
+        with self._here_lock:
+            if self._is_here is None:
+                self._is_here = any(map(is_callable_model, models))
+            return self._is_here
+
     def _connected(self, models: Iterable[str] = ()) -> Connections:
         # Threads that submit their first runs at the same time share one fleet.
         with self._lock:
@@ -85,7 +98,7 @@ class ConnectedClient:
                         "no run was submitted yet, and no broker is configured: an embedded fleet "
                         "is there while its client has runs"
                     )
-                is_here = any(map(is_callable_model, models))
+                is_here = self.has_functions(models)
                 start = InProcessFleet.acquire if is_here else EmbeddedFleet
                 self._fleet = start(concurrency=self._concurrency)
                 try:
@@ -198,6 +211,7 @@ class ConnectedClient:
             if part is not None:
                 part.close()
         self._connections = self._fleet = self._embedded_runs = None
+        self._is_here = None
 
     def __enter__(self) -> Self:
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import weakref
 from collections.abc import AsyncIterable
 from contextlib import suppress
@@ -66,7 +67,26 @@ class JobRunner:
         # With the functions that single runs have as models of their own.
         self._known = list(self._models)
         self._client = Client(broker_url, concurrency=max_workers if is_embedded else None)
-        self._finalizer = weakref.finalize(self, _release, self._client, self._known)
+        # With that of functions, once a run has some that the worker of the first one does not have.
+        self._clients = [self._client]
+        self._lock = threading.Lock()
+        self._finalizer = weakref.finalize(self, _release, self._clients, self._known)
+
+    def _client_of(self, spec: RunSpec) -> Client:
+        """Return the client for a job: a worker in another process has no function of this one."""
+        called = spec.all_called
+        if (
+            not self._is_embedded
+            or self._client.has_functions(called)
+            or not any(map(is_callable_model, called))
+        ):
+            return self._client
+        with self._lock:
+            if len(self._clients) == 1:
+                own = Client(concurrency=self._max_workers)
+                own.has_functions(called)
+                self._clients.append(own)
+            return self._clients[1]
 
     def _submitted(
         self,
@@ -77,8 +97,9 @@ class JobRunner:
     ) -> Run:
         """Submit a run; Ctrl-C while its input is read cancels it."""
         created: list[str] = []
+        client = self._client_of(spec)
         try:
-            return self._client.submit(
+            return client.submit(
                 spec,
                 chunks,
                 on_bad_document=on_bad_document,
@@ -89,7 +110,7 @@ class JobRunner:
             for run_id in created:
                 # An input without a branch leaves no run.
                 with suppress(UnknownRunError):
-                    self._client.run(run_id).cancel()
+                    client.run(run_id).cancel()
             raise
 
     def _shown(
@@ -104,13 +125,13 @@ class JobRunner:
         on_bad_document: OnBadDocument | None,
         warnings: list[str],
     ) -> LoopRun:
-        loop = asyncio.get_running_loop()
+        loop, client = asyncio.get_running_loop(), self._client_of(spec)
 
         def submit(*, on_created: Callable[[str], None], should_stop: Callable[[], bool]) -> Run:
             items: Any = chunks
             if isinstance(chunks, AsyncIterable):
                 items = pulled(chunks, loop, should_stop)
-            return self._client.submit(
+            return client.submit(
                 spec,
                 items,
                 on_bad_document=on_bad_document,
@@ -119,7 +140,7 @@ class JobRunner:
                 should_stop=should_stop,
             )
 
-        return LoopRun(submit, lambda run_id: self._client.run(run_id).typed(spec.types))
+        return LoopRun(submit, lambda run_id: client.run(run_id).typed(spec.types))
 
     def _spec(
         self, branch_prompt: str | None, aggregate_prompt: str | None, options: dict[str, Any]
@@ -238,7 +259,8 @@ def result_of(run: Run, on_progress: Callable[[Status], None] | None) -> Result[
     return run.result()
 
 
-def _release(client: Client, models: Iterable[str]) -> None:
-    client.close()
+def _release(clients: Iterable[Client], models: Iterable[str]) -> None:
+    for client in clients:
+        client.close()
     for model in filter(is_callable_model, models):
         unregister_callable(model)

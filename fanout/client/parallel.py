@@ -281,7 +281,7 @@ class ParallelCalls(JobRunner):
             SpecError, InputError, ModelError, BrokerError: As ``run``.
         """
         spec = self._spec(branch_prompt, aggregate_prompt, options)
-        return self._client.trial(spec, chunks, size=size)
+        return self._client_of(spec).trial(spec, chunks, size=size)
 
     def resume(
         self,

@@ -131,6 +131,24 @@ def test_two_runners_with_functions_work_at_the_same_time(script):
     assert out == "['a1', 'a2'] ['b1', 'b2']\n"
 
 
+def test_a_later_run_of_a_runner_may_have_the_first_function(script):
+    out = script("""
+        from fanout import ParallelCalls
+
+        def vectors(texts):
+            return [[1.0, float(len(text) % 2)] for text in texts]
+
+        with ParallelCalls(llm="fake", max_workers=2) as runner:
+            first = runner.run(["a"], "J {input}")
+            fields = {"aggregate_prompt": "S {input}", "fold": "cluster", "embed": vectors}
+            second = runner.run(list("abc"), "J {input}", **fields)
+            third = runner.run(["a"], "J {input}")
+            print(second.status, bool(second.aggregated), first.outputs == third.outputs)
+            print([runner.client.run(one.run_id).status().done for one in (first, second, third)])
+    """)
+    assert out == "succeeded True True\n[1, 3, 1]\n"
+
+
 def test_one_runner_may_be_used_by_several_threads(script):
     source = """
         import psutil, threading
