@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 from msgspec import structs
 
-from fanout.aggregators import Part, ScatteredTallies, Tally, nodes_of, part_tokens
+from fanout.aggregators import Node, Part, ScatteredTallies, Tally, nodes_of, part_tokens
+from fanout.core.errors import SpecError
 from fanout.core.ids import StageId
+from fanout.core.records import ErrorKind
 from fanout.policy.clusters import Clusters, Vocabulary, WordIndex, shared_prompts
 from fanout.policy.vectors import LEAST_ALIKE_VECTORS, VectorIndex, directions
 from fanout.retrieval.words import words_of
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Self
 
-    from fanout.aggregators import Node
     from fanout.core.records import Chunk
     from fanout.core.reduces import Reduce
     from fanout.core.spec import RunSpec
@@ -63,12 +64,21 @@ _part = msgspec.msgpack.Decoder(Part).decode
 def write_clusters(context: WorkerContext, run: RunRecord, spec: RunSpec, reduce: Reduce) -> None:
     """Write the first nodes of a tree, whose branches have all ended.
 
+    Where the stages of other reduces follow, a node without a call keeps why there is none.
+
     Raises:
-        SpecError: The job leaves no room for answers.
+        SpecError: The job leaves no room for answers, or they have no vectors; there is no other reduce with
+            calls.
     """
     target = StageId(run.run_id, run.base_stage + 1)
     writer = StageWriter(context, target, reduce, more_shards=MORE_SHARDS)
-    write_all(writer, _Nodes(context, run, spec, reduce, target).chunks)
+    nodes = _Nodes(context, run, spec, reduce, target)
+    try:
+        write_all(writer, nodes.chunks)
+    except SpecError as error:
+        if len(spec.called_reductions) == 1:
+            raise
+        write_all(writer, partial(nodes.without_call, str(error)))
 
 
 class _Nodes:
@@ -135,6 +145,22 @@ class _Nodes:
         if is_due and not goes_on(self._context, self._run):
             raise RunStoppedError
 
+    def without_call(self, problem: str, done: int) -> Iterator[Chunk]:
+        """Yield the node of the branches that are in no other, of ``done`` ones, and why it makes no call."""
+        indices: list[int] = []
+        tallies, scattered = Tally(), ScatteredTallies()
+        written = self._written() if done else set()
+        for chunk, outcome in branches(self._context, StageId(self._run_id, 0)):
+            if outcome.index not in written:
+                part = leaf_of(self._spec, self._reduce, chunk, outcome)
+                tallies = Tally.total([tallies, scattered.of(part.tally)])
+                indices.append(outcome.index)
+        if indices:
+            lost = tallies.without_answers(ErrorKind.INTERNAL)
+            none = Part(group="", text="", count=0, failed=lost.branches)
+            node = Node(parts=[none], taken=len(indices), key=0, tally=lost)
+            yield self._chunk(node, done, indices, problem)
+
     @property
     def _embed(self) -> Embed | None:
         if self._spec.embed is None:
@@ -165,9 +191,12 @@ class _Nodes:
                 found.update(accumulate(map(int, gaps)))
         return found
 
-    def _chunk(self, node: Node, position: int, indices: list[int]) -> Chunk:
+    def _chunk(
+        self, node: Node, position: int, indices: list[int], problem: str | None = None
+    ) -> Chunk:
+        cites = self._spec.sources
         chunk = node_chunk(
-            node, self._reduce, group="", position=position, level=0, cites=self._spec.sources
+            node, self._reduce, group="", position=position, level=0, cites=cites, problem=problem
         )
         gaps = (after - before for before, after in pairwise([0, *sorted(indices)]))
         columns = {**chunk.columns, _BRANCHES: ",".join(map(str, gaps))}

@@ -10,11 +10,13 @@ from fanout.core.errors import LLMError, SpecError
 from fanout.core.ids import StageId
 from fanout.core.records import ErrorKind, RunStatus
 from fanout.core.spec import make_spec
+from fanout.llm.callables import CallableLLM
 from fanout.runs.result_values import stored_values
 from fanout.runs.retried_runs import retry_failed
 from fanout.runs.stored_aggregates import stored_aggregate
 from tests.fakes import RUN, FakeContext
 from tests.unit.workers.test_comparisons import longer, through
+from workers.context.event_loop import LoopThread
 from workers.reduce.stages import aggregate
 
 TEXTS = [f"answer {n} of {'x' * (n % 7)}" for n in range(60)]
@@ -116,6 +118,25 @@ def test_one_whose_prompts_do_not_fit_says_so_and_the_others_go_on(fields):
     found = aggregated(context)
     assert found["large"] is None
     assert found["sum"].startswith("sum n=")
+
+
+@pytest.mark.parametrize("others", [[SUM], [SUM, RANKED, COUNTS], [EACH], [REFINED], [COUNTS]])
+def test_a_function_without_vectors_is_the_reason_whatever_the_other_reduces_do(others):
+    fields = {**SMALL, "context_tokens": 600, "embed": "a.b:c", "retries": {"max_attempts": 1}}
+    context = FakeContext(**fields, reduce=[ALIKE, *others])
+    context.models.made["a.b:c"] = CallableLLM(lambda _texts: 1 / 0)
+    context.loop = LoopThread()
+    processed(context)
+    state, found = context.store.run(RUN), aggregated(context)
+    why = "embed: a.b:c made no vectors of answers: internal: ZeroDivisionError"
+    assert why in state.error
+    assert state.error.count("reduce ") == 1, "only this one"
+    assert found.pop("alike") is None
+    assert all(found.values())
+    if others != [COUNTS]:
+        coverage = context.result.named["alike"].aggregates[""].coverage
+        assert (coverage.branches, coverage.branches_behind) == (60, 0)
+        assert coverage.problem.startswith(why)
 
 
 def test_each_reduce_of_a_list_folds_in_its_own_way():
