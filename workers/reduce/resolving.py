@@ -115,7 +115,7 @@ def resolve(
         return Made((), verdicts.calls.errors, verdicts.problem)
     groups = grouped(len(values.keys), verdicts.of)
     notes = _notes(reduce, values, found, verdicts, groups)
-    made = _aggregates(reduce, values, groups, notes)
+    made = _aggregates(reduce, values, verdicts, groups, notes)
     return with_coverage(spec, made, values.behind)._replace(errors=verdicts.calls.errors)
 
 
@@ -163,21 +163,26 @@ def _read(
 
 
 def _aggregates(
-    reduce: Reduce, values: Values, groups: Groups, notes: list[str]
+    reduce: Reduce, values: Values, verdicts: _Verdicts, groups: Groups, notes: list[str]
 ) -> list[tuple[str, Aggregate]]:
     """Return the aggregate of each group of branches; the notes about all are with the first."""
+    different = Counter(group for group, _ in values.keys)
+    asked = Counter(values.keys[pair.one][0] for pair in verdicts.of)
     rows: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     for numbers in groups.members:
         rows[values.keys[numbers[0]][0]].append(_row(values, numbers))
     made = []
     for group, tally in values.behind.items():
-        own = values.without[group].notes(f"answers have no text in {reduce.by[0]}")
+        pairs = plural(asked[group], "pair was", "pairs were")
+        own = [f"{different[group]:,} different values; {pairs} compared by {reduce.model}"]
+        own += notes
+        own += values.without[group].notes(f"answers have no text in {reduce.by[0]}")
         own += values.missing[group].notes(LEFT_OUT)
         one = Aggregate(
             value=sorted(rows[group], key=lambda row: -row["count"]),
             succeeded=tally.behind,
             failed=tally.branches - tally.behind,
-            notes=[*notes, *own],
+            notes=own,
         )
         made.append((group, one))
         notes = []
@@ -197,9 +202,8 @@ def _row(values: Values, numbers: list[int]) -> dict[str, Any]:
 def _notes(
     reduce: Reduce, values: Values, found: Candidates, verdicts: _Verdicts, groups: Groups
 ) -> list[str]:
-    """Return the notes about all comparisons."""
-    asked = plural(len(verdicts.of), "pair was", "pairs were")
-    notes = [f"{len(values.keys):,} different values; {asked} compared by {reduce.model}"]
+    """Return the notes about the comparisons of all groups."""
+    notes = []
     if found.left_out:
         pairs = plural(found.left_out, "less alike pair was", "less alike pairs were")
         notes.append(f"{pairs} not compared (max_pairs is {reduce.max_pairs:,})")
@@ -214,4 +218,6 @@ def _notes(
     if groups.contradictions:
         kept = plural(groups.contradictions, "pair is", "pairs are")
         notes.append(f"{kept} kept apart, as the model contradicts itself about their groups")
-    return notes
+    if reduce.group_by is None:
+        return notes
+    return [f"of all groups together: {note}" for note in notes]
