@@ -179,7 +179,7 @@ def deliver(run: Run, status: Status, progress: Progress, delivery: Delivery) ->
                 raise
             mute_stdout()
             is_read = False
-    for note in _notes(answer, delivery):
+    for note in _notes(answer, status, delivery):
         progress.note(note)
     for line in _again(run.run_id, status, delivery) if delivery.is_new else ():
         progress.note(line)
@@ -187,8 +187,11 @@ def deliver(run: Run, status: Status, progress: Progress, delivery: Delivery) ->
     return _say_faults(faults, run, delivery, exit_status, is_read=is_read)
 
 
-def _notes(answer: _Answer, delivery: Delivery) -> Iterator[str]:
-    notes = enumerate(answer.aggregated.each_note())
+def _notes(answer: _Answer, status: Status, delivery: Delivery) -> Iterator[str]:
+    is_text = delivery.stream is None and not delivery.as_json and delivery.scoring is None
+    # The text, or the error of the run, says why there is no aggregate.
+    is_told = (is_text and bool(answer.aggregated)) or status.error is not None
+    notes = enumerate(answer.aggregated.each_note(has_reasons=not is_told))
     yield from (f"note: {note}" for _, note in islice(notes, _NOTES))
     last = max((number + 1 for number, _ in notes), default=_NOTES)
     if last > _NOTES:

@@ -20,6 +20,7 @@ from fanout.core.usage import rounded_usd
 from fanout.runs.budget_status import BudgetStatus  # noqa: TC001 - part of a public record
 
 __all__ = [
+    "NONE_MADE",
     "ReduceError",
     "StageStatus",
     "Status",
@@ -34,6 +35,9 @@ __all__ = [
     "saved_parts",
     "saved_row",
 ]
+
+# How the error of a run begins that has no aggregate.
+NONE_MADE = "no aggregate could be made: "
 
 
 class ReduceError(msgspec.Struct, frozen=True, kw_only=True):

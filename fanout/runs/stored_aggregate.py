@@ -73,10 +73,11 @@ class StoredAggregate:
         """Return the aggregator's notes."""
         return list(self.each_note())
 
-    def each_note(self) -> Iterator[str]:
-        """Yield the aggregator's notes."""
+    def each_note(self, *, has_reasons: bool = True) -> Iterator[str]:
+        """Yield the aggregator's notes; ``has_reasons`` is whether also why there is no aggregate."""
         for group, one in self.values.aggregates():
-            for note in (*one.notes, *coverage_notes(one, self._reduction)):
+            is_told = has_reasons or one.problem is None
+            for note in (*one.notes, *(coverage_notes(one, self._reduction) if is_told else ())):
                 yield f"{group or EMPTY_GROUP}: {note}" if self._is_grouped else note
 
     def coverage(self) -> Coverage | dict[str, Coverage] | None:

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from fanout.runs.spaced_json import object_json
+from fanout.runs.status import NONE_MADE
 from fanout.runs.stored_aggregate import StoredAggregate
 
 if TYPE_CHECKING:
@@ -47,10 +48,10 @@ class StoredAggregates:
         """Return the notes of the aggregators."""
         return list(self.each_note())
 
-    def each_note(self) -> Iterator[str]:
-        """Yield the notes of the aggregators."""
+    def each_note(self, *, has_reasons: bool = True) -> Iterator[str]:
+        """Yield the notes of the aggregators; ``has_reasons`` as for that of a single reduce."""
         for name, one in self.by_name.items():
-            yield from (f"{name}: {note}" for note in one.each_note())
+            yield from (f"{name}: {note}" for note in one.each_note(has_reasons=has_reasons))
 
     def coverage(self) -> dict[str, Any] | None:
         """Return what is behind the aggregates, by name; None if there is no result yet."""
@@ -108,7 +109,8 @@ class StoredAggregates:
             if one:
                 yield from one.texts()
             else:
-                yield f"(no aggregate: {one.stored.problem or 'there is none'})"
+                why = (one.stored.problem or "there is none").removeprefix(NONE_MADE)
+                yield f"(no aggregate: {why})"
 
 
 def stored_aggregate(values: ResultValues, spec: RunSpec) -> StoredAggregate | StoredAggregates:

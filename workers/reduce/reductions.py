@@ -22,7 +22,7 @@ from fanout.runs.token_counts import packing_ratio, reduce_room
 from workers.reduce.clustering import write_clusters
 from workers.reduce.comparisons import compare
 from workers.reduce.computed import computed
-from workers.reduce.coverage import lacking_all
+from workers.reduce.coverage import lacking_all, with_reason
 from workers.reduce.frontier import refine_calls, write_rest
 from workers.reduce.groups import await_partitions
 from workers.reduce.made import Made
@@ -157,6 +157,10 @@ def _end(
     context: WorkerContext, run: RunRecord, spec: RunSpec, made: Mapping[str, ReduceMade]
 ) -> None:
     """End a run with what its reduces have come to, by name."""
+    for one in spec.reductions:
+        # Groups may be very many; that without any has its reason in the coverage, too.
+        if one.group_by is None and isinstance(alone := made.get(one.name), Made):
+            made = {**made, one.name: with_reason(context, run.run_id, spec, alone)}
     _write(context, run, spec, made)
     # Another process may have written the result, and this one have read a part of its own only.
     problems = standing_problems(context.connections.store, run.run_id)

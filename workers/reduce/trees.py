@@ -9,6 +9,7 @@ from msgspec import structs
 
 from fanout.aggregators import Aggregate, Source, Tally, lacking
 from fanout.core.ids import StageId
+from fanout.runs.status import NONE_MADE
 from workers.reduce.cited import with_checked_sources
 from workers.reduce.coverage import with_coverage
 from workers.reduce.frontier import group_counts, node_places, node_tally
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from workers.context.worker_context import WorkerContext
 
 __all__ = ["TreeAnswers", "answer_of_refining"]
-
-_NONE_MADE = "no aggregate could be made: "
 
 
 class TreeAnswers:
@@ -82,7 +81,7 @@ class TreeAnswers:
         """Why there is no aggregate; None if there is one."""
         if self._is_answered:
             return None
-        return f"{_NONE_MADE}{_why(self.errors.last, self._problems)}"
+        return f"{NONE_MADE}{_why(self.errors.last, self._problems)}"
 
     def _answers(self, stages: Iterable[Iterable[tuple[Chunk, Outcome]]]) -> dict[str, Aggregate]:
         """Return the answers of the nodes of some groups, by stages."""
@@ -118,7 +117,7 @@ class TreeAnswers:
         if problem is None:
             value = _value(outcome.output, is_json=self._reduce.schema is not None)
         else:
-            self._problems = [problem]
+            self._problems = [f"{group}: {problem}" if group else problem]
         if outcome.kind is not None and chunk.error is None:
             error = failed_call(self._reduce.name, group, outcome)
             self.errors.add(error)
@@ -153,7 +152,7 @@ def answer_of_refining(
         silent = ["no call had anything to say of the answers"]
         why = _why(errors[-1] if errors else None, [] if errors else silent)
         none = structs.replace(made, coverage=chain.tally.coverage(why))
-        return Made([("", none)], errors, f"{_NONE_MADE}{why}")
+        return Made([("", none)], errors, f"{NONE_MADE}{why}")
     return Made(found.aggregates, errors, problem)
 
 

@@ -16,7 +16,7 @@ from tests.fakes import RUN, FakeContext
 ONCE = {"retries": {"max_attempts": 1}, "cache": False}
 
 
-def ended(texts, fails, **fields):
+def ended(texts, fails, columns=None, **fields):
     """Return a run to its end; texts with one of some words fail."""
 
     def answer(request):
@@ -26,7 +26,7 @@ def ended(texts, fails, **fields):
 
     context = FakeContext(**{**ONCE, **fields})
     context.answer = answer
-    context.write(texts)
+    context.write(texts, **({} if columns is None else {"columns": columns}))
     stage = 0
     while not context.store.run(RUN).has_ended:
         context.process(stage=stage)
@@ -74,6 +74,26 @@ def test_a_run_with_too_little_behind_its_aggregate_fails_without_further_calls(
     assert result.aggregated is None
     assert result.aggregate_coverage.branches_behind == 2
     assert context.llm.calls == 3
+
+
+@pytest.mark.parametrize("reduce", [{"concat": None}, {"llm": "SUM {input}"}])
+def test_the_reason_is_said_once_and_of_groups_with_the_name_of_the_last(reduce):
+    fields = {"min_group_success": 0.9, "reduce": [{"name": "one", **reduce}]}
+    run, _ = ended(["a", "bad", "c"], ["bad"], **fields)
+    stored = run.stored_aggregate()
+    assert "".join(stored.texts()).startswith("# one\n\n(no aggregate: too little is behind it")
+    assert any("too little" in note for note in stored.each_note())
+    told = "".join(stored.each_note(has_reasons=False))
+    assert "too little" not in told, "the text has it"
+    run, _ = ended(
+        ["a", "bad", "a", "bad"],
+        ["bad"],
+        min_group_success=0.9,
+        reduce=[{"name": "one", **reduce, "group_by": "column.g"}],
+        columns=[{"g": "x"}, {"g": "x"}, {"g": "y"}, {"g": "y"}],
+    )
+    error = run.result().error
+    assert error.startswith("reduce one: no aggregate could be made: y: too little is behind it")
 
 
 def test_failed_calls_of_the_reduce_count_against_it():
