@@ -181,7 +181,7 @@ def deliver(run: Run, status: Status, progress: Progress, delivery: Delivery) ->
             is_read = False
     for note in _notes(answer, status, delivery):
         progress.note(note)
-    for line in _again(run.run_id, status, delivery) if delivery.is_new else ():
+    for line in _again(run.run_id, status, answer, delivery) if delivery.is_new else ():
         progress.note(line)
     exit_status = conclude(status, progress, run=run) or _say_shortfalls(answer, delivery)
     return _say_faults(faults, run, delivery, exit_status, is_read=is_read)
@@ -270,7 +270,20 @@ def _say_faults(
     return exit_status
 
 
-def _again(run_id: str, status: Status, delivery: Delivery) -> Iterator[str]:
+def _unpaid_calls(run_id: str, status: Status, answer: _Answer) -> Iterator[str]:
+    """Yield how calls of the aggregate are made that the budget had no room for, if there are any."""
+    if status.budget is None or not status.budget.limited:
+        return
+    over = sum(one.kind is ErrorKind.BUDGET for one in answer.aggregated.values.errors())
+    if over:
+        calls, them = plural(over, "call", "calls"), "them" if over > 1 else "it"
+        yield (
+            f"cut short by the budget: {calls} of the aggregate; `fanout retry {run_id} "
+            f"--budget-{status.budget.fullest} N` makes {them} with a larger budget"
+        )
+
+
+def _again(run_id: str, status: Status, answer: _Answer, delivery: Delivery) -> Iterator[str]:
     """Yield which branches are missing, and how to print the answer again."""
     if status.failed and delivery.is_kept:
         unusable = status.errors.get(ErrorKind.BAD_REQUEST, 0)
@@ -281,6 +294,8 @@ def _again(run_id: str, status: Status, delivery: Delivery) -> Iterator[str]:
         else:
             it = "it" if status.failed == 1 else "them"
             yield f"left out: {failed}; `fanout errors {run_id}` lists {it}, {retry_help(status)}"
+    if delivery.is_kept and not delivery.is_stopped:
+        yield from _unpaid_calls(run_id, status, answer)
     if delivery.scoring is not None and delivery.is_kept:
         yield f"kept: `fanout eval {run_id}` prints this again, `fanout results {run_id}` the answers"
     elif delivery.out is None and delivery.is_kept and not delivery.is_stopped:

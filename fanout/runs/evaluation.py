@@ -55,13 +55,16 @@ class VariantEvaluation(msgspec.Struct, frozen=True, kw_only=True):
         confusion: Which answers the labels got.
         calibration: How far the confidences can be believed; None if answers have none.
         calls: Mean calls of a branch.
+        cached: Branches with an answer from the cache, which made no call for it now. Tokens and costs count
+            what it had used when it was made, and the durations leave out branches without a call.
         tokens_per_correct: Tokens of prompts and answers for each correct answer.
         cost_usd: The cost of these branches, failed ones included; None if one of them is unknown.
         cost_at_least_usd: The known part of an unknown cost; None if nothing of it is known.
         cost_per_correct_usd: The cost for each correct answer.
         latency_mean_s: The mean duration of a branch that made a call, waits included.
         latency_p50_s: The median duration, from a histogram.
-        latency_per_correct_s: The sum of the durations for each correct answer.
+        latency_per_correct_s: The sum of the durations for each correct answer; one that made no call, as
+            its answer was cached, counts with the mean.
     """
 
     model: str | None
@@ -79,6 +82,7 @@ class VariantEvaluation(msgspec.Struct, frozen=True, kw_only=True):
     confusion: Confusion | None
     calibration: Calibration | None
     calls: float | None
+    cached: int
     tokens_per_correct: float | None
     cost_usd: float | None
     cost_at_least_usd: float | None
@@ -343,8 +347,14 @@ class Evaluator:
             unlabelled=min((field.unlabelled for field in self._fields), default=0),
             variants=variants,
             comparisons=_corrected(comparisons),
-            notes=[note for field in self._fields for note in field.notes()],
+            notes=[*(note for field in self._fields for note in field.notes()), *self._of_cache()],
         )
+
+    def _of_cache(self) -> Iterator[str]:
+        cached = max(sum(one.cached for one in field.counters.values()) for field in self._fields)
+        if cached:
+            answers = plural(cached, "answer is", "answers are")
+            yield f"{answers} from the cache: tokens and cost are those of when they were made"
 
 
 def _corrected(comparisons: list[Comparison]) -> list[Comparison]:

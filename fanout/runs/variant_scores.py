@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fanout.core.latency import Latency, bucket_of
+from fanout.core.usage import total_usage
 from fanout.policy.calibration import ReliabilityCounter
 from fanout.policy.confusion import ConfusionCounter
 from fanout.policy.metrics import share_estimate
@@ -72,6 +73,7 @@ class VariantCounter:
     def __init__(self, choices: Iterable[Term]) -> None:
         self.documents = 0
         self._count = self._answered = self._correct = self._calls = 0
+        self._cached = self._untimed = 0
         self._confusion = ConfusionCounter(choices)
         self._reliability = ReliabilityCounter()
         self._tokens, self._cost = _Spent(), _Cost()
@@ -92,16 +94,25 @@ class VariantCounter:
         return is_right
 
     def _add_usage(self, branch: Output, *, is_answered: bool) -> None:
-        usage = branch.usage
+        # An answer from the cache counts as what it took when it was made: a model is no cheaper for it.
+        usage = total_usage([branch.usage, branch.saved]) if branch.cached else branch.usage
+        self._cached += branch.cached
         known = usage.input_tokens is not None and usage.output_tokens is not None
         tokens = (usage.input_tokens or 0) + (usage.output_tokens or 0) if known else None
         self._tokens.add(tokens, is_answered=is_answered)
         self._cost.add(usage)
-        self._calls += usage.calls
+        self._calls += branch.usage.calls
         if branch.has_latency:
             bucket = bucket_of(branch.elapsed_s)
             self._buckets[bucket] = self._buckets.get(bucket, 0) + 1
             self._elapsed_s += branch.elapsed_s
+        else:
+            self._untimed += branch.cached
+
+    @property
+    def cached(self) -> int:
+        """The branches with an answer from the cache."""
+        return self._cached
 
     @property
     def has_too_many_labels(self) -> bool:
@@ -125,15 +136,20 @@ class VariantCounter:
             "classes": self._confusion.scores(),
             "confusion": self._confusion.confusion(),
             "calibration": self._reliability.result(),
+            "cached": self._cached,
             "calls": self._calls / self._count if self._count else None,
             "tokens_per_correct": self._tokens.by(self._correct),
             **self._cost.figures(self._correct),
             "latency_mean_s": latency.mean_s,
             "latency_p50_s": latency.percentile_s(0.5),
-            "latency_per_correct_s": (
-                self._elapsed_s / self._correct if self._correct and self._buckets else None
-            ),
+            "latency_per_correct_s": self._latency_per_correct_s(latency),
         }
+
+    def _latency_per_correct_s(self, latency: Latency) -> float | None:
+        """Return the durations by right answer; what was cached takes the mean time without the cache."""
+        if latency.mean_s is None or not self._correct:
+            return None
+        return (self._elapsed_s + self._untimed * latency.mean_s) / self._correct
 
 
 def _confidence(branch: Output) -> float | None:

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from fanout.core.errors import SpecError
-from fanout.core.records import ErrorKind, RunStatus, Usage
+from fanout.core.records import NO_CALL, ErrorKind, RunStatus, Usage
 from fanout.core.spec import make_spec
 from fanout.policy.metrics import sign_test, wilson_interval
 from fanout.runs.branch_output import Output
@@ -93,6 +93,33 @@ def test_cost_tokens_and_latency_are_those_of_a_right_answer():
     none_right = only(evaluated([("a", "b")]))
     assert none_right.cost_usd == 0.01
     assert none_right.cost_per_correct_usd is none_right.latency_per_correct_s is None
+
+
+def test_an_answer_from_the_cache_costs_what_it_cost_when_it_was_made():
+    made = evaluated([("a", "a"), ("a", "a"), ("a", "b"), ("a", "a")])
+    spec, fields = job(), {"columns": {"gold": "a"}}
+    cached = {**fields, "usage": NO_CALL, "saved": USAGE, "attempts": 0, "elapsed_s": 0.001}
+    found = evaluate(
+        spec,
+        [
+            branch(0, "a", **fields),
+            branch(1, "a", **cached),
+            branch(2, "b", **cached),
+            branch(3, "a", **cached),
+        ],
+    )
+    one, other = only(found), only(made)
+    assert (one.cached, other.cached, one.calls) == (3, 0, 0.25)
+    for name in ("cost_usd", "cost_per_correct_usd", "tokens_per_correct", "latency_mean_s",
+                 "latency_per_correct_s"):  # fmt: skip
+        assert getattr(one, name) == pytest.approx(getattr(other, name)), name
+    assert found.notes == [
+        "3 answers are from the cache: tokens and cost are those of when they were made"
+    ]
+    # Where it is not known what it had cost, it is not free.
+    unknown = {**cached, "saved": Usage(calls=1)}
+    one = only(evaluate(spec, [branch(0, "a", **fields), branch(1, "a", **unknown)]))
+    assert (one.cost_per_correct_usd, one.shown_cost_per_correct) == (None, "at least $0.005")
 
 
 def test_a_failed_call_of_which_nothing_is_known_makes_the_cost_a_least():
@@ -320,7 +347,7 @@ def test_a_run_without_branches_has_an_evaluation_without_values():
     one = only(found)
     values = msgspec.structs.asdict(one)
     assert {name for name, value in values.items() if value not in (None, [])} == {
-        "model", "documents", "count", "answered", "correct",
+        "model", "documents", "count", "answered", "correct", "cached",
     }  # fmt: skip
 
 

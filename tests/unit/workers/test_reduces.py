@@ -122,7 +122,7 @@ def test_one_whose_prompts_do_not_fit_says_so_and_the_others_go_on(fields):
 
 
 @pytest.mark.parametrize("others", [[SUM], [SUM, RANKED, COUNTS], [EACH], [REFINED], [COUNTS]])
-def test_a_function_without_vectors_is_the_reason_whatever_the_other_reduces_do(others):
+def test_a_function_without_vectors_is_the_reason_beside_any_other_reduce(others):
     fields = {**SMALL, "context_tokens": 600, "embed": "a.b:c", "retries": {"max_attempts": 1}}
     context: Any = FakeContext(**fields, reduce=[ALIKE, *others])
     context.models.made["a.b:c"] = CallableLLM(lambda _texts: 1 / 0)

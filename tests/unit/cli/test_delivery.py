@@ -1,0 +1,29 @@
+"""What is said when the answer of a run is delivered."""
+
+from __future__ import annotations
+
+from fanout.cli.delivery import _Answer, _unpaid_calls
+from fanout.client.run_answers import RunAnswers
+from fanout.runs.budget_status import BudgetStatus
+from tests.fakes import RUN
+from tests.unit.workers.test_tree_budgets import budgeted
+
+from .test_progress import status
+
+
+def said(limit):
+    context, _ = budgeted(budget={"calls": limit})
+    aggregated = RunAnswers(RUN, context.store).stored_aggregate()
+    budget = BudgetStatus.of(context.store.budget(RUN), has_ended=True)
+    answer = _Answer(aggregated=aggregated, evaluation=None)
+    return list(_unpaid_calls(RUN, status(budget=budget), answer)), answer
+
+
+def test_calls_of_the_aggregate_without_room_in_the_budget_have_a_way_on():
+    [line], answer = said(66)
+    assert answer.aggregated, "of what was paid for"
+    assert line.startswith("cut short by the budget: ")
+    assert "calls of the aggregate; `fanout retry r1 --budget-calls N` makes them" in line
+    lines, answer = said(1_000)
+    assert not lines
+    assert not list(_unpaid_calls(RUN, status(), answer))
