@@ -155,13 +155,17 @@ def _count(run: Run, kinds: frozenset[str]) -> int:
 
 def _error(row: dict[str, Any], *, has_kind: bool) -> str:
     # A message may quote a provider's page, and a group be any text: a line stays a line.
-    message = " ".join(row["message"].split())
+    message = _one_line(row["message"])
     if row["index"] is None:
-        cells = [f"reduce {row['reduce']}".rstrip(), " ".join(row["group"].split())]
+        cells = [f"reduce {row['reduce']}".rstrip(), _one_line(row["group"])]
     else:
         cells = [str(row["index"]), str(row["document"])]
     cells += [row["kind"]] if has_kind else []
     return "\t".join([*cells, f"{message} (after {plural(row['attempts'], 'call', 'calls')})"])
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _print_summary(rows: Iterable[dict[str, Any]], limit: int | None, *, as_json: bool) -> None:
