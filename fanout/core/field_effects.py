@@ -41,6 +41,8 @@ SIZED_SPLITS = ("tokens", "markdown", "sentences", "model")
 
 # What the reason of a rule about the kind of reduce has.
 _OF_REDUCE = "{spec.reduction!r}"
+# What these advise, which a list of reduces does not take.
+_BY_MODEL = "give an aggregate prompt, for a reduce by the model"
 
 
 class FieldRule(NamedTuple):
@@ -299,6 +301,10 @@ def _reason(rule: FieldRule, spec: RunSpec) -> str:
     if spec.reduction == "map_rerank" and _OF_REDUCE in rule.reason:
         # No reduce of that name can be chosen, and none beside the fold that makes it.
         return "has no effect with fold 'map_rerank'; leave one of the two out"
+    if spec.reduces and _OF_REDUCE in rule.reason:
+        kinds = ", ".join(dict.fromkeys(one.kind for one in spec.reductions))
+        reason = rule.reason.replace(f"reduce {_OF_REDUCE}", f"the reduces of the list ({kinds})")
+        return reason.replace(_BY_MODEL, "add one with llm to the list")
     return rule.reason.format(spec=spec)
 
 

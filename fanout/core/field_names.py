@@ -70,6 +70,9 @@ def canonical(fields: Mapping[str, Any]) -> dict[str, Any]:
                 reason = "the list is empty; give it a reduce, such as {name: votes, vote: }, or leave it out"
                 raise SpecError(reason, field="reduce")
             field = "reduces"
+        elif field == "reduce" and isinstance(value, Mapping):
+            reason = "must be the name of one, or a list of reduces: put a dash (-) before each of a list"
+            raise SpecError(reason, field="reduce")
         if field in PARTS:
             _note_name(given_as, field, name)
             parts.setdefault(PARTS[field], {})[inner_name(field)] = value

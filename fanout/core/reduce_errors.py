@@ -21,6 +21,7 @@ _FIELD = "reduce"
 _MAIN = {"llm": "aggregate_prompt", "best": "criteria", "pairwise": "criteria"}
 _BY = "by"
 _WITHOUT_MAIN = ("concat",)
+_LONGEST_NAME = 64
 
 
 class ReduceFieldError(ValueError):
@@ -58,6 +59,7 @@ def canonical_reduce(
     name = given.get("name")
     called = name if isinstance(name, str) else str(number)
     fields: dict[str, object] = {}
+    is_short = any(key in kinds for key in given)
     for key, value in given.items():
         is_kind = key in kinds
         found = _of_kind(called, str(key), value) if is_kind else {str(key): value}
@@ -65,9 +67,16 @@ def canonical_reduce(
         for alias, one in (*kind, *found.items()):
             field = ALIASES.get(alias, alias)
             if field in fields:
-                what = f"has {fields[field]} and {one}" if field == _FIELD else "is given twice"
+                both = f"has {fields[field]} and {one}; give it one of the two"
+                what = both if field == _FIELD else "is given twice"
                 raise ReduceFieldError(called, "" if field == _FIELD else field, what)
+            # In the form in which runs store reduces, fields that were not given are empty.
+            if is_short and isinstance(one, (list, tuple)) and not one:
+                raise ReduceFieldError(called, field, "the list is empty; leave it out, or fill it")
             fields[field] = one
+    if "none" in (fields.get(_FIELD), *given):
+        reason = "none makes no aggregate, and has no place in a list; leave it out"
+        raise ReduceFieldError(called, "", reason)
     if _FIELD not in fields:
         near = [match for key in given for match in get_close_matches(str(key), kinds, n=1)]
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -83,7 +92,10 @@ def _of_kind(called: str, kind: str, value: object) -> dict[str, object]:
         return {str(field): one for field, one in value.items()}
     if isinstance(value, (str, list, tuple)) and kind not in _WITHOUT_MAIN:
         return {_MAIN.get(kind, _BY): value}
-    reason = f"must be a mapping of its fields, such as group_by (got {shown(value)})"
+    main = _MAIN.get(kind, _BY)
+    short = f"{main} (a text{'' if kind == 'llm' else ' or a list'}), or "
+    start = "" if kind in _WITHOUT_MAIN else short
+    reason = f"must be {start}a mapping of its fields, such as group_by (got {shown(value)})"
     raise ReduceFieldError(called, kind, reason)
 
 
@@ -126,7 +138,8 @@ def _reason(first: ErrorDetails, reduce: type[BaseModel], job: type[BaseModel]) 
     if first["type"] == "missing":
         return "is required"
     if len(where) == 2:  # noqa: PLR2004 - the reduce itself
-        return f"must be a mapping of fields, such as name and table (got {shown(first['input'])})"
+        got = shown(first["input"])
+        return f"must be a mapping of fields, such as {{name: votes, vote: output}} (got {got})"
     message = wrong_value(first)
     return message if "(got " in message else f"{message} (got {shown(first['input'])})"
 
@@ -151,4 +164,6 @@ def _name(reduces: object, number: int) -> str | None:
         return None
     one = reduces[number]
     name = one.get("name") if isinstance(one, Mapping) else getattr(one, "name", None)
-    return name if isinstance(name, str) and name.isprintable() and name else None
+    if not isinstance(name, str) or not name.isprintable():
+        return None
+    return name if 0 < len(name) <= _LONGEST_NAME else None

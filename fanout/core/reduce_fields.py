@@ -87,7 +87,10 @@ def _distinct(reduces: tuple[ReduceSpec, ...]) -> tuple[ReduceSpec, ...]:
     twice = twice_in([one.name.casefold() for one in reduces])
     if twice is not None:
         raise ReduceFieldError(
-            twice, "name", "two reduces have this name: give each one of its own"
+            twice,
+            "name",
+            "two reduces have this name, in which upper and lower case count as the same: give each one "
+            "of its own",
         )
     return reduces
 

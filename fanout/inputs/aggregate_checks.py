@@ -122,7 +122,7 @@ def _problem(
     if "origin" in part.sources:
         return _problem_of_origin(spec, part, kinds, columns)
     if part.key in columns or "answer" in part.sources:
-        return None if part.key in columns else _problem_like_step(spec, part)
+        return None if part.key in columns else _problem_of_path(spec, part)
     if part.name.startswith(COLUMN):
         known = [COLUMN + column for column in sorted(columns)]
         listed = ", ".join(known) or "none"
@@ -150,6 +150,24 @@ def _problem_of_origin(
     if key == "aspect" and not spec.aspects:
         return f"{name!r} needs aspects, and there are none"
     return f"{name!r} is no number" if kinds else None
+
+
+def _problem_of_path(spec: RunSpec, part: Part) -> str | None:
+    """Return why a plain name cannot be a field of an answer, of which nothing is known; or None."""
+    if spec.answer_schema is None and part.name.startswith(STEPS) and not spec.steps:
+        return (
+            f"the job has no steps (got {part.name!r}); write {ANSWER}.{part.name} for a field of the "
+            "answer"
+        )
+    return _problem_of_points(part) or _problem_like_step(spec, part)
+
+
+def _problem_of_points(part: Part) -> str | None:
+    # A field may itself have points, as in `approx.`.
+    path = ".".join(part.path)
+    if not part.path or (path and not path.startswith(".") and ".." not in path):
+        return None
+    return f"{part.name!r} names no field: there is nothing between, or behind, its points"
 
 
 def _problem_like_step(spec: RunSpec, part: Part) -> str | None:
@@ -188,7 +206,7 @@ def _problem_of_field(
             None if not kinds or "string" in kinds else f"{part.name!r} is a label, and no number"
         )
     if schema is None:
-        return None
+        return _problem_of_points(part)
     found = schemas_at(schema, part.path)
     if not found:
         known = known_fields(schema)

@@ -711,6 +711,18 @@ def test_a_schema_that_is_nested_too_deep_is_refused_however_it_is_given(tmp_pat
         assert len(str(caught.value)) < 2_000
 
 
+@pytest.mark.parametrize("given", [lambda answer: answer, len, str.upper])
+def test_a_function_is_no_schema(given):
+    words = "must be a JSON Schema, .* in Python a type .got the function "
+    with pytest.raises(SpecError, match=f"^schema: {words}"):
+        make_spec(model="fake", prompt="{input}", schema=given)
+    with pytest.raises(SpecError, match=f"^aggregate_schema: {words}"):
+        make_spec(model="fake", prompt="p", aggregate_prompt="{input}", aggregate_schema=given)
+    llm = {"aggregate_prompt": "{input}", "aggregate_schema": given}
+    with pytest.raises(SpecError, match=rf"^reduce\.a\.aggregate_schema: {words}"):
+        make_spec(model="fake", prompt="{input}", reduce=[{"name": "a", "llm": llm}])
+
+
 def test_an_option_of_the_command_is_no_field_of_a_job():
     command = click.Command("run")
     job_options(command)

@@ -117,6 +117,35 @@ def test_a_name_that_no_column_has_is_said_before_answers_without_a_shape_are_pa
     assert all(n.text.startswith(name) for n, name in zip(told, names, strict=True)), told
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"by": "output..x"}, "by: 'output..x' names no field: there is nothing between"),
+        ({"by": "output."}, "by: 'output.' names no field"),
+        ({"by": ".x"}, "by: '.x' names no field"),
+        ({"by": "a..b"}, "by: 'a..b' names no field"),
+        ({"reduce": "rank", "by": "-a..b"}, "by: 'a..b' names no field"),
+        ({"reduce": "table", "measures": "mean:a..b"}, "measures: 'a..b' names no field"),
+        ({"by": "steps."}, "by: the job has no steps (got 'steps.'); write output.steps."),
+        ({"by": "steps.kind"}, "by: the job has no steps (got 'steps.kind'); write output.steps.kind"),
+        ({"reduce": [{"name": "a", "vote": "steps.kind"}]}, "reduce.a.by: the job has no steps"),
+        ({"by": "steps.kind", "output_format": "json"}, "by: the job has no steps"),
+    ],
+)  # fmt: skip
+def test_names_that_no_answer_can_have_are_refused(fields, words):
+    with pytest.raises(SpecError) as caught:
+        checked(**{"reduce": "vote", **fields})
+    assert str(caught.value).startswith(words)
+
+
+@pytest.mark.parametrize("name", ["approx.", "output.approx.", "output", "output.steps.kind", "*"])
+def test_names_that_some_answers_have_are_taken(name):
+    checked(reduce="vote", by=name, output_format="json")
+    checked([{"text": "x", "a..b": 1, "steps.kind": 2}], reduce="table", by="a..b,steps.kind")
+    steps = {"properties": {"steps": {"properties": {"kind": {}}}}}
+    checked(reduce="vote", by="steps.kind", schema=steps)
+
+
 def test_texts_without_columns_have_only_fields():
     told = []
     spec = make_spec(model="fake", prompt="{input}", reduce="table", by="nope")

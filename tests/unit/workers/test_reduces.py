@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from fanout.core.errors import LLMError, SpecError
+from fanout.core.field_effects import require_used
 from fanout.core.ids import StageId
 from fanout.core.records import ErrorKind, RunStatus
-from fanout.core.spec import make_spec
+from fanout.core.spec import make_spec, stored_spec
 from fanout.llm.callables import CallableLLM
 from fanout.runs.result_values import stored_values
 from fanout.runs.retried_runs import retry_failed
@@ -230,13 +231,40 @@ def test_a_retry_makes_all_aggregates_again():
         ([{"name": "a", "top": {"k": 0}}], "reduce.a.k: must be 1 or more (got 0)"),
         ([{"name": "a", "vote": {"chunk_tokens": 3}}], "is a field of the job, and not of a reduce"),
         ([{"name": "a", "pairwise": {}}], "reduce.a.criteria: pairwise needs criteria"),
-        ([{"name": "a", "vote": 1}], "reduce.a.vote: must be a mapping of its fields"),
+        ([{"name": "a", "vote": 1}], "vote: must be by (a text or a list), or a mapping of its fields"),
+        ([{"name": "a", "llm": 5}], "reduce.a.llm: must be aggregate_prompt (a text), or a mapping"),
+        ([{"name": "a", "concat": 5}], "reduce.a.concat: must be a mapping of its fields"),
+        ([{"name": "a", "vote": {}, "rank": {}}], "has vote and rank; give it one of the two"),
+        ([{"name": "a", "vote": []}], "reduce.a.by: the list is empty"),
+        ([{"name": "a", "table": {"by": "x", "measures": []}}], "reduce.a.measures: the list is empty"),
+        ([{"name": "a", "table": "x", "measures": ()}], "reduce.a.measures: the list is empty"),
+        ([{"name": "a", "none": None}], "reduce.a: none makes no aggregate, and has no place in a list"),
+        ([{"name": "a", "reduce": "none"}], "reduce.a: none makes no aggregate"),
+        (["vote"], "such as {name: votes, vote: output} (got 'vote')"),
+        ({"name": "a", "vote": None}, "reduce: must be the name of one, or a list of reduces: put a dash"),
+        ([COUNTS, {"name": "COUNTS", "vote": None}], "upper and lower case count as the same"),
+        ([{"name": "x" * 5_000, "vote": None}], "reduce.1.name: "),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_reduce_is_said_with_its_name_and_field(reduces, words):
     with pytest.raises(SpecError) as caught:
         make_spec(model="fake", prompt="{input}", reduce=reduces)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("fields", [{"sources": True}, {"context_tokens": 900}])
+def test_a_field_that_no_reduce_of_a_list_reads_is_refused_with_their_kinds(fields):
+    spec = make_spec(model="fake", prompt="{input}", reduce=[COUNTS], **fields)
+    words = (
+        r"has no effect with the reduces of the list \(table\); leave it out, or add one with llm"
+    )
+    with pytest.raises(SpecError, match=words):
+        require_used(spec)
+
+
+def test_reduces_are_stored_with_their_empty_fields():
+    spec = make_spec(model="fake", prompt="{input}", reduce=[COUNTS, {"name": "v", "vote": None}])
+    assert stored_spec(spec.model_dump_json()).reductions == spec.reductions
 
 
 @pytest.mark.parametrize("fields", [{"by": "x"}, {"group_by": "document"}, {"fold": "refine"}])
