@@ -38,7 +38,7 @@ __all__ = ["LEASE_S", "Packing", "measures", "nodes_in_group", "stage_has_ended"
 LEASE_S = 15.0
 _RENEW_S = 3.0
 # The bytes of answers of a partition that are in memory at once.
-MOST_BYTES = 48_000_000
+MOST_BYTES = 32_000_000
 # The column of a node that says how many its group has at its level.
 _OF = "of"
 
