@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import time
-from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from msgspec import structs
 
 from fanout.aggregators import Node, NodePacker, Part, Tally, lacking, nodes_of
-from fanout.core.errors import SpecError, StoredDataError
+from fanout.core.errors import SpecError
 from fanout.core.ids import StageId
 from fanout.core.partitions import PartitionRecord, has_bit, with_bits
 from fanout.policy.group_plans import closed_groups
-from fanout.runs.token_counts import packing_ratio, reduce_room
-from workers.reduce.frontier import node_chunk, part_of
+from workers.reduce.frontier import node_chunk
 from workers.reduce.group_clusters import clustered_nodes
+from workers.reduce.group_nodes import (
+    NodePart,
+    Reading,
+    level_of,
+    measures,
+    node_of,
+    node_parts,
+    only_name,
+    stage_has_ended,
+)
 from workers.reduce.group_parts import GroupLeaves, complete_groups
 from workers.reduce.group_writing import GroupWriter, OvertakenError, StageClosedError
-from workers.reduce.items import ended_branches
 from workers.reduce.room_above import is_only, with_room_above
-from workers.reduce.writing import SHOWN_PARTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from fanout.core.ids import PartitionId
     from fanout.core.records import Chunk
@@ -32,71 +38,13 @@ if TYPE_CHECKING:
     from fanout.policy.group_plans import PartitionPlan
     from workers.context.worker_context import WorkerContext
 
-__all__ = ["LEASE_S", "Packing", "measures", "nodes_in_group", "stage_has_ended", "target_of"]
+__all__ = ["LEASE_S", "Packing"]
 
 # Seconds that a worker has a partition for, and those after which it renews that.
 LEASE_S = 15.0
 _RENEW_S = 3.0
 # The bytes of answers of a partition that are in memory at once.
 MOST_BYTES = 32_000_000
-# The column of a node that says how many its group has at its level.
-_OF = "of"
-
-
-def level_of(run: RunRecord, source: StageId) -> int:
-    """Return the level of the nodes that a stage has; 0 for the map."""
-    return source.stage - run.base_stage if source.stage else 0
-
-
-def target_of(run: RunRecord, source: StageId) -> StageId:
-    """Return the stage that the outcomes of another one are packed into."""
-    return StageId(run.run_id, run.base_stage + level_of(run, source) + 1)
-
-
-def stage_has_ended(context: WorkerContext, run: RunRecord, stage_id: StageId) -> bool:
-    """Return whether all branches of a stage have outcomes that stand."""
-    store = context.connections.store
-    record = store.stage(stage_id)
-    # A branch that a retry takes back has an outcome until its shard begins again. Otherwise, only the
-    # callbacks of shards may be lost.
-    has_all = record.done >= record.total and (stage_id.stage > 0 or not run.retry)
-    return record.sealed and (has_all or store.progress(stage_id).is_complete)
-
-
-def nodes_in_group(chunk: Chunk) -> int:
-    """Return how many nodes the group of a node has at its level; 0 if that was not known."""
-    return int(str(chunk.columns.get(_OF, 0)))
-
-
-def measures(
-    context: WorkerContext, run: RunRecord, spec: RunSpec, number: int
-) -> tuple[float, int]:
-    """Return the bytes per token of the answers of a run, and the tokens of them that fit a prompt.
-
-    The first shard must have ended: its answers show how many tokens they have.
-
-    Raises:
-        SpecError: The job leaves no room for answers.
-    """
-    map_id = StageId(run.run_id, 0)
-    leaves, reduce = GroupLeaves(context, spec, map_id, number), spec.reductions[number]
-
-    def texts() -> Iterator[str]:
-        [(_, hashes)] = leaves.hashes([0])
-        for leaf in islice(leaves.parts(0, range(len(hashes)), hashes), SHOWN_PARTS):
-            yield leaf.part.text
-
-    ratio = packing_ratio(context.connections.store, run.run_id, spec, reduce, texts())
-    return ratio, reduce_room(spec, reduce, ratio)
-
-
-class _NodePart(NamedTuple):
-    """A node as a part of the next level: its shard among those of its partition, and its position."""
-
-    shard: int
-    position: int
-    nodes: int
-    part: Part
 
 
 class Packing:
@@ -265,7 +213,7 @@ class Packing:
         except SpecError as error:
             # Other groups have their aggregates.
             return [self._without_call(group, tally, str(error))]
-        return [_of(chunk, len(chunks)) for chunk in chunks]
+        return [node_of(chunk, len(chunks)) for chunk in chunks]
 
     def _packed(self, parts: list[Part]) -> Iterator[Node]:
         cites = self._spec.sources
@@ -295,7 +243,7 @@ class Packing:
         none = Part(group=group, text="", count=tally.behind, failed=failed)
         node = Node(parts=[none], taken=tally.branches, key=0, tally=tally)
         chunk = node_chunk(node, self._reduce, group=group, position=0, level=0, problem=problem)
-        return _of(chunk, 1)
+        return node_of(chunk, 1)
 
     def _node_chunk(self, node: Node, *, group: str, position: int, is_root: bool) -> Chunk:
         chunk = node_chunk(
@@ -313,7 +261,7 @@ class Packing:
 
     def _pack_nodes(self, writer: GroupWriter) -> None:
         source = self._store.partition(self._source)
-        reading = _Reading(source.shards)
+        reading = Reading(source.shards)
         parts: list[Part] = []
         for found in self._node_parts(reading, writer.record):
             if found.nodes == 1:
@@ -324,7 +272,7 @@ class Packing:
                 parts = []
         writer.flush(is_complete=source.is_complete and reading.is_read)
 
-    def _add_nodes(self, writer: GroupWriter, last: _NodePart, parts: list[Part]) -> None:
+    def _add_nodes(self, writer: GroupWriter, last: NodePart, parts: list[Part]) -> None:
         chunks = self._group_nodes(parts)
 
         def done(record: PartitionRecord) -> PartitionRecord:
@@ -341,21 +289,15 @@ class Packing:
 
         writer.add(chunks, done, begun)
 
-    def _node_parts(self, reading: _Reading, begins: PartitionRecord) -> Iterator[_NodePart]:
-        """Yield the nodes that have ended, in order, from where a record says."""
-        for number in range(begins.shard, len(reading.shards)):
-            self._renewed()
-            found = ended_branches(
-                self._context,
-                self._source.stage_id.shard(reading.shards[number]),
-                start=begins.position if number == begins.shard else 0,
-                is_complete=self._is_over,
-            )
-            if found is None:
-                return
-            for position, chunk, outcome in found:
-                yield _NodePart(number, position, nodes_in_group(chunk), part_of(chunk, outcome))
-        reading.is_read = True
+    def _node_parts(self, reading: Reading, begins: PartitionRecord) -> Iterator[NodePart]:
+        return node_parts(
+            self._context,
+            self._source.stage_id,
+            reading,
+            begins,
+            is_over=self._is_over,
+            on_shard=self._renewed,
+        )
 
     # One large group, whose nodes are written while its branches go on.
 
@@ -378,7 +320,7 @@ class Packing:
 
     def _large_tally(self, own: PartitionPlan) -> tuple[str, Tally]:
         """Return the name of the group and what is behind it; its answers are read again later."""
-        reading, names = _Reading(()), set()
+        reading, names = Reading(()), set()
 
         def tallies() -> Iterator[Tally]:
             for found in self._large_leaves(reading, own, PartitionRecord()):
@@ -386,11 +328,11 @@ class Packing:
                 yield found.part.tally
 
         tally = Tally.total(tallies())
-        return _only(names), tally
+        return only_name(names), tally
 
     def _pack_large(self, writer: GroupWriter, own: PartitionPlan) -> None:
         source = self._store.partition(self._source) if self._level else None
-        reading = _Reading(() if source is None else source.shards)
+        reading = Reading(() if source is None else source.shards)
         if source is None:
             places = self._large_leaves(reading, own, writer.record)
         else:
@@ -404,7 +346,8 @@ class Packing:
         taken: list[tuple[int, int]] = []
         group = None
         for found in places:
-            group = _only({found.part.group} if group is None else {group, found.part.group})
+            if group != found.part.group:
+                group = only_name({found.part.group, group or found.part.group})
             taken.append((found.shard, found.position))
             self._add_large(writer, packer.add(found.part), taken, group)
         is_complete = reading.is_read and (source is None or source.is_complete)
@@ -438,8 +381,8 @@ class Packing:
             writer.add([chunk], done)
 
     def _large_leaves(
-        self, reading: _Reading, own: PartitionPlan, begins: PartitionRecord
-    ) -> Iterator[_NodePart]:
+        self, reading: Reading, own: PartitionPlan, begins: PartitionRecord
+    ) -> Iterator[NodePart]:
         """Yield the branches of the only group up to the first shard that has not ended."""
         hashes = self._store.partition_groups(self._source).hashes
         shards = range(max(begins.shard, own.first), own.last + 1)
@@ -448,29 +391,5 @@ class Packing:
             if isinstance(found, int):
                 continue
             if found.shard > begins.shard or found.position >= begins.position:
-                yield _NodePart(found.shard, found.position, 0, found.part)
+                yield NodePart(found.shard, found.position, 0, found.part)
         reading.is_read = ended > own.last
-
-
-class _Reading:
-    """What is read of a partition: the shards, and whether all are read to their end."""
-
-    def __init__(self, shards: Sequence[int]) -> None:
-        self.shards = shards
-        self.is_read = False
-
-
-def _of(chunk: Chunk, nodes: int) -> Chunk:
-    """Return a node that says how many its group has."""
-    return structs.replace(chunk, columns={**chunk.columns, _OF: str(nodes)})
-
-
-def _only(names: set[str]) -> str:
-    """Return the name of the only group of a partition.
-
-    Raises:
-        StoredDataError: There are others.
-    """
-    if len(names) > 1:
-        raise StoredDataError("two groups of the run have the same hash")
-    return names.pop()

@@ -22,7 +22,8 @@ from fanout.core.records import RunStatus
 from fanout.policy.group_plans import due_partitions, planned
 from fanout.runs.branch_groups import follows_chunks
 from workers.reduce.frontier import may_succeed
-from workers.reduce.group_packing import LEASE_S, Packing, measures, stage_has_ended, target_of
+from workers.reduce.group_nodes import measures, stage_has_ended, target_of
+from workers.reduce.group_packing import LEASE_S, Packing
 from workers.reduce.group_parts import GroupLeaves
 
 if TYPE_CHECKING:

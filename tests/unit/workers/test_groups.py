@@ -21,7 +21,7 @@ from fanout.runs.branch_groups import known_groups
 from tests.fakes import RUN, FakeContext
 from workers.reduce import group_packing, groups
 from workers.reduce.frontier import leaf_of, node_chunk
-from workers.reduce.group_packing import measures
+from workers.reduce.group_nodes import measures
 from workers.reduce.items import branches, item_of
 from workers.reduce.stages import aggregate, collect
 
