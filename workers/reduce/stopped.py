@@ -110,13 +110,16 @@ class _Kept:
         rest = dict(self._totals)
         for group, one in self._made.aggregates:
             total = rest.pop(group, None)
-            if total is not None and _is_part(one, total):
+            if total is not None and (self._is_unjoined(group) or _is_part(one, total)):
                 yield group, _none(total)
                 continue
             self._is_any |= not isinstance(one, Aggregate) or one.value is not None
             yield group, one
         for group, total in rest.items():
             yield group, _none(total)
+
+    def _is_unjoined(self, group: str) -> bool:
+        return isinstance(self._made, TreeAnswers) and group in self._made.unjoined
 
 
 def _is_part(one: Aggregate | Streamed, total: Tally) -> bool:

@@ -48,6 +48,8 @@ class TreeAnswers:
 
     Attributes:
         errors: The calls that failed.
+        unjoined: The groups that have several nodes at the end, as the run was stopped: each of these is a
+            part of the answer. A group is in it before its aggregate is given.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class TreeAnswers:
         self._problems: list[str] = []
         self._is_answered = False
         self.errors = FailedCalls()
+        self.unjoined: set[str] = set()
 
     @property
     def aggregates(self) -> Iterator[tuple[str, Aggregate]]:
@@ -92,6 +95,10 @@ class TreeAnswers:
             for chunk, outcome in nodes:
                 group = group_counts(chunk)[0]
                 tally = Tally.total([behind.get(group, Tally()), node_tally(chunk, outcome)])
+                if group in behind:
+                    self.unjoined.add(group)
+                else:
+                    self.unjoined.discard(group)
                 behind[group] = tally
                 # A group with several nodes here is answered by a later stage, which overwrites this.
                 found[group] = self._answer(chunk, outcome, tally)

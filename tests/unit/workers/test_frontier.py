@@ -109,7 +109,9 @@ def test_a_run_that_is_cancelled_while_its_calls_are_written_has_no_aggregate(mo
     context.process(stage)
     run = context.store.run(RUN)
     assert (run.status, run.error) == (RunStatus.CANCELLED, None)
-    assert context.store.result(RUN) is None
+    [made] = context.result.aggregates.values()
+    assert made.value is None
+    assert made.coverage.problem.startswith("cancelled: ")
 
 
 def test_a_late_write_of_before_a_retry_is_not_of_its_tree(monkeypatch):
