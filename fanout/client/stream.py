@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from itertools import chain
 from typing import TYPE_CHECKING
 
 from fanout.core.ids import StageId
@@ -82,14 +81,15 @@ class EndedBranches:
 
     def rest(self) -> Iterator[tuple[Shard, Outcome]]:
         """Yield all other outcomes of a run that has ended. Raises BrokerError."""
-        closed = sorted(self._closed)
         later = range(self._first, self._store.stage(self._stage_id).shards)
-        for number in chain(closed, (number for number in later if number not in self._closed)):
-            if number not in self._complete:
-                yield from self._whole(number)
-                self._forget(number)
-                self._closed.discard(number)
-                self._complete_shard(number)
+        known = self._closed | self._complete
+        # Decided now: what is complete is forgotten once all before it is complete, too.
+        numbers = [*sorted(self._closed), *(number for number in later if number not in known)]
+        for number in numbers:
+            yield from self._whole(number)
+            self._forget(number)
+            self._closed.discard(number)
+            self._complete_shard(number)
 
     def _part(self, number: int) -> Iterator[tuple[Shard, Outcome]]:
         shard_id = self._stage_id.shard(number)

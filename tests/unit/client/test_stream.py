@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections import Counter
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -219,3 +221,26 @@ def test_a_shard_that_lacks_an_outcome_costs_the_others_no_memory(context):
     context.store.outcomes = outcomes
     given += [outcome.index for _, outcome in ended.rest()]
     assert sorted(given) == list(range(100))
+
+
+@pytest.mark.parametrize("seen", list(itertools.product([False, True], repeat=3)))
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_shards_that_end_in_any_order_are_given_once(context, monkeypatch, order, seen):
+    """What is seen before the run has ended, and what only then, has no order either."""
+    context.write([f"t{n}" for n in range(6)], max_branches=2)
+    context.store.open_shards(MAP, window=3)
+    steps = []
+
+    def end(numbers):
+        for number in numbers:
+            for position in range(2):
+                call(context, number, position)()
+            collect(context, [], ShardId(RUN, 0, number))
+
+    for number, is_seen in zip(order, seen, strict=True):
+        if is_seen:
+            steps.append(partial(end, [number]))
+    unseen = [number for number, is_seen in zip(order, seen, strict=True) if not is_seen]
+    steps.append(lambda: (end(unseen), aggregate(context, MAP)))
+    given = [branch.index for branch in streamed(context, monkeypatch, steps)]
+    assert sorted(given) == list(range(6))

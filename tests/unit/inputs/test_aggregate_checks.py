@@ -140,10 +140,12 @@ def test_names_that_no_answer_can_have_are_refused(fields, words):
 
 @pytest.mark.parametrize("name", ["approx.", "output.approx.", "output", "output.steps.kind", "*"])
 def test_names_that_some_answers_have_are_taken(name):
-    checked(reduce="vote", by=name, output_format="json")
-    checked([{"text": "x", "a..b": 1, "steps.kind": 2}], reduce="table", by="a..b,steps.kind")
+    assert checked(reduce="vote", by=name, output_format="json")
+    assert checked(
+        [{"text": "x", "a..b": 1, "steps.kind": 2}], reduce="table", by="a..b,steps.kind"
+    )
     steps = {"properties": {"steps": {"properties": {"kind": {}}}}}
-    checked(reduce="vote", by="steps.kind", schema=steps)
+    assert checked(reduce="vote", by="steps.kind", schema=steps)
 
 
 def test_texts_without_columns_have_only_fields():
