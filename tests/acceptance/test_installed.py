@@ -62,6 +62,11 @@ def run(lean, *words, **env):
     return done.stdout
 
 
+def status_of(lean, *words):
+    command = [lean.fanout, *words]
+    return subprocess.run(command, env=lean.environment(**WARNINGS), check=False).returncode
+
+
 @contextmanager
 def started(lean, here, *words, **env):
     log = Path(here) / f"{words[0]}.log"
@@ -115,8 +120,10 @@ def test_a_fleet_needs_nothing_but_the_runtime_lock(lean, here, broker_url, monk
         run_id = run(lean, "submit", *JOB).strip()
         run(lean, "watch", run_id)
         assert len(run(lean, "results", run_id).splitlines()) == 2, log.read_text()
-        for words in (["runs"], ["workers"], ["probe"], ["heal"]):
+        for words in (["runs"], ["workers"], ["heal"]):
             run(lean, *words)
+        # The record of a worker says only some seconds after its start that it takes messages.
+        wait_for(lambda: status_of(lean, "probe") == 0, f"the worker takes messages; see {log}")
         run(lean, "report", run_id, "--out", "page.html")
         assert "fake" in (here / "page.html").read_text()
         url = f"http://127.0.0.1:{port}/healthcheck"

@@ -63,6 +63,8 @@ def _soon(monkeypatch):
     monkeypatch.setattr(user_code, "_CHECK_S", 0.02)
     monkeypatch.setattr(user_code, "_CLOSE_S", 0.02)
     monkeypatch.setattr(user_code._ABANDONED_FILTER, "_next", float("-inf"))
+    # Threads of earlier tests may run on with theirs.
+    monkeypatch.setattr(user_code, "_abandoned", user_code._Abandoned())
 
 
 @pytest.fixture
