@@ -79,12 +79,15 @@ class RecordRequest(msgspec.Struct, frozen=True):
         outcome: How it ended.
         has_checkpoint: Whether the branch may have a checkpoint, which is deleted with this.
         usage_of: The usage of its calls by model; empty if its run calls only one.
+        opening: The opening of the run (RunRecord.opening) in which it ended; None is any. A failure
+            of an opening that a retry has ended is not written: the retry processes the branch again.
     """
 
     branch_id: BranchId
     outcome: Outcome
     has_checkpoint: bool = False
     usage_of: dict[str, Usage] = {}
+    opening: float | None = None
 
 
 class BeginReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,10 +100,12 @@ class BeginReply(msgspec.Struct, frozen=True, kw_only=True):
             message is a copy. ``suspect``: it was begun several times and never ended, so it must
             be begun alone. ``gone``: the run no longer exists.
         deliveries: How often this branch has been begun; with ``go``, this time is included.
+        opening: The opening of the run: see RunRecord.opening.
     """
 
     verdict: BeginVerdict
     deliveries: int = 0
+    opening: float = 0.0
 
 
 class RecordReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,10 +114,12 @@ class RecordReply(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         first: Whether it was the first of its branch; only the first is kept and counted.
         ended: How many branches of the shard have ended, this one included.
+        is_late: Whether it is a failure of before a retry, while the branch has no outcome of after it.
     """
 
     first: bool
     ended: int = 0
+    is_late: bool = False
 
 
 class Frontier(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -292,7 +292,8 @@ class Reaper:
         requests = []
         for at in positions:
             lost = Outcome(index=indices[at], kind=ErrorKind.LOST, message=message, ended_at=now)
-            requests.append(RecordRequest(shard_id.branch(at), lost))
+            opening = self._openings.get(shard_id.run_id)
+            requests.append(RecordRequest(shard_id.branch(at), lost, opening=opening))
         self._store.record_all(requests)
 
 

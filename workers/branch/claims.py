@@ -57,6 +57,8 @@ class Claim:
         self._branch_id = branch.branch_id
         self._token = token
         self._start: BeginRequest | None = None
+        # The opening of the run in which it was begun: see RunRecord.opening.
+        self.opening: float | None = None
         self._asked_at = 0.0
         self._sure_s = SURE * context.settings.visibility_timeout_s
         self._steps = context.branches
@@ -99,7 +101,9 @@ class Claim:
             lasts_s=lasts_s,
             is_alone=is_alone,
         )
-        return await self._ask(self._start)
+        begun = await self._ask(self._start)
+        self.opening = begun.opening
+        return begun
 
     def _ask(self, start: BeginRequest) -> asyncio.Future[BeginReply]:
         self._asked_at = time.monotonic()
@@ -136,6 +140,7 @@ class Claim:
         if self._start is None:
             return
         begun = await self._ask(self._start)
+        self.opening = begun.opening
         require_call(begun)
         if begun.verdict == "suspect":
             raise BranchHeld

@@ -31,6 +31,7 @@ from workers.branch.delivery_ends import (
     BranchGathered,
     BranchGone,
     BranchHandedBack,
+    BranchHeld,
     BranchOver,
     require_call,
 )
@@ -44,7 +45,7 @@ from workers.telemetry.reports import Calls
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fanout.core.ids import BranchId, ShardId, StageId
+    from fanout.core.ids import BranchId, ShardId
     from fanout.core.state import BeginReply
     from workers.context.progress import TrackedBranch
     from workers.context.worker_context import WorkerContext
@@ -104,7 +105,7 @@ async def process_branch(
     Raises:
         BranchFailed: It ended with an error, so that Celery counts the task as failed.
         BranchParked: Its run is paused.
-        BranchHeld: Another worker has it.
+        BranchHeld: Another worker has it, or a retry has published it again.
         BranchHandedBack: This worker stops, has left the branch to others, or lacks a resource.
     """
     branch.task = asyncio.current_task()
@@ -202,7 +203,7 @@ class _Delivery:
     async def _write(self, outcome: Outcome, calls: Calls) -> None:
         context, shard_id = self._context, self._shard_id
         if calls.stop_after and not outcome.ok:
-            await asyncio.to_thread(_stop_if_common, context, self._id.stage_id, outcome, calls)
+            await asyncio.to_thread(self._stop_if_common, outcome, calls)
         usage_of = outcome.usage_of
         if calls.is_by_model and not usage_of:
             called = calls.models or list(calls.earlier.usage_of)
@@ -213,11 +214,15 @@ class _Delivery:
                 outcome=outcome,
                 has_checkpoint=self.claim.has_checkpoint,
                 usage_of=usage_of,
+                opening=self.claim.opening,
             )
         )
         for settling in calls.settling:
             if not settling.done():
                 await until_ended(settling)
+        if recorded.is_late:
+            # The retry has published the branch again: this message is a copy.
+            raise BranchHeld
         if not recorded.first:
             # It had an outcome, or its run was deleted during the call: then this raises
             # UnknownRunError, and no chord counts the branch.
@@ -226,6 +231,18 @@ class _Delivery:
             await asyncio.to_thread(_drain, context, shard_id)
         if recorded.first:
             context.reports.branch_ended(self._id, outcome, calls)
+
+    def _stop_if_common(self, outcome: Outcome, calls: Calls) -> None:
+        context, stage_id, opening = self._context, self._id.stage_id, self.claim.opening
+        run = context.connections.store.run(stage_id.run_id)
+        if run.opening != opening:
+            # It failed before a retry, which may have put right what was wrong.
+            return
+        error = context.models.common_failures.reason(run, stage_id, outcome, calls.stop_after)
+        if error is not None:
+            context.connections.store.halt(
+                run.run_id, RunStatus.FAILED, error=error, opening=opening
+            )
 
     async def _outcome(self, begun: BeginReply, calls: Calls) -> Outcome:
         known = self._context.runs.indices
@@ -291,14 +308,6 @@ class _Delivery:
         await self.claim.release()
         # Do not take it again at once.
         await asyncio.sleep(_MISSING_INPUT_S)
-
-
-def _stop_if_common(
-    context: WorkerContext, stage_id: StageId, outcome: Outcome, calls: Calls
-) -> None:
-    error = context.models.common_failures.reason(stage_id, outcome, calls.stop_after)
-    if error is not None:
-        context.connections.store.halt(stage_id.run_id, RunStatus.FAILED, error=error)
 
 
 def _drain(context: WorkerContext, shard_id: ShardId) -> None:

@@ -28,7 +28,7 @@ from workers.telemetry.logs import quiet_clients
 if TYPE_CHECKING:
     from fanout.core.records import Outcome
     from fanout.core.settings import Settings
-    from fanout.core.state import StageRecord
+    from fanout.core.state import RunRecord, StageRecord
     from fanout.llm import LLM
     from fanout.stores import RedisStore
     from workers.context.worker_context import Connections, WorkerContext
@@ -141,15 +141,20 @@ class CommonFailures:
     def __init__(self, store: RedisStore) -> None:
         self._store = store
         self._lock = threading.Lock()
-        self._runs: OrderedDict[str, Counter[tuple[str, str]]] = OrderedDict()
+        self._runs: OrderedDict[tuple[str, float], Counter[tuple[str, str]]] = OrderedDict()
 
-    def reason(self, stage_id: StageId, outcome: Outcome, stop_after: int) -> str | None:
-        """Return why the failure of a branch should stop its run, or None."""
+    def reason(
+        self, run: RunRecord, stage_id: StageId, outcome: Outcome, stop_after: int
+    ) -> str | None:
+        """Return why the failure of a branch should stop its run, or None.
+
+        Failures of before a retry do not count.
+        """
         if stop_after == 1:
             return f"{outcome.kind}: {outcome.message}"
-        seen = self._count(stage_id.run_id, outcome)
+        seen = self._count(run, outcome)
         records = [
-            self._store.stage(StageId(stage_id.run_id, stage))
+            self._store.stage(StageId(run.run_id, stage)).without_retried(run.retry)
             for stage in range(stage_id.stage + 1)
         ]
         succeeded = sum(record.succeeded for record in records)
@@ -161,11 +166,12 @@ class CommonFailures:
             "the same"
         )
 
-    def _count(self, run_id: str, outcome: Outcome) -> int:
+    def _count(self, run: RunRecord, outcome: Outcome) -> int:
+        opening = (run.run_id, run.opening)
         sort = error_sort(outcome.kind, outcome.message)
         with self._lock:
-            counts = self._runs.setdefault(run_id, Counter())
-            self._runs.move_to_end(run_id)
+            counts = self._runs.setdefault(opening, Counter())
+            self._runs.move_to_end(opening)
             if len(self._runs) > _REMEMBERED_RUNS:
                 self._runs.popitem(last=False)
             counts[sort] += 1

@@ -65,7 +65,7 @@ def expand(context: WorkerContext, shard_id: ShardId) -> None:
     ending = _ending(run, shard_id.stage)
     if ending is not None:
         # A run with many shards must end soon: record its branches instead of publishing them.
-        _record_rest(context, shard_id, *ending)
+        _record_rest(context, shard_id, run, *ending)
         publisher.collect(shard_id)
         return
     count = len(context.runs.indices.get(shard_id))
@@ -104,19 +104,24 @@ def _expand_rest(context: WorkerContext, shard_id: ShardId) -> None:
         publisher.collect(shard_id)
 
 
-def _record_rest(context: WorkerContext, shard_id: ShardId, kind: ErrorKind, message: str) -> None:
+def _record_rest(
+    context: WorkerContext, shard_id: ShardId, run: RunRecord, kind: ErrorKind, message: str
+) -> None:
     count = len(context.runs.indices.get(shard_id))
     failure = Outcome(index=0, kind=kind, message=message)
-    _record(context, shard_id, dict.fromkeys(range(count), failure))
+    _record(context, shard_id, dict.fromkeys(range(count), failure), opening=run.opening)
 
 
-def _record(context: WorkerContext, shard_id: ShardId, failures: dict[int, Outcome]) -> None:
+def _record(
+    context: WorkerContext, shard_id: ShardId, failures: dict[int, Outcome], *, opening: float
+) -> None:
     """Write the outcomes, by position, of branches that have none of their own."""
     indices, now = context.runs.indices.get(shard_id), time.time()
     requests = [
         RecordRequest(
             shard_id.branch(position),
             msgspec.structs.replace(failure, index=indices[position], ended_at=now),
+            opening=opening,
         )
         for position, failure in failures.items()
     ]
@@ -153,8 +158,8 @@ def _with_answers(spec: RunSpec, request: RecordRequest, checkpoint: bytes | Non
     if outcome.message is not None:
         message = at_step(outcome.message, spec.steps, so_far.steps)
         outcome = msgspec.structs.replace(outcome, message=message)
-    return RecordRequest(
-        request.branch_id,
+    return msgspec.structs.replace(
+        request,
         outcome=so_far.lost(outcome),
         has_checkpoint=True,
         usage_of=so_far.usage_of if spec.is_by_model else {},
@@ -235,14 +240,20 @@ def _complete(
 ) -> dict[int, Outcome]:
     store = context.connections.store
     indices = context.runs.indices.get(shard_id)
+    # Before the outcomes are read: a retry may reset the shard meanwhile.
+    opening = store.run(shard_id.run_id).opening if failures else 0.0
     outcomes = store.outcomes(shard_id)
     missing = [position for position in range(len(indices)) if position not in outcomes]
     if not missing:
         return outcomes
     if not failures.keys() >= set(missing):
         raise TooEarlyError(shard_id)
-    _record(context, shard_id, {position: failures[position] for position in missing})
-    return store.outcomes(shard_id)
+    rest = {position: failures[position] for position in missing}
+    _record(context, shard_id, rest, opening=opening)
+    outcomes = store.outcomes(shard_id)
+    if len(outcomes) < len(indices):
+        raise TooEarlyError(shard_id)
+    return outcomes
 
 
 # By Celery's names: the ends that a branch cannot record itself.

@@ -16,15 +16,16 @@ __all__ = [
 # KEYS run, live, out, state, parked, holders; ARGV ttl, begins after which a branch may begin only
 # alone, whether the run's deadline applies, holder, seconds that a claim lasts, the ttl of the
 # holder's beats, and for each branch its position, token, whether it begins alone, and its member
-# of ``parked``. Returns the verdict and the deliveries of each branch. A repeated begin with the
-# same token is not counted, and extends the claim, which is stored as ``token holder until``. Until
-# then, while its holder lives, only RELEASE_CLAIM ends it. A worker treats a holder as dead only
-# after a later heartbeat of its own, as the server may have been unreachable for all workers.
+# of ``parked``. Returns the verdict and the deliveries of each branch, and at last when the run was
+# reopened (0: never). A repeated begin with the same token is not counted, and extends the claim, which
+# is stored as ``token holder until``. Until then, while its holder lives, only RELEASE_CLAIM ends it. A
+# worker treats a holder as dead only after a later heartbeat of its own, as the server may have been
+# unreachable for all workers.
 BEGIN = """
 @ended
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
-local run = redis.call('HMGET', KEYS[1], 'status', 'halt', 'deadline_at', 'paused')
+local run = redis.call('HMGET', KEYS[1], 'status', 'halt', 'deadline_at', 'paused', 'reopened_at')
 local finished = redis.call('EXISTS', KEYS[3]) == 1
 local begins = false
 local function lives(holder)
@@ -68,6 +69,7 @@ for i = 7, #ARGV, 4 do
     verdicts[#verdicts + 1] = deliveries
 end
 if begins then redis.call('EXPIRE', KEYS[4], ARGV[1]) end
+verdicts[#verdicts + 1] = run[5] or '0'
 return verdicts
 """.replace("@ended", ENDED)
 
@@ -107,15 +109,16 @@ return verdicts
 """.replace("@ended", ENDED)
 
 # KEYS run, stage, live, out, totals of the fleet, and checkpoints if there may be some, which are then
-# deleted; ARGV ttl, number of branches, number of quantities that follow, for each branch its position,
-# outcome, kind, bucket of the latency (-1: no call), seconds and calls; for each quantity of usage that is
-# not 0 in all branches its name and the values of the branches; then, of runs that call several
+# deleted; ARGV ttl, number of branches, number of quantities that follow, the numbers of the branches
+# that failed, each with the opening of the run in which it did (see run_scripts.LATE), for each branch its
+# position, outcome, kind, bucket of the latency (-1: no call), seconds and calls; for each quantity of usage
+# that is not 0 in all branches its name and the values of the branches; then, of runs that call several
 # models, for each branch and model the number of the branch, the model, calls and the quantities; with an
 # empty name of the model, these are what kept answers had cost. An
 # unknown quantity is ``>`` and the known part of it; the kinds ``cut`` and ``rejected``, or both, are of
 # an answer that was cut off, or that a judge did not pass, and that was kept. Returns for each branch:
-# first, and the number of ended branches of the shard, this one included.
-# Only this script counts outcomes, so the sums always match them.
+# first (-1: it failed before a retry, and has no outcome of after it), and the number of ended branches of
+# the shard, this one included. Only this script counts outcomes, so the sums always match them.
 RECORD = """
 local quantities = {@quantities}
 local recorded, counts, sums, unknown = {}, {}, {}, {}
@@ -125,11 +128,18 @@ local function known_part(quantity)
 end
 local is_open = redis.call('EXISTS', KEYS[1]) == 1 and redis.call('EXISTS', KEYS[4]) == 0
 local ended = redis.call('HLEN', KEYS[3])
+local late = {}
+if is_open and ARGV[4] ~= '' then
+    local reopened_at = tonumber(redis.call('HGET', KEYS[1], 'reopened_at') or 0)
+    for number, opening in string.gmatch(ARGV[4], '(%S+) (%S+)') do
+        late[tonumber(number)] = tonumber(opening) ~= reopened_at
+    end
+end
 local function add(to, name, quantity)
     to[name] = (to[name] or 0) + tonumber(quantity)
 end
 local branches = math.min(#ARGV, tonumber(ARGV[2]))
-local last = 3 + 6 * branches
+local last = 4 + 6 * branches
 local names, firsts, is_named = {}, {}, {}
 for _ = 1, math.min(#quantities, tonumber(ARGV[3])) do
     names[#names + 1], firsts[#firsts + 1] = ARGV[last + 1], last + 1
@@ -161,8 +171,10 @@ local function count(i, number)
     end
 end
 for number = 1, branches do
-    local i, first = 6 * number - 2, 0
-    if is_open and redis.call('HSETNX', KEYS[3], ARGV[i], ARGV[i + 1]) == 1 then
+    local i, first = 6 * number - 1, 0
+    if late[number] then
+        first = redis.call('HEXISTS', KEYS[3], ARGV[i]) - 1
+    elseif is_open and redis.call('HSETNX', KEYS[3], ARGV[i], ARGV[i + 1]) == 1 then
         first = 1
         ended = ended + 1
         count(i, number)
@@ -219,8 +231,8 @@ for _, key in ipairs({KEYS[2], KEYS[5]}) do
 end
 if KEYS[6] then
     for number = 1, branches do
-        local position = ARGV[6 * number - 2]
-        redis.call('HDEL', KEYS[6], position, 'p:' .. position)
+        local position = ARGV[6 * number - 1]
+        if not late[number] then redis.call('HDEL', KEYS[6], position, 'p:' .. position) end
     end
 end
 return recorded

@@ -77,6 +77,18 @@ def _record_args(request: RecordRequest) -> list[Any]:
     ]
 
 
+def _failures(requests: Sequence[RecordRequest]) -> str:
+    """Return the numbers of the branches that failed, each with its opening, as the script takes them."""
+    if requests[0].branch_id.stage:
+        # A retry discards the stages of the reduces.
+        return ""
+    return " ".join(
+        f"{number} {request.opening!r}"
+        for number, request in enumerate(requests, 1)
+        if request.outcome.kind is not None and request.opening is not None
+    )
+
+
 def _kept_as(outcome: Outcome) -> str:
     """Return what the script has to count of an answer that has something to it."""
     marks = {"cut": outcome.is_cut, "rejected": outcome.is_rejected}
@@ -144,8 +156,12 @@ class RedisBranches(RedisBlobReferences):
             parked = codec.encode_parked(request.branch_id)
             args += [request.branch_id.position, request.token, int(request.is_alone), parked]
         flat = self._call(branch_scripts.BEGIN, keys, args)
+        opening = float(flat.pop())
         pairs = zip(flat[::2], flat[1::2], strict=True)
-        return [BeginReply(verdict=verdict.decode(), deliveries=n) for verdict, n in pairs]
+        return [
+            BeginReply(verdict=verdict.decode(), deliveries=n, opening=opening)
+            for verdict, n in pairs
+        ]
 
     @translated
     def release_claim(self, branch_id: BranchId, *, token: str, counts: bool = False) -> None:
@@ -191,7 +207,10 @@ class RedisBranches(RedisBlobReferences):
 
     @translated
     def record_all(self, requests: Sequence[RecordRequest]) -> list[RecordReply]:
-        """Write the outcomes of branches; only the first of each is kept and counted."""
+        """Write the outcomes of branches; only the first of each is kept and counted.
+
+        A failure of before a retry is not: see ``RecordRequest.opening``.
+        """
         return _ask_by_key(requests, _record_key, self._record_some)
 
     def _record_some(self, requests: list[RecordRequest]) -> list[RecordReply]:
@@ -205,7 +224,7 @@ class RedisBranches(RedisBlobReferences):
         if any(request.has_checkpoint for request in requests):
             keys.append(self._shard(first.branch_id, "checkpoints"))
         used = list(_used([request.outcome.usage for request in requests]))
-        args: list[Any] = [self._ttl_s, len(requests), len(used)]
+        args: list[Any] = [self._ttl_s, len(requests), len(used), _failures(requests)]
         for request in requests:
             args += _record_args(request)
         for column in used:
@@ -218,7 +237,7 @@ class RedisBranches(RedisBlobReferences):
                 args += [number, _SAVED, saved.calls, *_quantities(saved)]
         flat = self._call(branch_scripts.RECORD, keys, args)
         return [
-            RecordReply(first=bool(first), ended=ended)
+            RecordReply(first=first == 1, ended=ended, is_late=first < 0)
             for first, ended in zip(flat[::2], flat[1::2], strict=True)
         ]
 

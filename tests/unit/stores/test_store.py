@@ -856,6 +856,40 @@ def test_a_status_moves_until_the_end_and_not_after(store, run):
     assert (record.status, record.ended_at, record.error) == (RunStatus.SUCCEEDED, 1007.0, None)
 
 
+def test_a_failure_of_before_a_retry_is_not_written_and_an_answer_is(store, run):
+    for position in (0, 1):
+        record_one(store, RecordRequest(BranchId(run, 0, 0, position), failed(position)))
+    record_one(store, RecordRequest(BranchId(run, 0, 0, 2), ok(2)))
+    first = store.run(run).opening
+    assert begin_one(store, BeginRequest(BranchId(run, 0, 1, 0), token="a")).opening == first == 0
+    store.compact(ShardId(run, 0, 0), store.outcomes(ShardId(run, 0, 0)))
+    store.end_run(run, RunStatus.SUCCEEDED, ended_at=1.0)
+    assert store.reopen_run(run, retry=frozenset({ErrorKind.TIMEOUT}))
+    again = [failed(0), failed(1)]
+    store.reopen_shard(
+        ShardId(run, 0, 0),
+        kept={2: ok(2)},
+        dropped=again,
+        checkpoints={0: b"kept"},
+        regrouped=[],
+    )
+    now = begin_one(store, BeginRequest(BranchId(run, 0, 0, 0), token="b")).opening
+    assert now == store.run(run).opening != first
+
+    def record(position, outcome, opening):
+        branch = BranchId(run, 0, 0, position)
+        return RecordRequest(branch, outcome, has_checkpoint=True, opening=opening)
+
+    late = [record(0, failed(0), first), record(1, ok(1), first), record(2, failed(2), first)]
+    replies = [(one.first, one.is_late) for one in store.record_all(late)]
+    assert replies == [(False, True), (True, False), (False, False)]
+    assert store.checkpoints([BranchId(run, 0, 0, 0)]) == [b"kept"]
+    stage = store.stage(StageId(run, 0))
+    assert (stage.succeeded, stage.failed) == (2, 0)
+    assert record_one(store, record(0, failed(0), now)).first
+    assert store.stage(StageId(run, 0)).failed == 1
+
+
 def test_steps_of_an_opening_that_a_retry_has_ended_do_nothing(store, run):
     steps = {
         "status": lambda at: store.set_status(run, RunStatus.REDUCING, opening=at),

@@ -6,7 +6,7 @@ import pytest
 
 from fanout.core.errors import LLMError
 from fanout.core.ids import BranchId, ShardId, StageId
-from fanout.core.records import Chunk, ErrorKind, Outcome, Shard
+from fanout.core.records import Chunk, ErrorKind, Outcome, RunStatus, Shard
 from fanout.core.state import RecordRequest
 from fanout.llm.error_kinds import ALWAYS, FEW, MANY, NEVER
 from fanout.policy.retries import is_common, stop_after
@@ -58,7 +58,8 @@ class Fleet:
 
     def fails(self, words="HTTP 404: no", after=FEW, kind=ErrorKind.BAD_REQUEST, worker=0):
         outcome = Outcome(index=self.ended, kind=kind, message=words, attempts=1)
-        reason = self.workers[worker].reason(StageId("r", 0), outcome, after)
+        run = self.store.run("r")
+        reason = self.workers[worker].reason(run, StageId("r", 0), outcome, after)
         self.end(outcome)
         return reason
 
@@ -90,6 +91,15 @@ def test_ids_and_times_do_not_make_the_same_words_differ(fleet):
 def test_words_that_differ_are_not_alike(fleet):
     words = [chr(97 + number) * 3 for number in range(25)]
     assert [fleet.fails(f"HTTP 400: {each}", MANY) for each in words] == [None] * 25
+
+
+def test_failures_of_before_a_retry_do_not_count(fleet):
+    assert [fleet.fails(), fleet.fails()] == [None, None]
+    fleet.store.end_run("r", RunStatus.FAILED, ended_at=2.0)
+    assert fleet.store.reopen_run("r", retry=frozenset({ErrorKind.BAD_REQUEST}))
+    # Those that the retry has not taken back yet do not, either.
+    assert [fleet.fails(worker=1), fleet.fails()] == [None, None]
+    assert fleet.fails() is not None
 
 
 def test_another_kind_among_them_speaks_against_the_sum_of_the_store(fleet):

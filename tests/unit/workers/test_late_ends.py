@@ -9,12 +9,14 @@ import pytest
 
 from fanout.core.errors import LLMError, SpecError
 from fanout.core.ids import StageId
-from fanout.core.records import ErrorKind, RunStatus
+from fanout.core.records import ErrorKind, Outcome, RunStatus
+from fanout.core.state import RecordRequest
 from fanout.runs import result_writer
 from fanout.runs.retried_runs import retry_failed
-from tests.fakes import RUN, FakeContext
+from tests.fakes import RUN, FakeContext, record_one, run_branch
+from workers.branch.delivery_ends import BranchHeld
 from workers.reduce import group_packing
-from workers.reduce.stages import TooEarlyError, aggregate
+from workers.reduce.stages import TooEarlyError, aggregate, collect, expand
 
 MAP = StageId(RUN, 0)
 CALLED = {
@@ -139,6 +141,65 @@ def test_groups_without_room_end_only_the_opening_of_the_run_that_they_are_of(mo
     bad.clear()
     assert held.answer is False
     goes_on(context, monkeypatch)
+
+
+@pytest.mark.parametrize("kind", [ErrorKind.INVALID_OUTPUT, ErrorKind.AUTH])
+def test_a_branch_that_fails_late_leaves_it_to_the_retry(kind):
+    """Its worker was taken for dead: another one has ended the branch and the run, which was retried."""
+    context, bad = failing(reduce="concat")
+    shard = MAP.shard(0)
+    late = shard.branch(3)
+    answer = context.answer
+
+    def held_up(request):
+        if request.prompt not in bad:
+            return answer(request)
+        failed = Outcome(index=3, kind=ErrorKind.TIMEOUT, message="too late", attempts=1)
+        record_one(context.store, RecordRequest(late, failed))
+        collect(context, [], shard)
+        aggregate(context, MAP)
+        assert retry_failed(context.store, context.publisher, RUN, None) == 1
+        expand(context, shard)
+        # That of a wrong key would stop the run after a few.
+        raise LLMError(kind, "no", stop_after=1)
+
+    context.answer = held_up
+    for position in range(3):
+        run_branch(context, shard.branch(position))
+    with pytest.raises(BranchHeld):
+        run_branch(context, late)
+    assert context.store.run(RUN).halt is None
+    record = context.store.stage(MAP)
+    assert (record.succeeded, record.failed) == (3, 0)
+    assert 3 not in context.store.outcomes(shard)
+    context.answer = answer
+    bad.clear()
+    context.process(0)
+    assert context.store.run(RUN).status is RunStatus.SUCCEEDED
+    assert context.store.stage(MAP).succeeded == 4
+
+
+def test_a_late_collect_records_no_failure_that_a_retry_has_taken_back(monkeypatch):
+    context, _ = failing(reduce="concat")
+    shard = MAP.shard(0)
+    for position in range(3):
+        run_branch(context, shard.branch(position))
+    lost = [{"task_id": shard.branch(3).task_id, "state": "FAILURE", "error": "WorkerLostError"}]
+    outcomes = context.store.outcomes
+
+    def held_up(of):
+        monkeypatch.undo()
+        collect(context, lost, shard)
+        aggregate(context, MAP)
+        assert retry_failed(context.store, context.publisher, RUN, None) == 1
+        expand(context, shard)
+        return outcomes(of)
+
+    monkeypatch.setattr(context.store, "outcomes", held_up)
+    with pytest.raises(TooEarlyError):
+        collect(context, lost, shard)
+    assert 3 not in context.store.outcomes(shard)
+    assert context.store.stage(MAP).failed == 0
 
 
 def test_a_field_that_answers_of_before_a_retry_lack_does_not_stop_the_run(monkeypatch):
