@@ -98,18 +98,23 @@ class Rank:
 
     def add(self, item: Item) -> None:
         """See Accumulator."""
+        score = self._counted(item)
+        if item.output is None or (score is None and not self.has_unscored):
+            return
+        order = 0 if score is None else self._sign * score
+        if self._may_be_kept((score is not None, -order, -item.index)):
+            self._keep((score is None, order, item.index), item)
+
+    def _counted(self, item: Item) -> float | None:
+        """Count an item, and return its number, or None if it has none."""
         if item.output is None:
             self._missing.add(item)
-            return
+            return None
         self._succeeded += 1
         score = self._score(item, item.output)
         if score is None:
             self._unscored.add(item)
-            if not self.has_unscored:
-                return
-        order = 0 if score is None else self._sign * score
-        if self._may_be_kept((score is not None, -order, -item.index)):
-            self._keep((score is None, order, item.index), item)
+        return score
 
     def _may_be_kept(self, entry: _Entry) -> bool:
         if self._best is None:
@@ -229,14 +234,8 @@ class Rerank(Rank):
 
     def add(self, item: Item) -> None:
         """See Accumulator."""
-        if item.output is None:
-            self._missing.add(item)
-            return
-        self._succeeded += 1
-        score = self._score(item, item.output)
-        if score is None:
-            self._unscored.add(item)
-        else:
+        score = self._counted(item)
+        if score is not None:
             self._offer(((self._sign * score, item.index), score, item), 1)
 
     def _offer(self, other: tuple[tuple[float, int], float, Item], count: int) -> None:

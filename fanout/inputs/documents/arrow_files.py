@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from fanout.core.errors import InputError
 from fanout.inputs.documents.arrow_rows import arrow_table, batch_documents, broken_errors
 from fanout.inputs.documents.extras import extra_module
-from fanout.inputs.documents.reading import Checked
+from fanout.inputs.documents.reading import Checked, still_there
 from fanout.inputs.documents.remote import RemoteError, one_line
 from fanout.inputs.documents.rows import faulty
 
@@ -71,17 +71,13 @@ def read_arrow(
     extra_module("pyarrow", extra="tables", source=file.name)
     row, known = first, name or file.name
     try:
-        with reading.open_anywhere(file) as opened:
+        with still_there(file.name), reading.open_anywhere(file) as opened:
             for batch in _batches(opened):
                 if isinstance(batch, str):
                     yield faulty(f"{known}:{row}", next(indices), batch)
                     continue
                 yield from batch_documents(batch, known, row, table, indices, reading.max_bytes)
                 row += batch.num_rows
-    except FileNotFoundError:
-        raise InputError("was there, and is gone now", source=file.name) from None
-    except RemoteError as error:
-        raise InputError(f"broke while it was read: {error}", source=file.name) from None
     except broken_errors() as error:
         fault = f"cannot be read from row {row:,} on: {one_line(error)}"
         yield faulty(f"{known}:{row}", next(indices), fault)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fanout.core.errors import InputError
 from fanout.inputs.documents.arrow_rows import arrow_table, batch_documents, broken_errors
 from fanout.inputs.documents.extras import extra_module
-from fanout.inputs.documents.reading import Checked
+from fanout.inputs.documents.reading import Checked, still_there
 from fanout.inputs.documents.remote import RemoteError, one_line
 from fanout.inputs.documents.rows import faulty
 
@@ -52,17 +52,13 @@ def read_parquet(
     """
     extra_module("pyarrow", extra="tables", source=file.name)
     try:
-        with _opened(file, reading) as parquet:
+        with still_there(file.name), _opened(file, reading) as parquet:
             if parquet.schema_arrow.names != list(table.header or ()):
                 raise InputError("has changed since it was checked", source=file.name)
             first = 1
             for group in range(parquet.num_row_groups):
                 yield from _group(parquet, group, file.name, first, table, indices, reading)
                 first += parquet.metadata.row_group(group).num_rows
-    except FileNotFoundError:
-        raise InputError("was there, and is gone now", source=file.name) from None
-    except RemoteError as error:
-        raise InputError(f"broke while it was read: {error}", source=file.name) from None
     except broken_errors() as error:
         yield faulty(file.name, next(indices), f"is no whole Parquet file: {one_line(error)}")
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fanout.inputs.documents.files import InputFile
     from fanout.inputs.documents.past_runs import OpenRun
 
-__all__ = ["Checked", "Reading", "copied", "streamed"]
+__all__ = ["Checked", "Reading", "copied", "still_there", "streamed"]
 
 # A byte order mark has up to four bytes.
 _MARK_BYTES = 4
@@ -130,6 +130,17 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
     no_table: str | None = None
     text_column: str = DEFAULT_TEXT_COLUMN
     is_named: bool = True
+
+
+@contextmanager
+def still_there(name: str) -> Iterator[None]:
+    """Raise InputError if a file disappears while it is read, or its store does not answer."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise InputError("was there, and is gone now", source=name) from None
+    except RemoteError as error:
+        raise InputError(f"broke while it was read: {error}", source=name) from None
 
 
 def streamed(

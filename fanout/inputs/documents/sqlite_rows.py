@@ -10,8 +10,7 @@ from urllib.parse import quote
 from fanout.core.cells import cell_of
 from fanout.core.errors import InputError
 from fanout.inputs.documents.deadlines import Deadline
-from fanout.inputs.documents.reading import Checked
-from fanout.inputs.documents.remote import RemoteError
+from fanout.inputs.documents.reading import Checked, still_there
 from fanout.inputs.documents.rows import (
     document_of_cells,
     faulty,
@@ -101,16 +100,16 @@ def read_sqlite(
     row = 0
     deadline = Deadline(reading.parse_timeout_s)
     try:
-        with reading.on_disk(file) as path, _connected(path, deadline) as database:
+        with (
+            still_there(file.name),
+            reading.on_disk(file) as path,
+            _connected(path, deadline) as database,
+        ):
             cursor = database.execute(table.statement)
             for row, values in enumerate(cursor, 1):
                 where = f"{file.name}:{row}"
                 yield _document(where, next(indices), values, table, reading.max_bytes)
                 deadline.restart()
-    except FileNotFoundError:
-        raise InputError("was there, and is gone now", source=file.name) from None
-    except RemoteError as error:
-        raise InputError(f"broke while it was read: {error}", source=file.name) from None
     except _BROKEN as error:
         fault = f"cannot be read after row {row:,}: {_reason(error, deadline)}"
         yield faulty(f"{file.name}:{row + 1}", next(indices), fault)

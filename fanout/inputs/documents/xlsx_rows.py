@@ -16,7 +16,7 @@ from fanout.core.cells import cell_of
 from fanout.core.errors import InputError
 from fanout.inputs.documents.deadlines import Deadline
 from fanout.inputs.documents.extras import extra_module
-from fanout.inputs.documents.reading import Checked
+from fanout.inputs.documents.reading import Checked, still_there
 from fanout.inputs.documents.remote import RemoteError, one_line
 from fanout.inputs.documents.rows import (
     DEFAULT_TEXT_COLUMN,
@@ -114,6 +114,7 @@ def read_xlsx(
     row = table.header_row
     try:
         with (
+            still_there(file.name),
             reading.open_anywhere(file) as opened,
             _workbook(opened, reading.parse_timeout_s) as book,
         ):
@@ -124,10 +125,6 @@ def read_xlsx(
                 elif row > table.header_row and cells:
                     name = f"{file.name}:{row}"
                     yield _document(name, next(indices), cells, table, reading.max_bytes)
-    except FileNotFoundError:
-        raise InputError("was there, and is gone now", source=file.name) from None
-    except RemoteError as error:
-        raise InputError(f"broke while it was read: {error}", source=file.name) from None
     except BrokenError as error:
         fault = f"cannot be read after row {row:,}: {error}"
         yield faulty(f"{file.name}:{row + 1}", next(indices), fault)

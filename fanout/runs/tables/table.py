@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
 
 from fanout.core.errors import RunError
 from fanout.core.json_text import parse_json
-from fanout.core.records import total_saved, total_usage
 from fanout.core.units import plural
-from fanout.core.usage import rounded_usd
 from fanout.runs.rows import RowLayout, free_name, part_cells, source_cells
 from fanout.runs.tables.columns import (
     Column,
@@ -21,37 +18,38 @@ from fanout.runs.tables.columns import (
     field_cell,
     merge_sorts,
 )
+from fanout.runs.tables.own_columns import (
+    CHUNK,
+    CONFIDENCE,
+    ERROR,
+    FIGURES,
+    OUTPUT,
+    OWN_COLUMNS,
+    PASSAGES,
+    VARIANT,
+    VOTES,
+    chunk_cells,
+    error_columns,
+    field_name,
+    figure_cells,
+    mark_cell,
+    marks_of,
+    own_names,
+    parts_of,
+    variant_labels,
+)
 from fanout.runs.tables.step_columns import STEP, StepColumns
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from fanout.core.cells import Cell
     from fanout.runs.branch_output import Output
     from fanout.runs.tables.columns import Sorts
     from fanout.runs.tables.spool import Spool
 
-__all__ = ["OWN_COLUMNS", "Table", "gather", "step_columns"]
+__all__ = ["Table", "gather", "step_columns"]
 
-_TEXT, _INTEGER, _FLOAT = ColumnType.TEXT, ColumnType.INTEGER, ColumnType.FLOAT
-_BOOLEAN = ColumnType.BOOLEAN
-_OUTPUT = "output"
-# What is before the field of an answer that has the name of another column of fanout's.
-_FIELD = "output."
-_ERROR = {"error_kind": _TEXT, "error": _TEXT}
-_CHUNK = {"document": _TEXT, "pages": _TEXT, "headings": _TEXT, "chunk": _INTEGER}
-_FIGURES = {
-    "attempts": _INTEGER, "input_tokens": _INTEGER, "output_tokens": _INTEGER, "cost_usd": _FLOAT,
-    "cached": _BOOLEAN, "saved_usd": _FLOAT,
-}  # fmt: skip
-_VARIANT = {"aspect": _TEXT, "model": _TEXT, "asked_model": _TEXT, "sample": _INTEGER}
-_VOTES = {"share": _FLOAT, "samples": _INTEGER}
-# Of each chunk, in runs whose documents a model splits, or whose prompts have passages.
-_TITLE, _SUBTASK, _PASSAGES = "title", "subtask", "passages"
-# Of each answer, in runs that may have them.
-_CONFIDENCE, _FINISH, _LANE = "confidence", "finish_reason", "lane"
-_REJECTED, _BEST, _RANK = "rejected", "is_best", "rank"
-OWN_COLUMNS = (_OUTPUT, *_ERROR, *_CHUNK, *_FIGURES, *_VARIANT)
 # A table of more columns is none: each row of the input, or each answer, has names of its own.
 MOST_COLUMNS = 16_384
 
@@ -204,38 +202,38 @@ class _Long:
         )  # fmt: skip
         variant = {
             name: type_
-            for (name, type_), several in zip(_VARIANT.items(), has_variants, strict=True)
+            for (name, type_), several in zip(VARIANT.items(), has_variants, strict=True)
             if several
         }
         if layout.has_votes:
-            variant |= _VOTES
-        self._marks = _marks(layout)
-        parts = _parts(layout)
-        own = {**self._marks, **_ERROR, **_CHUNK, **parts, **_FIGURES, **variant}
+            variant |= VOTES
+        self._marks = marks_of(layout)
+        parts = parts_of(layout)
+        own = {**self._marks, **ERROR, **CHUNK, **parts, **FIGURES, **variant}
         self._variant = tuple(variant)
         self._layout = layout
         self._steps = step_columns(layout)
         self.sections = [
             _Section(),
-            _answer_section(_OUTPUT, "", layout),
+            _answer_section(OUTPUT, "", layout),
             *(_Section(names=names, step_prefix="") for names in self._steps.names()),
-            _Section(own, optional=self._marks.keys() & {_CONFIDENCE}),
+            _Section(own, optional=self._marks.keys() & {CONFIDENCE}),
         ]
 
     def rows(self, outputs: Iterable[Output[Any]]) -> Iterator[list[dict[str, Cell]]]:
         """Yield the parts of each row: one for each section."""
         for branch in outputs:
             own: dict[str, Cell] = {
-                **{name: _mark(branch, name) for name in self._marks},
+                **{name: mark_cell(branch, name) for name in self._marks},
                 "error_kind": None if branch.kind is None else branch.kind.value,
                 "error": branch.message,
-                **_chunk(branch),
+                **chunk_cells(branch),
                 **part_cells(branch, self._layout),
-                **_figures([branch]),
+                **figure_cells([branch]),
             }
             for name in self._variant:
                 own[name] = getattr(branch, name)
-            answer = _answer(branch, _OUTPUT, "", self._layout)
+            answer = _answer(branch, OUTPUT, "", self._layout)
             yield [source_cells(branch), answer, *self._steps.cells(branch), own]
 
 
@@ -245,18 +243,18 @@ class _Wide:
     def __init__(self, layout: RowLayout) -> None:
         self._layout = layout
         self._marks = {
-            **_marks(layout),
-            **({"model": _TEXT} if layout.has_fallback else {}),
-            **(_VOTES if layout.has_votes else {}),
+            **marks_of(layout),
+            **({"model": ColumnType.TEXT} if layout.has_fallback else {}),
+            **(VOTES if layout.has_votes else {}),
         }
         # In the order of the branches of a chunk.
-        self.labels = list(distinct(_labels(layout)))
+        self.labels = list(distinct(variant_labels(layout)))
         # Passages are those of a prompt, and so of an answer.
-        self._parts = _parts(layout)
-        self._has_passages = self._parts.pop(_PASSAGES, None) is not None
-        own = _Section({**_CHUNK, **self._parts, **_FIGURES})
+        self._parts = parts_of(layout)
+        self._has_passages = self._parts.pop(PASSAGES, None) is not None
+        own = _Section({**CHUNK, **self._parts, **FIGURES})
         self._steps = {
-            label: StepColumns(layout, (*_ERROR, *self._marks, _PASSAGES), f"{label}.")
+            label: StepColumns(layout, (*ERROR, *self._marks, PASSAGES), f"{label}.")
             for label in self.labels
         }
         self.sections = [_Section(), *self._variants(layout), own]
@@ -264,9 +262,9 @@ class _Wide:
     def _variants(self, layout: RowLayout) -> Iterator[_Section]:
         """Yield the sections of each variant: of its answer, and of its steps."""
         for label in self.labels:
-            last = {**self._marks_of(label), **_errors_of(label)}
+            last = {**self._marks_of(label), **error_columns(label)}
             if self._has_passages:
-                last[f"{label}.{_PASSAGES}"] = _TEXT
+                last[f"{label}.{PASSAGES}"] = ColumnType.TEXT
             yield _answer_section(label, f"{label}.", layout, last)
             for names in self._steps[label].names():
                 yield _Section(names=names, step_prefix=f"{label}.")
@@ -284,87 +282,36 @@ class _Wide:
                 label = self.labels[branch.index % len(self.labels)]
                 answer = _answer(branch, label, f"{label}.", self._layout)
                 kind = None if branch.kind is None else branch.kind.value
-                errors = dict(zip(_errors_of(label), (kind, branch.message), strict=True))
-                marks = {f"{label}.{name}": _mark(branch, name) for name in self._marks}
+                errors = dict(zip(error_columns(label), (kind, branch.message), strict=True))
+                marks = {f"{label}.{name}": mark_cell(branch, name) for name in self._marks}
                 steps = self._steps[label].cells(branch)
                 parts = part_cells(branch, self._layout)
-                found = {f"{label}.{_PASSAGES}": parts.get(_PASSAGES)} if self._has_passages else {}
+                found = {f"{label}.{PASSAGES}": parts.get(PASSAGES)} if self._has_passages else {}
                 answers[label] = [{**answer, **marks, **errors, **found}, *steps]
             first = branches[0]
             parts = part_cells(first, self._layout)
             own = {
-                **_chunk(first),
+                **chunk_cells(first),
                 **{name: parts[name] for name in self._parts},
-                **_figures(branches),
+                **figure_cells(branches),
             }
             yield [source_cells(first), *chain.from_iterable(answers.values()), own]
 
 
 def step_columns(layout: RowLayout) -> StepColumns:
     """Return the columns that the steps of a run have in its table."""
-    return StepColumns(layout, _own_names(layout))
-
-
-def _parts(layout: RowLayout) -> dict[str, ColumnType]:
-    """Return the columns of what a model called the parts, and of the passages."""
-    there = {
-        _TITLE: layout.has_titles, _SUBTASK: layout.has_subtasks, _PASSAGES: layout.has_passages
-    }  # fmt: skip
-    return {name: _TEXT for name, is_there in there.items() if is_there}
-
-
-@lru_cache(maxsize=8)
-def _own_names(layout: RowLayout) -> frozenset[str]:
-    """Return the names that fields of answers do not have."""
-    return frozenset({*OWN_COLUMNS, *_parts(layout), *_marks(layout)})
-
-
-def _labels(layout: RowLayout) -> Iterator[str]:
-    """Yield what the column of each branch of a chunk is called: ``ASPECT.MODEL.SAMPLE``.
-
-    Only what there are several of is in a name; a single prompt is called ``output``.
-    """
-    models = layout.models if len(layout.models) > 1 else ("",)
-    own = _own_names(layout)
-    for aspect in layout.aspects or (_OUTPUT,):
-        name = _FIELD + aspect if aspect in own and layout.aspects else aspect
-        for model in models:
-            for sample in range(layout.samples):
-                yield ".".join(
-                    [name, *filter(None, [model]), *[str(sample)] * (layout.samples > 1)]
-                )
-
-
-def _marks(layout: RowLayout) -> dict[str, ColumnType]:
-    """Return what stands beside each answer: how sure it is, how it ended, was bought and judged."""
-    marks = {
-        _CONFIDENCE: (_FLOAT, layout.has_confidence),
-        _FINISH: (_TEXT, layout.keeps_cut),
-        _LANE: (_TEXT, layout.has_lane),
-        _REJECTED: (_BOOLEAN, layout.has_judge),
-        _BEST: (_BOOLEAN, layout.has_best),
-        _RANK: (_INTEGER, layout.has_rank),
-    }
-    return {name: type_ for name, (type_, is_there) in marks.items() if is_there}
-
-
-def _mark(branch: Output[Any], name: str) -> Cell:
-    return branch.is_rejected if name == _REJECTED else getattr(branch, name)
-
-
-def _errors_of(label: str) -> dict[str, ColumnType]:
-    return {f"{label}.{name}": type_ for name, type_ in _ERROR.items()}
+    return StepColumns(layout, own_names(layout))
 
 
 def _answer_section(
     label: str, prefix: str, layout: RowLayout, last: dict[str, ColumnType] | None = None
 ) -> _Section:
     if layout.has_fields:
-        own = _own_names(layout)
-        names = (_field_name(name, prefix, own) for name in layout.fields)
+        own = own_names(layout)
+        names = (field_name(name, prefix, own) for name in layout.fields)
         return _Section(last=last, fallback=label, names=names)
-    optional = [prefix + _CONFIDENCE] if layout.has_confidence else []
-    return _Section({label: _TEXT}, last, optional=optional)
+    optional = [prefix + CONFIDENCE] if layout.has_confidence else []
+    return _Section({label: ColumnType.TEXT}, last, optional=optional)
 
 
 def _answer(branch: Output[Any], label: str, prefix: str, layout: RowLayout) -> dict[str, Cell]:
@@ -374,8 +321,8 @@ def _answer(branch: Output[Any], label: str, prefix: str, layout: RowLayout) -> 
         return {}
     value = answer if layout.is_typed else _json(answer) if layout.has_fields else None
     if isinstance(value, dict):
-        own = _own_names(layout)
-        return {_field_name(name, prefix, own): field_cell(field) for name, field in value.items()}
+        own = own_names(layout)
+        return {field_name(name, prefix, own): field_cell(field) for name, field in value.items()}
     return {label: field_cell(answer)}
 
 
@@ -384,32 +331,3 @@ def _json(answer: str) -> Any:
         return parse_json(answer)
     except ValueError:
         return None
-
-
-def _field_name(name: str, prefix: str, own: Container[str]) -> str:
-    return prefix + free_name(name, own, _FIELD)
-
-
-def _chunk(branch: Output[Any]) -> dict[str, Cell]:
-    pages = branch.pages
-    shown = f"{pages[0]}-{pages[-1]}" if len(pages) > 1 else str(pages[0]) if pages else None
-    return {
-        "document": branch.document,
-        "pages": shown,
-        "headings": branch.headings or None,
-        "chunk": branch.chunk,
-    }
-
-
-def _figures(branches: Sequence[Output[Any]]) -> dict[str, Cell]:
-    """Return the figures of the branches of a row; it is cached if all its answers are."""
-    usage = total_usage([branch.usage for branch in branches])
-    saved = total_saved([branch.saved for branch in branches])
-    return {
-        "attempts": sum(branch.attempts for branch in branches),
-        "input_tokens": usage.input_tokens,
-        "output_tokens": usage.output_tokens,
-        "cost_usd": rounded_usd(usage.cost_usd),
-        "cached": all(branch.cached for branch in branches),
-        "saved_usd": rounded_usd(saved.cost_usd),
-    }

@@ -11,6 +11,7 @@ from fanout.runs.branch_output import Output
 from fanout.runs.rows import RowLayout, error_row, output_row, stream_row
 from fanout.runs.tables import table as tables
 from fanout.runs.tables.arrow import arrow_batches, arrow_table
+from fanout.runs.tables.own_columns import OWN_COLUMNS
 from fanout.runs.tables.spool import FileSpool, MemorySpool
 from fanout.runs.tables.table import gather
 
@@ -196,7 +197,7 @@ def test_an_answer_that_is_no_object_is_an_output(answers):
     assert rows[0]["output"] == answers[0]
 
 
-@pytest.mark.parametrize("name", [*tables.OWN_COLUMNS])
+@pytest.mark.parametrize("name", [*OWN_COLUMNS])
 def test_a_name_of_ours_is_always_ours(name):
     given = {name: "theirs", f"column.{name}": "2", f"column.column.{name}": "3", "column.x": "4"}
     types, [row] = read([branch(0, columns=given)])
