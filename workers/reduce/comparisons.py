@@ -111,6 +111,8 @@ def compare(
 ) -> Made | None:
     """Write the next comparisons, and return None; or return how the reduce ends.
 
+    Also None if the run was stopped before all comparisons of a round were written.
+
     Args:
         context: The worker's process.
         run: The run.
@@ -134,7 +136,10 @@ def compare(
             _write(context, spec, reduce, entrants, pairs, passes, round_id)
             return None
         order = [at for one in passes for at in one]
-        tournament.settle(_verdicts(context, round_id, reduce, order, tally))
+        verdicts = _verdicts(context, round_id, reduce, order, tally)
+        if verdicts is None:
+            return None
+        tournament.settle(verdicts)
         if tally.problem is not None:
             return Made((), tally.errors, tally.problem)
     made: Iterable[tuple[str, Streamed]]
@@ -247,8 +252,8 @@ class _Prompts:
 
 def _verdicts(
     context: WorkerContext, round_id: StageId, reduce: Reduce, order: list[int], tally: _Tally
-) -> list[int]:
-    """Return the verdicts of a round, in the order of its pairs.
+) -> list[int] | None:
+    """Return the verdicts of a round, in the order of its pairs; None if calls of it were not written.
 
     Args:
         context: The worker's process.
@@ -264,6 +269,8 @@ def _verdicts(
         for position, outcome in store.outcomes(shard_id).items():
             calls[done + position] = _verdict(outcome, tally)
         done += count
+    if done < len(calls):
+        return None
     verdicts = [0] * len(order)
     for number, position in enumerate(order):
         as_first, as_second = calls[_CALLS * number : _CALLS * (number + 1)]

@@ -17,7 +17,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from fanout.core.errors import SpecError
-from fanout.core.ids import StageId
+from fanout.core.ids import PartitionId, StageId
 from fanout.core.records import RunStatus
 from fanout.policy.group_plans import due_partitions, planned
 from fanout.runs.branch_groups import follows_chunks
@@ -27,7 +27,7 @@ from workers.reduce.group_packing import LEASE_S, Packing
 from workers.reduce.group_parts import GroupLeaves
 
 if TYPE_CHECKING:
-    from fanout.core.ids import PartitionId, ShardId
+    from fanout.core.ids import ShardId
     from fanout.core.spec import RunSpec
     from fanout.core.state import RunRecord
     from fanout.policy.group_plans import GroupPlan
@@ -134,7 +134,10 @@ def pack_partition(context: WorkerContext, partition_id: PartitionId) -> None:
     """Pack what has ended of a partition at a stage; the stage's aggregate follows the last one."""
     store, publisher = context.connections.store, context.connections.publisher
     run = store.run(partition_id.run_id)
-    if run.has_ended or run.halt is not None or 0 < partition_id.stage <= run.base_stage:
+    if run.has_ended or 0 < partition_id.stage <= run.base_stage:
+        return
+    if run.halt is not None:
+        _end_stopped(context, run, partition_id)
         return
     spec = context.runs.specs.get(run.run_id)
     target = partition_id.at(target_of(run, partition_id.stage_id).stage)
@@ -169,8 +172,11 @@ def _fail(context: WorkerContext, run: RunRecord, problem: str) -> None:
 
 
 def _end_level(context: WorkerContext, run: RunRecord, partition_id: PartitionId) -> None:
-    """Publish the aggregate of a stage if all partitions have packed it."""
+    """Publish the aggregate of a stage if all partitions have packed it, or its run was stopped."""
     store, source = context.connections.store, partition_id.stage_id
+    if store.run(run.run_id).halt is not None:
+        _end_stopped(context, run, partition_id)
+        return
     plan = store.group_plan(run.run_id, partition_id.reduce)
     if (
         plan is None
@@ -179,4 +185,19 @@ def _end_level(context: WorkerContext, run: RunRecord, partition_id: PartitionId
     ):
         return
     if not _incomplete(context, run, source, partition_id.reduce, len(plan.partitions)):
+        context.connections.publisher.aggregate(source)
+
+
+def _end_stopped(context: WorkerContext, run: RunRecord, partition_id: PartitionId) -> None:
+    """Publish the aggregate of a stage that has ended in a run that was stopped, as it ends the run.
+
+    The callback of the stage has ended: it waits for partitions, of which each comes here, as none is packed
+    to its end. So the first one holds the others off.
+    """
+    store, source = context.connections.store, partition_id.stage_id
+    if not stage_has_ended(context, run, source):
+        # Its callback is still to come.
+        return
+    all_of_them = PartitionId(run.run_id, target_of(run, source).stage, partition_id.reduce, -1)
+    if store.take_partition(all_of_them, secrets.token_hex(8), lasts_s=LEASE_S):
         context.connections.publisher.aggregate(source)

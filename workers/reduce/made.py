@@ -53,7 +53,7 @@ def why_failed(error: ReduceError) -> str:
 
 
 class FirstFailedCalls:
-    """The failed calls of comparisons: the first ones, and the first that the budget had no room for.
+    """The failed calls of comparisons: the first ones, and the first of each kind.
 
     Attributes:
         errors: Them.
@@ -64,13 +64,14 @@ class FirstFailedCalls:
         self._reduce = reduce
         self.errors: list[ReduceError] = []
         self.over_budget = 0
+        self._kinds: set[ErrorKind | None] = set()
 
     def add(self, outcome: Outcome, group: str = "") -> None:
         """Take a failed call."""
-        is_unpaid = outcome.kind is ErrorKind.BUDGET
-        if len(self.errors) < _MOST_ERRORS or (is_unpaid and not self.over_budget):
+        if len(self.errors) < _MOST_ERRORS or outcome.kind not in self._kinds:
             self.errors.append(failed_call(self._reduce, group, outcome))
-        self.over_budget += is_unpaid
+        self._kinds.add(outcome.kind)
+        self.over_budget += outcome.kind is ErrorKind.BUDGET
 
 
 class FailedCalls:

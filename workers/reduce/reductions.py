@@ -6,9 +6,10 @@ there. A stage is sealed once all of them have written their last ones, and the 
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
-from fanout.core.errors import SpecError
+from fanout.core.errors import BrokerError, SpecError, UnknownRunError
 from fanout.core.ids import StageId
 from fanout.core.records import RunStatus
 from fanout.runs.enqueue import seal_reduce_stage
@@ -19,6 +20,7 @@ from fanout.runs.result_writer import (
     write_results,
 )
 from fanout.runs.token_counts import packing_ratio, reduce_room
+from fanout.system.logs import about, place_of, told_of
 from workers.reduce.clustering import write_clusters
 from workers.reduce.comparisons import compare
 from workers.reduce.computed import computed
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from workers.context.worker_context import WorkerContext
 
 __all__ = ["end_run", "reduce", "stop"]
+
+_log = logging.getLogger(__name__)
 
 
 def reduce(context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunSpec) -> None:
@@ -83,8 +87,15 @@ def _was_stopped(context: WorkerContext, run: RunRecord, stage_id: StageId, spec
 def stop(context: WorkerContext, run: RunRecord, stage_id: StageId, spec: RunSpec) -> None:
     """End a run that was stopped while its reduces went on, with those aggregates that are made."""
     others = [one for one in spec.reductions if not one.makes_calls]
-    with computed(context, run.run_id, spec, others) as made:
-        _write(context, run, spec, {**kept(context, run, spec, stage_id), **made})
+    try:
+        with computed(context, run.run_id, spec, others) as made:
+            _write(context, run, spec, {**kept(context, run, spec, stage_id), **made})
+    except (BrokerError, UnknownRunError):
+        # The task is done again, or was for nothing.
+        raise
+    except Exception as error:  # noqa: BLE001 - of the aggregates alone: a stopped run ends
+        text = "run %s ends without its aggregates: %s (%s)"
+        _log.warning(text, run.run_id, told_of(error), place_of(error), extra=about(stage_id))
     end_run(context, run, run.halt or RunStatus.CANCELLED)
 
 

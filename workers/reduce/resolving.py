@@ -73,6 +73,8 @@ def resolve(
 ) -> Made | None:
     """Write the next pairs, and return None; or return what the reduce comes to.
 
+    Also None if the run is over, or was stopped before all pairs of a stage were written.
+
     Args:
         context: The worker's process.
         run: The run.
@@ -84,17 +86,19 @@ def resolve(
     if (problem := values.problem()) is not None:
         return Made((), [], f"no aggregate could be made: {problem}")
     known = values.keys[:_MOST_VALUES]
+    last = max(run.base_stage, stage_id.stage)
+    # If a run is stopped later, what its calls have come to is kept.
+    is_begun = run.halt is not None and last > run.base_stage
     found = candidates(
         [key for _, key in known],
         most=reduce.max_pairs,
         groups=[group for group, _ in known],
-        goes_on=partial(goes_on, context, run),
+        goes_on=None if is_begun else partial(goes_on, context, run),
     )
     if found is None:
         # The run is over, or is reduced anew.
         return None
     verdicts = _Verdicts(reduce.name)
-    last = max(run.base_stage, stage_id.stage)
     pairs, stage = found.pairs, run.base_stage
     # The second time, of groups that hold together by others only.
     for _ in range(2):
@@ -105,7 +109,8 @@ def resolve(
         if stage > last:
             _write(context, spec, reduce, values, pairs, round_id)
             return None
-        _read(context, round_id, reduce, values, pairs, verdicts)
+        if not _read(context, round_id, reduce, values, pairs, verdicts):
+            return None
         if verdicts.problem is not None:
             break
         groups = grouped(len(values.keys), verdicts.of)
@@ -152,14 +157,15 @@ def _read(
     values: Values,
     pairs: list[Pair],
     verdicts: _Verdicts,
-) -> None:
-    """Add the verdicts of a stage, in the order of its pairs."""
+) -> bool:
+    """Add the verdicts of a stage, in the order of its pairs; return whether all were written."""
     store, done = context.connections.store, 0
     for shard_id in map(round_id.shard, store.shards_of(round_id, reduce=reduce.name)):
         for position, outcome in sorted(store.outcomes(shard_id).items()):
             pair = pairs[done + position]
             verdicts.add(pair, outcome, values.keys[pair.one][0])
         done += len(store.indices(shard_id))
+    return done >= len(pairs)
 
 
 def _aggregates(

@@ -318,11 +318,12 @@ def _end_stopped(context: WorkerContext, run: RunRecord, stage_id: StageId) -> N
     if is_reducing or stage_id.stage:
         try:
             spec = context.runs.specs.get(run.run_id)
-            reductions.stop(context, run, stage_id, spec)
-        except (StoredDataError, SpecError):
+        except (StoredDataError, SpecError) as error:
             # Of another version of fanout: it must end all the same.
-            _log.warning("its aggregates are lost", exc_info=True, extra=about(stage_id))
+            text = "run %s ends without its aggregates: %s"
+            _log.warning(text, run.run_id, told_of(error), extra=about(stage_id))
         else:
+            reductions.stop(context, run, stage_id, spec)
             return
     reductions.end_run(context, run, run.halt or RunStatus.CANCELLED)
 

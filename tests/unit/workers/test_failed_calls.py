@@ -48,12 +48,14 @@ def test_very_many_failed_calls_take_little_memory():
     assert peak_bytes < 2_000_000
 
 
-def test_of_failed_comparisons_the_first_are_shown_and_one_that_is_over_budget():
+def test_of_failed_comparisons_the_first_are_shown_and_one_of_each_kind():
     calls = FirstFailedCalls("best")
-    kinds = [ErrorKind.TIMEOUT] * 150 + [ErrorKind.BUDGET] * 5
+    kinds = [ErrorKind.TIMEOUT] * 150 + [ErrorKind.CANCELLED] * 2 + [ErrorKind.BUDGET] * 5
     for number, kind in enumerate(kinds):
         calls.add(Outcome(index=number, kind=kind, message="no", attempts=2), f"g{number}")
-    assert [error.group for error in calls.errors] == [*(f"g{n}" for n in range(100)), "g150"]
+    assert [error.group for error in calls.errors] == [
+        *(f"g{n}" for n in range(100)), "g150", "g152",
+    ]  # fmt: skip
     assert calls.over_budget == 5
     assert why_failed(calls.errors[-1]) == f"{ErrorKind.BUDGET.value}: no (after 2 attempts)"
 

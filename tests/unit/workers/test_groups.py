@@ -22,6 +22,7 @@ from tests.fakes import RUN, FakeContext
 from workers.reduce import group_packing, groups
 from workers.reduce.frontier import leaf_of, node_chunk
 from workers.reduce.group_nodes import measures
+from workers.reduce.groups import pack_partition
 from workers.reduce.items import branches, item_of
 from workers.reduce.stages import aggregate, collect
 
@@ -395,3 +396,35 @@ def test_a_large_group_with_a_least_share_is_streamed_once_it_is_known_to_have_e
         fewer.outcome = context.outcome
         end(fewer)
         assert found.value == fewer.result.aggregates["large"].value
+
+
+def test_a_run_that_is_stopped_while_groups_wait_to_be_packed_ends_at_once(small, monkeypatch):
+    small(20)
+    context = submitted([f"g{at % 30}" for at in range(120)], shard=20)
+    pack_all, context.pack = context.pack, lambda: False
+    answered(context, 0)
+    aggregate(context, StageId(RUN, 0))
+    assert len(context.publisher.packs) > 3
+    put_part = context.store.put_part
+
+    def put(*args, **options):
+        # The first one finds out in its midst, and the others before they begin.
+        context.store.halt(RUN, RunStatus.CANCELLED)
+        return put_part(*args, **options)
+
+    monkeypatch.setattr(context.store, "put_part", put)
+    context.publisher.sent.clear()
+    pack_all()
+    assert context.publisher.sent.count(("aggregate", 0)) == 1, "not one for each partition"
+    aggregate(context, StageId(RUN, 0))
+    assert context.store.run(RUN).status is RunStatus.CANCELLED
+
+
+def test_a_run_that_is_stopped_before_its_branches_have_ended_is_ended_by_their_callback(small):
+    small(20)
+    context = submitted([f"g{at // 4}" for at in range(120)], shard=20)
+    answered(context, 0, [0, 1])
+    context.store.halt(RUN, RunStatus.CANCELLED)
+    context.publisher.sent.clear()
+    pack_partition(context, StageId(RUN, 0).partition(0, 0))
+    assert ("aggregate", 0) not in context.publisher.sent
