@@ -127,7 +127,11 @@ def reply_of(output: str) -> Reply:
     )
     answer, notes = output, None
     if at is not None:
-        answer, notes = "\n".join(lines[:at]), "\n".join(lines[at + 1 :]).strip()
+        notes = "\n".join(lines[at + 1 :]).strip()
+        # A model may write the line twice.
+        while at and lines[at - 1].strip(_MARKS) in ("", SCRATCHPAD) and "`" not in lines[at - 1]:
+            at -= 1
+        answer = "\n".join(lines[:at])
     answer = answer.strip()
     is_unchanged = not answer or answer.strip(_MARKS).casefold() == NOTHING_TO_ADD.casefold()
     return Reply(answer=None if is_unchanged else answer, notes=notes)

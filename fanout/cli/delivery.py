@@ -23,9 +23,9 @@ from fanout.inputs.documents.urls import shown_input
 from fanout.runs.answer_text import source_lines
 from fanout.runs.rows import output_row
 from fanout.runs.spaced_json import array_json
-from fanout.runs.status import kept_notes, retry_help
+from fanout.runs.status import kept_notes, retry_help, without_aggregate
 from fanout.runs.tables.output_file import OutputFile
-from fanout.system.terminal import print_error, print_line, print_parts
+from fanout.system.terminal import print_error, print_line, print_parts, print_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -351,16 +351,30 @@ def _print(
         for line in evaluation_lines(answer.evaluation):
             print_line(line)
     elif answer.aggregated:
-        print_parts(answer.aggregated.texts())
+        # Who reads a file or a pipe has room for long cells.
+        print_parts(answer.aggregated.texts(is_whole=not sys.stdout.isatty()))
         cited = answer.aggregated.sources() if answer.has_sources else None
         coverage = None if cited is None else answer.aggregated.coverage()
         for line in source_lines(cited, coverage):
             print_line(line)
-    elif delivery.out is None and status.succeeded:
-        _print_branches(run, status, progress, delivery)
+    else:
+        _print_branches(run, status, answer, progress, delivery)
 
 
-def _print_branches(run: Run, status: Status, progress: Progress, delivery: Delivery) -> None:
+def _print_branches(
+    run: Run, status: Status, answer: _Answer, progress: Progress, delivery: Delivery
+) -> None:
+    """Print the answers of the branches of a run without an aggregate, or why it has none."""
+    problem = answer.aggregated.stored.problem
+    if problem is not None:
+        print_text(without_aggregate(problem))
+    if delivery.out is not None or not status.succeeded:
+        return
+    if problem is not None:
+        if delivery.is_kept:
+            answered = plural(status.succeeded, "branch has an answer", "branches have answers")
+            progress.note(f"{answered}: `fanout results {run.run_id} --out DIR` writes them")
+        return
     if delivery.is_stopped and sys.stdout.isatty():
         answered = plural(status.succeeded, "branch has", "branches have")
         progress.note(

@@ -6,12 +6,13 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from fanout.core.units import dollars, duration, plural
+from fanout.policy.estimates import Projection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fanout.client.trials import Trial
-    from fanout.policy.estimates import Calls, LaneEstimate, Projection
+    from fanout.policy.estimates import Calls, LaneEstimate
     from fanout.runs.estimate_result import Estimate, ReduceEstimate
 
 __all__ = ["estimate_lines", "short_estimate", "trial_lines"]
@@ -38,7 +39,7 @@ def estimate_lines(estimate: Estimate) -> Iterator[str]:
     if estimate.learnt_calls == 0:
         yield "tokens: a quarter of the bytes, as no call of this model was seen yet"
     elif estimate.learnt_calls:
-        yield f"tokens: as {estimate.learnt_calls:,.0f} calls of this model have shown"
+        yield f"tokens: as {estimate.learnt_calls:,.0f} calls of this model, of any job, have shown"
     yield from _prompts(estimate)
 
 
@@ -203,7 +204,8 @@ def trial_lines(trial: Trial) -> Iterator[str]:
     yield f"  tokens out: {_projection(trial.output_tokens, '{:,.0f}'.format)}"
     yield f"  failures: {_projection(trial.failures, '{:,.0f}'.format)}"
     if trial.time_s is not None:
-        yield f"  time: {duration(trial.time_s)}"
+        time = Projection(value=trial.time_s, low=trial.time_s_low, high=trial.time_s_high)
+        yield f"  time: {_projection(time, duration, one='branch')}"
     if estimate.reduce.calls_high:
         several = len(estimate.reduces) > 1
         left_out = "reduces" if several else "reduce"
@@ -211,12 +213,12 @@ def trial_lines(trial: Trial) -> Iterator[str]:
         yield from _reduces(estimate)
 
 
-def _projection(found: Projection | None, shown: object) -> str:
+def _projection(found: Projection | None, shown: object, *, one: str = "chunk") -> str:
     if found is None or not callable(shown):
         return "unknown"
     if found.low is None or found.high is None:
-        return f"{shown(found.value)} (one chunk has no interval)"
-    if found.low == found.high:
+        return f"{shown(found.value)} (one {one} has no interval)"
+    if shown(found.low) == shown(found.high):
         return str(shown(found.value))
     return f"{shown(found.value)} (95 %: {shown(found.low)} to {shown(found.high)})"
 

@@ -124,10 +124,17 @@ class EmbeddedRuns:
 
     def _take_over(self, run_id: str, number: int) -> None:
         spec = stored_spec(self._connections_to(number).store.spec(run_id))
-        for model in (*spec.all_models, *spec.retrieval_functions, *spec.embed_functions):
+        for model in spec.all_models:
             _require_function(run_id, model)
         for step in spec.steps:
-            _require_function(run_id, step.function or "", step=step.name)
+            given = f"functions={{{step.name!r}: FUNCTION}}"
+            _require_function(run_id, step.function or "", given=given)
+        for field, functions in (
+            ("retrieve", spec.retrieval_functions),
+            ("embed", spec.embed_functions),
+        ):
+            for function in functions:
+                _require_function(run_id, function, given=f"{field}=FUNCTION")
         database = self._databases.take_over(number)
         if database is None:
             return
@@ -158,16 +165,14 @@ class EmbeddedRuns:
         self._server.release()
 
 
-def _require_function(run_id: str, model: str, *, step: str | None = None) -> None:
+def _require_function(run_id: str, model: str, *, given: str = "") -> None:
+    """Check that this process has a function; ``given`` is what gives it to ``resume``, if not ``llm``."""
     if is_callable_model(model) and not is_registered(model):
         name = model.partition(":")[2].rpartition("-")[0]
-        given = (
-            f"ParallelCalls(llm=FUNCTION).resume({run_id!r})"
-            if step is None
-            else f"ParallelCalls().resume({run_id!r}, functions={{{step!r}: FUNCTION}})"
-        )
+        runner = "ParallelCalls()" if given else "ParallelCalls(llm=FUNCTION)"
+        call = f"{runner}.resume({run_id!r}{given and f', {given}'})"
         raise RunError(
             f"run {run_id} calls the function {name} of a Python process that has ended; what it "
             f"gave is kept: `fanout results {run_id}`. To go on, call "
-            f"{given} in a program that has the function"
+            f"{call} in a program that has the function"
         )

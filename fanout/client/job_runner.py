@@ -189,8 +189,27 @@ class JobRunner:
                 f"runner has {len(own)}: give as many, in the same order"
             )
         for model, function in zip(theirs, own, strict=True):
-            register_callable(resolve_callable(function), model)
-            weakref.finalize(self, unregister_callable, model)
+            self._replace(model, resolve_callable(function))
+
+    def _replace_others(self, run: Run, field: str, called: Iterable[str], given: Any) -> None:
+        """Put functions, in their order, in the place of those that a field of a run names."""
+        if given is None:
+            return
+        own = list(given) if isinstance(given, (list, tuple)) else [given]
+        theirs = list(filter(is_callable_model, dict.fromkeys(called)))
+        if len(theirs) != len(own):
+            raise RunError(
+                f"{field}: run {run.run_id} has {plural(len(theirs), 'function', 'functions')} of a "
+                f"Python process there (got {len(own)})"
+            )
+        for name, function in zip(theirs, own, strict=True):
+            if not callable(function):
+                raise RunError(f"{field}: must be a function (got {type(function).__name__})")
+            self._replace(name, function)
+
+    def _replace(self, name: str, function: Any) -> None:
+        register_callable(function, name)
+        weakref.finalize(self, unregister_callable, name)
 
     def _replace_step_functions(self, run: Run, functions: Mapping[str, Any]) -> None:
         """Put functions in the place of those of a run's steps, by the name of the step."""
@@ -206,8 +225,7 @@ class JobRunner:
                     f"run {run.run_id} has no step {name!r} with a function of a Python process "
                     f"(it has: {known})"
                 )
-            register_callable(function, theirs[name])
-            weakref.finalize(self, unregister_callable, theirs[name])
+            self._replace(theirs[name], function)
 
     @property
     def client(self) -> Client:

@@ -289,6 +289,8 @@ class ParallelCalls(JobRunner):
         chunks: Chunks | None = None,
         *,
         functions: Mapping[str, Callable[[Any], Any]] | None = None,
+        embed: Callable[[list[str]], Any] | None = None,
+        retrieve: Callable[..., Any] | Sequence[Callable[..., Any]] | None = None,
         retry_failed: bool = False,
         progress: bool = False,
         on_progress: Callable[[Status], None] | None = None,
@@ -303,6 +305,8 @@ class ParallelCalls(JobRunner):
             run_id: The run.
             chunks: The same input again, if it is in no file and was not enqueued completely.
             functions: The functions of its steps that have died with its process, by the step's name.
+            embed: The same for its ``embed``.
+            retrieve: The same for the functions of its ``retrieve``, in their order.
             retry_failed: Whether to retry the failed branches of a run that has ended.
             progress: As for ``run``.
             on_progress: As for ``run``.
@@ -315,6 +319,8 @@ class ParallelCalls(JobRunner):
         run = self._client.run(run_id)
         self._replace_functions(run)
         self._replace_step_functions(run, functions or {})
+        self._replace_others(run, "embed", run.spec.embed_functions, embed)
+        self._replace_others(run, "retrieve", run.spec.retrieval_functions, retrieve)
         with self._shown(on_progress, is_shown=progress) as follow:
             self._client.resume(run_id, chunks, on_bad_document=on_bad_document)
             if retry_failed and run.status().status.has_ended:

@@ -16,7 +16,7 @@ from fanout.core.tokens import BYTES_PER_TOKEN
 from fanout.inputs.documents import log_notice
 from fanout.inputs.sampling import sampled
 from fanout.inputs.token_counters import bytes_tokenizer
-from fanout.policy.estimates import Calls, Projection, project, time_range
+from fanout.policy.estimates import Calls, Projection, known_most, project, time_range
 from fanout.policy.metrics import share_estimate
 from fanout.runs.estimate_result import Estimate  # noqa: TC001 - msgspec reads the annotation
 from fanout.runs.one_line import one_line
@@ -66,7 +66,10 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
         failures: The same for branches without an answer.
         elapsed_s: What the branches of the sample took, one after the other.
         time_s: What the job takes at the known limits, by the calls of the sample; None if unknown, or
-            in a batch.
+            in a batch. No job is faster than the slowest branch of its sample.
+        time_s_low: The low end of the 95 % interval of that, by how much the branches of the sample differ;
+            None if unknown, as of one branch.
+        time_s_high: Its high end.
         answers: The lengths of the answers in tokens: the shortest, the median and the longest.
         estimate: The estimate of the whole job, made without the sample. Where a model splits, it does
             not know the chunks.
@@ -85,6 +88,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     failures: Projection | None
     elapsed_s: float
     time_s: float | None
+    time_s_low: float | None = None
+    time_s_high: float | None = None
     answers: tuple[int, int, int] | None
     estimate: Estimate
 
@@ -99,6 +104,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
             **({} if cost is None else {"cost_usd_low": cost.low, "cost_usd_high": cost.high}),
             "failures": None if failed is None else failed.value,
             "time_s": self.time_s,
+            **({} if self.time_s_low is None else {"time_s_low": self.time_s_low}),
+            **({} if self.time_s_high is None else {"time_s_high": self.time_s_high}),
             "estimate": self.estimate,
         }
         return one_line("Trial", shown)
@@ -234,6 +241,7 @@ def trial_of(begun: BegunTrial) -> Trial:
     lengths = sorted(int(n) for one in outputs if (n := _used(one, "output_tokens")))
     elapsed_s = sum(one.elapsed_s for one in outputs)
     share = share_estimate(failed, len(outputs))
+    time = _time(begun, branches, [one for one in outputs if not one.cached])
     return Trial(
         run_id=run.run_id,
         documents=len(chunks) if plan else 0,
@@ -251,7 +259,9 @@ def trial_of(begun: BegunTrial) -> Trial:
             value=share.value * branches, low=share.low * branches, high=share.high * branches
         ),
         elapsed_s=elapsed_s,
-        time_s=_time_s(begun, branches, [one for one in outputs if not one.cached]),
+        time_s=None if time is None else time.value,
+        time_s_low=None if time is None else time.low,
+        time_s_high=None if time is None else time.high,
         answers=(lengths[0], lengths[len(lengths) // 2], lengths[-1]) if lengths else None,
         estimate=begun.estimate,
     )
@@ -273,23 +283,44 @@ def _projected(chunks: list[list[Output[Any]]], name: str, total: int) -> Projec
     return project([sum(one for one in some if one is not None) for some in values], total)
 
 
-def _time_s(begun: BegunTrial, branches: int, called: list[Output[Any]]) -> float | None:
+def _time(begun: BegunTrial, branches: int, called: list[Output[Any]]) -> Projection | None:
     """Return how long the job takes by branches of which none was answered from the cache."""
     estimate = begun.estimate
     if estimate.lane == "batch":
         return None
-    if not called:
-        return estimate.chosen.time_s_high
-    branch_s = sum(one.elapsed_s for one in called) / len(called)
+    found = project([one.elapsed_s for one in called], branches)
+    if found is None:
+        low, high = estimate.chosen.time_s_low, estimate.chosen.time_s_high
+        return None if high is None else Projection(value=high, low=low, high=high)
     # Of each step, and of those that are made again.
     each = max(1.0, sum(one.attempts + one.saved.calls for one in called) / len(called))
-    calls = branches * each + estimate.plan.calls_likely
+
+    def at_least(branch_s: float | None) -> float | None:
+        if branch_s is None:
+            return None
+        taken = _at_the_limits(begun, branches * each, call_s=branch_s / each, in_turn=each)
+        return known_most([taken, max(one.elapsed_s for one in called)])
+
+    least, mean, most = (
+        None if one is None else one / branches for one in (found.low, found.value, found.high)
+    )
+    value = at_least(mean)
+    if value is None:
+        return None
+    return Projection(value=value, low=at_least(least), high=at_least(most))
+
+
+def _at_the_limits(
+    begun: BegunTrial, calls: float, *, call_s: float, in_turn: float
+) -> float | None:
+    """Return the seconds of a job whose branches make so many calls, each of so many in turn."""
+    calls += begun.estimate.plan.calls_likely
     low, _ = time_range(
         Calls(calls_low=calls, calls_high=calls),
         # How many tokens the calls will use is not asked here.
         rates=Rates(requests_per_minute=begun.rates.requests_per_minute),
         places=begun.places,
-        call_s=branch_s / each,
-        in_turn=(each, each),
+        call_s=call_s,
+        in_turn=(in_turn, in_turn),
     )
     return low

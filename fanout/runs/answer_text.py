@@ -13,7 +13,15 @@ if TYPE_CHECKING:
 
     from fanout.aggregators import Coverage, Source
 
-__all__ = ["EMPTY_GROUP", "ROWS", "answer_text", "cell_words", "columns", "source_lines"]
+__all__ = [
+    "EMPTY_GROUP",
+    "ROWS",
+    "answer_text",
+    "cell_words",
+    "columns",
+    "group_heading",
+    "source_lines",
+]
 
 # What a group is called whose name is empty.
 EMPTY_GROUP = "(empty)"
@@ -27,7 +35,7 @@ _CENTS = 2
 ROWS = ("pairwise", "rank", "resolve", "table", "top")
 
 
-def answer_text(aggregated: Any, reduction: str = "none") -> str:
+def answer_text(aggregated: Any, reduction: str = "none", *, is_whole: bool = False) -> str:
     """Return an aggregate as text.
 
     Text is unchanged, rows are columns of text, groups are under headings, and other values are JSON.
@@ -35,33 +43,44 @@ def answer_text(aggregated: Any, reduction: str = "none") -> str:
     Args:
         aggregated: The aggregate; by group if the run has groups.
         reduction: The reduce that made it.
+        is_whole: Whether long cells of rows are whole, and not cut.
     """
     if isinstance(aggregated, str):
         return aggregated
     if reduction in ROWS and isinstance(aggregated, list):
-        return _columns(aggregated)
+        return _columns(aggregated, is_whole=is_whole)
     if reduction == "best" and isinstance(aggregated, dict):
-        return _columns([{"best of": name, **row} for name, row in aggregated.items()])
+        rows = [{"best of": name, **row} for name, row in aggregated.items()]
+        return _columns(rows, is_whole=is_whole)
     is_grouped = isinstance(aggregated, dict) and aggregated
     if is_grouped and reduction in ROWS:
         # A text says why there are no rows.
         texts = {
-            group: rows if isinstance(rows, str) else _columns(rows or [])
+            group: rows if isinstance(rows, str) else _columns(rows or [], is_whole=is_whole)
             for group, rows in aggregated.items()
         }
     elif is_grouped and all(isinstance(value, str) for value in aggregated.values()):
         texts = aggregated
     else:
         return json.dumps(aggregated, ensure_ascii=False, indent=2)
-    return "\n\n".join(f"## {group or EMPTY_GROUP}\n\n{text}" for group, text in texts.items())
+    return "\n\n".join(f"{group_heading(group)}{text}" for group, text in texts.items())
 
 
-def columns(rows: Callable[[], Iterable[dict[str, Any]]]) -> Iterator[str]:
+def group_heading(group: str) -> str:
+    """Return the line above the text of a group, with the empty line below it."""
+    return f"## {' '.join(group.split()) or EMPTY_GROUP}\n\n"
+
+
+def columns(
+    rows: Callable[[], Iterable[dict[str, Any]]], *, is_whole: bool = False
+) -> Iterator[str]:
     """Yield rows as lines of columns below their names; numbers are aligned to the right.
 
     Args:
         rows: Returns the rows, which are read twice.
+        is_whole: Whether a long cell is whole, and its line longer than the others; else it is cut.
     """
+    shown = str if is_whole else _short
     widths: dict[str, int] = {}
     texts: set[str] = set()
     for row in rows():
@@ -73,9 +92,9 @@ def columns(rows: Callable[[], Iterable[dict[str, Any]]]) -> Iterator[str]:
     if not widths:
         yield "(no rows)"
         return
-    yield _line({name: _short(name) for name in widths}, widths, texts)
+    yield _line({name: shown(name) for name in widths}, widths, texts)
     for row in rows():
-        cells = {name: _short(cell_words(row.get(name))) for name in widths}
+        cells = {name: shown(cell_words(row.get(name))) for name in widths}
         yield _line(cells, widths, texts)
 
 
@@ -128,8 +147,8 @@ def _listed(sources: Iterable[Source], indent: str, *, is_there: bool) -> Iterat
         yield f"{indent}({'it cites none' if is_there else 'no aggregate'})"
 
 
-def _columns(rows: list[dict[str, Any]]) -> str:
-    return "\n".join(columns(lambda: rows))
+def _columns(rows: list[dict[str, Any]], *, is_whole: bool) -> str:
+    return "\n".join(columns(lambda: rows, is_whole=is_whole))
 
 
 def cell_words(value: Any) -> str:

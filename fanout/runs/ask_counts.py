@@ -11,6 +11,7 @@ from fanout.core.answer_shape import shape_of
 from fanout.core.asks import asks_of
 from fanout.core.records import BranchRef
 from fanout.core.step_answers import answer_fields
+from fanout.core.strict_schema import WRAPPED
 from fanout.core.tokens import BYTES_PER_TOKEN, utf8_bytes
 from fanout.inputs.fences import blocks, with_rule
 from fanout.inputs.prompt_layout import branch_values
@@ -39,8 +40,9 @@ if TYPE_CHECKING:
 
 __all__ = ["AnswerTokens", "AskCounts"]
 
-# Tokens of a label beside its text.
+# Tokens of an end of an answer, and of quotes, beside a label.
 _FRAME_TOKENS = 2
+_IN_JSON = f'{{"{WRAPPED}": ""}}'
 # Tokens that a server and fanout add to an answer that is sent back with feedback.
 _TURN_TOKENS = 60.0
 _LANE: Lane = "realtime"
@@ -272,7 +274,9 @@ class AskCounts:
         """Return the tokens of an answer of a model."""
         if ask.choices:
             sizes = [_tokens(label) for label in ask.choices]
-            return AnswerTokens(min(sizes), sum(sizes) / len(sizes), max(sizes) + _FRAME_TOKENS)
+            # A label may come in the JSON that a server enforces: {"answer": "yes"}.
+            longest = max(sizes) + _tokens(_IN_JSON) + _FRAME_TOKENS
+            return AnswerTokens(min(sizes), sum(sizes) / len(sizes), longest)
         bound = ask.max_tokens or longest_answer(model) or known_context_tokens(model)
         given = 1.0 if ask.schema is None else _least_of(ask.schema)
         seen = self._seen[model]

@@ -34,6 +34,7 @@ __all__ = [
     "retry_help",
     "saved_parts",
     "saved_row",
+    "without_aggregate",
 ]
 
 # How the error of a run begins that has no aggregate.
@@ -335,3 +336,9 @@ def latency_row(latency: Latency) -> dict[str, float | None]:
     shares = {"p50_s": 0.5, "p90_s": 0.9, "p99_s": 0.99}
     row = {"mean_s": latency.mean_s, **{n: latency.percentile_s(s) for n, s in shares.items()}}
     return {name: None if value is None else round(value, 4) for name, value in row.items()}
+
+
+def without_aggregate(problem: str | None) -> str:
+    """Return what stands in the place of an aggregate that there is not."""
+    why = (problem or "there is none").removeprefix(NONE_MADE)
+    return f"(no aggregate: {why})"

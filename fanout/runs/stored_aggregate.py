@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fanout.runs.answer_text import EMPTY_GROUP, ROWS, answer_text, columns
+from fanout.runs.answer_text import EMPTY_GROUP, ROWS, answer_text, columns, group_heading
 from fanout.runs.spaced_json import indented_json, object_json, spaced_json
 from fanout.runs.status import coverage_notes, coverage_value
 
@@ -176,13 +176,14 @@ class StoredAggregate:
                 mark = ","
             yield "]" if mark == "," else "[]"
 
-    def texts(self) -> Iterator[str]:
+    def texts(self, *, is_whole: bool = False) -> Iterator[str]:
         """Yield the aggregate as people read it, a part at a time: see ``answer_text``.
 
         A group without one has the reason in its place.
         """
         if not self._is_in_pieces or self._reduction == "best":
-            yield answer_text(self._with_problems(self.value()), self._reduction)
+            value = self._with_problems(self.value())
+            yield answer_text(value, self._reduction, is_whole=is_whole)
             return
         is_table = self._reduction in ROWS and all(_is_table(one) for _, one in self._groups)
         if not is_table and not all(_is_text(one) for _, one in self._groups):
@@ -191,11 +192,11 @@ class StoredAggregate:
         for number, (group, one) in enumerate(self._groups):
             if self._is_grouped:
                 gap = "\n\n" if number else ""
-                yield f"{gap}## {group or EMPTY_GROUP}\n\n"
+                yield f"{gap}{group_heading(group)}"
             if one.problem is not None:
                 yield _without(one)
             else:
-                yield from self._columns(one) if is_table else self._texts(one)
+                yield from self._columns(one, is_whole) if is_table else self._texts(one)
 
     def _with_problems(self, value: Any) -> Any:
         if not self._is_grouped or value is None:
@@ -203,8 +204,9 @@ class StoredAggregate:
         groups = self._groups
         return value | {group: _without(one) for group, one in groups if one.problem is not None}
 
-    def _columns(self, one: Aggregate) -> Iterator[str]:
-        for number, line in enumerate(columns(lambda: self.values.rows(one))):
+    def _columns(self, one: Aggregate, is_whole: bool) -> Iterator[str]:  # noqa: FBT001 - see texts
+        lines = columns(lambda: self.values.rows(one), is_whole=is_whole)
+        for number, line in enumerate(lines):
             yield f"\n{line}" if number else line
 
     def _texts(self, one: Aggregate) -> Iterator[str]:

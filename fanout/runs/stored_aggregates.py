@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from fanout.runs.spaced_json import object_json
-from fanout.runs.status import NONE_MADE
+from fanout.runs.status import without_aggregate
 from fanout.runs.stored_aggregate import StoredAggregate
 
 if TYPE_CHECKING:
@@ -101,16 +101,15 @@ class StoredAggregates:
             mark = ","
         yield "\n}" if is_indented else "}"
 
-    def texts(self) -> Iterator[str]:
+    def texts(self, *, is_whole: bool = False) -> Iterator[str]:
         """Yield the aggregates as people read them, a part at a time, each below a heading."""
         for number, (name, one) in enumerate(self.by_name.items()):
             gap = "\n\n" if number else ""
             yield f"{gap}# {name}\n\n"
             if one:
-                yield from one.texts()
+                yield from one.texts(is_whole=is_whole)
             else:
-                why = (one.stored.problem or "there is none").removeprefix(NONE_MADE)
-                yield f"(no aggregate: {why})"
+                yield without_aggregate(one.stored.problem)
 
 
 def stored_aggregate(values: ResultValues, spec: RunSpec) -> StoredAggregate | StoredAggregates:

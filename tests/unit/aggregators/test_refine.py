@@ -39,6 +39,8 @@ def taken(parts, chain=Chain(), *, is_complete=True, room=ROOM):  # noqa: B008 -
         ("a\n\n## SCRATCHPAD:\n n ", Reply(answer="a", notes="n")),
         ("a\nSCRATCHPAD\nb\n SCRATCHPAD \nc", Reply(answer="a\nSCRATCHPAD\nb", notes="c")),
         ("SCRATCHPAD\nonly notes", Reply(answer=None, notes="only notes")),
+        ("SCRATCHPAD\n\nSCRATCHPAD:\nn", Reply(answer=None, notes="n")),
+        ("a\n```\nSCRATCHPAD\n SCRATCHPAD\nn", Reply(answer="a\n```", notes="n")),
         ("a\nSCRATCHPAD", Reply(answer="a", notes="")),
         ("a SCRATCHPAD b", Reply(answer="a SCRATCHPAD b")),
     ],

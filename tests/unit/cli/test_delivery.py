@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from fanout.cli.delivery import _Answer, _unpaid_calls
+from types import SimpleNamespace
+
+from fanout.cli.delivery import Delivery, _Answer, _print, _unpaid_calls
 from fanout.client.run_answers import RunAnswers
 from fanout.runs.budget_status import BudgetStatus
+from fanout.runs.status import StoredResult
+from fanout.runs.stored_aggregate import StoredAggregate
 from tests.fakes import RUN
 from tests.unit.workers.test_tree_budgets import budgeted
 
@@ -27,3 +31,16 @@ def test_calls_of_the_aggregate_without_room_in_the_budget_have_a_way_on():
     lines, answer = said(1_000)
     assert not lines
     assert not list(_unpaid_calls(RUN, status(), answer))
+
+
+def test_a_run_whose_only_aggregate_failed_prints_why_and_not_its_branches(capsys):
+    problem = "no aggregate could be made: embed: e:f made no vectors"
+    notes: list[str] = []
+    progress = SimpleNamespace(note=notes.append)
+    run = SimpleNamespace(run_id=RUN, outcomes=lambda: 1 / 0)
+    values = SimpleNamespace(stored=StoredResult(problem=problem), aggregates=lambda: iter(()))
+    aggregated = StoredAggregate(values, "llm", is_grouped=False)
+    answer = _Answer(aggregated=aggregated, evaluation=None)
+    _print(run, status(succeeded=4), answer, progress, Delivery())
+    assert capsys.readouterr().out == "(no aggregate: embed: e:f made no vectors)\n"
+    assert notes == ["4 branches have answers: `fanout results r1 --out DIR` writes them"]

@@ -12,6 +12,7 @@ from fanout.client.trials import BegunTrial, trial_of
 from fanout.core.rate_limits import Rates
 from fanout.core.records import NO_CALL, Document, Usage
 from fanout.core.spec import make_spec
+from fanout.core.units import duration
 from fanout.policy.token_ratio import TokenSums
 from fanout.runs.estimate import Estimator
 from fanout.runs.plan_estimate import PlanEstimator
@@ -153,13 +154,13 @@ def test_the_prompts_of_steps_are_short_and_one_system_prompt_is_there_once():
     assert "\nsystem prompt of steps a, c:\nBe brief.\nsystem prompt of step b:\nOwn.\n" in text
 
 
-def output(chunk, *, cached=False, attempts=None, saved=None):
+def output(chunk, *, cached=False, attempts=None, saved=None, elapsed_s=0.1):
     usage = Usage(calls=1, input_tokens=5, output_tokens=17, cost_usd=0.002)
     attempts = (not cached) if attempts is None else attempts
     saved = saved or (usage if cached else NO_CALL)
     return SimpleNamespace(
         chunk=chunk, kind=None, usage=usage, saved=saved, cached=cached, attempts=int(attempts),
-        elapsed_s=0.1,
+        elapsed_s=elapsed_s,
     )  # fmt: skip
 
 
@@ -182,6 +183,24 @@ def test_no_job_is_faster_than_one_of_its_calls():
     run = SimpleNamespace(run_id="r", outcomes=lambda: iter([output(0)]))
     few_of = BegunTrial(run=run, estimate=few, places=8, rates=Rates())
     assert trial_of(few_of).time_s == pytest.approx(0.1)
+
+
+def test_the_time_of_a_trial_has_an_interval_and_is_no_shorter_than_its_slowest_call():
+    found = tried(
+        [output(at, elapsed_s=seconds) for at, seconds in enumerate((0.1, 0.2, 0.3, 0.2))]
+    )
+    # 200 calls in 25 turns; Student's with three degrees of freedom, and 196 of 200 that were not seen.
+    margin = 3.182 * (0.02 / 3 / 4 * 0.98) ** 0.5
+    assert found.time_s == pytest.approx(25 * 0.2)
+    assert found.time_s_low == pytest.approx(25 * (0.2 - margin))
+    assert found.time_s_high == pytest.approx(25 * (0.2 + margin))
+    low, high = duration(found.time_s_low), duration(found.time_s_high)
+    assert f"  time: {duration(5.0)} (95 %: {low} to {high})" in list(trial_lines(found))
+    slow = tried([output(at, elapsed_s=seconds) for at, seconds in enumerate((0.1, 0.1, 60.0))])
+    assert slow.time_s_low == 60
+    one = tried([output(0)])
+    assert (one.time_s_low, one.time_s_high) == (None, None)
+    assert f"  time: {duration(2.5)} (one branch has no interval)" in list(trial_lines(one))
 
 
 def test_the_steps_of_a_branch_count_whether_called_or_kept():

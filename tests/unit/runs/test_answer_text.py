@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fanout.runs.answer_text import answer_text, cell_words
+from fanout.runs.answer_text import answer_text, cell_words, columns
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,29 @@ def test_rows_of_any_reduce_are_columns():
         assert answer_text(rows, reduction).splitlines() == [
             "rank       score  output", "   1  1000000.01  a", "   2           7  b",
         ]  # fmt: skip
+
+
+def test_a_long_cell_is_cut_for_a_terminal_and_whole_in_a_file():
+    rows = [{"name": "n" * 70, "members": "m" * 80}, {"name": "a", "members": "b"}]
+    assert list(columns(lambda: rows)) == [
+        f"name{' ' * 56}  members",
+        f"{'n' * 59}…  {'m' * 59}…",
+        f"a{' ' * 59}  b",
+    ]
+    for text in (
+        "\n".join(columns(lambda: rows, is_whole=True)),
+        answer_text(rows, "resolve", is_whole=True),
+        answer_text({"g": rows}, "resolve", is_whole=True).removeprefix("## g\n\n"),
+    ):
+        assert text.splitlines() == [
+            f"name{' ' * 56}  members",
+            f"{'n' * 70}  {'m' * 80}",
+            f"a{' ' * 59}  b",
+        ]
+
+
+def test_the_heading_of_a_group_is_one_line():
+    assert answer_text({"a\n b": "x", "c": "y"}, "concat") == "## a b\n\nx\n\n## c\n\ny"
 
 
 @pytest.mark.parametrize(
