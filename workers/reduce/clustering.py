@@ -113,6 +113,9 @@ class _Nodes:
             if not goes_on(self._context, self._run):
                 return
             written = self._written() if done else set()
+            if done and written.issuperset(answers.indices):
+                # The task is a copy: nothing is left for which vectors would be made again.
+                return
             try:
                 found = clustered(answers, room, self._look, self._embed)
             except RunStoppedError:

@@ -367,6 +367,30 @@ def test_a_function_says_which_answers_are_alike():
     assert sum(len(one) == 1 for one in groups) >= len(groups) - 1
 
 
+@pytest.mark.parametrize("failing", [[], TEXTS[3:5]])
+def test_a_copy_of_the_task_makes_no_vectors_of_answers_that_are_in_nodes(failing):
+    seen = []
+
+    def vectors(texts):
+        seen.extend(texts)
+        return [[1.0, float(len(text))] for text in texts]
+
+    def answer(request):
+        if request.prompt in failing:
+            raise LLMError(ErrorKind.CONTENT_FILTER, "no")
+        return summing(request)
+
+    context = embedding(vectors, retries={"max_attempts": 1})
+    context.answer = answer
+    context.write(TEXTS)
+    context.process(0)
+    total = context.store.stage(StageId(RUN, 1)).total
+    shown = [text for text in TEXTS if text not in failing]
+    assert (seen, total > 1) == (shown, True)
+    aggregate(context, StageId(RUN, 0))
+    assert (seen, context.store.stage(StageId(RUN, 1)).total) == (shown, total)
+
+
 async def slow_vectors(texts):
     return [[float(len(text)), 1.0] for text in texts]
 
