@@ -33,6 +33,7 @@ from workers.consumer.task_requests import (
     StillHeldError,
     delivery_of,
 )
+from workers.context.inflight import CallStoppedError
 from workers.context.models import check_model
 from workers.reduce.groups import pack_partition
 from workers.reduce.stages import TooEarlyError, aggregate, collect, expand
@@ -80,6 +81,9 @@ def _not_done() -> Iterator[None]:
     except BranchHandedBack as fault:
         error = HandedBackError if fault.is_released else Reject
         raise error("the branch is handed back", requeue=True) from None
+    except CallStoppedError:
+        # Of a reduce: another worker goes on.
+        raise HandedBackError("the worker stops", requeue=True) from None
     except _KNOWN:
         raise
     except Exception as error:  # noqa: BLE001 - it is raised again, without its message

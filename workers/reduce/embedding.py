@@ -47,6 +47,7 @@ def embedded(
 
     Raises:
         RunStoppedError: It does not; no further call is made, also not after one that failed.
+        CallStoppedError: This worker stops: another one goes on.
         SpecError: The function cannot be used, or fails.
     """
     texts = (text[:_MOST_CHARS] for text in texts)
@@ -54,6 +55,7 @@ def embedded(
     while some := list(islice(texts, _TEXTS)):
         if not goes_on():
             raise RunStoppedError
+        context.models.in_flight.require_room()
         vectors = context.loop.wait_for(_called(context, spec, some, goes_on))
         size = len(vectors[0]) if size is None else size
         if len(vectors[0]) != size:
@@ -79,7 +81,7 @@ async def _called(
         LLMRequest(prompt=""),
         policy=spec.retries,
         timeout_s=spec.timeout_s,
-        sleep=partial(_rests, goes_on),
+        sleep=partial(_rests, context, goes_on),
     )
     if result.kind is not None:
         why = f"{result.kind.value}: {result.message} (after {result.attempts} attempts)"
@@ -87,11 +89,17 @@ async def _called(
     return asked.vectors
 
 
-async def _rests(goes_on: Callable[[], bool], seconds: float) -> None:
-    """Wait before a further call. Raises RunStoppedError once the run does not go on."""
+async def _rests(context: WorkerContext, goes_on: Callable[[], bool], seconds: float) -> None:
+    """Wait before a further call.
+
+    Raises:
+        RunStoppedError: The run does not go on.
+        CallStoppedError: This worker stops.
+    """
     while True:
         step_s = min(seconds, _LOOK_S)
         await asyncio.sleep(step_s)
+        context.models.in_flight.require_room()
         # It asks the server.
         if not await asyncio.to_thread(goes_on):
             raise RunStoppedError

@@ -19,11 +19,14 @@ from fanout.policy.packing import pack
 from fanout.runs.retried_runs import retry_failed
 from tests.fakes import RUN, FakeContext, run_branch
 from tests.unit.workers.test_comparisons import Deaths, DiedError, through
+from workers.consumer.task_requests import HandedBackError
 from workers.context.event_loop import LoopThread
+from workers.context.inflight import CallStoppedError, StopReason
 from workers.reduce import group_clusters, group_packing
 from workers.reduce.clustering import words_of_part
 from workers.reduce.groups import pack_partition
 from workers.reduce.stages import aggregate, collect
+from workers.tasks import _not_done
 
 CLUSTERED = {
     "aggregate_prompt": "SUM {input}", "fold": "cluster", "context_tokens": 700,
@@ -449,3 +452,32 @@ def test_a_function_that_fails_is_not_called_again_once_its_run_is_cancelled():
 def test_what_is_no_function_makes_no_vectors():
     with pytest.raises(SpecError, match="embed: must be"):
         make_spec(**{"model": "fake", "prompt": "{input}", **CLUSTERED, "embed": "openai/embed"})
+
+
+def test_a_worker_that_stops_waits_for_no_further_call_of_a_function():
+    calls = []
+
+    def vectors(texts):
+        calls.append(texts)
+        if len(calls) == 1:
+            context.models.in_flight.is_stopping = True
+            raise LLMError(ErrorKind.SERVER_ERROR, "busy")
+        return [[float(len(text)), 1.0] for text in texts]
+
+    context = embedding(vectors, retries={"max_attempts": 3, "base_wait_s": 0.01})
+    map_id = write_map(context, TEXTS)
+    for _ in range(2):
+        with pytest.raises(CallStoppedError):
+            aggregate(context, map_id)
+    assert len(calls) == 1
+    assert not context.store.run(RUN).has_ended
+    context.models.in_flight.is_stopping = False
+    aggregate(context, map_id)
+    assert context.store.stage(StageId(RUN, 1)).total > 0
+    assert len(calls) > 1
+
+
+def test_what_a_worker_that_stops_leaves_goes_back_to_the_queue():
+    with pytest.raises(HandedBackError) as left, _not_done():
+        raise CallStoppedError(StopReason.HANDED_BACK)
+    assert left.value.requeue
