@@ -75,10 +75,10 @@ class Fields:
     @cached_property
     def columns(self) -> frozenset[str]:
         """The columns of rows that it goes by."""
-        return frozenset(filter(None, (reader.column for reader in self._read)))
+        return frozenset(filter(None, (reader.column for reader in self.readers)))
 
     @cached_property
-    def _read(self) -> list[PartReader]:
+    def readers(self) -> list[PartReader]:
         """What reads the parts that it goes by."""
         measured = (measure_of(name).field for name in self.measures)
         names = [*(name.removeprefix(LOWEST_FIRST) for name in self.by), *filter(None, measured)]
@@ -87,7 +87,7 @@ class Fields:
     @cached_property
     def _fields(self) -> tuple[str, ...] | None:
         """The fields of answers that it goes by; None if that may be whole answers."""
-        firsts = {reader.first_step for reader in self._read if reader.may_be_of_answer}
+        firsts = {reader.first_step for reader in self.readers if reader.may_be_of_answer}
         if self.schema is None or firsts & {None, EACH}:
             return None
         return tuple(filter(None, firsts))

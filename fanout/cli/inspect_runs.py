@@ -15,7 +15,7 @@ from fanout.cli.delivery import Delivery, deliver, json_option, quiet_option
 from fanout.cli.destinations import out_options, require_no_input, require_room
 from fanout.cli.facts import capacity_lines, runs_lines
 from fanout.cli.progress import Progress, summary
-from fanout.cli.run_facts import cap_parts, vanished_parts
+from fanout.cli.run_facts import cap_parts, notice_parts, vanished_parts
 from fanout.cli.session import (
     EMBEDDED,
     RUN_EPILOG,
@@ -72,7 +72,9 @@ def status(run_id: str, broker_url: str | None, as_json: bool) -> None:  # noqa:
 
 def _line(now: Status, progress: Progress) -> str:
     if not now.status.has_ended:
-        return " · ".join([f"run {now.run_id} {progress.line(now)}", *vanished_parts(now)])
+        return " · ".join(
+            [f"run {now.run_id} {progress.line(now)}", *vanished_parts(now), *notice_parts(now)]
+        )
     return " · ".join([summary(now), *cap_parts(now), *([now.error] if now.error else [])])
 
 

@@ -84,6 +84,7 @@ class Progress(Follower):
         self._is_away = False
         self._refusal: str | None = None
         self._is_held = False
+        self._notice: str | None = None
 
     def load(self) -> None:
         """Load what draws, if there is something to draw on: that takes a tenth of a second."""
@@ -111,6 +112,9 @@ class Progress(Follower):
         if self._is_away:
             self._is_away = False
             self.note("the broker answers again")
+        if status.notice is not None and status.notice != self._notice:
+            self.warn(status.notice)
+            self._notice = status.notice
         now = time.monotonic()
         self._speed = self._meter.see(status.done, status.usage, now=now)
         if self._is_quiet or not self._is_due(status, now):

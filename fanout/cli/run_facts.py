@@ -27,6 +27,7 @@ __all__ = [
     "lane_text",
     "model_lines",
     "more_parts",
+    "notice_parts",
     "pause_hint",
     "run_rows",
     "speed_parts",
@@ -75,6 +76,7 @@ def run_rows(status: Status, speed: Speed | None) -> list[Row]:
         "errors": [*_kinds(status.errors), *failed_call_parts(status)],
         "kept": kept_notes(status),
         "vanished": vanished_parts(status),
+        "notice": notice_parts(status),
     }
     return [(label, parts) for label, parts in rows.items() if parts]
 
@@ -128,6 +130,11 @@ def day_parts(budgets: Mapping[str, BudgetStatus]) -> list[str]:
         f"{'all models' if name == ALL_MODELS else name}: {one.day_words}"
         for name, one in sorted(budgets.items())
     ]
+
+
+def notice_parts(status: Status) -> list[str]:
+    """Return what to know of a run before it has ended; later, its results have all of it."""
+    return [status.notice] if status.notice and not status.status.has_ended else []
 
 
 def vanished_parts(status: Status) -> list[str]:

@@ -118,6 +118,7 @@ class RunProgress:
             budget=budget,
             lane=self._job.lane,
             is_late=run.is_late,
+            notice=run.notice,
             is_stopping=run.is_stopping,
             asks_providers=any("/" in model for model in self._job.models),
             plan=None if plan is None else _stage_status(0, plan),

@@ -235,6 +235,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
         idle_s: The seconds for which it had ended before it was retried.
         has_budget: Whether its calls must fit into a budget.
         is_late: Whether some of its calls could not wait for a batch, because of its deadline.
+        notice: What users are to know of it while it goes on, in one line, or None.
     """
 
     run_id: str
@@ -257,6 +258,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     idle_s: float = 0.0
     has_budget: bool = False
     is_late: bool = False
+    notice: str | None = None
 
     @property
     def elapsed_s(self) -> float:

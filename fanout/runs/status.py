@@ -164,6 +164,8 @@ class Status:
         vanished: The workers of the fleet that have died, or were cut off, since the run was submitted
             (in the last hour), with the branches that they had in hand, of any run, which others
             take over. Empty once the run has ended.
+        notice: What to know of it before it has ended: a field that no answer of its first shard has;
+            None if there is nothing.
     """
 
     run_id: str
@@ -200,6 +202,7 @@ class Status:
     asks_providers: bool = False
     plan: StageStatus | None = None
     vanished: dict[str, int] = field(default_factory=dict)
+    notice: str | None = None
 
     @property
     def failed_calls(self) -> int:

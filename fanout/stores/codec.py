@@ -74,7 +74,7 @@ _T = TypeVar("_T")
 RUN_FIELDS = (
     "status", "created_at", "ended_at", "stage", "base_stage", "halt", "deadline_at", "error",
     "paused", "retry", "reopened_at", "max_workers", "priority", "permits", "wire", "idle_s",
-    "budget_usd", "budget_calls", "budget_tokens", "late", "ahead",
+    "budget_usd", "budget_calls", "budget_tokens", "late", "ahead", "notice",
 )  # fmt: skip
 
 _encode = msgspec.json.Encoder().encode
@@ -217,6 +217,7 @@ def _run(run_id: str, values: list[bytes | None], read_at: float) -> RunRecord:
         idle_s=float(text["idle_s"] or 0),
         has_budget=any(text[f"budget_{name}"] for name in ("usd", "calls", "tokens")),
         is_late=bool(text["late"]),
+        notice=text["notice"] or None,
     )
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fanout.core.spec import RunSpec
     from workers.context.worker_context import WorkerContext
 
-__all__ = ["computed"]
+__all__ = ["computed", "fields_of"]
 
 
 @contextmanager
@@ -50,10 +50,10 @@ def _groups(spec: RunSpec, reduce: Reduce, count: int) -> GroupedAggregates:
     scratch = Scratch()
     if count > 1:
         scratch = scratch.divided(count)
-    return GroupedAggregates(reduce.kind, _fields(spec, reduce), scratch)
+    return GroupedAggregates(reduce.kind, fields_of(spec, reduce), scratch)
 
 
-def _fields(spec: RunSpec, reduce: Reduce) -> Fields:
+def fields_of(spec: RunSpec, reduce: Reduce) -> Fields:
     """Return what the aggregators of a reduce go by."""
     return Fields(
         by=reduce.by,

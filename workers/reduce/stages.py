@@ -24,6 +24,7 @@ from workers.context.inflight import BEFORE_CALL, StopReason, run_ending
 from workers.reduce import reductions
 from workers.reduce.frontier import follow
 from workers.reduce.groups import follow_groups
+from workers.reduce.missing_fields import note_missing_fields
 from workers.reduce.resolved_values import require_field
 
 if TYPE_CHECKING:
@@ -206,6 +207,7 @@ def _follow(context: WorkerContext, shard_id: ShardId) -> None:
     """
     try:
         require_field(context, shard_id)
+        note_missing_fields(context, shard_id)
         follow(context, shard_id)
         follow_groups(context, shard_id)
     except (BrokerError, UnknownRunError):

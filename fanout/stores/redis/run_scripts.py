@@ -13,6 +13,7 @@ __all__ = [
     "END_RUN",
     "FIX_RATIO",
     "HALT",
+    "NOTICE",
     "PAUSE",
     "PUT_BLOB",
     "PUT_PIECE",
@@ -79,6 +80,16 @@ local status = redis.call('HGET', KEYS[1], 'status')
 if not status or ended[status] or is_late(ARGV[3]) then return 0 end
 if redis.call('HSETNX', KEYS[1], 'halt', ARGV[1]) == 0 then return 0 end
 if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], 'error', ARGV[2]) end
+return 1
+"""
+
+# KEYS run; ARGV notice ('' is none), opening. Returns whether it was written: not once the run has ended.
+NOTICE = f"""
+{ENDED}
+{LATE}
+local status = redis.call('HGET', KEYS[1], 'status')
+if not status or ended[status] or is_late(ARGV[2]) then return 0 end
+redis.call('HSET', KEYS[1], 'notice', ARGV[1])
 return 1
 """
 

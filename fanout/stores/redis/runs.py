@@ -221,6 +221,15 @@ class RedisRuns(RedisStages, RedisResults, RedisPassages):
         return bool(self._call(run_scripts.HALT, [self._run(run_id)], args))
 
     @translated
+    def put_notice(self, run_id: str, notice: str | None, *, opening: float | None = None) -> bool:
+        """Write what users are to know of a run that goes on; return whether it was written.
+
+        With an ``opening`` (RunRecord.opening), not if a retry has reopened the run since.
+        """
+        args = [notice or "", or_empty(opening)]
+        return bool(self._call(run_scripts.NOTICE, [self._run(run_id)], args))
+
+    @translated
     def pause(self, run_id: str) -> bool:
         """Let no further branch begin until ``unpause``; return whether this call did."""
         return bool(self._call(run_scripts.PAUSE, [self._run(run_id)], ["1"]))

@@ -123,6 +123,8 @@ UNSURE = Usage(calls=9, at_least={"cost_usd": 1.25, "input_tokens": 70})
          '"calls_at_once": 1'),
         ({"is_stopping": True, "gathered": 3}, STOPS, LIVE, '"is_stopping": true'),
         ({"is_stopping": True}, "stopping: calls in flight end", LIVE, '"is_stopping": true'),
+        ({"notice": "no answer has it"}, "no answer has it", {"status", "status on a terminal"},
+         '"notice": "no answer has it"'),
     ],
 )  # fmt: skip
 def test_what_a_run_has_is_in_every_view(fields, words, views, as_json):
@@ -135,6 +137,7 @@ def test_what_a_run_has_is_in_every_view(fields, words, views, as_json):
             "day_budgets",
             "is_stopping",
             "limits",
+            "notice",
         }:
             states.append(RunStatus.SUCCEEDED)
         for state in states:

@@ -896,6 +896,7 @@ def test_steps_of_an_opening_that_a_retry_has_ended_do_nothing(store, run):
         "piece": lambda at: store.put_result_piece(run, b"p", writer="w", number=0, opening=at),
         "result": lambda at: store.put_result(run, b"r", writer="w", opening=at),
         "small result": lambda at: store.put_result(run, b"r", opening=at),
+        "notice": lambda at: store.put_notice(run, "late", opening=at),
         "halt": lambda at: store.halt(run, RunStatus.FAILED, error="late", opening=at),
         "end": lambda at: store.end_run(
             run, RunStatus.FAILED, ended_at=9.0, error="late", opening=at
@@ -1254,6 +1255,7 @@ LATE = {
     "set_status": (lambda s: s.set_status(RUN, RunStatus.REDUCING, stage=1), False),
     "end_run": (lambda s: s.end_run(RUN, RunStatus.FAILED, ended_at=2.0, error="x"), False),
     "halt": (lambda s: s.halt(RUN, RunStatus.CANCELLED, error="x"), False),
+    "put_notice": (lambda s: s.put_notice(RUN, "x"), False),
     "pause": (lambda s: s.pause(RUN), False),
     "note_late": (lambda s: s.note_late(RUN), False),
     "unpause": (lambda s: s.unpause(RUN), False),
