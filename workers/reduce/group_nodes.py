@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import structs
 
+from fanout.aggregators import lacking
 from fanout.core.errors import StoredDataError
 from fanout.core.ids import StageId
 from fanout.runs.token_counts import packing_ratio, reduce_room
@@ -18,7 +19,7 @@ from workers.reduce.writing import SHOWN_PARTS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from fanout.aggregators import Part
+    from fanout.aggregators import Part, Tally
     from fanout.core.partitions import PartitionRecord
     from fanout.core.records import Chunk
     from fanout.core.spec import RunSpec
@@ -34,6 +35,7 @@ __all__ = [
     "node_parts",
     "nodes_in_group",
     "only_name",
+    "reason_for_none",
     "stage_has_ended",
     "target_of",
 ]
@@ -120,6 +122,14 @@ def only_name(names: set[str]) -> str:
     if len(names) > 1:
         raise StoredDataError("two groups of the run have the same hash")
     return names.pop()
+
+
+def reason_for_none(tally: Tally, least: float) -> str | None:
+    """Return why no call is made for a group: no answer, or too few, are behind it; None if enough are."""
+    problem = lacking(tally, least)
+    if problem is None and not tally.behind:
+        problem = f"no answer is behind it: {tally.coverage().words}"
+    return problem
 
 
 def node_parts(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from fanout.aggregators import Node, NodePacker, Part, Tally, lacking, nodes_of
+from fanout.aggregators import Node, NodePacker, Part, Tally, nodes_of
 from fanout.core.errors import SpecError
 from fanout.core.ids import StageId
 from fanout.core.partitions import PartitionRecord, has_bit, with_bits
@@ -22,6 +22,7 @@ from workers.reduce.group_nodes import (
     node_of,
     node_parts,
     only_name,
+    reason_for_none,
     stage_has_ended,
 )
 from workers.reduce.group_parts import GroupLeaves, complete_groups
@@ -199,7 +200,7 @@ class Packing:
         """Return the nodes of all answers of a group."""
         group = parts[0].group
         tally = Tally.total(part.tally for part in parts)
-        problem = lacking(tally, self._spec.min_group_success)
+        problem = reason_for_none(tally, self._spec.min_group_success)
         if self._level == 0 and problem is not None:
             # No call could change it.
             return [self._without_call(group, tally, problem)]
@@ -310,13 +311,18 @@ class Packing:
             return True
         if not all(map(self._has_ended, range(own.first, own.last + 1))):
             return False
-        group, tally = self._large_tally(own)
-        problem = lacking(tally, self._spec.min_group_success)
-        if problem is None:
+        if not self._end_lacking(writer, own):
             return True
-        writer.add([self._without_call(group, tally, problem)], lambda record: record)
         writer.flush(is_complete=True)
         return False
+
+    def _end_lacking(self, writer: GroupWriter, own: PartitionPlan) -> bool:
+        """Add the node without a call of a group with too little behind it; return whether it is one."""
+        group, tally = self._large_tally(own)
+        problem = reason_for_none(tally, self._spec.min_group_success)
+        if problem is not None:
+            writer.add([self._without_call(group, tally, problem)], lambda record: record)
+        return problem is not None
 
     def _large_tally(self, own: PartitionPlan) -> tuple[str, Tally]:
         """Return the name of the group and what is behind it; its answers are read again later."""
@@ -353,6 +359,8 @@ class Packing:
         is_complete = reading.is_read and (source is None or source.is_complete)
         if is_complete and group is not None:
             self._add_large(writer, packer.finish(), taken, group, is_end=True)
+            if not writer.nodes:
+                self._end_lacking(writer, own)
         writer.flush(is_complete=is_complete)
 
     def _add_large(
