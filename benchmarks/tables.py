@@ -445,9 +445,9 @@ def _quality_confidence() -> str:
     return _table(["asked for", "mean confidence", "right", "error"], rows)
 
 
-def _reduce_quality() -> str:
+def _reduce_quality(model: str) -> str:
     rows = []
-    for found in _read("reduce_quality")["mock"]["rows"]:
+    for found in _read("reduce_quality")[model]["rows"]:
         wrong = found["wrong"]
         if found["mean_off"] is not None:
             wrong = f"off by {100 * found['mean_off']:.1f} %"
@@ -541,7 +541,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "injections": _injections,
     "quality": _quality,
     "quality-confidence": _quality_confidence,
-    "reduce-quality-mock": _reduce_quality,
+    "reduce-quality-mock": partial(_reduce_quality, "mock"),
+    "reduce-quality-local": partial(_reduce_quality, "local"),
     "model-checks": _model_checks,
     "model-plan": _model_plan,
 }  # fmt: skip
