@@ -206,7 +206,7 @@ class Status:
 
     @property
     def failed_calls(self) -> int:
-        """How many calls of the current reduce have failed."""
+        """How many calls of the current reduce have failed, or were left out."""
         return sum(one.failed for one in self.stages if one.stage > 0)
 
     @property
@@ -282,9 +282,12 @@ def kept_notes(status: Status) -> list[str]:
 
 
 def failed_call_parts(status: Status) -> list[str]:
-    """Return how many calls of the reduce have failed, in words; nothing if none has."""
+    """Return how many calls of the reduce have failed, in words; nothing if none has.
+
+    Those that were not made count, as of groups with too little behind them, or beyond the budget.
+    """
     count = status.failed_calls
-    return [f"{plural(count, 'call', 'calls')} of the reduce failed"] if count else []
+    return [f"{plural(count, 'call', 'calls')} of the reduce failed or left out"] if count else []
 
 
 def coverage_notes(aggregate: Aggregate, reduction: str) -> list[str]:
