@@ -59,6 +59,7 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
         tally: What is behind it, and missing.
         unchanged: The calls that had nothing to add.
         sources: The places that the answer and the notes cite, by id, in a job with ``sources``.
+        overlong: The calls that saw only a part of an answer so far, as it was longer than it may be.
     """
 
     answer: str | None = None
@@ -66,6 +67,7 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
     tally: Tally = Tally()
     unchanged: int = 0
     sources: dict[str, Place] = {}
+    overlong: int = 0
 
     @classmethod
     def after(cls, columns: Mapping[str, Cell], outcome: Outcome, *, is_json: bool) -> Chain:
@@ -92,6 +94,7 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
             sources=sources_in(f"{answer or ''}\n{notes}", places),
             tally=Tally.total([before.tally, added.with_cuts(truncated=int(outcome.is_cut))]),
             unchanged=before.unchanged + (reply.answer is None),
+            overlong=before.overlong,
         )
 
     @property
@@ -102,9 +105,15 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def remarks(self) -> list[str]:
         """What a reader must know of the calls."""
-        if not self.unchanged:
-            return []
-        return [f"{plural(self.unchanged, 'call', 'calls')} had nothing to add"]
+        found = []
+        if self.unchanged:
+            found.append(f"{plural(self.unchanged, 'call', 'calls')} had nothing to add")
+        if self.overlong:
+            calls = plural(self.overlong, "call", "calls")
+            found.append(
+                f"{calls} saw an answer so far that was cut, as it was longer than allowed"
+            )
+        return found
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,11 +153,13 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
         parts: The answers, cut where one does not fit.
         taken: How many branches it was made of.
         tally: What these are.
+        is_answer_cut: Whether the answer so far is cut.
     """
 
     parts: list[Part]
     taken: int
     tally: Tally
+    is_answer_cut: bool = False
 
     @property
     def failed(self) -> int:
@@ -163,6 +174,7 @@ def next_step(
     room_tokens: int,
     bytes_per_token: float,
     is_complete: bool,
+    most_tokens: int | None = None,
 ) -> Step | None:
     """Return the next answers that fit one prompt beside the answer so far.
 
@@ -174,11 +186,14 @@ def next_step(
         room_tokens: The tokens that fit one prompt.
         bytes_per_token: For what a prompt says of an answer that was cut.
         is_complete: Whether no branch follows these.
+        most_tokens: What the answer so far may have: one that has more, as a server ignores the limit, is cut
+            where it leaves no room. None: it has no limit.
 
     Raises:
         SpecError: The answer so far leaves no room.
     """
-    room = _room_beside(chain, room_tokens, bytes_per_token)
+    own = _own_parts(chain, room_tokens, bytes_per_token, most_tokens)
+    room = _room_beside(own, room_tokens)
     taken: list[Part] = []
     used = 0
     for part in parts:
@@ -195,13 +210,12 @@ def next_step(
     made = fitted(shown, room, bytes_per_token)
     cut = sum(one is not whole for one, whole in zip(made, shown, strict=True))
     tally = Tally.total(part.tally for part in taken).with_cuts(cut=cut)
-    return Step(parts=made, taken=len(taken), tally=tally)
+    is_answer_cut = bool(own) and own[0].text != chain.answer
+    return Step(parts=made, taken=len(taken), tally=tally, is_answer_cut=is_answer_cut)
 
 
-def _room_beside(chain: Chain, room_tokens: int, bytes_per_token: float) -> int:
-    room = room_tokens
-    for part in _own_parts(chain, room_tokens, bytes_per_token):
-        room -= part_tokens(part)
+def _room_beside(own: list[Part], room_tokens: int) -> int:
+    room = room_tokens - sum(map(part_tokens, own))
     if room < _LEAST_ROOM:
         raise SpecError(
             f"the answer so far leaves {max(0, room):,} of {room_tokens:,} tokens for further answers; "
@@ -211,19 +225,31 @@ def _room_beside(chain: Chain, room_tokens: int, bytes_per_token: float) -> int:
     return room
 
 
-def _own_parts(chain: Chain, room_tokens: int, bytes_per_token: float) -> list[Part]:
-    """Return the answer so far and the notes, as parts of a prompt; notes may be cut."""
-    found = []
-    if chain.answer is not None:
-        found.append(Part(group="", text=chain.answer, count=0))
-        if chain.notes:
-            notes = Part(group="", text=chain.notes, count=0)
-            found += fitted([notes], int(room_tokens * _NOTES_SHARE), bytes_per_token)
-    return found
+def _own_parts(
+    chain: Chain, room_tokens: int, bytes_per_token: float, most_tokens: int | None
+) -> list[Part]:
+    """Return the answer so far and the notes, as parts of a prompt; notes may be cut, and see next_step."""
+    if chain.answer is None:
+        return []
+    answer = [Part(group="", text=chain.answer, count=0)]
+    notes = []
+    if chain.notes:
+        part = Part(group="", text=chain.notes, count=0)
+        notes = fitted([part], int(room_tokens * _NOTES_SHARE), bytes_per_token)
+    left = room_tokens - _LEAST_ROOM - sum(map(part_tokens, notes))
+    if most_tokens is not None and max(left, most_tokens) < part_tokens(answer[0]):
+        answer = fitted(answer, min(left, most_tokens), bytes_per_token)
+    return [*answer, *notes]
 
 
 def step_input(
-    chain: Chain, step: Step, *, room_tokens: int, bytes_per_token: float, cites: bool = False
+    chain: Chain,
+    step: Step,
+    *,
+    room_tokens: int,
+    bytes_per_token: float,
+    cites: bool = False,
+    most_tokens: int | None = None,
 ) -> tuple[str, dict[str, Cell]]:
     """Return the value of ``{input}``: the answer so far, the notes, and the answers, between fences.
 
@@ -232,7 +258,7 @@ def step_input(
     Returns:
         The text; and if the call cites sources, the columns of its chunk with their places.
     """
-    own = _own_parts(chain, room_tokens, bytes_per_token)
+    own = _own_parts(chain, room_tokens, bytes_per_token, most_tokens)
     if cites:
         # What is cut of the notes cites nothing.
         own = [with_sources(part, chain.sources) for part in own]
@@ -258,6 +284,8 @@ def step_columns(chain: Chain, step: Step) -> dict[str, Any]:
         "group": "",
         "count": str(chain.tally.behind + step.tally.behind),
         "failed": str(chain.failed + step.failed),
-        "chain": msgspec.to_builtins(chain),
+        "chain": msgspec.to_builtins(
+            msgspec.structs.replace(chain, overlong=chain.overlong + step.is_answer_cut)
+        ),
         "added": msgspec.to_builtins(step.tally),
     }

@@ -78,7 +78,9 @@ def json_of(body: bytes, content_type: str = "") -> Any:
         raise ValueError("it is nested too deep") from None
     except (ValueError, LookupError):
         named = content_type.partition(";")[0].strip()
-        what = "it is empty" if not body.strip() else f"it is not JSON, but {named or 'of no type'}"
+        is_named_so = "json" in named.lower()
+        kind = f", though its type is {named}" if is_named_so else f", but {named or 'of no type'}"
+        what = "it is empty" if not body.strip() else f"it is not JSON{kind}"
         raise ValueError(what) from None
 
 

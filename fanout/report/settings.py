@@ -71,6 +71,8 @@ def _settings(spec: RunSpec) -> Iterator[tuple[str, str]]:
         lane="realtime",
     )
     yield from _given(spec, "embed")
+    if spec.sources:
+        yield "sources", "yes"
     if spec.labels:
         yield (
             "labels",

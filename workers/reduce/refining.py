@@ -155,8 +155,15 @@ class RefineCalls:
                 taken.append(place)
                 yield part
 
+        # A part of some JSON would be no answer.
+        most = self._reduce.max_tokens if self._reduce.schema is None else None
         step = next_step(
-            parts(), so_far, room_tokens=room, bytes_per_token=ratio, is_complete=is_complete
+            parts(),
+            so_far,
+            room_tokens=room,
+            bytes_per_token=ratio,
+            is_complete=is_complete,
+            most_tokens=most,
         )
         if step is None:
             return not is_complete
@@ -167,6 +174,7 @@ class RefineCalls:
             room_tokens=room,
             bytes_per_token=ratio,
             cites=self._spec.sources,
+            most_tokens=most,
         )
         chunk = Chunk(
             text=text,

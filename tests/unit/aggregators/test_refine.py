@@ -109,6 +109,29 @@ def test_an_answer_so_far_that_leaves_no_room_is_refused():
         taken([part(0)], Chain(answer="x" * 5000))
 
 
+def test_an_answer_so_far_that_is_longer_than_allowed_is_cut_where_it_leaves_no_room():
+    chain = Chain(answer="x" * 5000, notes="n" * 5000)
+    rules = {"room_tokens": ROOM, "bytes_per_token": 4.0, "most_tokens": 40}
+    step = next_step([part(0), part(1)], chain, is_complete=True, **rules)
+    assert step.taken == 2
+    text, _ = step_input(chain, step, **rules)
+    fence = text.splitlines()[-1]
+    shown, notes, *_ = text.split(fence + "\n")[1:]
+    assert "[... cut:" in shown
+    assert part_tokens(Part(group="", text=shown, count=0)) <= 45
+    assert notes.startswith("nnn")
+    after = Chain.after(step_columns(chain, step), Outcome(index=0, output="short"), is_json=False)
+    assert (after.answer, after.overlong) == ("short", 1)
+    assert after.remarks == [
+        "1 call saw an answer so far that was cut, as it was longer than allowed"
+    ]
+    fits = next_step([part(0)], Chain(answer="x" * 400), is_complete=True, **rules)
+    assert not fits.is_answer_cut, "it leaves room"
+    allowed = {**rules, "most_tokens": 5000}
+    with pytest.raises(SpecError, match="leaves 0 of"):
+        next_step([part(0)], Chain(answer="x" * 5000), is_complete=True, **allowed)
+
+
 def test_the_state_after_a_call_is_in_its_columns_and_its_reply():
     before = Chain(answer="old", notes="n", tally=Tally(11, 10))
     step = taken([part(0, ok=False), part(1), part(2)], before, room=ROOM)

@@ -10,7 +10,7 @@ import pytest
 
 from fanout.llm.error_kinds import ALWAYS, FEW, MANY, NEVER
 from fanout.llm.http_errors import http_error, refused_in_success
-from fanout.llm.reply_bodies import error_details
+from fanout.llm.reply_bodies import error_details, json_of
 
 PAGE = (
     b'<!DOCTYPE html>\n<html class="no-js" lang="en-US">\n<head>\n<title>Attention Required! | '
@@ -263,3 +263,18 @@ def test_an_error_in_a_reply_of_success_is_an_error_of_its_kind(told, kind):
 @pytest.mark.parametrize("told", [{}, [], None, 7, "", {"choices": []}, {"error": None}])
 def test_a_reply_of_success_without_an_error_has_none(told):
     assert refused_in_success(told, headers={}) is None
+
+
+@pytest.mark.parametrize(
+    ("body", "named", "problem"),
+    [
+        (b"<html>", "text/html; charset=utf-8", "it is not JSON, but text/html"),
+        (b"<html>", "application/json", "it is not JSON, though its type is application/json"),
+        (b"<html>", "", "it is not JSON, but of no type"),
+        (b" ", "application/json", "it is empty"),
+    ],
+)
+def test_a_body_that_is_no_json_has_what_it_is(body, named, problem):
+    with pytest.raises(ValueError, match=r"^it is") as found:
+        json_of(body, named)
+    assert str(found.value) == problem

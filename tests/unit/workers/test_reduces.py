@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -149,9 +150,11 @@ def test_each_reduce_of_a_list_folds_in_its_own_way():
 
 def test_a_chain_that_cannot_go_on_does_not_take_the_others_with_it():
     def long(request):
-        return "long " * 900 if "SCRATCHPAD" in request.prompt else answered(request)
+        return json.dumps("long " * 900) if "REFINE" in request.prompt else answered(request)
 
-    context, _ = run(REFINED, SUM, COUNTS, answer=long)
+    typed = {"aggregate_prompt": "REFINE {input}", "aggregate_schema": {"type": "string"}}
+    refined = {**REFINED, "llm": {"fold": "refine", **typed}}
+    context, _ = run(refined, SUM, COUNTS, answer=long)
     assert "reduce refined: context_tokens: the answer so far leaves" in (
         context.store.run(RUN).error
     )

@@ -202,10 +202,27 @@ def test_a_run_that_is_stopped_in_the_chain_ends():
     assert context.store.run(RUN).status is RunStatus.CANCELLED
 
 
-def test_an_answer_so_far_that_fills_the_window_ends_the_run():
+def test_an_answer_so_far_that_is_longer_than_allowed_is_cut_for_the_next_call():
+    """A server may ignore the limit of tokens."""
     context = refining()
+    asked = chain_prompts(context)
+    answer = context.answer
     context.answer = lambda request: (
-        "long " * 1000 if request.prompt.startswith("SUM") else request.prompt
+        answer(request) + " long" * 1000 if request.prompt.startswith("SUM") else request.prompt
+    )
+    through(context, TEXTS)
+    assert context.store.run(RUN).status is RunStatus.SUCCEEDED
+    made = context.result.aggregates[""]
+    assert made.value.startswith(f"n={TOTAL} long long")
+    assert made.notes == [
+        f"{len(asked) - 1} calls saw an answer so far that was cut, as it was longer than allowed"
+    ]
+
+
+def test_an_answer_so_far_that_fills_the_window_ends_the_run():
+    context = refining(aggregate_schema={"type": "string"})
+    context.answer = lambda request: (
+        json.dumps("long " * 1000) if request.prompt.startswith("SUM") else request.prompt
     )
     context.write(TEXTS)
     context.process(stage=0)
