@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
-from msgspec import Struct, structs
+from msgspec import Struct
 
 from fanout.core.errors import StoredDataError
 from fanout.core.ids import StageId
@@ -102,8 +102,7 @@ class RunProgress:
             elapsed_s=run.elapsed_s,
             stage=run.stage,
             error=run.error,
-            # A worker's clock may be ahead of the server's.
-            latency=structs.replace(branches.latency, most_s=max(0.0, run.elapsed_s)),
+            latency=branches.latency,
             stages=_stages(stages, run.base_stage),
             max_workers=run.max_workers,
             permits_used=None if run.max_workers is None else run.permits_in_use,

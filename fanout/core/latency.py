@@ -50,11 +50,14 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         counts: Branches in each bucket of BOUNDS_S, by index; empty buckets may be missing.
         sum_s: The sum of the durations, in seconds.
-        most_s: What none of them can have passed, such as the time of their run; None if unknown.
+        least_s: The shortest duration, or less; None if unknown.
+        most_s: The longest duration, or what none of them can have passed, such as the time of their run;
+            None if unknown.
     """
 
     counts: dict[int, int] = {}
     sum_s: float = 0.0
+    least_s: float | None = None
     most_s: float | None = None
 
     @property
@@ -72,8 +75,8 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
 
         The first bucket begins at 0, so its bound may be many times what a quick branch took. There,
         branches are taken to be spread evenly around their mean, as far as the sum of the durations
-        says what that is. The rest took at least as long as the percentile, so the sum limits it, too,
-        and so does ``most_s``.
+        says what that is. The rest took at least as long as the percentile, so the sum limits it, too.
+        It lies between ``least_s`` and ``most_s``.
         """
         seconds = percentile_s(self.counts, share)
         if seconds is None or not self.sum_s:
@@ -81,7 +84,8 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
         if self.counts.get(0) and seconds <= BOUNDS_S[0]:
             seconds *= min(1.0, 2 * self._first_mean_s() / BOUNDS_S[0])
         seconds = min(seconds, self.sum_s / max(1.0, (1 - share) * self.count))
-        return seconds if self.most_s is None else min(seconds, self.most_s)
+        seconds = seconds if self.most_s is None else min(seconds, self.most_s)
+        return seconds if self.least_s is None else max(seconds, self.least_s)
 
     def _first_mean_s(self) -> float:
         """Return the most that the branches in the first bucket took in the mean."""

@@ -322,7 +322,7 @@ class StageRecord(msgspec.Struct, frozen=True, kw_only=True):
         again: Those of them that the latest retry has still to take back.
         usage: The usage of the calls.
         usage_of: The usage by model, if the run calls several.
-        latency: The durations of the branches; a retry adds to them.
+        latency: The durations of the branches; those of failures that a retry took back are left out.
         saved: What the answers had cost that came from the cache; ``calls`` is their number.
     """
 

@@ -265,8 +265,7 @@ def gather(
         return figures
     durations = figures.durations
     percentiles = {f"p{share}_s": latency.percentile_s(share / 100) for share in (50, 90, 99)}
-    if latency.count == durations.count:
-        percentiles = {name: _within(durations, value) for name, value in percentiles.items()}
+    percentiles = {name: _within(durations, value) for name, value in percentiles.items()}
     durations = msgspec.structs.replace(durations, **percentiles)
     return msgspec.structs.replace(figures, durations=durations)
 

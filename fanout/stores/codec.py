@@ -10,7 +10,7 @@ import msgspec
 
 from fanout.core.errors import StoredDataError
 from fanout.core.ids import BranchId
-from fanout.core.latency import Latency
+from fanout.core.latency import Latency, bucket_of
 from fanout.core.rate_limits import LearntLimits, LimitState
 from fanout.core.records import QUANTITIES, ErrorKind, Outcome, RunStatus, Shard, Usage
 from fanout.core.state import (
@@ -236,6 +236,11 @@ def decode_wire(held: bytes | None) -> int | None:
     return int(held) if held.isdigit() and len(held) <= _MOST_DIGITS else -1
 
 
+def latency_bucket(outcome: Outcome) -> int:
+    """Return the bucket of the latency histogram for a branch; -1 if its duration is no call's."""
+    return bucket_of(outcome.elapsed_s) if outcome.has_latency else -1
+
+
 def decode_stage(raw: dict[bytes, bytes]) -> StageRecord:
     """Return the stage of a hash."""
     counts = _Counts(raw)
@@ -295,7 +300,19 @@ class _Counts:
 
     def latency(self) -> Latency:
         counts = {int(bucket): number for bucket, number in self.named("took:")}
-        return Latency(counts=counts, sum_s=float(self.fields.get("took_s", b"0")))
+        if not counts:
+            # What a retry took back leaves an error of rounding in the sum.
+            return Latency()
+        return Latency(
+            counts=counts,
+            sum_s=max(0.0, float(self.fields.get("took_s", b"0"))),
+            least_s=self._seconds(f"least:{min(counts)}"),
+            most_s=self._seconds(f"most:{max(counts)}"),
+        )
+
+    def _seconds(self, name: str) -> float | None:
+        value = self.fields.get(name)
+        return None if value is None else float(value)
 
     def usage_of(self) -> dict[str, Usage]:
         """Return the usage by model."""

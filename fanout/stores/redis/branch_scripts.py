@@ -122,6 +122,7 @@ return verdicts
 RECORD = """
 local quantities = {@quantities}
 local recorded, counts, sums, unknown = {}, {}, {}, {}
+local least, most = {}, {}
 local function known_part(quantity)
     local value = tonumber(quantity)
     return value or tonumber(string.sub(quantity, 2)), value == nil
@@ -158,6 +159,9 @@ local function count(i, number)
     if bucket ~= '-1' then
         add(counts, 'took:' .. bucket, 1)
         add(sums, 'took_s', ARGV[i + 4])
+        local seconds = tonumber(ARGV[i + 4])
+        least[bucket] = math.min(least[bucket] or seconds, seconds)
+        most[bucket] = math.max(most[bucket] or seconds, seconds)
     end
     local has_calls = calls ~= '0'
     if has_calls then
@@ -208,6 +212,17 @@ for i = last + 1, #ARGV, 3 + #quantities do
             end
             if is_unknown then redis.call('HSET', KEYS[2], 'by:unknown:' .. name .. of, 1) end
         end
+    end
+end
+-- The shortest and the longest duration of each bucket: a percentile lies between the least and the most.
+for bucket, seconds in pairs(most) do
+    local names = {'least:' .. bucket, 'most:' .. bucket}
+    local before = redis.call('HMGET', KEYS[2], unpack(names))
+    if least[bucket] < (tonumber(before[1]) or math.huge) then
+        redis.call('HSET', KEYS[2], names[1], string.format('%.17g', least[bucket]))
+    end
+    if seconds > (tonumber(before[2]) or -1) then
+        redis.call('HSET', KEYS[2], names[2], string.format('%.17g', seconds))
     end
 end
 if next(counts) then redis.call('EXPIRE', KEYS[3], ARGV[1]) end

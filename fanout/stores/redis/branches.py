@@ -7,7 +7,6 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from fanout.core.errors import LostDataError
-from fanout.core.latency import bucket_of
 from fanout.core.records import QUANTITIES
 from fanout.core.state import BeginReply, RecordReply
 from fanout.stores import codec
@@ -71,7 +70,7 @@ def _record_args(request: RecordRequest) -> list[Any]:
         request.branch_id.position,
         codec.encode_outcome(outcome),
         outcome.kind or (_kept_as(outcome) if outcome.is_cut or outcome.is_rejected else ""),
-        bucket_of(outcome.elapsed_s) if outcome.has_latency else -1,
+        codec.latency_bucket(outcome),
         outcome.elapsed_s,
         outcome.usage.calls,
     ]

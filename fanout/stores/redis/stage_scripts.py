@@ -126,7 +126,8 @@ return 2
 
 # KEYS stage, reset shards, out, live, state, run, checkpoints, groups; ARGV shard, ttl, number of kept
 # outcomes, of checkpoints, and of fields of groups that go by the outcomes, position and outcome of each,
-# position and checkpoint of each, these fields, and the kind of each dropped outcome. A branch with a
+# position and checkpoint of each, these fields, and of each dropped outcome its kind, the bucket of its
+# latency (-1: no call) and its seconds. A branch with a
 # checkpoint has one begin: see RELEASE_CLAIM. Returns whether this call reset it; -1: no such run.
 REOPEN_SHARD = """
 if redis.call('EXISTS', KEYS[6]) == 0 then return -1 end
@@ -147,10 +148,17 @@ redis.call('EXPIRE', KEYS[5], ARGV[2])
 redis.call('EXPIRE', KEYS[7], ARGV[2])
 last = begun + tonumber(ARGV[5])
 for i = begun + 1, last do redis.call('HDEL', KEYS[8], ARGV[i]) end
-for i = last + 1, #ARGV do
+for i = last + 1, #ARGV, 3 do
+    local bucket = ARGV[i + 1]
     redis.call('HINCRBY', KEYS[1], 'failed', -1)
     redis.call('HINCRBY', KEYS[1], 'kind:' .. ARGV[i], -1)
     redis.call('HINCRBY', KEYS[1], 'again:' .. ARGV[i], -1)
+    if bucket ~= '-1' then
+        redis.call('HINCRBYFLOAT', KEYS[1], 'took_s', string.format('%.17g', -tonumber(ARGV[i + 2])))
+        if redis.call('HINCRBY', KEYS[1], 'took:' .. bucket, -1) < 1 then
+            redis.call('HDEL', KEYS[1], 'least:' .. bucket, 'most:' .. bucket)
+        end
+    end
 end
 return 1
 """

@@ -63,9 +63,9 @@ class RedisStages(RedisBlobReferences):
     ) -> bool:
         """Reset a shard to the outcomes ``kept``; subtract those ``dropped`` from the counts.
 
-        The branches with ``checkpoints``, by position, go on from there. Usage stays counted. Only the
-        first call after the run was reopened has an effect. ``regrouped`` are the numbers of the reduces
-        whose groups go by the answers.
+        The branches with ``checkpoints``, by position, go on from there. Usage stays counted; the
+        durations of those dropped do not. Only the first call after the run was reopened has an effect.
+        ``regrouped`` are the numbers of the reduces whose groups go by the answers.
 
         Returns:
             Whether this call did it.
@@ -78,7 +78,8 @@ class RedisStages(RedisBlobReferences):
         for position, checkpoint in checkpoints.items():
             args += [position, checkpoint]
         args += [groups_field(number, shard_id.shard) for number in regrouped]
-        args += [outcome.kind or "" for outcome in dropped]
+        for outcome in dropped:
+            args += [outcome.kind or "", codec.latency_bucket(outcome), outcome.elapsed_s]
         keys = [key, f"{key}:reopened", out, live, state, self._run(shard_id.run_id)]
         keys += [self._shard(shard_id, "checkpoints"), f"{key}:groups"]
         name = blob_name(shard_id, "out")

@@ -986,7 +986,45 @@ def test_the_latency_of_a_stage_counts_branches_that_made_a_call(store, run):
         store, RecordRequest(BranchId(run, 0, 0, 1), Outcome(index=1, kind=ErrorKind.EXPIRED))
     )
     latency = store.stage(StageId(run, 0)).latency
-    assert latency == Latency(counts={bucket_of(0.25): 1}, sum_s=0.25)
+    assert latency == Latency(counts={bucket_of(0.25): 1}, sum_s=0.25, least_s=0.25, most_s=0.25)
+
+
+def timed(outcome, elapsed_s):
+    return msgspec.structs.replace(outcome, attempts=1, elapsed_s=elapsed_s)
+
+
+def test_durations_of_failures_that_a_retry_takes_back_are_not_in_the_latency(store, run):
+    """Status, report and their percentiles are of the outcomes that there are."""
+    store.put_shard(ShardId(run, 0, 0), make_shard(3))
+    first = [timed(ok(0), 0.06), timed(failed(1), 1.3), timed(failed(2), 1.4)]
+    for at, outcome in enumerate(first):
+        record_one(store, RecordRequest(BranchId(run, 0, 0, at), outcome))
+    before = store.stage(StageId(run, 0)).latency
+    assert (before.least_s, before.most_s, before.percentile_s(0.99)) == (0.06, 1.4, 1.4)
+    store.compact(ShardId(run, 0, 0), store.outcomes(ShardId(run, 0, 0)))
+    store.end_run(run, RunStatus.SUCCEEDED, ended_at=1.0)
+    store.reopen_run(run, retry=frozenset({ErrorKind.TIMEOUT}))
+    store.reopen_shard(ShardId(run, 0, 0), kept={0: first[0]}, dropped=first[1:])
+    kept = store.stage(StageId(run, 0)).latency
+    assert (kept.counts, kept.most_s) == ({bucket_of(0.06): 1}, 0.06)
+    assert kept.sum_s == pytest.approx(0.06)
+    for at, elapsed_s in ((1, 0.08), (2, 0.1)):
+        record_one(store, RecordRequest(BranchId(run, 0, 0, at), timed(ok(at), elapsed_s)))
+    after = store.stage(StageId(run, 0)).latency
+    assert after.mean_s == pytest.approx(0.08)
+    assert after.count == 3
+    assert 0.08 < after.percentile_s(0.99) <= after.most_s == 0.1
+
+
+def test_no_duration_is_left_when_a_retry_takes_back_all(store, run):
+    store.put_shard(ShardId(run, 0, 0), make_shard(3))
+    dropped = [timed(failed(at), elapsed_s) for at, elapsed_s in enumerate((0.1, 0.2, 0.3))]
+    for at, outcome in enumerate(dropped):
+        record_one(store, RecordRequest(BranchId(run, 0, 0, at), outcome))
+    store.end_run(run, RunStatus.FAILED, ended_at=1.0)
+    store.reopen_run(run, retry=frozenset({ErrorKind.TIMEOUT}))
+    store.reopen_shard(ShardId(run, 0, 0), kept={}, dropped=dropped)
+    assert store.stage(StageId(run, 0)).latency == Latency()
 
 
 def test_totals_count_each_outcome_once_and_outlive_the_run(store, run):
