@@ -15,7 +15,7 @@ import msgspec
 
 from fanout.aggregators import Aggregate, GroupedRecords, Streamed, row_place
 from fanout.core.ids import StageId
-from fanout.core.records import Chunk, ErrorKind
+from fanout.core.records import Chunk
 from fanout.core.tokens import BYTES_PER_TOKEN
 from fanout.core.units import plural
 from fanout.inputs.comparison_prompts import (
@@ -33,7 +33,7 @@ from workers.reduce.compared_tasks import Tasks
 from workers.reduce.coverage import with_coverage
 from workers.reduce.entrants import Entrants
 from workers.reduce.items import item_of
-from workers.reduce.made import FirstFailedCalls, Made, why_failed
+from workers.reduce.made import FirstFailedCalls, Made
 from workers.reduce.writing import StageWriter, write_all
 
 if TYPE_CHECKING:
@@ -79,9 +79,7 @@ class _Tally(msgspec.Struct):
         """
         if not self.errors:
             return None
-        unpaid = [error for error in self.errors if error.kind is ErrorKind.BUDGET]
-        error = (unpaid or self.errors)[-1]
-        why = why_failed(error)
+        why = self.calls.why
         if self.calls.over_budget:
             calls = plural(self.calls.over_budget, "call that compares", "calls that compare")
             return f"no aggregate could be made: {calls} answers did not fit: {why}"

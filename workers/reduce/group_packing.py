@@ -359,7 +359,7 @@ class Packing:
         is_complete = reading.is_read and (source is None or source.is_complete)
         if is_complete and group is not None:
             self._add_large(writer, packer.finish(), taken, group, is_end=True)
-            if not writer.nodes:
+            if not self._level and not writer.nodes:
                 self._end_lacking(writer, own)
         writer.flush(is_complete=is_complete)
 

@@ -73,6 +73,12 @@ class FirstFailedCalls:
         self._kinds.add(outcome.kind)
         self.over_budget += outcome.kind is ErrorKind.BUDGET
 
+    @property
+    def why(self) -> str:
+        """Why the last one failed; if the budget had no room for some, that."""
+        unpaid = [error for error in self.errors if error.kind is ErrorKind.BUDGET]
+        return why_failed((unpaid or self.errors)[-1])
+
 
 class FailedCalls:
     """The failed calls of a reduce by groups, which may all have failed for the same reason: compressed.

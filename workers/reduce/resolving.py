@@ -20,7 +20,7 @@ from fanout.inputs.resolution_prompts import is_same, resolution_prompt
 from fanout.policy.resolution import candidates, closing_pairs, grouped
 from workers.reduce.coverage import with_coverage
 from workers.reduce.items import goes_on
-from workers.reduce.made import FirstFailedCalls, Made, why_failed
+from workers.reduce.made import FirstFailedCalls, Made
 from workers.reduce.resolved_values import values_of
 from workers.reduce.writing import StageWriter, write_all
 
@@ -63,9 +63,8 @@ class _Verdicts:
         """Why there is no aggregate, or None: no call had an answer, or the budget had no room for some."""
         if not self.failed or not (self.calls.over_budget or self.failed == len(self.of)):
             return None
-        why = why_failed(self.calls.errors[-1])
         pairs = plural(self.failed, "pair of values", "pairs of values")
-        return f"no aggregate could be made: {pairs} could not be compared: {why}"
+        return f"no aggregate could be made: {pairs} could not be compared: {self.calls.why}"
 
 
 def resolve(

@@ -12,7 +12,7 @@ import pytest
 from fanout.core.records import ErrorKind, Outcome
 from fanout.runs.status import ReduceError
 from workers.reduce import made
-from workers.reduce.made import FailedCalls, FirstFailedCalls, why_failed
+from workers.reduce.made import FailedCalls, FirstFailedCalls
 
 
 def failed(number):
@@ -57,7 +57,8 @@ def test_of_failed_comparisons_the_first_are_shown_and_one_of_each_kind():
         *(f"g{n}" for n in range(100)), "g150", "g152",
     ]  # fmt: skip
     assert calls.over_budget == 5
-    assert why_failed(calls.errors[-1]) == f"{ErrorKind.BUDGET.value}: no (after 2 attempts)"
+    calls.add(Outcome(index=9, kind=ErrorKind.INTERNAL, message="oh", attempts=1), "last")
+    assert calls.why == f"{ErrorKind.BUDGET.value}: no (after 2 attempts)"
 
 
 def test_each_byte_of_very_many_failed_calls_is_looked_at_a_few_times_only(monkeypatch):
