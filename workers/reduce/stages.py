@@ -184,12 +184,12 @@ def collect(context: WorkerContext, results: list[Any], shard_id: ShardId) -> di
     """
     store = context.connections.store
     outcomes = _complete(context, shard_id, _failures(results))
-    if _awaits_retry(store, shard_id, outcomes):
-        raise TooEarlyError(shard_id)
+    outcomes, opening = _of_opening(store, shard_id, outcomes)
     # The run may end now, and with it an embedded worker.
     context.keep_learnt()
     is_again = store.is_finished(shard_id)
-    store.compact(shard_id, outcomes)
+    if not store.compact(shard_id, outcomes, opening=opening):
+        raise TooEarlyError(shard_id)
     if not is_again:
         context.reports.shard_ended(shard_id, outcomes)
     stage_id, finished = shard_id.stage_id, shard_id.shard
@@ -225,16 +225,34 @@ def _follow(context: WorkerContext, shard_id: ShardId) -> None:
         )
 
 
-def _awaits_retry(store: RedisStore, shard_id: ShardId, outcomes: dict[int, Outcome]) -> bool:
-    """Return whether a shard of a retried run still has the outcomes that the retry discards.
+def _of_opening(
+    store: RedisStore, shard_id: ShardId, outcomes: dict[int, Outcome]
+) -> tuple[dict[int, Outcome], float | None]:
+    """Return the outcomes of a shard, and the opening of the run that they are of; None is any.
 
-    Its collect is then a late copy from before the retry: it would end the run as it was.
+    A retry resets only shards of branches that have failed.
+
+    Raises:
+        TooEarlyError: They are those that a retry discards: the collect is a late copy from before it, and
+            would end the run as it was.
     """
-    kinds = {outcome.kind for outcome in outcomes.values() if outcome.kind is not None}
-    if shard_id.stage > 0 or not kinds:
-        return False
+    if shard_id.stage > 0 or not _kinds_of(outcomes):
+        return outcomes, None
     run = store.run(shard_id.run_id)
-    return not run.halt and not kinds.isdisjoint(run.retry) and not store.is_reopened(shard_id)
+    if run.opening:
+        # The shard may have been reset since they were read.
+        count = len(outcomes)
+        outcomes = store.outcomes(shard_id)
+        if len(outcomes) < count:
+            raise TooEarlyError(shard_id)
+    is_again = not run.halt and not _kinds_of(outcomes).isdisjoint(run.retry)
+    if is_again and not store.is_reopened(shard_id):
+        raise TooEarlyError(shard_id)
+    return outcomes, run.opening
+
+
+def _kinds_of(outcomes: dict[int, Outcome]) -> set[ErrorKind]:
+    return {outcome.kind for outcome in outcomes.values() if outcome.kind is not None}
 
 
 def _complete(

@@ -20,7 +20,7 @@ from typing import cast
 
 from fanout.core.errors import StorageError
 from fanout.stores.blobs.base import MARKER, valid_storage_id
-from fanout.stores.redis.base import RedisBase, translated
+from fanout.stores.redis.base import RedisBase, or_empty, translated
 from fanout.stores.redis.run_scripts import PUT_BLOB
 
 __all__ = ["RedisBlobReferences"]
@@ -49,16 +49,25 @@ class RedisBlobReferences(RedisBase):
         return self._blobs.keep(name, blob)
 
     def _put_blob(
-        self, run_id: str, key: str, name: str, held: bytes, *, replaces: tuple[str, ...] = ()
-    ) -> None:
+        self,
+        run_id: str,
+        key: str,
+        name: str,
+        held: bytes,
+        *,
+        replaces: tuple[str, ...] = (),
+        opening: float | None = None,
+    ) -> bool:
         """Store the value of a written blob, and delete the keys that it replaces.
 
-        The first blob stands. Raises UnknownRunError.
+        The first blob stands. Returns False, and does nothing, if a retry has reopened the run since
+        ``opening``. Raises UnknownRunError.
         """
         keys = [self._run(run_id), key, *replaces]
-        is_there = self._call(PUT_BLOB, keys, [held, self._ttl_s])
+        answer: int = self._call(PUT_BLOB, keys, [held, self._ttl_s, or_empty(opening)])
         self._drop_if_late(key, name, held)
-        self._require(run_id, is_there)
+        self._require(run_id, answer)
+        return answer > 0
 
     def _drop_if_late(self, key: str, name: str, held: bytes) -> None:
         """Delete the file of a blob if another process stored its reference first."""

@@ -280,10 +280,16 @@ class RedisBranches(RedisBlobReferences):
         }
 
     @translated
-    def compact(self, shard_id: ShardId, outcomes: dict[int, Outcome]) -> None:
-        """Replace the outcomes of a finished shard by one compressed blob."""
+    def compact(
+        self, shard_id: ShardId, outcomes: dict[int, Outcome], *, opening: float | None = None
+    ) -> bool:
+        """Replace the outcomes of a finished shard by one compressed blob; return whether it has one now.
+
+        With an ``opening`` (RunRecord.opening), not if a retry has reopened the run since: it may have
+        reset the shard.
+        """
         run_id, name = shard_id.run_id, blob_name(shard_id, "out")
         live, out, state = self._shard_keys(shard_id)
         held = self._keep(run_id, name, codec.encode_outcomes(outcomes))
         replaced = (live, state, self._shard(shard_id, "checkpoints"))
-        self._put_blob(run_id, out, name, held, replaces=replaced)
+        return self._put_blob(run_id, out, name, held, replaces=replaced, opening=opening)

@@ -107,10 +107,12 @@ if redis.call('HEXISTS', KEYS[1], 'halt') == 1 then return 0 end
 return redis.call('HSETNX', KEYS[1], 'paused', 1)
 """
 
-# KEYS run, blob, and keys to delete; ARGV blob, ttl. The first blob stands. Returns whether there is
-# such a run.
-PUT_BLOB = """
+# KEYS run, blob, and keys to delete; ARGV blob, ttl, opening. The first blob stands. Returns 1; 0: there is
+# no such run; -1: it is late, and was not written.
+PUT_BLOB = f"""
+{LATE}
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+if is_late(ARGV[3]) then return -1 end
 redis.call('SET', KEYS[2], ARGV[1], 'NX', 'EX', ARGV[2])
 if #KEYS > 2 then redis.call('DEL', unpack(KEYS, 3)) end
 return 1

@@ -15,6 +15,7 @@ from fanout.runs import result_writer
 from fanout.runs.retried_runs import retry_failed
 from tests.fakes import RUN, FakeContext, record_one, run_branch
 from workers.branch.delivery_ends import BranchHeld
+from workers.branch.execution import BranchFailed
 from workers.reduce import group_packing
 from workers.reduce.stages import TooEarlyError, aggregate, collect, expand
 
@@ -200,6 +201,36 @@ def test_a_late_collect_records_no_failure_that_a_retry_has_taken_back(monkeypat
         collect(context, lost, shard)
     assert 3 not in context.store.outcomes(shard)
     assert context.store.stage(MAP).failed == 0
+
+
+@pytest.mark.parametrize("step", ["outcomes", "run", "compact"])
+def test_a_late_collect_replaces_no_outcomes_of_a_shard_that_a_retry_has_reset(step, monkeypatch):
+    context, bad = failing(reduce="concat")
+    store, shard = context.store, MAP.shard(0)
+    for position in range(4):
+        with suppress(BranchFailed):
+            run_branch(context, shard.branch(position))
+    do = getattr(store, step)
+
+    def held_up(*args, **options):
+        monkeypatch.undo()
+        # What is read is of before.
+        found = None if step == "compact" else do(*args, **options)
+        collect(context, [], shard)
+        aggregate(context, MAP)
+        assert retry_failed(store, context.publisher, RUN, None) == 1
+        expand(context, shard)
+        return do(*args, **options) if step == "compact" else found
+
+    monkeypatch.setattr(store, step, held_up)
+    with pytest.raises(TooEarlyError):
+        collect(context, [], shard)
+    assert not store.is_finished(shard)
+    assert sorted(store.outcomes(shard)) == [0, 1, 2]
+    bad.clear()
+    finish(context)
+    assert store.run(RUN).status is RunStatus.SUCCEEDED
+    assert (store.stage(MAP).succeeded, store.stage(MAP).failed) == (4, 0)
 
 
 def test_a_field_that_answers_of_before_a_retry_lack_does_not_stop_the_run(monkeypatch):
