@@ -244,6 +244,8 @@ def _id(digest: bytes, number: int, again: int) -> str:
 def shown_texts(text: str, ids: Iterable[str]) -> dict[str, list[str]]:
     """Return what a prompt shows of each source: its text, or those of the partial results that cite it.
 
+    The line with the origin of an answer is none of its text: its words may not be quoted from it.
+
     Args:
         text: The value of ``{input}``, as ``cited_node`` has made it.
         ids: The ids that it shows.
@@ -257,7 +259,10 @@ def shown_texts(text: str, ids: Iterable[str]) -> dict[str, list[str]]:
     for block in text.split(f"\n{fence}")[1:-1]:
         line, _, content = block.partition("\n")
         named = line.strip(" []")
-        for one in (named,) if named in known else cited_ids(content, known):
+        if named in known:
+            found[named].append(content.partition("\n")[2])
+            continue
+        for one in cited_ids(content, known):
             found[one].append(content)
     return found
 

@@ -43,6 +43,7 @@ class CitedAnswers:
     Args:
         texts: What the prompt shows of each source, by id.
         shape: What the answer must be; None is any text.
+        shown: All that the prompt shows, the names of documents included; empty for no more than the texts.
         look_up: Returns the texts of a source itself, by id, where the prompt shows only what others say
             of it; None if they cannot be had now. It may block. None where the prompt shows the sources.
     """
@@ -52,11 +53,13 @@ class CitedAnswers:
         texts: Mapping[str, Sequence[str]],
         shape: AnswerShape | None = None,
         *,
+        shown: str = "",
         look_up: Callable[[str], Sequence[str] | None] | None = None,
     ) -> None:
         self._look_up = look_up
         self._found: dict[str, Sequence[str] | None] = {}
         self._texts = texts
+        self._shown = shown
         self._shape = shape
         self._read: dict[str, QuotedText] = {}
 
@@ -123,8 +126,9 @@ class CitedAnswers:
 
     @cached_property
     def _words(self) -> set[str]:
-        """What looks like an id in the sources, but names none."""
-        return {one for texts in self._texts.values() for text in texts for one in ids_in(text)}
+        """What looks like an id in the sources or in the names of their documents, but names none."""
+        found = {one for texts in self._texts.values() for text in texts for one in ids_in(text)}
+        return found | ids_in(self._shown)
 
     def _has(self, quote: Quote) -> bool:
         """Say whether a quote stands in one of the texts of the sources that are cited for it."""

@@ -81,7 +81,7 @@ def _review(
     places = decode_places(str(shown))
     texts = shown_texts(chunk.text, places)
     if "level" not in chunk.columns:
-        return CitedAnswers(texts, shape)
+        return CitedAnswers(texts, shape, shown=chunk.text)
 
     def look_up(one: str) -> list[str] | None:
         """Return the texts of a source of which the prompt shows only what partial results say of it."""
@@ -91,7 +91,7 @@ def _review(
             # The quote is checked again when the run ends.
             return None
 
-    return CitedAnswers(texts, shape, look_up=look_up)
+    return CitedAnswers(texts, shape, shown=chunk.text, look_up=look_up)
 
 
 def _comparison(

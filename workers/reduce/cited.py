@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fanout.aggregators import sources_of
+from fanout.core.citations import LOST_QUOTE, UNKNOWN, strings_in
+from fanout.core.units import plural
 from fanout.inputs.cited_answers import quoted_ids, with_found_quotes
 from workers.context.branch_texts import texts_of_branch
 
@@ -15,10 +17,18 @@ if TYPE_CHECKING:
     from fanout.core.spec import RunSpec
     from workers.context.worker_context import WorkerContext
 
-__all__ = ["with_checked_sources"]
+__all__ = ["Checked", "checked_sources"]
 
 
-def with_checked_sources(
+class Checked(NamedTuple):
+    """An aggregate with marks at what is not real, the sources that it cites, and notes on both."""
+
+    value: Any
+    sources: list[Source]
+    notes: list[str]
+
+
+def checked_sources(
     context: WorkerContext,
     run_id: str,
     spec: RunSpec,
@@ -26,7 +36,7 @@ def with_checked_sources(
     places: Mapping[str, Place],
     *,
     is_deep: bool,
-) -> tuple[Any, list[Source]]:
+) -> Checked:
     """Return an aggregate with marks at quotes that do not stand in their sources, and its sources.
 
     Args:
@@ -40,7 +50,20 @@ def with_checked_sources(
     if is_deep:
         texts = _quoted(context, run_id, spec, value, places)
         value = with_found_quotes(value, texts) if texts else value
-    return value, sources_of(value, places)
+    sources = sources_of(value, places)
+    return Checked(value, sources, _notes(value, sources))
+
+
+def _notes(value: Any, sources: list[Source]) -> list[str]:
+    """Return what is wrong with an aggregate, as few read all of it."""
+    texts = list(strings_in(value))
+    lost, unknown = (sum(text.count(mark) for text in texts) for mark in (LOST_QUOTE, UNKNOWN))
+    marked = [
+        *([f"{plural(lost, 'quote', 'quotes')} not found"] if lost else []),
+        *([plural(unknown, "unknown source", "unknown sources")] if unknown else []),
+    ]
+    notes = [f"marked in the answer: {', '.join(marked)}"] if marked else []
+    return notes if sources else [*notes, "the answer cites no source"]
 
 
 def _quoted(

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import structs
 
-from fanout.aggregators import Aggregate, Source, Tally, lacking
+from fanout.aggregators import Aggregate, Tally, lacking
 from fanout.core.ids import StageId
 from fanout.runs.status import NONE_MADE
-from workers.reduce.cited import with_checked_sources
+from workers.reduce.cited import Checked, checked_sources
 from workers.reduce.coverage import with_coverage
 from workers.reduce.frontier import group_counts, node_places, node_tally
 from workers.reduce.group_answers import in_order, partition_branches, partitions_of
@@ -110,12 +110,17 @@ class TreeAnswers:
         return found
 
     def _checked(self, made: Aggregate, places: Mapping[str, Place], *, is_deep: bool) -> Aggregate:
-        if made.value is None or not places:
+        if made.value is None or not self._spec.sources:
             return made
-        value, sources = with_checked_sources(
+        checked = checked_sources(
             self._context, self._run_id, self._spec, made.value, places, is_deep=is_deep
         )
-        return structs.replace(made, value=value, sources=sources)
+        return structs.replace(
+            made,
+            value=checked.value,
+            sources=checked.sources,
+            notes=[*made.notes, *checked.notes],
+        )
 
     def _answer(self, chunk: Chunk, outcome: Outcome, tally: Tally) -> Aggregate:
         group, count, failed = group_counts(chunk)
@@ -140,18 +145,17 @@ def answer_of_refining(
     """Return what the calls of a reduce have refined."""
     chain, failed = refined(context, run, reduce)
     errors = [failed_call(reduce.name, "", outcome) for outcome in failed]
-    value, sources = _value(chain.answer, is_json=reduce.schema is not None), list[Source]()
+    value = _value(chain.answer, is_json=reduce.schema is not None)
+    checked = Checked(value, [], [])
     if value is not None and spec.sources:
         # A later call sees what is cited only in the answer so far.
-        value, sources = with_checked_sources(
-            context, run.run_id, spec, value, chain.sources, is_deep=True
-        )
+        checked = checked_sources(context, run.run_id, spec, value, chain.sources, is_deep=True)
     made = Aggregate(
-        value=value,
-        sources=sources,
+        value=checked.value,
+        sources=checked.sources,
         succeeded=chain.tally.behind,
         failed=chain.failed,
-        notes=chain.remarks,
+        notes=[*chain.remarks, *checked.notes],
     )
     found = with_coverage(spec, [("", made)], {"": chain.tally})
     problem = found.problem

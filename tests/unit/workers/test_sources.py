@@ -197,6 +197,61 @@ def test_a_quote_of_a_partial_result_that_is_not_in_its_source_is_marked_in_the_
     assert result.sources[0].count == 2
 
 
+def test_the_name_of_a_document_is_no_quote_of_it_on_any_level():
+    """It is shown above the answer, and the source itself, which the next level looks at, has it not."""
+    context = FakeContext(**TREE, max_reasks=0)
+
+    def answer(request):
+        if not request.prompt.startswith("SUM"):
+            return f"the fact of {request.prompt}"
+        [(fact, one), *_] = blocks(request.prompt)
+        return f'"d0" [{one}] and "the fact of {fact}" [{one}]'
+
+    context.answer = answer
+    result, stages = processed(context, ["w0 text", "w1 text"])
+    assert stages == 2
+    assert re.fullmatch(
+        rf'"d0" {re.escape(LOST_QUOTE)} \[s-\w+\] and "the fact of \w+" \[s-\w+\]',
+        result.aggregated,
+    )
+    assert result.notes == ["marked in the answer: 1 quote not found"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "notes"),
+    [
+        ("{} is known [{}]", []),
+        ('"no {}" [{}] and "never" [s-zzzzzz2] [s-zzzzzz3]',
+         ["marked in the answer: 2 quotes not found, 2 unknown sources"]),
+        ("{} is known", ["the answer cites no source"]),
+        ('"{}"', ["marked in the answer: 1 quote not found", "the answer cites no source"]),
+        ('{{"a": "{} [s-zzzzzz2]"}}',
+         ["marked in the answer: 1 unknown source", "the answer cites no source"]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("fold", ["tree", "refine"])
+def test_notes_say_how_much_of_an_answer_is_not_real(reply, notes, fold):
+    context = FakeContext(**TREE, max_reasks=0, fold=fold)
+
+    def answer(request):
+        if not request.prompt.startswith("SUM"):
+            return f"the fact of {request.prompt}"
+        [(fact, one), *_] = blocks(request.prompt)
+        return reply.format(fact, one)
+
+    context.answer = answer
+    result, _ = processed(context, ["w0 text", "w1 text"])
+    assert result.notes == notes
+
+
+def test_an_answer_to_partial_results_that_cite_nothing_says_so():
+    context = FakeContext(**TREE)
+    context.answer = lambda request: "in short"
+    result, stages = processed(context, [f"w{n} text" for n in range(200)], max_branches=16)
+    assert stages > 2
+    assert result.notes == ["the answer cites no source"]
+
+
 def test_a_document_cannot_forge_an_id():
     prompts = []
 
