@@ -30,11 +30,14 @@ __all__ = [
     "fit",
     "fits",
     "guessed_of_call",
+    "has_spare",
     "known_use",
     "map_limits",
     "most_of_call",
+    "needed_for_spare",
     "over_budget",
     "reduce_share",
+    "spare_room",
     "too_large",
     "used_by_call",
 ]
@@ -43,6 +46,12 @@ __all__ = [
 REDUCE_SHARE = 0.1
 # The same where answers are compared by two: these are more calls than the branches make.
 COMPARISON_SHARE = 0.5
+# A process that begins more calls than these at a time has room for next ones beside those in flight, for so
+# many times as many, while the budget has so many times that left: what a process holds counts as used if
+# it dies.
+_FEW_CALLS = 8
+_SPARE_CALLS = 4
+_SPARE_TIMES = 100
 _NAMES = ("nano_usd", "calls", "tokens")
 
 
@@ -71,6 +80,39 @@ def fit(most: Amounts, state: BudgetState, *, is_reduce: bool) -> Fit:
         return Fit.NEVER
     is_now = fits(most, used=state.used + state.held, limits=limits)
     return Fit.FITS if is_now else Fit.LATER
+
+
+def spare_room(held: Amounts, *, begun: int, most: Amounts) -> Amounts:
+    """Return what a process is to have for its next calls beside those in flight.
+
+    Args:
+        held: What those in flight can use.
+        begun: The calls that it has begun since it last asked for room.
+        most: The most that one of them can use.
+    """
+    if max(begun, held.calls // 4) <= _FEW_CALLS:
+        return NO_AMOUNTS
+    if _SPARE_CALLS * begun < held.calls // 2:
+        return Amounts(nano_usd=held.nano_usd // 2, calls=held.calls // 2, tokens=held.tokens // 2)
+    return _times(most, _SPARE_CALLS * begun)
+
+
+def needed_for_spare(spare: Amounts) -> Amounts:
+    """Return what a budget must have left for spare room: near its end no call waits for that."""
+    return _times(spare, _SPARE_TIMES)
+
+
+def has_spare(spare: Amounts, state: BudgetState) -> bool:
+    """Say whether a budget has room for so much beside the calls in flight."""
+    return fits(needed_for_spare(spare), used=state.used + state.held, limits=state.map_limits)
+
+
+def _times(amounts: Amounts, times: int) -> Amounts:
+    return Amounts(
+        nano_usd=amounts.nano_usd * times,
+        calls=amounts.calls * times,
+        tokens=amounts.tokens * times,
+    )
 
 
 def too_large(most: Amounts, state: BudgetState, *, is_reduce: bool) -> bool:

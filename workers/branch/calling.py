@@ -152,13 +152,15 @@ class ModelCalls:
                 turn=plan.turn,
                 place=self._claim,
             )
+            begins: Callable[[LLMRequest], bool] = limits.begins
             if budgeted is not None:
-                gate = budgeted.gate(limits, self._claim)
+                gate = fitting = budgeted.gate(limits, self._claim, begins)
+                begins = fitting.begins
             gate = self._claim.gate(
                 gate,
                 spec.timeout_s,
                 compares=not self._calls.is_by_model,
-                begins=limits.begins if budgeted is None else None,
+                begins=begins,
             )
         calls = partial(
             plan.complete,

@@ -31,7 +31,7 @@ class ClaimedGate:
         timeout_s: float,
         *,
         compares: bool,
-        begins: Callable[[], bool] | None = None,
+        begins: Callable[[LLMRequest], bool] | None = None,
     ) -> None:
         self._claim = claim
         self._begins = begins
@@ -48,7 +48,7 @@ class ClaimedGate:
         if claim.has_left_place:
             claim.waits()
             await claim.takes_place()
-        if self._begins is None or not self._begins():
+        if self._begins is None or not self._begins(request):
             claim.waits()
             for_rate_s = await self._gate.enter(request, left_s=left_s)
         if not claim.is_sure:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fanout.core.ids import BranchId
     from fanout.core.spec import RunSpec
     from fanout.core.state import BeginReply
+    from fanout.llm.base import LLMRequest
     from fanout.llm.calls import CallGate
     from workers.branch.places import Place
     from workers.context.leads import Lead
@@ -252,7 +253,7 @@ class Claim:
         timeout_s: float,
         *,
         compares: bool = True,
-        begins: Callable[[], bool] | None = None,
+        begins: Callable[[LLMRequest], bool] | None = None,
     ) -> CallGate:
         """Return a gate that lets a call through while the branch is claimed.
 

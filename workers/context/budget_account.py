@@ -15,10 +15,16 @@ from msgspec import structs
 
 from fanout.core.budgets import NO_AMOUNTS, Amounts, BudgetReport
 from fanout.core.errors import BrokerError, LLMError, UnknownRunError
-from fanout.core.records import ErrorKind
-from fanout.policy.budgets import fits, over_budget, too_large
+from fanout.policy.budgets import (
+    fits,
+    has_spare,
+    needed_for_spare,
+    spare_room,
+)
 from fanout.system.logs import RateLimitFilter
+from workers.context.budget_refusals import require_fit
 from workers.context.inflight import CallStoppedError, StopReason
+from workers.context.spare_room import SpareRoom
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,12 +32,14 @@ if TYPE_CHECKING:
     from fanout.core.budgets import BudgetReply, BudgetState
     from workers.context.inflight import InFlight
 
-__all__ = ["BudgetAccount", "require_fit"]
+__all__ = ["BudgetAccount"]
 
 # Calls that one report asks for: a script blocks the server while it runs.
 _AT_ONCE = 100
 # Seconds that what a call has used waits for the report of another one. Other processes may wait for it.
 _LINGER_S = 0.005
+# The same while calls of this process go on and the budget has room for very many: nobody waits for it.
+_ROOMY_LINGER_S = 0.04
 # Seconds between two reports while calls wait for others to use less than they may; of the budget of a
 # day that is used up, while calls wait for the next day.
 _FIRST_POLL_S = 0.05
@@ -102,6 +110,12 @@ class BudgetAccount:
         self._unsent_since: float | None = None
         self._reported_at = -math.inf
         self._failed: BudgetReport | None = None
+        # Whether the budget has room for more calls than those that ask; it is then asked for, too.
+        self._is_roomy = False
+        # Whether a call waits that the server has refused for now.
+        self._has_refused = False
+        # Whether the keeper waits for longer, as calls of this process go on.
+        self._lingers = False
         self._wake = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self._begin_session()
@@ -110,6 +124,7 @@ class BudgetAccount:
         self._session = f"{self._process}:{secrets.token_hex(4)}"
         self._number = 0
         self._held = self._spent = self._guessed = NO_AMOUNTS
+        self._spare = SpareRoom()
 
     @property
     def is_idle(self) -> bool:
@@ -130,6 +145,18 @@ class BudgetAccount:
         self._users -= 1
         if not self._users:
             self._idle_since = self._clock()
+            if self._lingers:
+                # The next report is due sooner.
+                self._lingers = False
+                self._start()
+
+    def takes(self, most: Amounts) -> bool:
+        """Take the part of a call, and return True, if that needs no question to the server."""
+        # Who was refused comes first.
+        if self._has_refused or not self._spare.takes(most):
+            return False
+        self._held += most
+        return True
 
     async def take(self, most: Amounts, *, is_reduce: bool, left: Amounts = NO_AMOUNTS) -> None:
         """Wait until a call that uses at most ``most`` fits, beside what is to be left.
@@ -138,6 +165,8 @@ class BudgetAccount:
             LLMError: What is spent leaves no room for it.
             CallStoppedError: The run is gone, or this worker stops.
         """
+        if left is NO_AMOUNTS and self.takes(most):
+            return
         self.require_room(most, is_reduce=is_reduce, left=left)
         ask = _Ask(most, is_reduce, left)
         self._waiting[ask] = None
@@ -157,14 +186,15 @@ class BudgetAccount:
         ``guessed`` is the part of that which is only the most that it can be.
         """
         self._held -= most
+        self._spare.frees(most, used)
         # Most calls are known to have used something.
         if used is not NO_AMOUNTS:
             self._spent += used
         if guessed is not NO_AMOUNTS:
             self._guessed += guessed
-        if self._unsent_since is None:
-            self._unsent_since = self._clock()
-        self._start()
+        if self._unsent_since is None or self._keeper is None:
+            self._unsent_since = self._unsent_since or self._clock()
+            self._start()
 
     async def aclose(self) -> None:
         """Report what was used: the loop is about to end."""
@@ -213,31 +243,47 @@ class BudgetAccount:
             return self._reported_at + _AGAIN_S
         due_at = self._poll_at if self._waiting else math.inf
         if self._unsent_since is not None:
-            due_at = min(due_at, self._unsent_since + _LINGER_S)
+            self._lingers = self._is_roomy and self._users > 0
+            linger_s = _ROOMY_LINGER_S if self._lingers else _LINGER_S
+            due_at = min(due_at, self._unsent_since + linger_s)
         if self._held != NO_AMOUNTS:
             due_at = min(due_at, self._reported_at + self._beat_s)
         return due_at
 
-    def _report(self, asks: tuple[_Ask, ...]) -> BudgetReport:
+    def _report(self, asks: tuple[_Ask, ...], wanted: Amounts = NO_AMOUNTS) -> BudgetReport:
+        """Return the next report. Beside the calls that ask, it asks for spare room, as the last one."""
         self._number += 1
+        asked = [(ask.most, ask.is_reduce, ask.left) for ask in asks]
+        spare = self._spare.keeps(wanted)
+        if (more := wanted - spare) != NO_AMOUNTS:
+            asked.append((more, False, needed_for_spare(wanted) - more))
         return BudgetReport(
             session=self._session,
             number=self._number,
-            held=self._held,
+            # More than that cannot be in use when the reply comes, whether the report arrives or not.
+            held=self._held + spare,
             spent=self._spent,
             guessed=self._guessed,
-            asked=tuple((ask.most, ask.is_reduce, ask.left) for ask in asks),
+            asked=tuple(asked),
         )
+
+    def _wanted(self, asks: tuple[_Ask, ...]) -> Amounts:
+        """Return how much spare room this process is to have; the next count of calls begins."""
+        spare = self._spare
+        most = asks[-1].most if asks else spare.most
+        begun, spare.begun = spare.begun + len(asks), 0
+        return spare_room(self._held, begun=begun, most=most)
 
     async def _exchange(self) -> None:
         """Send a report, and hand out what the reply grants."""
-        report, asks = self._failed, tuple[_Ask, ...]()
+        report, asks, wanted = self._failed, tuple[_Ask, ...](), NO_AMOUNTS
         is_again = report is not None
         if report is None:
             # In order: those that wait longest come first.
             asks = tuple(islice(self._waiting, _AT_ONCE))
             self._has_new = len(asks) < len(self._waiting)
-            report = self._report(asks)
+            wanted = self._wanted(asks)
+            report = self._report(asks, wanted if self._is_roomy else NO_AMOUNTS)
             self._unsent_since = None
         try:
             reply = await asyncio.get_running_loop().run_in_executor(None, self._send, report)
@@ -260,7 +306,18 @@ class BudgetAccount:
         self._state, self._used = reply.state, reply.state.used
         if is_again:
             self._unsent_since = self._reported_at
+        if len(reply.granted) == len(report.asked) > len(asks) and reply.granted[-1]:
+            more, _, _ = report.asked[-1]
+            self._spare.grows(more)
         self._hand_out(asks, reply)
+        has_room = wanted is not NO_AMOUNTS and has_spare(wanted, reply.state)
+        self._has_refused = not all(reply.granted[: len(asks)])
+        self._is_roomy = has_room and not self._has_refused
+        self._hand_out_spare()
+        is_kept = self._is_roomy and self._held != NO_AMOUNTS
+        if self._unsent_since is None and not (is_kept or self._spare.is_empty):
+            # It is given back soon, unless it is used.
+            self._unsent_since = self._reported_at
 
     def _hand_out(self, asks: tuple[_Ask, ...], reply: BudgetReply) -> None:
         granted = [ask for ask, is_granted in zip(asks, reply.granted, strict=False) if is_granted]
@@ -293,6 +350,18 @@ class BudgetAccount:
             self._poll_s = min(longest_s, self._poll_s * _POLL_GROWTH)
         self._poll_at = -math.inf if self._has_new else self._clock() + self._poll_s
 
+    def _hand_out_spare(self) -> None:
+        """Let those begin that came during a report, as far as there is room for them already."""
+        for ask in list(self._waiting):
+            if ask.left is not NO_AMOUNTS or not self.takes(ask.most):
+                break
+            del self._waiting[ask]
+            if ask.granted.done():
+                self.settle(ask.most, NO_AMOUNTS)
+            else:
+                ask.granted.set_result(None)
+        self._has_new = self._has_new and bool(self._waiting)
+
     def _never(self, state: BudgetState) -> list[_Ask]:
         """Return what waits for which there is no room left."""
         if not self._waiting:
@@ -312,38 +381,7 @@ class BudgetAccount:
         """Let go what waits: the run was deleted."""
         waiting, self._waiting = self._waiting, {}
         self._held, self._unsent_since, self._failed = NO_AMOUNTS, None, None
+        self._is_roomy, self._spare = False, SpareRoom()
         for ask in waiting:
             if not ask.granted.done():
                 ask.granted.set_exception(CallStoppedError(StopReason.HALTED))
-
-
-def require_fit(
-    most: Amounts,
-    state: BudgetState,
-    *,
-    is_reduce: bool,
-    day: str,
-    left: Amounts = NO_AMOUNTS,
-) -> None:
-    """Raise LLMError if a call never fits: into the budget of a day, also on no other day.
-
-    Args:
-        most: The most that it can use.
-        state: The budget.
-        is_reduce: Whether it is of the reduce.
-        day: The name of the budget of a day, or empty.
-        left: What is to be left for calls that follow it.
-    """
-    if day:
-        budget, is_over = f"the workers' budget of a day for {day}", too_large
-    else:
-        budget, is_over = "the run's budget", _never_fits
-    if is_over(most + left, state, is_reduce=is_reduce):
-        # The run goes on: only an account without money stops it.
-        message = over_budget(most, state, is_reduce=is_reduce, budget=budget, left=left)
-        raise LLMError(ErrorKind.BUDGET, message, stop_after=0)
-
-
-def _never_fits(most: Amounts, state: BudgetState, *, is_reduce: bool) -> bool:
-    limits = state.limits if is_reduce else state.map_limits
-    return not fits(most, used=state.used, limits=limits)

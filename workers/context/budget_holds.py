@@ -11,7 +11,7 @@ from msgspec import structs
 from fanout.core.budgets import NO_AMOUNTS
 from fanout.core.errors import BrokerError
 from fanout.system.logs import RateLimitFilter
-from workers.context.budget_account import require_fit
+from workers.context.budget_refusals import require_fit
 from workers.context.inflight import CallStoppedError, StopReason
 
 if TYPE_CHECKING:

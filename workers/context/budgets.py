@@ -260,6 +260,9 @@ class BudgetedCalls:
         # Of the call in flight.
         self._most: Sequence[Amounts] = ()
         self._lane: Lane = "realtime"
+        # The last request that was asked about, and the most that it can use.
+        self._request: LLMRequest | None = None
+        self._most_of_request: Sequence[Amounts] = ()
 
     def __enter__(self) -> Self:
         for account in self._accounts:
@@ -271,13 +274,19 @@ class BudgetedCalls:
         for account in self._accounts:
             account.closes()
 
-    def gate(self, gate: CallGate, place: HeldPlace | None = None) -> CallGate:
+    def gate(
+        self,
+        gate: CallGate,
+        place: HeldPlace | None = None,
+        begins: Callable[[LLMRequest], bool] | None = None,
+    ) -> BudgetGate:
         """Return a gate that lets a call through once it fits; ``gate`` comes after that.
 
         So a call that waits for room, perhaps for hours, has not taken a part of a rate limit; and it
-        leaves the ``place`` of its branch.
+        leaves the ``place`` of its branch. ``begins`` enters ``gate`` if that takes no wait, and returns
+        whether it did.
         """
-        return BudgetGate(self, gate, place)
+        return BudgetGate(self, gate, place, begins)
 
     def observing(self, observe: Callable[[CallAttempt], None]) -> Callable[[CallAttempt], None]:
         """Return an observer of calls that also notes what they have used."""
@@ -298,9 +307,12 @@ class BudgetedCalls:
             used, guessed = _used(bound, usage, one, lane)
             account.settle(one, used, guessed)
 
-    def _most_of(self, request: LLMRequest) -> list[Amounts]:
+    def _most_of(self, request: LLMRequest) -> Sequence[Amounts]:
         """Return the most that a call can use, by each budget."""
-        return [bound.most(request) for bound in self._bounds]
+        if request is not self._request:
+            self._most_of_request = [bound.most(request) for bound in self._bounds]
+            self._request = request
+        return self._most_of_request
 
     def _left(self, most: Sequence[Amounts]) -> list[Amounts]:
         """Return what a call leaves for others, of each budget."""
@@ -316,6 +328,24 @@ class BudgetedCalls:
         most, self._most = self._most, ()
         for account, one in zip(self._accounts, most, strict=False):
             account.settle(one, NO_AMOUNTS)
+
+    @property
+    def has_reserved(self) -> bool:
+        """Whether something is reserved for a call that has not ended."""
+        return bool(self._most)
+
+    def takes(self, request: LLMRequest) -> bool:
+        """Reserve for a call, and return True, if that takes no wait; this is faster than ``reserve``."""
+        if self._above is not None:
+            return False
+        most = self._most_of(request)
+        for number, (account, one) in enumerate(zip(self._accounts, most, strict=True)):
+            if not account.takes(one):
+                for other, taken in zip(self._accounts[:number], most, strict=False):
+                    other.settle(taken, NO_AMOUNTS)
+                return False
+        self._most, self._lane = most, request.lane
+        return True
 
     async def reserve(self, request: LLMRequest) -> None:
         """Wait until a call fits into all budgets.

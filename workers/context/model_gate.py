@@ -76,7 +76,7 @@ class ModelGate:
         self._failures: list[Failure] = []
         self._spent = 0.0
 
-    def begins(self) -> bool:
+    def begins(self, _request: LLMRequest | None = None) -> bool:
         """Begin a call, and return True, if nothing holds it back; this is faster than ``enter``."""
         model, place = self._model, self._place
         if model.places.share is not None or (place is not None and place.is_away):

@@ -10,10 +10,13 @@ from fanout.policy.budgets import (
     REDUCE_SHARE,
     Fit,
     fit,
+    has_spare,
     map_limits,
     most_of_call,
+    needed_for_spare,
     over_budget,
     reduce_share,
+    spare_room,
     used_by_call,
 )
 from fanout.policy.pricing import Price
@@ -137,3 +140,50 @@ def test_the_error_says_what_is_spent_of_what():
     text = over_budget(calls(2), state, is_reduce=False, budget="the budget")
     assert text == "the budget of 1 call has no room for this call: it may use 2 calls"
     assert calls(0) == NO_AMOUNTS
+
+
+MOST = Amounts(nano_usd=10, calls=1, tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("in_flight", "begun", "spare"),
+    [
+        # With few calls, each one asks.
+        (0, 0, 0),
+        (0, 8, 0),
+        (35, 8, 0),
+        (0, 9, 36),
+        (9, 9, 36),
+        # Calls that take long are begun one by one.
+        (36, 0, 18),
+        (200, 3, 100),
+        (200, 40, 160),
+    ],
+)
+def test_a_process_has_spare_room_for_the_calls_that_it_begins_soon(in_flight, begun, spare):
+    held = Amounts(nano_usd=10 * in_flight, calls=in_flight, tokens=3 * in_flight)
+    expected = Amounts(nano_usd=10 * spare, calls=spare, tokens=3 * spare)
+    assert spare_room(held, begun=begun, most=MOST) == expected
+
+
+@pytest.mark.parametrize(
+    ("limits", "spent", "held", "expected"),
+    [
+        (BudgetLimits(nano_usd=1_000), 0, 0, True),
+        (BudgetLimits(nano_usd=999), 0, 0, False),
+        (BudgetLimits(nano_usd=1_002), 1, 1, True),
+        (BudgetLimits(nano_usd=1_001), 1, 1, False),
+        (BudgetLimits(nano_usd=1_000, calls=99), 0, 0, False),
+        (BudgetLimits(calls=100, tokens=299), 0, 0, False),
+    ],
+)
+def test_only_a_budget_with_room_for_very_many_calls_has_spare_room(limits, spent, held, expected):
+    state = BudgetState(
+        # What is kept for the reduce is no spare room.
+        limits=BudgetLimits(),
+        map_limits=limits,
+        spent=Amounts(nano_usd=spent),
+        held=Amounts(nano_usd=held),
+    )
+    assert has_spare(MOST, state) is expected
+    assert needed_for_spare(MOST) == Amounts(nano_usd=1_000, calls=100, tokens=300)

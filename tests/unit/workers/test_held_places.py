@@ -151,10 +151,14 @@ def test_who_waits_for_a_budget_leaves_its_place_to_one_that_has_its_part(store,
             return None
 
         process.opens(share)
-        first = process.branch("first", budget=SimpleNamespace(reserve=reserve_at_once))
+        first = process.branch(
+            "first", budget=SimpleNamespace(has_reserved=False, reserve=reserve_at_once)
+        )
         if share == 0:
             await process.until(lambda: process.admission.away == 1)
-        second = process.branch("second", budget=SimpleNamespace(reserve=reserve))
+        second = process.branch(
+            "second", budget=SimpleNamespace(has_reserved=False, reserve=reserve)
+        )
         if share == 0:
             process.opens(1)
         await has_ended(first)
