@@ -163,14 +163,14 @@ class ModelGate:
         """Record the end of a call; return the verdict on its error, if any."""
         self.close()
         if self._booked is not None:
-            self._correct(self._booked, reply)
+            self._correct(self._booked, request, reply)
         if error is not None and error.is_shed:
             # Calls in other lanes succeed.
             return FailureVerdict(cost=0.0)
         now = self._limiter.clock()
         if reply is not None:
             self._limiter.ratios.observe(
-                self._model.name, request, reply.usage, elapsed_s=now - self._began
+                self._model.name, request, reply, elapsed_s=now - self._began
             )
         seen = reply.limits if reply is not None else error.limits if error is not None else None
         if seen is not None:
@@ -271,9 +271,13 @@ class ModelGate:
             return CallTokens(prompt, answer)
         return CallTokens(prompt, pacer.likely_output(answer))
 
-    def _correct(self, booked: CallTokens, reply: LLMReply | None) -> None:
+    def _correct(self, booked: CallTokens, request: LLMRequest, reply: LLMReply | None) -> None:
         self._booked = None
-        if reply is None or reply.usage.input_tokens is None or reply.usage.output_tokens is None:
+        if reply is None:
             return
-        actual = CallTokens(reply.usage.input_tokens, reply.usage.output_tokens)
+        # One count of a billion would keep all calls of the fleet waiting for days.
+        usage = self._limiter.ratios.believed(self._model.name, request, reply)
+        if usage.input_tokens is None or usage.output_tokens is None:
+            return
+        actual = CallTokens(usage.input_tokens, usage.output_tokens)
         self._model.pacer.used(self._rates, booked, actual)

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from fanout.core.errors import BrokerError
 from fanout.core.tokens import utf8_bytes
+from fanout.llm.usage_doubts import UsageDoubts
 from fanout.policy.token_ratio import TokenRatio, TokenSums, bytes_by_kind
 
 if TYPE_CHECKING:
     from fanout.core.records import Usage
-    from fanout.llm.base import LLMRequest
+    from fanout.llm.base import LLMReply, LLMRequest
     from fanout.stores import RedisStore
 
 __all__ = ["TokenRatios"]
@@ -36,6 +37,7 @@ class _Model:
         self.ratio = TokenRatio()
         self.is_read = False
         self.calls = 0
+        self.doubts = UsageDoubts(name)
         # What the fleet has not got yet.
         self.new: list[TokenSums] = []
         self.is_due = False
@@ -60,20 +62,30 @@ class TokenRatios:
             self._begin(known)
         return known.ratio.tokens(request.texts, shape_bytes=_shape_bytes(request))
 
-    def observe(self, model: str, request: LLMRequest, usage: Usage, *, elapsed_s: float) -> None:
+    def believed(self, model: str, request: LLMRequest, reply: LLMReply) -> Usage:
+        """Return what the provider has counted, without counts that no such call has."""
+        return self._known(model).doubts.believed(request, reply)
+
+    def observe(
+        self, model: str, request: LLMRequest, reply: LLMReply, *, elapsed_s: float
+    ) -> None:
         """Learn from a call that was answered.
 
         Args:
             model: The model.
             request: The call.
-            usage: What the provider has counted.
+            reply: Its reply, with what the provider has counted.
             elapsed_s: Seconds that it took.
         """
-        if not usage.input_tokens:
+        if not reply.usage.input_tokens:
             return
         known = self._models.get(model) or self._known(model)
         known.calls += 1
         if known.calls > _ALL_CALLS and known.calls % _ONE_OF:
+            return
+        known.doubts.saw(request, reply)
+        usage = known.doubts.believed(request, reply)
+        if not usage.input_tokens:
             return
         known.new.append(
             TokenSums.of_call(

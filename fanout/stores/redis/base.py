@@ -28,7 +28,7 @@ fanout.stores.blobs. Keys under ``{prefix}``:
 * ``:totals``: the counters of workers; ``:run-totals``: those of submitted and ended runs;
 * ``:limits``: the use of models' rate limits; ``:workers``: the workers with the time until which
   they count as alive; ``:worker-records``: their records; ``:holders``: the holders of claims;
-* ``:tokens``: how many tokens models make of texts; ``:cut-ratios``: what texts were last cut by;
+* ``:token-sums``: how many tokens models make of texts; ``:cut-ratios``: what texts were last cut by;
 * ``:stored``: the runs with files, with their roots; ``:inputs``: the same for inputs, by clients;
 * ``:prefix:KEY``: a prefix of prompts with which a call is under way, or has been answered;
 * ``:storages``: the ids of storages by root; ``:noted-storages``: those that clients have noted;
@@ -189,7 +189,8 @@ class RedisBase:
         self._inputs = f"{prefix}:inputs"
         self._noted_storages = f"{prefix}:noted-storages"
         self._wire = f"{prefix}:wire"
-        self._tokens = f"{prefix}:tokens"
+        # Not ``:tokens``: the sums there may have counts that no call has.
+        self._tokens = f"{prefix}:token-sums"
         self._cut_ratios = f"{prefix}:cut-ratios"
 
     @property

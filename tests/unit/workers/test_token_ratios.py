@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from msgspec.structs import astuple
+from msgspec.structs import astuple, replace
 
 from fanout.core.answer_shape import AnswerShape
 from fanout.core.errors import BrokerError
@@ -23,6 +23,7 @@ from workers.context.worker_context import WorkerContext
 # Two bytes a token, where the estimate says four.
 PROMPT = "some words " * 40
 USAGE = Usage(calls=1, input_tokens=len(PROMPT) // 2, output_tokens=5)
+REPLY = LLMReply(text="x" * 20, usage=USAGE)
 
 
 class CountingStore:
@@ -48,7 +49,7 @@ def counting(store):
 
 async def see(ratios, calls, model="m"):
     for _ in range(calls):
-        ratios.observe(model, LLMRequest(prompt=PROMPT), USAGE, elapsed_s=0.5)
+        ratios.observe(model, LLMRequest(prompt=PROMPT), REPLY, elapsed_s=0.5)
         await asyncio.sleep(0)
     await ratios.flush()
 
@@ -105,7 +106,7 @@ def test_what_the_last_calls_have_shown_is_kept(store, ending):
 
     async def call():
         observe = context.models.limiter.ratios.observe
-        observe("m", LLMRequest(prompt=PROMPT), USAGE, elapsed_s=0.5)
+        observe("m", LLMRequest(prompt=PROMPT), REPLY, elapsed_s=0.5)
 
     context.loop.wait_for(call())
     getattr(context, ending)()
@@ -117,7 +118,8 @@ def test_unknown_usage_teaches_nothing(counting):
     async def learn():
         ratios = TokenRatios(counting)
         for usage in (Usage(calls=1), Usage(calls=1, input_tokens=0)):
-            ratios.observe("m", LLMRequest(prompt=PROMPT), usage, elapsed_s=0.1)
+            reply = LLMReply(text="x", usage=usage)
+            ratios.observe("m", LLMRequest(prompt=PROMPT), reply, elapsed_s=0.1)
         await ratios.flush()
 
     asyncio.run(learn())
@@ -176,3 +178,96 @@ def test_the_limiter_books_what_was_learnt_and_corrects_by_it(store, monkeypatch
     asyncio.run(call())
     assert corrected[0] == len(PROMPT) // 4
     assert abs(corrected[-1]) <= 3
+
+
+WRONG = [
+    pytest.param({"input_tokens": 10**9}, id="prompt"),
+    pytest.param({"output_tokens": 10**9}, id="answer"),
+    pytest.param({"input_tokens": 10**9, "output_tokens": 10**9}, id="both"),
+    pytest.param({"input_tokens": 20_000}, id="prompt that has more tokens than bytes"),
+    pytest.param({"output_tokens": 20_000}, id="answer that has more tokens than bytes"),
+    pytest.param({"output_tokens": 10**9, "reasoning_tokens": 10**9}, id="reasoning"),
+]
+
+
+def wrong_reply(wrong):
+    return LLMReply(text="x" * 20, usage=replace(USAGE, **wrong))
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("right", [0, 30])
+def test_a_count_that_no_call_has_changes_no_estimate(store, wrong, right):
+    request = LLMRequest(prompt=PROMPT)
+
+    async def learn():
+        ratios = TokenRatios(store)
+        await see(ratios, right)
+        ratios.observe("m", request, wrong_reply(wrong), elapsed_s=0.5)
+        await ratios.flush()
+        return ratios.expected_tokens("m", request)
+
+    assert asyncio.run(learn()) <= len(PROMPT) // 2
+    known = store.token_sums("m")
+    assert known.output_tokens == 5 * known.answers
+
+
+@pytest.mark.parametrize("field", ["input_tokens", "output_tokens"])
+def test_an_impossible_count_is_not_learnt_from_though_all_replies_have_it(store, field):
+    """No model of an unknown window has so many tokens in one call."""
+    request = LLMRequest(prompt=PROMPT)
+
+    async def learn():
+        ratios = TokenRatios(store)
+        for _ in range(40):
+            ratios.observe("m", request, wrong_reply({field: 10**9}), elapsed_s=0.5)
+        await ratios.flush()
+        return ratios.expected_tokens("m", request)
+
+    assert asyncio.run(learn()) <= len(PROMPT) // 2
+    assert store.token_sums("m").output_tokens <= 40 * 5
+
+
+def test_the_text_that_a_server_adds_to_all_prompts_is_learnt(store):
+    request = LLMRequest(prompt=PROMPT)
+
+    async def learn():
+        ratios = TokenRatios(store)
+        for _ in range(40):
+            ratios.observe("m", request, wrong_reply({"input_tokens": 3_000}), elapsed_s=0.5)
+        await ratios.flush()
+        return ratios.expected_tokens("m", request)
+
+    assert asyncio.run(learn()) > 2 * len(PROMPT)
+
+
+def test_reasoning_that_is_counted_without_a_word_is_learnt(store):
+    request = LLMRequest(prompt=PROMPT)
+
+    async def learn():
+        ratios = TokenRatios(store)
+        for _ in range(40):
+            ratios.observe("m", request, wrong_reply({"output_tokens": 2_000}), elapsed_s=0.5)
+        await ratios.flush()
+
+    asyncio.run(learn())
+    known = store.token_sums("m")
+    assert known.answers >= 35
+    assert known.output_tokens == 2_000 * known.answers
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_count_that_no_call_has_keeps_no_calls_waiting(store, monkeypatch, wrong):
+    rates = Rates(tokens_per_minute=100_000)
+    request = LLMRequest(prompt=PROMPT, max_tokens=5)
+    corrected = []
+
+    async def call():
+        limiter = Limiter(store)
+        gate = limiter.gate("m", rates)
+        monkeypatch.setattr(gate._model.pacer, "used", lambda *args: corrected.append(args))
+        await gate.enter(request, left_s=9.0)
+        await gate.leave(request, wrong_reply(wrong), None)
+        await limiter.ratios.flush()
+
+    asyncio.run(call())
+    assert not corrected
