@@ -43,7 +43,8 @@ def command(
     """Say what a job would use, cost and take, without a call.
 
     The whole input is read, as a stream. Costs are ranges, as answers may be long or short; calls that
-    are made again are not in it. The first prompt is shown as it would be sent.
+    are made again are not in it. With a budget, it says for how many branches that is enough. The first
+    prompt is shown as it would be sent.
     """
     return dry_run(inputs, options, broker_url=broker_url, as_json=as_json, is_quiet=quiet)
 

@@ -6,7 +6,8 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from fanout.core.units import dollars, duration, plural
-from fanout.policy.estimates import Projection
+from fanout.policy.estimates import Projection, known_sum
+from fanout.runs.budget_room import room_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +29,8 @@ def estimate_lines(estimate: Estimate) -> Iterator[str]:
     yield from _counts(estimate)
     for lane in estimate.lanes:
         yield f"{lane.lane}{_mark(estimate, lane)}: {_cost(estimate, lane)}{_time(lane)}"
+    if estimate.budget is not None:
+        yield room_words(estimate.budget)
     if estimate.unknown_parts:
         yield (
             f"how many {estimate.unknown_parts} the model will name is unknown, so this is the least, with "
@@ -150,9 +153,9 @@ def _time(lane: LaneEstimate) -> str:
         return ""
     low = duration(lane.time_s_low)
     if lane.time_s_high is None:
-        return f", {low} or more"
+        return f", its calls take {low} or more"
     high = duration(lane.time_s_high)
-    return f", {low}" if low == high else f", {low} to {high}"
+    return f", its calls take {low}" if low == high else f", its calls take {low} to {high}"
 
 
 def _unpriced(estimate: Estimate) -> Iterator[str]:
@@ -163,13 +166,14 @@ def _unpriced(estimate: Estimate) -> Iterator[str]:
 def short_estimate(estimate: Estimate) -> str:
     """Return an estimate as one line."""
     unpriced = "".join(f"; {line}" for line in _unpriced(estimate))
+    room = "" if estimate.budget is None else f"; {room_words(estimate.budget)}"
     wide = f"; {_NARROWER}" if estimate.is_wide else ""
     if estimate.unknown_parts:
         wide = f"; how many {estimate.unknown_parts} the model will name is unknown: {_TRIED}"
     return (
         f"estimate: {_least(estimate)}{plural(estimate.branches, 'branch', 'branches')}, "
         f"{_calls(estimate.all_calls)}, "
-        f"{_cost(estimate, estimate.chosen)}{_time(estimate.chosen)}{wide}{unpriced}"
+        f"{_cost(estimate, estimate.chosen)}{_time(estimate.chosen)}{wide}{room}{unpriced}"
     )
 
 
@@ -189,6 +193,10 @@ def trial_lines(trial: Trial) -> Iterator[str]:
     )
     if trial.errors:
         yield "failed: " + ", ".join(f"{kind} {n:,}" for kind, n in sorted(trial.errors.items()))
+    if trial.cut_chunks:
+        what = ("document", "documents") if trial.documents else ("chunk", "chunks")
+        cut = plural(trial.cut_chunks, *what)
+        yield f"the budget had no room for {cut}: nothing is projected by them"
     if trial.answers:
         low, middle, high = trial.answers
         median = "" if low == high else f", median {middle:,}"
@@ -206,11 +214,33 @@ def trial_lines(trial: Trial) -> Iterator[str]:
     if trial.time_s is not None:
         time = Projection(value=trial.time_s, low=trial.time_s_low, high=trial.time_s_high)
         yield f"  time: {_projection(time, duration, one='branch')}"
+    if trial.budget is not None:
+        yield f"  {room_words(trial.budget)}"
     if estimate.reduce.calls_high:
         several = len(estimate.reduces) > 1
         left_out = "reduces" if several else "reduce"
         yield f"  and the {left_out}, which a trial leaves out: {_calls(estimate.reduce)}"
         yield from _reduces(estimate)
+        yield f"  cost with the {left_out}: {_whole_cost(trial)}"
+
+
+def _whole_cost(trial: Trial) -> str:
+    """Return what the branches by the sample, and the reduces by the estimate, cost together."""
+    cost, reduces = trial.cost_usd, trial.estimate.reduces
+    if cost is None:
+        return "unknown"
+    low = known_sum([cost.low, *(one.cost_usd_low for one in reduces)])
+    likely = known_sum([cost.value, *(one.cost_usd_likely for one in reduces)])
+    high = known_sum([cost.high, *(one.cost_usd_high for one in reduces)])
+    if likely is None:
+        return "unknown"
+    if low is None or high is None:
+        return f"about {dollars(likely)}"
+    return (
+        dollars(low)
+        if low == high
+        else f"about {dollars(likely)} ({dollars(low)} to {dollars(high)})"
+    )
 
 
 def _projection(found: Projection | None, shown: object, *, one: str = "chunk") -> str:

@@ -10,14 +10,16 @@ import msgspec
 from fanout.client.estimates import estimator_of, planner_of
 from fanout.core.plan_runs import plan_run
 from fanout.core.rate_limits import Rates
-from fanout.core.records import Document, total_usage
+from fanout.core.records import Document, ErrorKind, total_usage
 from fanout.core.spec import RunSpec
 from fanout.core.tokens import BYTES_PER_TOKEN
 from fanout.inputs.documents import log_notice
 from fanout.inputs.sampling import sampled
 from fanout.inputs.token_counters import bytes_tokenizer
+from fanout.policy.budget_room import BudgetRoom  # noqa: TC001 - msgspec reads the annotation
 from fanout.policy.estimates import Calls, Projection, known_most, project, time_range
 from fanout.policy.metrics import share_estimate
+from fanout.runs.budget_room import budget_room, room_dict
 from fanout.runs.estimate_result import Estimate  # noqa: TC001 - msgspec reads the annotation
 from fanout.runs.one_line import one_line
 
@@ -71,6 +73,10 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
             None if unknown, as of one branch.
         time_s_high: Its high end.
         answers: The lengths of the answers in tokens: the shortest, the median and the longest.
+        budget: For how many branches of the whole job its budget is enough, by the sample; None without a
+            budget.
+        cut_chunks: How many chunks (documents, where a model splits them) of the sample the budget had no
+            room for. Nothing is projected by them.
         estimate: The estimate of the whole job, made without the sample. Where a model splits, it does
             not know the chunks.
     """
@@ -91,6 +97,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     time_s_low: float | None = None
     time_s_high: float | None = None
     answers: tuple[int, int, int] | None
+    budget: BudgetRoom | None = None
+    cut_chunks: int = 0
     estimate: Estimate
 
     def __repr__(self) -> str:
@@ -106,19 +114,25 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
             "time_s": self.time_s,
             **({} if self.time_s_low is None else {"time_s_low": self.time_s_low}),
             **({} if self.time_s_high is None else {"time_s_high": self.time_s_high}),
+            **({} if self.budget is None else {"budget_branches": self.budget.enough_likely}),
             "estimate": self.estimate,
         }
         return one_line("Trial", shown)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON values; unknown values are None."""
-        return {**msgspec.to_builtins(self), "estimate": self.estimate.to_dict()}
+        return {
+            **msgspec.to_builtins(self),
+            "budget": room_dict(self.budget),
+            "estimate": self.estimate.to_dict(),
+        }
 
 
 class BegunTrial(msgspec.Struct, frozen=True, kw_only=True):
     """A trial whose run goes on; ``plan`` is the run in which a model has split its documents."""
 
     run: Any
+    spec: RunSpec
     estimate: Estimate
     places: int | None
     rates: Rates
@@ -161,6 +175,7 @@ def begin_trial(
     found = estimator.result()
     return BegunTrial(
         run=run,
+        spec=spec,
         estimate=found if planner is None else planner.added_to(found),
         places=places,
         rates=rates,
@@ -227,43 +242,76 @@ def trial_of(begun: BegunTrial) -> Trial:
     plan = [] if begun.plan is None else list(begun.plan.outcomes())
     of_chunk: dict[int, list[Output[Any]]] = defaultdict(list)
     for one in [*plan, *outputs]:
-        of_chunk[one.chunk if begun.plan is None else one.document_index].append(one)
-    chunks, total, branches = (
-        list(of_chunk.values()),
-        begun.estimate.chunks,
-        begun.estimate.branches,
-    )
+        of_chunk[_sampled(begun, one)].append(one)
+    # Which branches a budget ends is no chance: they say nothing about the others.
+    cut = {at for at, some in of_chunk.items() if any(map(_is_cut, some))}
+    chunks = [some for at, some in of_chunk.items() if at not in cut]
+    whole = [one for one in outputs if _sampled(begun, one) not in cut]
+    total, branches = begun.estimate.chunks, begun.estimate.branches
     if plan:
         # What the model makes of the other documents is not known.
         total = begun.estimate.documents - begun.estimate.bad_documents
-        branches = round(len(outputs) * total / len(chunks))
-    failed = sum(one.kind is not None for one in outputs)
+        branches = round(len(whole) * total / max(1, len(chunks)))
     lengths = sorted(int(n) for one in outputs if (n := _used(one, "output_tokens")))
-    elapsed_s = sum(one.elapsed_s for one in outputs)
-    share = share_estimate(failed, len(outputs))
-    time = _time(begun, branches, [one for one in outputs if not one.cached])
+    time = _time(begun, branches, [one for one in whole if not one.cached])
+    failed = sum(one.kind is not None for one in outputs)
     return Trial(
         run_id=run.run_id,
-        documents=len(chunks) if plan else 0,
+        documents=len(of_chunk) if plan else 0,
         chunks=len({one.chunk for one in outputs}),
         branches=len(outputs),
         succeeded=len(outputs) - failed,
         errors=dict(Counter(one.kind.value for one in outputs if one.kind is not None)),
         cached=sum(one.cached for one in outputs),
-        cost_usd=_projected(chunks, "cost_usd", total),
-        output_tokens=_projected(chunks, "output_tokens", total),
-        input_tokens=_projected(chunks, "input_tokens", total),
-        failures=None
-        if share is None
-        else Projection(
-            value=share.value * branches, low=share.low * branches, high=share.high * branches
-        ),
-        elapsed_s=elapsed_s,
+        cost_usd=_projected(chunks, total, "cost_usd"),
+        output_tokens=_projected(chunks, total, "output_tokens"),
+        input_tokens=_projected(chunks, total, "input_tokens"),
+        failures=_failures(whole, branches),
+        elapsed_s=sum(one.elapsed_s for one in outputs),
         time_s=None if time is None else time.value,
         time_s_low=None if time is None else time.low,
         time_s_high=None if time is None else time.high,
         answers=(lengths[0], lengths[len(lengths) // 2], lengths[-1]) if lengths else None,
+        budget=_room(begun.spec, chunks, total, branches),
+        cut_chunks=len(cut),
         estimate=begun.estimate,
+    )
+
+
+def _sampled(begun: BegunTrial, one: Output[Any]) -> int:
+    """Return the number of the chunk, or document, of the sample to which a branch belongs."""
+    return one.chunk if begun.plan is None else one.document_index
+
+
+def _is_cut(one: Output[Any]) -> bool:
+    return one.kind is ErrorKind.BUDGET
+
+
+def _failures(outputs: list[Output[Any]], branches: int) -> Projection | None:
+    share = share_estimate(sum(one.kind is not None for one in outputs), len(outputs))
+    if share is None:
+        return None
+    return Projection(
+        value=share.value * branches, low=share.low * branches, high=share.high * branches
+    )
+
+
+def _room(
+    spec: RunSpec, chunks: list[list[Output[Any]]], total: int, branches: int
+) -> BudgetRoom | None:
+    """Return for how many branches the budget is enough, by the chunks of a sample."""
+
+    def ends(*names: str) -> tuple[float | None, float | None, float | None]:
+        found = _projected(chunks, total, *names)
+        return (None, None, None) if found is None else (found.low, found.value, found.high)
+
+    return budget_room(
+        spec,
+        branches=branches,
+        used_by=branches,
+        usd=ends("cost_usd"),
+        calls=ends("calls"),
+        tokens=ends("input_tokens", "output_tokens"),
     )
 
 
@@ -276,8 +324,9 @@ def _used(one: Output[Any], name: str) -> float | None:
     return found
 
 
-def _projected(chunks: list[list[Output[Any]]], name: str, total: int) -> Projection | None:
-    values = [[_used(one, name) for one in some] for some in chunks]
+def _projected(chunks: list[list[Output[Any]]], total: int, *names: str) -> Projection | None:
+    """Return the sum of what the branches of chunks used, for all of them."""
+    values = [[_used(one, name) for one in some for name in names] for some in chunks]
     if any(one is None for some in values for one in some):
         return None
     return project([sum(one for one in some if one is not None) for some in values], total)

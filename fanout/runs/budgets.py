@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fanout.core.asks import asks_of
-from fanout.core.budgets import NO_AMOUNTS, BudgetLimits
+from fanout.core.budgets import NO_AMOUNTS, Amounts, BudgetLimits
 from fanout.core.cells import OWN
 from fanout.core.errors import RunError, SpecError
 from fanout.core.spec import make_budget, stored_spec
@@ -26,15 +26,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from fanout.core.asks import Ask
-    from fanout.core.budgets import Amounts
     from fanout.core.reduces import Reduce
     from fanout.core.spec import BudgetSpec, RunSpec
     from fanout.core.state import RunRecord
     from fanout.stores import RedisStore
 
-__all__ = ["checked_budget", "new_limits", "require_kept", "require_room", "run_limits"]
+__all__ = [
+    "checked_budget",
+    "least_of_branch",
+    "new_limits",
+    "require_kept",
+    "require_room",
+    "run_limits",
+]
 
 _NAMES = ("usd", "calls", "tokens")
+_PARTS = Amounts.__struct_fields__
 
 
 def run_limits(spec: RunSpec) -> tuple[BudgetLimits, BudgetLimits] | None:
@@ -76,6 +83,18 @@ def require_room(spec: RunSpec, limits: BudgetLimits) -> None:
         of_call = limits if call.reduce is not None else _with_map(spec, limits)[1]
         if not fits(call.most, used=NO_AMOUNTS, limits=of_call):
             raise _too_small(call, limits, of_call)
+
+
+def least_of_branch(spec: RunSpec) -> Amounts:
+    """Return what a budget must have room for if any branch of a job is to make its calls."""
+    most = [
+        call.most
+        for call in _least_calls(spec, asks_of(spec))
+        if call.reduce is None and call.is_needed
+    ]
+    return Amounts(
+        **{name: max((getattr(one, name) for one in most), default=0) for name in _PARTS}
+    )
 
 
 class _LeastCall(msgspec.Struct, frozen=True, kw_only=True):

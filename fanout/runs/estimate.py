@@ -29,6 +29,7 @@ from fanout.policy.estimates import (
     time_range,
 )
 from fanout.runs.ask_counts import AskCounts
+from fanout.runs.budget_room import budget_room
 from fanout.runs.estimate_result import Estimate, ReduceEstimate, StepEstimate
 from fanout.runs.reduce_estimate import ReduceEstimator
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from fanout.core.records import Chunk, Document
     from fanout.core.spec import RunSpec
     from fanout.inputs.fences import Fenced
+    from fanout.policy.budget_room import BudgetRoom
     from fanout.policy.routes import Route
     from fanout.policy.token_ratio import TokenSums
 
@@ -149,6 +151,28 @@ class Estimator:
             prompt=next(iter(shown.values()), None),
             system=first and with_rule(spec, first.models[0], first.system),
             steps=[self._of_step(ask, routes) for ask in self._counts.asks if ask.step],
+            budget=self._room(branches, routes),
+        )
+
+    def _room(self, branches: Calls, routes: Sequence[_RouteCalls]) -> BudgetRoom | None:
+        """Return for how many branches the budget is enough: they alone, without the reduce."""
+        spec = self._spec
+        if not spec.budget.is_limited:
+            return None
+        lane: Lane = "realtime" if spec.lane == "auto" else spec.lane
+        cost = self._in_lane(lane, [(route.share, models_of(calls, ())) for route, calls in routes])
+        most = branches.output_high
+        return budget_room(
+            spec,
+            branches=(self._chunks + self._bad_chunks) * spec.branches_per_chunk,
+            used_by=self._chunks * spec.branches_per_chunk,
+            usd=(cost.cost_usd_low, cost.cost_usd_likely, cost.cost_usd_high),
+            calls=(branches.calls_low, branches.calls_likely, branches.calls_high),
+            tokens=(
+                branches.input_low + branches.output_low,
+                branches.input_likely + branches.output_likely,
+                None if most is None else branches.input_high + most,
+            ),
         )
 
     def _of_step(self, ask: Ask, routes: Sequence[_RouteCalls]) -> StepEstimate:

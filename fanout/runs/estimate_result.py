@@ -7,7 +7,9 @@ from typing import Any
 
 import msgspec
 
+from fanout.policy.budget_room import BudgetRoom  # noqa: TC001 - msgspec reads the annotation
 from fanout.policy.estimates import Calls, LaneEstimate
+from fanout.runs.budget_room import room_dict
 from fanout.runs.one_line import one_line, range_of
 
 __all__ = ["Estimate", "ReduceEstimate", "StepEstimate"]
@@ -96,6 +98,8 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
         unknown_parts: ``parts`` or ``subtasks`` where a model splits documents: nobody knows into how many
             before it has. Each text that it is shown counts as one, so chunks, branches, calls, tokens,
             costs and times are the least, and upper ends are infinite or None. Otherwise None.
+        budget: For how many branches the budget of the job is enough; None without one. All other figures
+            are those of a job that ends none of its branches for its budget.
     """
 
     documents: int
@@ -116,6 +120,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     reduces: list[ReduceEstimate] = []
     plan: Calls = Calls()
     unknown_parts: str | None = None
+    budget: BudgetRoom | None = None
 
     @property
     def chosen(self) -> LaneEstimate:
@@ -135,12 +140,14 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
             **range_of("cost_usd", self.chosen.cost_usd_low, self.chosen.cost_usd_high),
             **range_of("time_s", self.chosen.time_s_low, self.chosen.time_s_high),
             "lane": self.chosen.lane,
+            **({} if self.budget is None else {"budget_branches": self.budget.enough_likely}),
         }
         return one_line("Estimate", shown)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON values; unknown values, and infinite ones, are None."""
         made: dict[str, Any] = msgspec.to_builtins(self)
+        made["budget"] = room_dict(self.budget)
         of_parts = [part["calls"] for part in (*made["steps"], *made["reduces"])]
         for calls in (
             made["calls"],

@@ -82,6 +82,11 @@ class PlanEstimator:
             unpriced=list(dict.fromkeys([*estimate.unpriced, *own.unpriced])),
             is_wide=False,
             unknown_parts="subtasks" if wants_subtasks(self._spec) else "parts",
+            # Of how many branches nobody knows.
+            budget=estimate.budget
+            and structs.replace(
+                estimate.budget, enough_low=None, enough_likely=None, enough_high=None
+            ),
         )
 
 

@@ -10,9 +10,9 @@ from msgspec.structs import replace
 from fanout.cli.estimate_view import estimate_lines, short_estimate, trial_lines
 from fanout.client.trials import BegunTrial, trial_of
 from fanout.core.rate_limits import Rates
-from fanout.core.records import NO_CALL, Document, Usage
+from fanout.core.records import NO_CALL, Document, ErrorKind, Usage
 from fanout.core.spec import make_spec
-from fanout.core.units import duration
+from fanout.core.units import dollars, duration
 from fanout.policy.token_ratio import TokenSums
 from fanout.runs.estimate import Estimator
 from fanout.runs.plan_estimate import PlanEstimator
@@ -154,20 +154,24 @@ def test_the_prompts_of_steps_are_short_and_one_system_prompt_is_there_once():
     assert "\nsystem prompt of steps a, c:\nBe brief.\nsystem prompt of step b:\nOwn.\n" in text
 
 
-def output(chunk, *, cached=False, attempts=None, saved=None, elapsed_s=0.1):
+def output(chunk, *, cached=False, attempts=None, saved=None, elapsed_s=0.1, kind=None):
     usage = Usage(calls=1, input_tokens=5, output_tokens=17, cost_usd=0.002)
     attempts = (not cached) if attempts is None else attempts
     saved = saved or (usage if cached else NO_CALL)
     return SimpleNamespace(
-        chunk=chunk, kind=None, usage=usage, saved=saved, cached=cached, attempts=int(attempts),
+        chunk=chunk, kind=kind, usage=usage, saved=saved, cached=cached, attempts=int(attempts),
         elapsed_s=elapsed_s,
     )  # fmt: skip
 
 
-def tried(outputs, *, lane="realtime"):
+def begun(outputs, found, **fields):
+    job = {"model": "openai/gpt-5-mini", "prompt": "Read: {input}", "max_tokens": 9, **fields}
     run = SimpleNamespace(run_id="r", outcomes=lambda: iter(outputs))
-    found = replace(estimate(), lane=lane)
-    return trial_of(BegunTrial(run=run, estimate=found, places=8, rates=Rates()))
+    return BegunTrial(run=run, spec=make_spec(**job), estimate=found, places=8, rates=Rates())
+
+
+def tried(outputs, *, lane="realtime", **fields):
+    return trial_of(begun(outputs, replace(estimate(), lane=lane), **fields))
 
 
 def test_a_trial_of_one_chunk_has_a_mean_and_no_interval():
@@ -180,9 +184,7 @@ def test_no_job_is_faster_than_one_of_its_calls():
     found = tried([output(at) for at in range(5)])
     assert found.time_s == pytest.approx(25 * 0.1)
     few = replace(found.estimate, branches=5)
-    run = SimpleNamespace(run_id="r", outcomes=lambda: iter([output(0)]))
-    few_of = BegunTrial(run=run, estimate=few, places=8, rates=Rates())
-    assert trial_of(few_of).time_s == pytest.approx(0.1)
+    assert trial_of(begun([output(0)], few)).time_s == pytest.approx(0.1)
 
 
 def test_the_time_of_a_trial_has_an_interval_and_is_no_shorter_than_its_slowest_call():
@@ -217,3 +219,67 @@ def test_answers_from_the_cache_do_not_say_how_long_a_call_takes():
     assert tried([output(0), output(1, cached=True)]).time_s == pytest.approx(25 * 0.1)
     assert tried([output(0, cached=True)]).time_s is None
     assert tried([output(0)], lane="batch").time_s is None
+
+
+def test_a_trial_leaves_out_what_the_budget_cut_and_says_for_how_many_branches_it_is_enough():
+    shown = [output(at) for at in range(5)]
+    cut = [output(at, kind=ErrorKind.BUDGET) for at in range(5, 20)]
+    job = {"budget": {"calls": 50}, "aggregate_prompt": "{input}"}
+    found, alone = tried([*shown, *cut], **job), tried(shown)
+    assert (found.branches, found.cut_chunks, found.errors) == (20, 15, {"budget": 15})
+    assert (found.cost_usd, found.failures) == (alone.cost_usd, alone.failures)
+    assert (found.time_s, found.budget.enough_likely) == (alone.time_s, 45)
+    lines = list(trial_lines(found))
+    assert "the budget had no room for 15 chunks: nothing is projected by them" in lines
+    line = "the budget of 50 calls is enough for about 45 of 200 branches, with 5 calls of it kept"
+    assert f"  {line} for the reduce" in lines
+    assert found.to_dict()["budget"]["limit"] == {"calls": 50}
+    nothing = tried(cut, **job)
+    assert (nothing.cost_usd, nothing.failures, nothing.budget.enough_likely) == (None, None, None)
+    assert alone.budget is alone.to_dict()["budget"] is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"budget": {"calls": 50}}, "of 50 calls is enough for about 50 of 200 branches"),
+        ({"budget": {"calls": 200}}, "of 200 calls is enough for all 200 branches"),
+        (
+            {"budget": {"calls": 300}, "samples": 2, "prompt": "{input}"},
+            "of 300 calls is enough for about 300 of 400 branches",
+        ),
+        (
+            {"budget": {"usd": 0.0001, "calls": 1000}, "max_tokens": 9},
+            "of $0.0001, 1,000 calls is enough for about 1 of 200 branches (1 to 7)",
+        ),
+        (
+            {"budget": {"usd": 0.3}, "max_tokens": 2_000},
+            "of $0.30 is likely enough for all 200 branches (for 74 at least)",
+        ),
+    ],
+)
+def test_an_estimate_says_for_how_many_branches_the_budget_is_enough(fields, words):
+    found = estimate(**fields)
+    assert f"the budget {words}" in list(estimate_lines(found))
+    assert f"; the budget {words}" in short_estimate(found)
+    assert found.to_dict()["budget"]["enough_likely"] == found.budget.enough_likely
+
+
+def test_of_unknown_parts_nobody_knows_for_how_many_the_budget_is_enough():
+    found = split_estimate("{title}: {input}", budget={"calls": 9})
+    line = "the budget of 9 calls: for how many branches it is enough is unknown"
+    assert line in list(estimate_lines(found))
+
+
+def test_a_trial_adds_the_cost_of_the_reduce_to_that_of_its_branches():
+    reduced = estimate(aggregate_prompt="Sum: {input}", aggregate_max_tokens=50, max_tokens=9)
+    found = trial_of(begun([output(at) for at in range(5)], reduced))
+    low, likely, high = (
+        getattr(reduced.reduces[0], f"cost_usd_{end}") for end in ("low", "likely", "high")
+    )
+    assert 0 < low <= likely <= high
+    words = f"about {dollars(0.4 + likely)} ({dollars(0.4 + low)} to {dollars(0.4 + high)})"
+    if low == high:
+        words = dollars(0.4 + low)
+    assert f"  cost with the reduce: {words}" in list(trial_lines(found))
+    assert not any("with the reduce" in line for line in trial_lines(tried([output(0)])))

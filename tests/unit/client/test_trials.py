@@ -74,3 +74,14 @@ def test_a_trial_has_documents_that_a_model_splits_and_the_job_makes_their_calls
     assert set(tried) < set(of_job)
     assert trial.input_tokens is not None
     assert trial.input_tokens.value == pytest.approx(result.usage.input_tokens, rel=0.05)
+
+
+def test_what_the_budget_cuts_of_a_sample_is_no_chance():
+    texts = [f"text {n}" for n in range(40)]
+    with ParallelCalls(FakeLLM()) as runner:
+        trial = runner.trial(texts, "{input}", size=20, budget={"calls": 10})
+    assert (trial.succeeded, trial.errors, trial.cut_chunks) == (10, {"budget": 10}, 10)
+    assert trial.failures is not None
+    assert trial.failures.value == trial.failures.low == 0
+    rooms = [trial.budget, trial.estimate.budget]
+    assert [room and (room.enough_likely, room.branches) for room in rooms] == [(10, 40)] * 2
