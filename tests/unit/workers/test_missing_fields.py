@@ -88,7 +88,8 @@ def test_a_column_of_the_input_is_no_missing_field():
 
 
 def test_a_job_that_goes_by_no_field_reads_no_answer(monkeypatch):
-    monkeypatch.setattr(missing_fields, "shard_branches", lambda *_: 1 / 0)
+    read = []
+    monkeypatch.setattr(missing_fields, "shard_branches", lambda *_: read.append(1) or iter(()))
     schema = {"type": "object", "properties": {"firm": {"type": "string"}}}
     for fields in (
         {"reduce": "none"},
@@ -100,6 +101,7 @@ def test_a_job_that_goes_by_no_field_reads_no_answer(monkeypatch):
         context = FakeContext(cache=False, **fields)
         context.write(["a", "b"])
         missing_fields.note_missing_fields(context, StageId(RUN, 0).shard(0))
+        assert not read, fields
 
 
 def test_a_retry_whose_answers_have_the_field_takes_the_notice_back():
