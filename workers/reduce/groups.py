@@ -37,9 +37,11 @@ __all__ = ["await_partitions", "follow_groups", "pack_partition"]
 
 # Seconds until a partition is tried again that another worker packs, or for which this one has no room.
 _AGAIN_S = 1.0
+# Seconds that a task has to make the plan, before another one makes it, too: both make the same.
+_PLAN_S = 120.0
 # The most branches of a partition; None goes by the number of branches of the run.
 MOST_BRANCHES: int | None = None
-# A process packs one partition at a time: its answers are in memory.
+# A process packs one partition at a time: its answers are in a file, and those of a group in memory.
 _PACKING = Lock()
 
 
@@ -78,7 +80,9 @@ def _follow(
     if plan is None:
         if not store.stage(stage_id).sealed:
             return
-        plan, before = make_plan(context, run, spec, reduce), 0
+        plan, before = _plan_once(context, run, spec, reduce), 0
+        if plan is None:
+            return
     front = store.progress(stage_id).first_open
     due = due_partitions(plan, before=before, front=front)
     publisher.pack(stage_id.partition(reduce, number) for number in due)
@@ -95,6 +99,27 @@ def make_plan(context: WorkerContext, run: RunRecord, spec: RunSpec, reduce: int
     )
     store.put_group_plan(run.run_id, reduce, plan, groups, opening=run.opening)
     return plan
+
+
+def _plan_once(
+    context: WorkerContext, run: RunRecord, spec: RunSpec, reduce: int
+) -> GroupPlan | None:
+    """Make the plan unless another task does: that one publishes what is due, then or before it.
+
+    The ends of many shards ask for it at the same time, and it takes long to make for a large run. If its
+    maker dies, the aggregate of the stage makes it.
+    """
+    store, token = context.connections.store, secrets.token_hex(8)
+    # No partition writes the map: this lease is nobody else's.
+    place = StageId(run.run_id, 0).partition(reduce, 0)
+    if not store.take_partition(place, token, lasts_s=_PLAN_S):
+        return None
+    try:
+        if store.group_plan(run.run_id, reduce) is not None:
+            return None
+        return make_plan(context, run, spec, reduce)
+    finally:
+        store.release_partition(place, token)
 
 
 def await_partitions(

@@ -220,6 +220,32 @@ def test_a_worker_that_dies_between_two_writes_leaves_a_partition_that_goes_on(s
     }
 
 
+def test_one_of_the_tasks_that_need_the_plan_makes_it(monkeypatch):
+    context, made = submitted(["a", "b", "c"] * 40), []
+    plan = groups.make_plan
+
+    def making(*args):
+        made.append(args)
+        # Another shard ends meanwhile.
+        groups.follow_groups(context, StageId(RUN, 0).shard(1))
+        return plan(*args)
+
+    monkeypatch.setattr(groups, "make_plan", making)
+    answered(context, 0)
+    assert len(made) == 1
+    assert len(nodes_at(context, 1)) == 3, "all that is due is packed"
+
+
+def test_groups_are_packed_although_the_maker_of_their_plan_died():
+    context = submitted(["a", "b", "c"] * 40)
+    place = StageId(RUN, 0).partition(0, 0)
+    assert context.store.take_partition(place, "dead", lasts_s=3_600)
+    answered(context, 0)
+    assert not nodes_at(context, 1)
+    end(context)
+    assert len(context.result.aggregates) == 3
+
+
 def test_two_workers_that_pack_the_same_partition_write_each_node_once():
     names = [f"g{at % 5}" for at in range(60)]
     context = submitted(names)
