@@ -44,8 +44,8 @@ __all__ = ["LEASE_S", "Packing"]
 # Seconds that a worker has a partition for, and those after which it renews that.
 LEASE_S = 15.0
 _RENEW_S = 3.0
-# The bytes of answers of a partition that are in memory at once.
-MOST_BYTES = 32_000_000
+# The bytes of answers of a partition that wait in a file at once.
+MOST_BYTES = 256_000_000
 
 
 class Packing:

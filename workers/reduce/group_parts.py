@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import defaultdict
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,12 +12,13 @@ from fanout.aggregators import Part
 from fanout.core.group_hashes import encode_hashes, group_hash
 from fanout.policy.packing import shard_chunk
 from fanout.runs.branch_groups import follows_chunks, shard_groups
+from fanout.system.external_sort import Scratch
 from workers.reduce.frontier import leaf_of
 from workers.reduce.items import item_of, shard_branches
 
 if TYPE_CHECKING:
-    from array import array
     from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+    from typing import Self
 
     from fanout.core.ids import StageId
     from fanout.core.spec import RunSpec
@@ -27,8 +29,8 @@ __all__ = ["GroupLeaves", "Leaf", "complete_groups"]
 
 # Shards whose groups are read in one round trip: some 4 KB each.
 _PAGE = 64
-# What a part takes in memory besides its bytes.
-_PART_BYTES = 50
+# The number of no part.
+_NONE = -1
 
 _packed = msgspec.msgpack.Encoder().encode
 _part = msgspec.msgpack.Decoder(Part).decode
@@ -138,26 +140,29 @@ def complete_groups(
 ) -> Iterator[tuple[int, list[list[Part]]]]:
     """Yield groups with their parts, as their last branches are read; those of each name apart.
 
-    Those that do not fit into memory are left out: at least one is there, and the others can be asked for
-    again.
+    The parts of a group wait in a file until it is complete. Groups whose parts do not fit into it are left
+    out: at least one is there, and the others can be asked for again.
 
     Args:
         leaves: The branches of the map.
         groups: The groups of the partition.
         chosen: Their numbers; all their branches have ended.
-        most_bytes: The bytes of parts in memory.
+        most_bytes: The bytes of parts in the file.
+
+    Raises:
+        RunError: There is no room for temporary files.
     """
-    reading = _Reading(groups, chosen, most_bytes)
-    shards = range(min(map(groups.firsts.__getitem__, chosen)), 1 + max(reading.ends))
-    for found in leaves.of_groups(shards, reading.wanted):
-        if isinstance(found, int):
-            yield from reading.ended(found)
-        else:
-            reading.add(found)
+    with _Reading(groups, chosen, most_bytes) as reading:
+        shards = range(min(map(groups.firsts.__getitem__, chosen)), 1 + max(reading.ends))
+        for found in leaves.of_groups(shards, reading.wanted):
+            if isinstance(found, int):
+                yield from reading.ended(found)
+            else:
+                reading.add(found)
 
 
 class _Reading:
-    """The parts in memory, by group and name, each as bytes: a third of what the objects take."""
+    """The parts of groups that are not complete yet: in memory are only the numbers of them."""
 
     def __init__(self, groups: PartitionGroups, chosen: Sequence[int], most_bytes: int) -> None:
         # The group of each hash.
@@ -165,38 +170,108 @@ class _Reading:
         self.ends: defaultdict[int, list[int]] = defaultdict(list)
         for at in chosen:
             self.ends[groups.lasts[at]].append(at)
-        self._hashes: array[int] = groups.hashes
-        self._lasts: array[int] = groups.lasts
-        self._held: dict[int, dict[str, list[bytes]]] = {}
-        self._size = 0
+        self._groups = groups
+        self._parts = _Parts(len(groups.hashes))
+        self._least_bytes = most_bytes // 2
         self._most_bytes = most_bytes
 
     def add(self, leaf: Leaf) -> None:
         at = self.wanted.get(leaf.hash)
         if at is None:
             return
-        data = _packed(leaf.part)
-        self._held.setdefault(at, {}).setdefault(leaf.part.group, []).append(data)
-        self._size += len(data) + _PART_BYTES
-        if self._size > self._most_bytes and len(self._held) > 1:
-            self._leave_out()
+        self._parts.add(at, _packed(leaf.part))
+        if self._parts.size > self._most_bytes:
+            self._make_room()
 
-    def _leave_out(self) -> None:
-        """Forget the groups that are complete last, until a quarter of the room is free."""
-        latest_last = sorted(self._held, key=lambda at: (self._lasts[at], at))
-        while self._size > self._most_bytes * 3 // 4 and len(latest_last) > 1:
-            at = latest_last.pop()
-            del self.wanted[self._hashes[at]]
-            self._forget(at)
-
-    def _forget(self, at: int) -> Iterable[list[bytes]]:
-        names = self._held.pop(at, {}).values()
-        for parts in names:
-            self._size -= sum(len(data) + _PART_BYTES for data in parts)
-        return names
+    def _make_room(self) -> None:
+        """Take another file, for half as much: without the groups that are complete last."""
+        before, self._parts = self._parts, _Parts(len(self._groups.hashes))
+        with before:
+            for at in sorted(before.groups(), key=lambda at: (self._groups.lasts[at], at)):
+                size = self._parts.size
+                if size and size + before.size_of(at) > self._least_bytes:
+                    del self.wanted[self._groups.hashes[at]]
+                    continue
+                for data in before.of(at):
+                    self._parts.add(at, data)
+        # A group that is larger than that is not written again for each of its parts.
+        self._most_bytes = max(self._most_bytes, 2 * self._parts.size)
 
     def ended(self, shard: int) -> Iterator[tuple[int, list[list[Part]]]]:
         """Yield the groups that end with a shard."""
         for at in self.ends.pop(shard, ()):
-            if self._hashes[at] in self.wanted:
-                yield at, [[_part(data) for data in parts] for parts in self._forget(at)]
+            if self.wanted.pop(self._groups.hashes[at], None) is not None:
+                names: dict[str, list[Part]] = {}
+                for part in map(_part, self._parts.of(at)):
+                    names.setdefault(part.group, []).append(part)
+                self._parts.forget(at)
+                yield at, list(names.values())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._parts.close()
+
+
+class _Parts:
+    """Parts as bytes in a file, each with a link to the one before it of the same group.
+
+    Args:
+        groups: How many groups there are.
+    """
+
+    def __init__(self, groups: int) -> None:
+        self._pile = Scratch().pile()
+        self._ends = array("Q", [0])
+        self._before = array("l")
+        self._lasts = array("l", [_NONE]) * groups
+
+    @property
+    def size(self) -> int:
+        """The bytes of the file."""
+        return self._pile.size
+
+    def add(self, at: int, data: bytes) -> None:
+        """Take a part of a group."""
+        self._before.append(self._lasts[at])
+        self._lasts[at] = len(self._before) - 1
+        self._pile.add(data)
+        self._ends.append(self._pile.size)
+
+    def groups(self) -> list[int]:
+        """Return the groups that have parts."""
+        return [at for at, last in enumerate(self._lasts) if last != _NONE]
+
+    def _numbers(self, at: int) -> array[int]:
+        found = array("l")
+        number = self._lasts[at]
+        while number != _NONE:
+            found.append(number)
+            number = self._before[number]
+        found.reverse()
+        return found
+
+    def size_of(self, at: int) -> int:
+        """Return the bytes of the parts of a group."""
+        return sum(self._ends[one + 1] - self._ends[one] for one in self._numbers(at))
+
+    def of(self, at: int) -> Iterator[bytes]:
+        """Yield the parts of a group, in the order in which they came."""
+        for number in self._numbers(at):
+            start, end = self._ends[number : number + 2]
+            yield b"".join(self._pile.read(start, end))
+
+    def forget(self, at: int) -> None:
+        """Have no more parts of a group; their room is not free before the file is closed."""
+        self._lasts[at] = _NONE
+
+    def close(self) -> None:
+        """Give the room back."""
+        self._pile.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
