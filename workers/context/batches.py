@@ -28,6 +28,8 @@ _Value = TypeVar("_Value")
 
 # Seconds until a step is retried that lacked a thread, a descriptor or memory.
 _AGAIN_S = 1.0
+# A cache keeps so many values, however heavy they are.
+_LEAST_KEPT = 4
 
 _log = logging.getLogger(__name__)
 
@@ -163,12 +165,25 @@ class LoadingCache(Generic[_Key, _Value]):
         load: Returns the value of a key; it may block.
         threads: The threads that call it for coroutines.
         size: How many values to keep.
+        weigh: Returns the weight of a value, where some are much larger than others.
+        most_weight: The most weight of all together; a few are kept however heavy they are.
     """
 
-    def __init__(self, load: Callable[[_Key], _Value], threads: Executor, *, size: int) -> None:
+    def __init__(
+        self,
+        load: Callable[[_Key], _Value],
+        threads: Executor,
+        *,
+        size: int,
+        weigh: Callable[[_Value], int] | None = None,
+        most_weight: int = 0,
+    ) -> None:
         self._load = load
         self._threads = threads
         self._size = size
+        self._weigh = weigh
+        self._most_weight = most_weight
+        self._weights: dict[_Key, int] = {}
         self._lock = threading.Lock()
         self._values: OrderedDict[_Key, _Value] = OrderedDict()
         self._loading: dict[_Key, asyncio.Future[_Value]] = {}
@@ -182,9 +197,18 @@ class LoadingCache(Generic[_Key, _Value]):
             value = self._load(key)
             with self._lock:
                 self._values[key] = value
-                if len(self._values) > self._size:
-                    self._values.popitem(last=False)
+                if self._weigh is not None:
+                    self._weights[key] = self._weigh(value)
+                self._shrink()
         return value
+
+    def _shrink(self) -> None:
+        """Forget the values that were not used for longest."""
+        while len(self._values) > self._size or (
+            sum(self._weights.values()) > self._most_weight and len(self._values) > _LEAST_KEPT
+        ):
+            key, _ = self._values.popitem(last=False)
+            self._weights.pop(key, None)
 
     def known(self, key: _Key) -> _Value | None:
         """Return the value of ``key`` if it is loaded; this is no use that keeps it."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import lru_cache
+from itertools import chain
+from sys import getsizeof
 from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import ValidationError
 
 from fanout.core.answer_shape import AnswerShape, shape_of
+from fanout.core.cells import cell_size
 from fanout.core.errors import SettingsError, StoredDataError
 from fanout.core.spec import RunSpec
 from fanout.inputs.fold_prompts import aggregate_source
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from concurrent.futures import Executor
 
+    from fanout.core.records import Shard
     from fanout.core.reduces import Reduce
     from fanout.inputs.step_prompts import StepPrompts
     from fanout.llm.prompt_plans import PromptPlan
@@ -34,6 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["RunCaches", "RunSteps"]
 
 _SHARDS = 32
+# The inputs of those shards, in memory.
+_SHARD_BYTES = 16_000_000
 _SPECS = 64
 
 
@@ -49,6 +55,12 @@ class RunSteps(NamedTuple):
     prompts: StepPrompts
     shapes: Mapping[str, AnswerShape | None]
     plan: StepPlan | None
+
+
+def _input_bytes(shard: Shard) -> int:
+    """Return about the bytes of memory that the inputs of a shard take."""
+    chunks = chain(shard.chunks, shard.before, shard.after)
+    return sum(getsizeof(chunk.text) + cell_size(chunk.columns) for chunk in chunks)
 
 
 class RunCaches:
@@ -79,7 +91,9 @@ class RunCaches:
         self._loaders = loaders
         self.specs = LoadingCache(self._load_spec, loaders, size=_SPECS)
         self.indices = LoadingCache(store.indices, loaders, size=_SHARDS * 8)
-        self.shards = LoadingCache(store.shard, loaders, size=_SHARDS)
+        self.shards = LoadingCache(
+            store.shard, loaders, size=_SHARDS, weigh=_input_bytes, most_weight=_SHARD_BYTES
+        )
         self.shape = lru_cache(maxsize=_SPECS)(self._load_shape)
         self.steps = lru_cache(maxsize=_SPECS)(self._load_steps)
         self.query = lru_cache(maxsize=_SPECS)(self._load_query)

@@ -290,6 +290,21 @@ def test_what_was_not_asked_for_longest_is_forgotten(threads):
     assert loaded == ["a", "b", "c", "b"]
 
 
+def test_few_heavy_values_are_kept_and_many_light_ones(threads):
+    weights = dict.fromkeys("abcdef", 40) | dict.fromkeys("uvwxyz", 1)
+    kept = LoadingCache(str, threads, size=8, weigh=weights.__getitem__, most_weight=100)
+
+    def known():
+        return "".join(name for name in weights if kept.known(name))
+
+    for name in "abcdef":
+        kept.get(name)
+    assert known() == "cdef", "four, although they are too heavy"
+    for name in "uvwxyz":
+        kept.get(name)
+    assert known() == "efuvwxyz", "those that were asked for last, and are light enough"
+
+
 def test_threads_and_coroutines_share_what_is_loaded(threads):
     loaded = []
 
