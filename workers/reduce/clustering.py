@@ -54,6 +54,8 @@ _BRANCHES = "branches"
 # After so many answers that are read, or compared, whether the run goes on.
 _LOOK_EVERY = 2_000
 _LOOK_EVERY_COMPARED = 200
+# Numbers of answers, branches, clusters and tokens: 4 bytes each, as there may be millions.
+_NUMBERS = "I"
 
 _Sketch = TypeVar("_Sketch")
 
@@ -112,8 +114,8 @@ class _Nodes:
             room = reduce_room(self._spec, self._reduce, ratio)
             if not goes_on(self._context, self._run):
                 return
-            written = self._written() if done else set()
-            if done and written.issuperset(answers.indices):
+            written = self._written(done)
+            if done and all(map(written.__getitem__, answers.indices)):
                 # The task is a copy: nothing is left for which vectors would be made again.
                 return
             try:
@@ -152,9 +154,9 @@ class _Nodes:
         """Yield the node of the branches that are in no other, of ``done`` ones, and why it makes no call."""
         indices: list[int] = []
         tallies, scattered = Tally(), ScatteredTallies()
-        written = self._written() if done else set()
+        written = self._written(done)
         for chunk, outcome in branches(self._context, StageId(self._run_id, 0)):
-            if outcome.index not in written:
+            if not written[outcome.index]:
                 part = leaf_of(self._spec, self._reduce, chunk, outcome)
                 tallies = Tally.total([tallies, scattered.of(part.tally)])
                 indices.append(outcome.index)
@@ -185,13 +187,15 @@ class _Nodes:
             answers.add(outcome.index, part)
         return True
 
-    def _written(self) -> set[int]:
-        """Return the branches that the written nodes have."""
-        found: set[int] = set()
-        for number in self._store.shards_of(self._target, reduce=self._reduce.name):
+    def _written(self, done: int) -> bytearray:
+        """Return, for each branch, whether one of the written nodes has it; ``done`` are written."""
+        found = bytearray(self._store.stage(StageId(self._run_id, 0)).total)
+        shards = self._store.shards_of(self._target, reduce=self._reduce.name) if done else ()
+        for number in shards:
             for chunk in self._store.shard(self._target.shard(number)).chunks:
                 gaps = str(chunk.columns[_BRANCHES]).split(",")
-                found.update(accumulate(map(int, gaps)))
+                for index in accumulate(map(int, gaps)):
+                    found[index] = True
         return found
 
     def _chunk(
@@ -212,10 +216,10 @@ class _Answers:
     def __init__(self) -> None:
         self._pile = Scratch().pile()
         self._ends = array("Q", [0])
-        self.indices = array("Q")
-        self.sizes = array("Q")
+        self.indices = array(_NUMBERS)
+        self.sizes = array(_NUMBERS)
         # Those without an answer are one part.
-        self.failed_indices = array("Q")
+        self.failed_indices = array(_NUMBERS)
         self.failed = Tally()
         self.vocabulary = Vocabulary()
 
@@ -277,7 +281,7 @@ def clustered(
         embed: Makes vectors of texts, by which answers are compared; None compares their words.
     """
     if sum(answers.sizes) <= room_tokens:
-        return [array("Q", range(len(answers)))]
+        return [array(_NUMBERS, range(len(answers)))]
     parts = map(answers.part, range(len(answers)))
     if embed is None:
         sketches = (answers.vocabulary.sketch(words_of_part(part)) for part in parts)
@@ -306,7 +310,7 @@ def prompts_of(
         room_tokens: The tokens that fit a prompt.
         look: Is called after each step of a few milliseconds; what it raises ends them.
     """
-    numbers = array("L")
+    numbers = array(_NUMBERS)
     sizes: Counter[int] = Counter()
     for number, sketch in enumerate(sketches):
         cluster = clusters.add(sketch)
@@ -316,12 +320,14 @@ def prompts_of(
     by_cluster = [sizes[cluster] for cluster in range(len(clusters.leaders))]
     leaders = _looking(clusters.leaders, look)
     prompts = shared_prompts(by_cluster, leaders, index, room=room_tokens)
-    members = [array("Q") for _ in by_cluster]
+    members = [array(_NUMBERS) for _ in by_cluster]
     for number, cluster in enumerate(numbers):
         members[cluster].append(number)
-    found = [array("Q") for _ in range(max(prompts) + 1)]
-    for prompt, some in zip(prompts, members, strict=True):
-        found[prompt].extend(some)
+    found = [array(_NUMBERS) for _ in range(max(prompts) + 1)]
+    for cluster, prompt in enumerate(prompts):
+        found[prompt].extend(members[cluster])
+        # There may be millions.
+        members[cluster] = array(_NUMBERS)
     return [some for some in found if some]
 
 
@@ -334,20 +340,23 @@ def _looking(leaders: Iterable[_Sketch], look: Callable[[], None]) -> Iterator[_
 def _nodes(
     answers: _Answers,
     prompts: list[array[int]],
-    written: set[int],
+    written: bytearray,
     *,
     room_tokens: int,
     bytes_per_token: float,
     cites: bool,
 ) -> Iterator[tuple[Node, list[int]]]:
-    """Yield the nodes of the answers that are in none yet, each with the indices of its branches."""
-    left = [
-        array("Q", (one for one in some if answers.indices[one] not in written)) for some in prompts
-    ]
-    left = [some for some in left if some]
-    for at, some in enumerate(left, 1):
+    """Yield the nodes of the answers that are in none yet, each with the indices of its branches.
+
+    The answers that are written are taken out of ``prompts``.
+    """
+    for at, some in enumerate(prompts):
+        left = (one for one in some if not written[answers.indices[one]])
+        prompts[at] = array(_NUMBERS, left)
+    prompts[:] = filter(None, prompts)
+    for at, some in enumerate(prompts, 1):
         taken: list[list[int]] = []
-        parts = _parts(answers, some, taken, is_last=at == len(left))
+        parts = _parts(answers, some, taken, is_last=at == len(prompts))
         for node in nodes_of(
             parts, room_tokens=room_tokens, level=0, bytes_per_token=bytes_per_token, cites=cites
         ):
