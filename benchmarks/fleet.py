@@ -6,6 +6,7 @@ import os
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,17 +82,23 @@ class Fleet:
             fanout = str(Path(sys.executable).with_name("fanout"))
             words = [*(command or [fanout, "worker"]), "--concurrency", str(concurrency)]
             settings = {"FANOUT_BROKER_URL": self.worker_url, **_provider(base_url), **(env or {})}
-            self.worker_pids = [
-                self._start_worker(f"worker{number}", words, settings) for number in range(workers)
-            ]
+            self._start_worker = partial(self._started, words, settings)
+            self.worker_pids = [self._start_worker(f"worker{number}") for number in range(workers)]
             self.client = Client(server.url)
             self._wait_until_up()
         except BaseException:
             self._processes.close()
             raise
 
-    def _start_worker(self, name: str, words: Sequence[str], env: Mapping[str, str]) -> int:
+    def _started(self, words: Sequence[str], env: Mapping[str, str], name: str) -> int:
         return self._processes.start(name, [*words, "--hostname", f"{name}@bench"], env)
+
+    def replace_worker(self, name: str) -> None:
+        """Have another process in place of the only worker, which must be idle."""
+        [before] = self.worker_pids
+        self._processes.stop(before)
+        self.worker_pids = [self._start_worker(name)]
+        self._wait_until_up(name)
 
     def _delayed(self, delay_ms: float) -> str:
         """Start a slow line to the server; return the server's URL through it."""
@@ -102,13 +109,18 @@ class Fleet:
         wait_for_answer(url, self._processes)
         return url
 
-    def _wait_until_up(self) -> None:
+    def _wait_until_up(self, name: str = "") -> None:
         until = time.monotonic() + _START_S
-        while len(self.client.workers()) < len(self.worker_pids):
+        while not self._is_up(name):
             self._processes.check()
             if time.monotonic() > until:
                 raise RuntimeError(f"workers do not start: see {self._processes.folder}")
             time.sleep(0.05)
+
+    def _is_up(self, name: str) -> bool:
+        """Return whether the worker of a name is there; of no name, whether all are."""
+        names = self.client.workers()
+        return f"{name}@bench" in names if name else len(names) >= len(self.worker_pids)
 
     def round_trip_ms(self) -> float:
         """Return the round trip time between a worker and the server."""

