@@ -31,7 +31,7 @@ __all__ = [
     "planned",
 ]
 
-# The answers of the largest partition are some 50 MB if each has 1 KB; what does not fit into memory is read
+# The answers of the largest partition are some 50 MB if each has 1 KB; what its file has no room for is read
 # again. A smaller run has as many partitions as workers may share.
 _MOST_BRANCHES = 50_000
 _LEAST_BRANCHES = 5_000
