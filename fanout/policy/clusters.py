@@ -148,6 +148,11 @@ class Clusters(Generic[_Sketch]):
         self._index.add(number, sketch)
         return number
 
+    def finish(self) -> list[_Sketch]:
+        """Return the leaders; no answer can be added from here on, and the index takes no memory."""
+        del self._index
+        return self.leaders
+
 
 class WordIndex:
     """Finds the numbers of sketches that are like another one."""

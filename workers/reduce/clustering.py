@@ -305,7 +305,7 @@ def prompts_of(
     Args:
         tokens: How many tokens of a prompt each answer takes.
         sketches: Their sketches, in order.
-        clusters: Gives them clusters.
+        clusters: Gives them clusters; it can give no more after that.
         index: Finds clusters that are alike; an empty one.
         room_tokens: The tokens that fit a prompt.
         look: Is called after each step of a few milliseconds; what it raises ends them.
@@ -317,9 +317,9 @@ def prompts_of(
         numbers.append(cluster)
         sizes[cluster] += tokens[number]
         look()
-    by_cluster = [sizes[cluster] for cluster in range(len(clusters.leaders))]
-    leaders = _looking(clusters.leaders, look)
-    prompts = shared_prompts(by_cluster, leaders, index, room=room_tokens)
+    leaders = clusters.finish()
+    by_cluster = [sizes[cluster] for cluster in range(len(leaders))]
+    prompts = shared_prompts(by_cluster, _looking(leaders, look), index, room=room_tokens)
     members = [array(_NUMBERS) for _ in by_cluster]
     for number, cluster in enumerate(numbers):
         members[cluster].append(number)
