@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import anthropic
-import httpx2
-
 from fanout.core.errors import LLMError
 from fanout.core.records import ErrorKind, Usage
 from fanout.llm import LLMReply, LLMRequest
@@ -22,12 +19,18 @@ class SdkAnthropicLLM:
     """Like fanout.llm.anthropic.AnthropicLLM, but on the SDK and its aiohttp transport."""
 
     def __init__(self, name: str) -> None:
+        # Not at the top: every process collects all tests, and one needs the package, which loads slowly.
+        import anthropic
+
+        self._sdk = anthropic
         self._name = name
         self._client = anthropic.AsyncAnthropic(
             max_retries=0, timeout=None, http_client=anthropic.DefaultAioHttpClient(timeout=None)
         )
 
     async def complete(self, request: LLMRequest) -> LLMReply:
+        import httpx2
+
         options: dict[str, Any] = {
             "system": request.system,
             "stop_sequences": list(request.stop) or None,
@@ -40,11 +43,11 @@ class SdkAnthropicLLM:
                 max_tokens=request.max_tokens or DEFAULT_MAX_TOKENS,
                 **given,
             )
-        except anthropic.APIConnectionError as error:
+        except self._sdk.APIConnectionError as error:
             is_late = isinstance(error.__cause__, (httpx2.ReadTimeout, httpx2.WriteTimeout))
             kind = ErrorKind.TIMEOUT if is_late else ErrorKind.CONNECTION
             raise LLMError(kind, redacted_line(str(error.__cause__))) from error
-        except anthropic.APIStatusError as error:
+        except self._sdk.APIStatusError as error:
             body = error.body if isinstance(error.body, dict) else {}
             fields = body.get("error") if isinstance(body.get("error"), dict) else body
             raise http_error(

@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import httpx2
-import openai
-
 from fanout.core.errors import LLMError
 from fanout.core.records import ErrorKind, Usage
 from fanout.llm import LLMReply, LLMRequest
@@ -20,6 +17,11 @@ class SdkOpenAILLM:
     """Like fanout.llm.openai.OpenAILLM, but on the SDK and its aiohttp transport."""
 
     def __init__(self, name: str, *, concurrency: int = 32) -> None:
+        # Not at the top: every process collects all tests, and one needs the package, which loads slowly.
+        import httpx2
+        import openai
+
+        self._sdk = openai
         self._name = name
         self._is_openai = not os.environ.get("OPENAI_BASE_URL")
         self._key = os.environ.get("OPENAI_API_KEY") or ""
@@ -37,6 +39,8 @@ class SdkOpenAILLM:
         )
 
     async def complete(self, request: LLMRequest) -> LLMReply:
+        import httpx2
+
         system = [{"role": "system", "content": request.system}] if request.system else []
         messages: Any = [*system, {"role": "user", "content": request.prompt}]
         limit = "max_completion_tokens" if self._is_openai else "max_tokens"
@@ -51,11 +55,11 @@ class SdkOpenAILLM:
             completion = await self._client.chat.completions.create(
                 model=self._name, messages=messages, **given
             )
-        except openai.APIConnectionError as error:
+        except self._sdk.APIConnectionError as error:
             is_late = isinstance(error.__cause__, (httpx2.ReadTimeout, httpx2.WriteTimeout))
             kind = ErrorKind.TIMEOUT if is_late else ErrorKind.CONNECTION
             raise LLMError(kind, redacted_line(str(error.__cause__))) from error
-        except openai.APIStatusError as error:
+        except self._sdk.APIStatusError as error:
             body = error.body if isinstance(error.body, dict) else {}
             raise http_error(
                 error.status_code,

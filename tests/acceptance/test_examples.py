@@ -11,8 +11,6 @@ import sys
 from pathlib import Path
 
 import httpx
-import nbclient
-import nbformat
 import pandas as pd
 import pytest
 import yaml
@@ -44,6 +42,9 @@ def run(name, *arguments):
 def test_an_example_is_short(path):
     text = path.read_text()
     if path.suffix == ".ipynb":
+        # Not at the top: every process collects all tests, and the package loads slowly.
+        import nbformat
+
         text = "\n".join(cell.source for cell in nbformat.reads(text, as_version=4).cells)
     assert len(text.splitlines()) < MOST_LINES
 
@@ -218,6 +219,9 @@ def test_a_second_run_asks_about_the_answers_of_the_first():
 
 
 def test_the_notebook_runs():
+    import nbclient
+    import nbformat
+
     notebook = nbformat.read(EXAMPLES / "notebook.ipynb", as_version=4)
     # A notebook is run in its own folder, and nothing is written there.
     kernel = {"metadata": {"path": str(EXAMPLES)}}
