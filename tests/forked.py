@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import IO
 
-__all__ = ["ForkServer", "Forked"]
+__all__ = ["ForkServer", "Forked", "ask"]
 
 _PROGRAM = Path(__file__).with_name("fork_server.py")
 _NUMBER_BYTES = 4
@@ -33,6 +34,7 @@ class Forked:
     def __init__(self, state: socket.socket, words: list[str]) -> None:
         self._state = state
         self.args = words
+        self.stdin: IO[bytes] | None = None
         self.returncode: int | None = None
         self.pid = self._number()
 
@@ -71,6 +73,19 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
+def ask(
+    server: socket.socket,
+    job: Mapping[str, object],
+    words: list[str],
+    streams: tuple[int, int, int],
+) -> Forked:
+    """Have the server behind a socket fork for a job; ``streams`` are as for ``ForkServer.start``."""
+    mine, its = socket.socketpair()
+    with its:
+        socket.send_fds(server, [json.dumps(job).encode()], [*streams, its.fileno()])
+    return Forked(mine, words)
+
+
 class ForkServer:
     """Starts processes of a server that it starts at the first; a context manager."""
 
@@ -101,6 +116,7 @@ class ForkServer:
         cwd: Path,
         streams: tuple[int, int, int],
         starts_session: bool = False,
+        forks_embedded: bool = False,
     ) -> Forked:
         """Start ``fanout``, ``workers`` or a ``script`` of Python with its words.
 
@@ -111,20 +127,19 @@ class ForkServer:
             cwd: Its working directory.
             streams: What it has copies of as standard input, output and error.
             starts_session: Whether it leads a session, and so a group of processes, of its own.
+            forks_embedded: Whether what it starts embedded is forked, too. It is no child of its then.
         """
         with self._lock:
             control = self._control or self._begin()
-        mine, its = socket.socketpair()
-        with its:
-            job = {
-                "program": program,
-                "words": list(words),
-                "env": dict(env),
-                "cwd": str(cwd),
-                "starts_session": starts_session,
-            }
-            socket.send_fds(control, [json.dumps(job).encode()], [*streams, its.fileno()])
-        return Forked(mine, [program, *words])
+        job = {
+            "program": program,
+            "words": list(words),
+            "env": dict(env),
+            "cwd": str(cwd),
+            "starts_session": starts_session,
+            "forks_embedded": forks_embedded,
+        }
+        return ask(control, job, [program, *words], streams)
 
     def _begin(self) -> socket.socket:
         self._control, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

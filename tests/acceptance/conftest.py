@@ -8,6 +8,7 @@ import sys
 import tempfile
 import textwrap
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,8 +46,19 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def fanout(here: Path, forks: ForkServer) -> Callable[..., Done]:
+def forks_embedded() -> bool:
+    """Whether an embedded worker is forked, too, from a process that has imported what it imports.
+
+    It is then no child of the command that starts it: tests that look for it there say False.
+    """
+    return True
+
+
+@pytest.fixture
+def fanout(here: Path, forks: ForkServer, *, forks_embedded: bool) -> Callable[..., Done]:
     """Run the command line to its end; a traceback is never what a user should see."""
+
+    forked = partial(_forked, forks, forks_embedded)
 
     def run(*arguments: str, stdin: bytes = b"", timeout_s: float = 60, **env: str) -> Done:
         given = {**os.environ, **env}
@@ -61,7 +73,7 @@ def fanout(here: Path, forks: ForkServer) -> Callable[..., Done]:
             )
             result = Done(done.returncode, done.stdout.decode(), done.stderr.decode())
         else:
-            result = _forked(forks, "fanout", arguments, given, timeout_s, stdin)
+            result = forked("fanout", arguments, given, timeout_s, stdin)
         assert "Traceback" not in result.stderr, result.stderr
         return result
 
@@ -69,12 +81,12 @@ def fanout(here: Path, forks: ForkServer) -> Callable[..., Done]:
 
 
 @pytest.fixture
-def script(here: Path, forks: ForkServer) -> Callable[..., str]:
+def script(here: Path, forks: ForkServer, *, forks_embedded: bool) -> Callable[..., str]:
     """Run a Python program of a user in a process of its own; it warns of nothing."""
 
     def run(source: str, timeout_s: float = 100) -> str:
         (here / "script.py").write_text(textwrap.dedent(source))
-        done = _forked(forks, "script", ["script.py"], os.environ, timeout_s)
+        done = _forked(forks, forks_embedded, "script", ["script.py"], os.environ, timeout_s)
         assert done.status == 0, done.stderr
         assert done.stderr == ""
         return done.stdout
@@ -84,6 +96,7 @@ def script(here: Path, forks: ForkServer) -> Callable[..., str]:
 
 def _forked(
     forks: ForkServer,
+    forks_embedded: bool,
     program: str,
     words: Sequence[str],
     env: Mapping[str, str],
@@ -98,7 +111,14 @@ def _forked(
         given.write(stdin)
         given.seek(0)
         streams = (given.fileno(), stdout.fileno(), stderr.fileno())
-        process = forks.start(program, words, env=env, cwd=Path.cwd(), streams=streams)
+        process = forks.start(
+            program,
+            words,
+            env=env,
+            cwd=Path.cwd(),
+            streams=streams,
+            forks_embedded=forks_embedded,
+        )
         try:
             status = process.wait(timeout_s)
         except BaseException:

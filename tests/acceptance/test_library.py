@@ -149,6 +149,7 @@ def test_a_later_run_of_a_runner_may_have_the_first_function(script):
     assert out == "succeeded True True\n[1, 3, 1]\n"
 
 
+@pytest.mark.parametrize("forks_embedded", [False])
 def test_one_runner_may_be_used_by_several_threads(script):
     source = """
         import psutil, threading
