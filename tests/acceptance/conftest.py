@@ -58,7 +58,7 @@ def forks_embedded() -> bool:
 def fanout(here: Path, forks: ForkServer, *, forks_embedded: bool) -> Callable[..., Done]:
     """Run the command line to its end; a traceback is never what a user should see."""
 
-    forked = partial(_forked, forks, forks_embedded)
+    start = partial(forked, forks, forks_embedded)
 
     def run(*arguments: str, stdin: bytes = b"", timeout_s: float = 60, **env: str) -> Done:
         given = {**os.environ, **env}
@@ -73,7 +73,7 @@ def fanout(here: Path, forks: ForkServer, *, forks_embedded: bool) -> Callable[.
             )
             result = Done(done.returncode, done.stdout.decode(), done.stderr.decode())
         else:
-            result = forked("fanout", arguments, given, timeout_s, stdin)
+            result = start("fanout", arguments, given, timeout_s, stdin)
         assert "Traceback" not in result.stderr, result.stderr
         return result
 
@@ -86,7 +86,7 @@ def script(here: Path, forks: ForkServer, *, forks_embedded: bool) -> Callable[.
 
     def run(source: str, timeout_s: float = 100) -> str:
         (here / "script.py").write_text(textwrap.dedent(source))
-        done = _forked(forks, forks_embedded, "script", ["script.py"], os.environ, timeout_s)
+        done = forked(forks, forks_embedded, "script", ["script.py"], os.environ, timeout_s)
         assert done.status == 0, done.stderr
         assert done.stderr == ""
         return done.stdout
@@ -94,7 +94,7 @@ def script(here: Path, forks: ForkServer, *, forks_embedded: bool) -> Callable[.
     return run
 
 
-def _forked(
+def forked(
     forks: ForkServer,
     forks_embedded: bool,
     program: str,
@@ -103,6 +103,7 @@ def _forked(
     timeout_s: float,
     stdin: bytes = b"",
 ) -> Done:
+    """Run a program of ``ForkServer.start`` to its end."""
     with (
         tempfile.TemporaryFile() as given,
         tempfile.TemporaryFile() as stdout,

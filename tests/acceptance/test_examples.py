@@ -6,7 +6,7 @@ import asyncio
 import csv
 import importlib.util
 import json
-import subprocess
+import os
 import sys
 from pathlib import Path
 
@@ -14,6 +14,8 @@ import httpx
 import pandas as pd
 import pytest
 import yaml
+
+from .conftest import forked
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PROGRAMS = sorted(path for path in EXAMPLES.iterdir() if path.suffix in {".py", ".ipynb", ".yaml"})
@@ -28,14 +30,18 @@ def fake_model(here, monkeypatch):
     monkeypatch.setenv("FANOUT_MODEL", "fake?context_tokens=2048")
 
 
-def run(name, *arguments):
-    done = subprocess.run(
-        [sys.executable, "-W", "error", EXAMPLES / name, *arguments],
-        capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "succeeded" in done.stderr
-    return done.stdout
+@pytest.fixture
+def run(forks):
+    """Run a program of the examples, which warns of nothing."""
+
+    def run(name, *arguments):
+        words = [str(EXAMPLES / name), *arguments]
+        done = forked(forks, True, "script", words, os.environ, 100)
+        assert done.status == 0, done.stderr
+        assert "succeeded" in done.stderr
+        return done.stdout
+
+    return run
 
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
@@ -186,7 +192,7 @@ def test_two_prompts_are_compared_on_labels_by_the_local_model(fanout):
     assert len(evaluation["comparisons"]) == 1
 
 
-def test_documents_of_a_folder_are_read_with_their_pages():
+def test_documents_of_a_folder_are_read_with_their_pages(run):
     lines = run("documents.py").splitlines()
     for start in (
         "rights.pdf pages 1",
@@ -202,7 +208,7 @@ def test_documents_of_a_folder_are_read_with_their_pages():
     ]
 
 
-def test_a_table_comes_out_with_the_answers_beside_its_columns(here):
+def test_a_table_comes_out_with_the_answers_beside_its_columns(run, here):
     out = run("table.py", "new.parquet")
     assert "new.parquet: 27 rows, 0 failed" in out
     answers = pd.read_parquet(here / "new.parquet")
@@ -211,7 +217,7 @@ def test_a_table_comes_out_with_the_answers_beside_its_columns(here):
     assert answers["output"].str.startswith("fake answer").all()
 
 
-def test_a_second_run_asks_about_the_answers_of_the_first():
+def test_a_second_run_asks_about_the_answers_of_the_first(run):
     *lines, topics = run("two_runs.py").splitlines()
     assert [line.split(" fake")[0] for line in lines[:2]] == ["1 1791", "2 1791"]
     assert len(lines) == 27

@@ -443,7 +443,7 @@ def test_bash_itself_completes_a_run(fanout, run):
         # It gives up where the answer takes long, as on a busy machine.
         return done.stdout.splitlines()[0] == run.run_id
 
-    wait_for(completed, "the run is completed")
+    wait_for(completed, "the run is completed", timeout_s=90)
 
 
 def test_a_shell_completes_commands_and_does_not_wait_for_a_server_that_hangs(fanout):
