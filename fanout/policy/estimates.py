@@ -31,6 +31,8 @@ __all__ = [
     "is_telling",
     "known_most",
     "known_sum",
+    "least_refine_range",
+    "least_tree_range",
     "likely_answer",
     "likely_cost",
     "models_of",
@@ -49,8 +51,8 @@ _MINUTE_S = 60.0
 _EULER = 0.5772156649
 # How full the prompts of a reduce are, if there are several.
 _FULL = 0.8
-# Tokens of the line that names an answer in a reduce.
-_PLACE_TOKENS = 20
+# Tokens of the line that names an answer in a reduce: about how many, and the fewest.
+_PLACE_TOKENS, _LEAST_PLACE_TOKENS = 20, 4
 # Tokens of an answer, as long as none of the model was seen.
 _ASSUMED_ANSWER_TOKENS = 500.0
 
@@ -249,7 +251,13 @@ def time_range(
 
 
 def tree_calls(
-    answers: float, *, room: float, answer: float, partial: float, full: float = _FULL
+    answers: float,
+    *,
+    room: float,
+    answer: float,
+    partial: float,
+    full: float = _FULL,
+    full_above: float = _FULL,
 ) -> tuple[float, float]:
     """Return how many calls a reduce makes of answers, and the tokens of its prompts.
 
@@ -259,6 +267,7 @@ def tree_calls(
         answer: Tokens of an answer.
         partial: Tokens of a reduction of several answers.
         full: The share of a prompt that answers fill, where there are several prompts.
+        full_above: The same of reductions of several answers.
     """
     calls = tokens = 0.0
     size = answer
@@ -267,7 +276,7 @@ def tree_calls(
         fits = max(least, room // max(1.0, size))
         if answers > fits:
             # A node ends where its parts say so, and not where it is full.
-            fits = max(least, (_FULL if calls else full) * room // max(1.0, size))
+            fits = max(least, (full_above if calls else full) * room // max(1.0, size))
         made = ceil(answers / fits)
         calls += made
         tokens += answers * min(size, room)
@@ -289,21 +298,54 @@ def cluster_range(
     return _tree_range(answers, room, answer, partial, frame, full=LEAST_FULL)
 
 
+def least_tree_range(
+    answers: float, room: float, answer: float, partial: float, frame: float
+) -> Calls:
+    """Return the fewest calls of a tree: of full prompts, with short names of answers."""
+    return _tree_range(
+        answers, room, answer, partial, frame, full=1.0, full_above=1.0, place=_LEAST_PLACE_TOKENS
+    )
+
+
 def _tree_range(
-    answers: float, room: float, answer: float, partial: float, frame: float, *, full: float
+    answers: float,
+    room: float,
+    answer: float,
+    partial: float,
+    frame: float,
+    *,
+    full: float,
+    full_above: float = _FULL,
+    place: float = _PLACE_TOKENS,
 ) -> Calls:
     calls, tokens = tree_calls(
         answers,
         room=room,
-        answer=answer + _PLACE_TOKENS,
-        partial=partial + _PLACE_TOKENS,
+        answer=answer + place,
+        partial=partial + place,
         full=full,
+        full_above=full_above,
     )
     tokens += calls * frame
     return Calls(calls_low=calls, calls_high=calls, input_low=tokens, input_high=tokens)
 
 
-def refine_range(answers: float, room: float, answer: float, partial: float, frame: float) -> Calls:
+def least_refine_range(
+    answers: float, room: float, answer: float, partial: float, frame: float
+) -> Calls:
+    """Return the fewest calls of a chain, with short names of answers; see ``refine_range``."""
+    return refine_range(answers, room, answer, partial, frame, place=_LEAST_PLACE_TOKENS)
+
+
+def refine_range(
+    answers: float,
+    room: float,
+    answer: float,
+    partial: float,
+    frame: float,
+    *,
+    place: float = _PLACE_TOKENS,
+) -> Calls:
     """Return the calls that refine an answer in turn, each with ``frame`` tokens around what it sees.
 
     Args:
@@ -312,11 +354,12 @@ def refine_range(answers: float, room: float, answer: float, partial: float, fra
         answer: Tokens of an answer.
         partial: Tokens of the answer so far, which each call but the first sees.
         frame: Tokens of the rest of a prompt.
+        place: Tokens of the line that names an answer.
     """
-    size = min(answer + _PLACE_TOKENS, room)
+    size = min(answer + place, room)
     first, beside = (max(1.0, space // size) for space in (room, room - partial))
     calls = 1.0 + ceil(max(0.0, answers - first) / beside) if answers else 0.0
-    tokens = answers * size + max(0.0, calls - 1) * (partial + _PLACE_TOKENS) + calls * frame
+    tokens = answers * size + max(0.0, calls - 1) * (partial + place) + calls * frame
     return Calls(calls_low=calls, calls_high=calls, input_low=tokens, input_high=tokens)
 
 

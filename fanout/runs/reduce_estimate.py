@@ -12,7 +12,14 @@ from fanout.core.tokens import BYTES_PER_TOKEN
 from fanout.inputs.fences import FENCE_BYTES, with_rule
 from fanout.inputs.fold_prompts import aggregate_source
 from fanout.inputs.token_counters import ratio_of
-from fanout.policy.estimates import Calls, cluster_range, refine_range, tree_range
+from fanout.policy.estimates import (
+    Calls,
+    cluster_range,
+    least_refine_range,
+    least_tree_range,
+    refine_range,
+    tree_range,
+)
 from fanout.policy.token_ratio import TokenRatio, bytes_by_kind
 from fanout.runs.comparison_estimate import comparison_calls, competitions, resolution_calls
 from fanout.runs.token_counts import ANSWER_TOKENS, reduce_room
@@ -106,11 +113,12 @@ class ReduceEstimator:
         models = len(spec.models) if reduce.is_by_model else 1
         low = middle = high = Calls()
         folded = refine_range if reduce.refines else tree_range
+        at_least = least_refine_range if reduce.refines else least_tree_range
         at_most = cluster_range if reduce.clusters else folded
         for count in self._groups.values():
             for _ in range(models):
                 answers = count * each / models
-                low = low.plus(folded(answers, room, least, 1.0, frame))
+                low = low.plus(at_least(answers, room, least, 1.0, frame))
                 middle = middle.plus(folded(answers, room, likely, partial, frame))
                 high = high.plus(at_most(answers, room, most or partial, partial, frame))
         all_groups = 1 + self._ungrouped / self._groups.total()

@@ -13,6 +13,8 @@ from fanout.policy.estimates import (
     answer_range,
     cluster_range,
     cost_range,
+    least_refine_range,
+    least_tree_range,
     likely_answer,
     likely_cost,
     project,
@@ -153,6 +155,21 @@ def test_clusters_fill_half_of_a_prompt_at_least(answers, calls):
     found = cluster_range(answers, 150, 10, 0, 0)
     assert found.calls_high == calls
     assert found.calls_high >= tree_range(answers, 150, 10, 0, 0).calls_high
+
+
+@pytest.mark.parametrize(("answers", "calls"), [(0, 0), (10, 1), (11, 3), (100, 10 + 1)])
+def test_a_tree_has_no_fewer_calls_than_those_of_full_prompts(answers, calls):
+    found = least_tree_range(answers, 150, 11, 1, 0)
+    assert found.calls_low == calls
+    tree = tree_range(answers, 150, 11, 1, 0)
+    assert (found.calls_low, found.input_low) <= (tree.calls_low, tree.input_low)
+
+
+@pytest.mark.parametrize("answers", [0, 1, 5, 6, 45, 1_000])
+def test_a_chain_of_short_names_has_no_more_calls_and_tokens(answers):
+    found, chain = (one(answers, 150, 10, 20, 7) for one in (least_refine_range, refine_range))
+    assert found.calls_low <= chain.calls_low
+    assert found.input_low <= chain.input_low
 
 
 def test_calls_that_follow_each_other_take_their_time_on_any_number_of_places():
