@@ -170,8 +170,15 @@ class NameSample:
     def _keep(self, names: list[tuple[int, str]]) -> None:
         self._first = heapq.nsmallest(_SAMPLE_NAMES, [*self._first, *names])
 
-    def notes(self, words: str) -> list[str]:
-        """Return one note with the count, the words and the names; none if nothing was counted."""
+    def notes(self, words: str, *, one: str | None = None) -> list[str]:
+        """Return one note with the count, the words and the names; none if nothing was counted.
+
+        Args:
+            words: The words about these branches.
+            one: Those about a single branch, if they differ.
+        """
+        if self.count == 1 and one is not None:
+            words = one
         if not self.count:
             return []
         more = self.count - len(self._first)

@@ -84,9 +84,11 @@ class Merge:
 
     def _end(self) -> Aggregate:
         notes = self._missing.notes(LEFT_OUT)
-        notes += self._unusable.notes("answers are not JSON and left out")
+        what = "not JSON and left out"
+        notes += self._unusable.notes(f"answers are {what}", one=f"answer is {what}")
         if self._reader is not None:
-            notes += self._without.notes(f"answers have no {self._reader.name}")
+            what = f"no {self._reader.name}"
+            notes += self._without.notes(f"answers have {what}", one=f"answer has {what}")
         return Aggregate(
             value=None,
             succeeded=self._succeeded,

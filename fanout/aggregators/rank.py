@@ -174,13 +174,14 @@ class Rank:
 
     def _end(self) -> Aggregate:
         last = "ranked last" if self.has_unscored else LEFT_OUT.removeprefix("failed and ")
-        what = "number" if self._reader is None else f"number in {self._reader.name}"
+        what = "no number" if self._reader is None else f"no number in {self._reader.name}"
+        what = f"{what}: {last}"
         return Aggregate(
             value=None,
             succeeded=self._succeeded,
             failed=self._missing.count,
             notes=[
-                *self._unscored.notes(f"answers hold no {what}: {last}"),
+                *self._unscored.notes(f"answers have {what}", one=f"answer has {what}"),
                 *self._missing.notes(LEFT_OUT),
                 *self._notes_of_ties(),
             ],

@@ -210,12 +210,11 @@ class Table:
     def _notes(self) -> list[str]:
         notes = self._missing.notes(LEFT_OUT)
         for reader, sample in zip(self._by, self._without, strict=True):
-            notes += sample.notes(f"answers have no {reader.name}: counted as null")
+            what = f"no {reader.name}: counted as null"
+            notes += sample.notes(f"answers have {what}", one=f"answer has {what}")
         for reader, sample in zip(self._measured, self._no_number, strict=True):
-            notes += sample.notes(
-                f"answers have no number in {reader.name}, or other values beside numbers: left out "
-                "of its measures"
-            )
+            what = f"no number in {reader.name}, or other values beside numbers: left out of its measures"
+            notes += sample.notes(f"answers have {what}", one=f"answer has {what}")
         return notes
 
 

@@ -152,7 +152,8 @@ class Vote:
             failed = plural(self._failed, "branch", "branches")
             notes.append(f"{failed} failed and did not vote")
         if self._reader is not None:
-            notes += self._without.notes(f"answers have no {self._reader.name} and did not vote")
+            what = f"no {self._reader.name} and did not vote"
+            notes += self._without.notes(f"answers have {what}", one=f"answer has {what}")
         return notes
 
     def _values(self, item: Item, output: str) -> dict[bytes, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fanout.cli.completion import complete_files
-from fanout.cli.delivery import conclude, quiet_option
+from fanout.cli.delivery import conclude, quiet_option, unpaid_calls
 from fanout.cli.exits import INTERRUPTED
 from fanout.cli.following import follow
 from fanout.cli.progress import Progress
@@ -230,6 +230,10 @@ def _work_off(
     now = follow(run, progress, should_stop=stop.is_set, has_own_worker=True)
     say(run.run_id, {**fields, "status": now.status.value}, as_json=as_json)
     exit_status = conclude(now, progress, run=run)
+    if not stop.is_set():
+        # The budget may have ended it again.
+        for line in unpaid_calls(run.run_id, now, run.stored_result().all_errors):
+            progress.note(line)
     progress.note(f"its answers: `fanout results {run.run_id}`, with --out DIR into files")
     return INTERRUPTED if stop.is_set() else exit_status
 

@@ -28,7 +28,7 @@ from fanout.runs.tables.output_file import OutputFile
 from fanout.system.terminal import print_error, print_line, print_parts, print_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from fanout.cli.destinations import Destination
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from fanout.client.run import Run
     from fanout.core.spec import RunSpec
     from fanout.runs.evaluation import Evaluation
-    from fanout.runs.status import Status
+    from fanout.runs.status import ReduceError, Status
     from fanout.runs.stored_aggregate import StoredAggregate
     from fanout.runs.stored_aggregates import StoredAggregates
 
@@ -49,6 +49,7 @@ __all__ = [
     "deliver",
     "json_option",
     "quiet_option",
+    "unpaid_calls",
 ]
 
 # Notes that are printed for people; groups may have very many.
@@ -265,16 +266,25 @@ def _say_faults(
     for fault in faults:
         print_error(fault)
     if faults:
-        again = f"nothing is lost: `fanout results {run.run_id} --out DIR` writes the answers again"
+        again = f"`fanout results {run.run_id} --out DIR` writes the answers again"
+        if delivery.scoring is not None:
+            again = f"`fanout eval {run.run_id}` prints the evaluation again, {again}"
+        again = f"nothing is lost: {again}"
         print_error(again if delivery.is_kept else "the run was not kept")
     return exit_status
 
 
-def _unpaid_calls(run_id: str, status: Status, answer: _Answer) -> Iterator[str]:
-    """Yield how calls of the aggregate are made that the budget had no room for, if there are any."""
+def unpaid_calls(run_id: str, status: Status, failed: Iterable[ReduceError]) -> Iterator[str]:
+    """Yield how calls of the aggregate are made that the budget had no room for, if there are any.
+
+    Args:
+        run_id: The run.
+        status: Its status.
+        failed: The failed calls of its aggregate; read only if it has a budget.
+    """
     if status.budget is None or not status.budget.limited:
         return
-    over = sum(one.kind is ErrorKind.BUDGET for one in answer.aggregated.values.errors())
+    over = sum(one.kind is ErrorKind.BUDGET for one in failed)
     if over:
         calls, them = plural(over, "call", "calls"), "them" if over > 1 else "it"
         yield (
@@ -295,7 +305,7 @@ def _again(run_id: str, status: Status, answer: _Answer, delivery: Delivery) -> 
             it = "it" if status.failed == 1 else "them"
             yield f"left out: {failed}; `fanout errors {run_id}` lists {it}, {retry_help(status)}"
     if delivery.is_kept and not delivery.is_stopped:
-        yield from _unpaid_calls(run_id, status, answer)
+        yield from unpaid_calls(run_id, status, answer.aggregated.values.errors())
     if delivery.scoring is not None and delivery.is_kept:
         yield f"kept: `fanout eval {run_id}` prints this again, `fanout results {run_id}` the answers"
     elif delivery.out is None and delivery.is_kept and not delivery.is_stopped:

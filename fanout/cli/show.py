@@ -97,7 +97,7 @@ def _place(branch: Output[Any]) -> str:
     if branch.text is not None:
         parts.append(f"chunk {branch.position}, characters {branch.start:,} to {branch.end:,}")
     if branch.pages:
-        parts.append(f"pages {page_range(branch.pages)}")
+        parts.append(f"page{'' if len(branch.pages) == 1 else 's'} {page_range(branch.pages)}")
     if branch.headings:
         parts.append(branch.headings)
     if branch.aspect is not None:

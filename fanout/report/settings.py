@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from fanout.core.model_names import ANY_MODEL
 from fanout.core.strict_schema import object_properties
 from fanout.inputs.documents.urls import shown_input
 
@@ -71,6 +72,11 @@ def _settings(spec: RunSpec) -> Iterator[tuple[str, str]]:
         lane="realtime",
     )
     yield from _given(spec, "embed")
+    for model, price in spec.price.items():
+        name = "price" if model == ANY_MODEL else f"price of {model}"
+        yield name, f"${price.input_mtok:g} in and ${price.output_mtok:g} out per million tokens"
+    if not spec.cache:
+        yield "cache", "no"
     if spec.sources:
         yield "sources", "yes"
     if spec.labels:

@@ -181,10 +181,18 @@ def _terms(spec: RunSpec) -> Iterator[str]:
     """Yield what the aggregates must be like, of which some may come to none."""
     if spec.sources:
         again = "is asked for once more, then marked" if spec.max_reasks else "is marked"
-        yield f"it cites the ids of its sources; a citation or quote that is not real {again}"
+        yield f"{_citing(spec)} sources; a citation or quote that is not real {again}"
     if spec.min_group_success:
         what = "a group" if any(one.group_by for one in spec.reductions) else "a run"
         yield f"{what} with answers of less than {spec.min_group_success:.4g} of its branches gets none"
+
+
+def _citing(spec: RunSpec) -> str:
+    """Return which reduces cite: no table does, and in a list the words stand below all."""
+    names = [one.name for one in spec.reductions if one.makes_calls and not one.judges_pairs]
+    if len(spec.reductions) == 1:
+        return "it cites the ids of its"
+    return f"{_listed(tuple(names))} {'cites the ids of its' if len(names) == 1 else 'cite the ids of their'}"
 
 
 def _listed(names: tuple[str, ...]) -> str:

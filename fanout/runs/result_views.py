@@ -112,9 +112,14 @@ def result_page(result: Result[Any]) -> str:
     parts = [f"<div><p><b>Run {escape(result.run_id)} {status}</b>: {facts}</p>"]
     if result.error is not None:
         parts.append(f"<p>{_shown(result.error, _TEXT_CHARS)}</p>")
-    if result.aggregated_value is not None:
+    value = result.aggregated_value
+    if result.has_reduces and isinstance(value, dict):
+        for name, one in value.items():
+            parts.append(f"<p><b>Aggregate {escape(name)}</b></p>")
+            parts += _aggregate(one)
+    elif value is not None:
         parts.append("<p><b>Aggregate</b></p>")
-        parts += _aggregate(result.aggregated_value)
+        parts += _aggregate(value)
     parts += _rows(result)
     parts += _evaluation(result)
     parts += _failures(result)

@@ -210,6 +210,16 @@ class Status:
         return sum(one.failed for one in self.stages if one.stage > 0)
 
     @property
+    def cached(self) -> int:
+        """The number of answers that came from the cache."""
+        return self.saved.calls
+
+    @property
+    def saved_usd(self) -> float | None:
+        """What that saved, in US dollars; 0 without such an answer, None if it is unknown."""
+        return self.saved.cost_usd
+
+    @property
     def slowed(self) -> list[str]:
         """The models whose calls wait for limits that were learnt."""
         return sorted(name for name, one in self.limits.items() if one.is_waited_for)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fanout.core.errors import LLMError, ModelError, SpecError
 from fanout.core.records import NO_CALL, ErrorKind
+from fanout.core.units import plural
 from fanout.llm.base import LLMReply, LLMRequest
 from fanout.llm.callables import CallableLLM
 from fanout.llm.calls import complete_with_retries
@@ -84,7 +85,8 @@ async def _called(
         sleep=partial(_rests, context, goes_on),
     )
     if result.kind is not None:
-        why = f"{result.kind.value}: {result.message} (after {result.attempts} attempts)"
+        attempts = plural(result.attempts, "attempt", "attempts")
+        why = f"{result.kind.value}: {result.message} (after {attempts})"
         raise SpecError(f"{path} made no vectors of answers: {why}", field="embed")
     return asked.vectors
 

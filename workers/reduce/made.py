@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from fanout.core.records import ErrorKind
+from fanout.core.units import plural
 from fanout.runs.status import ReduceError
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ def failed_call(reduce: str, group: str, outcome: Outcome) -> ReduceError:
 
 def why_failed(error: ReduceError) -> str:
     """Return why a call failed."""
-    return f"{error.kind.value}: {error.message} (after {error.attempts} attempts)"
+    calls = plural(error.attempts, "call", "calls")
+    return f"{error.kind.value}: {error.message} (after {calls})"
 
 
 class FirstFailedCalls:

@@ -101,13 +101,16 @@ class Values:
 
     def _order(self) -> None:
         self.behind = self._coverage.tallies()
-        least = self._spec.min_group_success
-        is_lacking = {group for group, tally in self.behind.items() if lacking(tally, least)}
+        is_lacking = set(filter(self.is_lacking, self.behind))
         rows = [row for row in self._forms.items() if row[0][0] not in is_lacking]
         rows.sort(key=lambda row: -row[1].total())
         self.keys = [key for key, _ in rows]
         self.forms = [forms for _, forms in rows]
         self.weights = [forms.total() for forms in self.forms]
+
+    def is_lacking(self, group: str) -> bool:
+        """Whether too little is behind the aggregate of a group: its values are not looked at."""
+        return lacking(self.behind[group], self._spec.min_group_success) is not None
 
     def shown(self, number: int) -> str:
         """Return a value as it is written most often; of equal ones, as it is written first."""

@@ -179,9 +179,15 @@ def _aggregates(
     made = []
     for group, tally in values.behind.items():
         pairs = plural(asked[group], "pair was", "pairs were")
-        own = [f"{different[group]:,} different values; {pairs} compared by {reduce.model}"]
+        own = []
+        if not values.is_lacking(group):
+            count = plural(different[group], "value differs", "values differ")
+            own.append(
+                f"{count} in more than case and punctuation; {pairs} compared by {reduce.model}"
+            )
         own += notes
-        own += values.without[group].notes(f"answers have no text in {reduce.by[0]}")
+        what = f"no text in {reduce.by[0]}"
+        own += values.without[group].notes(f"answers have {what}", one=f"answer has {what}")
         own += values.missing[group].notes(LEFT_OUT)
         one = Aggregate(
             value=sorted(rows[group], key=lambda row: -row["count"]),

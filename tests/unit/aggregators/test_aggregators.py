@@ -135,7 +135,7 @@ def test_what_json_cannot_store_is_left_out_of_a_merge(odd):
 def test_an_answer_nested_too_deep_is_left_out():
     deep = '{"a":' * 101 + "1" + "}" * 101
     made = aggregate("merge", [deep[5:-1], deep])
-    assert made.notes == ["1 answers are not JSON and left out: d1"]
+    assert made.notes == ["1 answer is not JSON and left out: d1"]
 
 
 def test_merging_costs_the_same_however_many_answers_came_before():
@@ -147,7 +147,7 @@ def test_merging_costs_the_same_however_many_answers_came_before():
 def test_merge_leaves_out_what_is_not_json_and_says_so():
     made = aggregate("merge", ['{"a": 1}', "Sure!"])
     assert made.value == {"a": 1}
-    assert made.notes == ["1 answers are not JSON and left out: d1"]
+    assert made.notes == ["1 answer is not JSON and left out: d1"]
 
 
 def test_the_majority_wins_regardless_of_case_and_punctuation():
@@ -273,7 +273,7 @@ def test_ranks_are_shared_and_answers_without_a_number_come_last():
         (1, 9.0, "d2"), (2, 5.0, "d0"), (2, 5.0, "d4"), (4, 1.0, "d5"), (5, None, "d1"),
     ]  # fmt: skip
     assert made.notes == [
-        "1 answers hold no number: ranked last: d1",
+        "1 answer has no number: ranked last: d1",
         "1 failed and left out: d3",
     ]
 

@@ -60,7 +60,7 @@ def test_answers_of_other_shapes_are_taken_whole():
 def test_without_any_score_there_is_no_best_answer():
     made = best(["who knows", None])
     assert made.value is None
-    assert made.notes[0].startswith("1 answers hold no number: left out")
+    assert made.notes[0].startswith("1 answer has no number: left out")
 
 
 def test_a_job_gets_a_schema_with_a_score_unless_it_says_what_answers_are():

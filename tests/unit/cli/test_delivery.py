@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from fanout.cli.delivery import Delivery, _Answer, _print, _unpaid_calls
+from fanout.cli.delivery import Delivery, Scoring, _Answer, _print, _say_faults, unpaid_calls
 from fanout.client.run_answers import RunAnswers
 from fanout.runs.budget_status import BudgetStatus
 from fanout.runs.status import StoredResult
@@ -20,7 +20,7 @@ def said(limit):
     aggregated = RunAnswers(RUN, context.store).stored_aggregate()
     budget = BudgetStatus.of(context.store.budget(RUN), has_ended=True)
     answer = _Answer(aggregated=aggregated, evaluation=None)
-    return list(_unpaid_calls(RUN, status(budget=budget), answer)), answer
+    return list(unpaid_calls(RUN, status(budget=budget), aggregated.values.errors())), answer
 
 
 def test_calls_of_the_aggregate_without_room_in_the_budget_have_a_way_on():
@@ -30,7 +30,20 @@ def test_calls_of_the_aggregate_without_room_in_the_budget_have_a_way_on():
     assert "calls of the aggregate; `fanout retry r1 --budget-calls N` makes them" in line
     lines, answer = said(1_000)
     assert not lines
-    assert not list(_unpaid_calls(RUN, status(), answer))
+    assert not list(unpaid_calls(RUN, status(), answer.aggregated.values.errors()))
+
+
+def test_an_evaluation_that_could_not_be_printed_has_a_command_that_prints_it(capsys):
+    run = SimpleNamespace(run_id=RUN)
+    for scoring, words in (
+        (None, "nothing is lost: `fanout results r1 --out DIR`"),
+        (
+            Scoring(),
+            "nothing is lost: `fanout eval r1` prints the evaluation again, `fanout results r1",
+        ),
+    ):
+        assert _say_faults([], run, Delivery(scoring=scoring), 0, is_read=False) == 141
+        assert words in capsys.readouterr().err
 
 
 def test_a_run_whose_only_aggregate_failed_prints_why_and_not_its_branches(capsys):

@@ -484,8 +484,22 @@ def test_a_failed_reduce_and_what_was_asked_are_shown():
     stored = StoredResult(errors=[failure])
     text = read([branch(aspect="term")], stored=stored, spec=spec).text
     for said in ("(empty) timeout too slow 3", "Prompt term How long? {input}", "Sum up: {input}",
-                 "Be brief.", "at least 90% must succeed", "temperature 0.5"):  # fmt: skip
+                 "Be brief.", "at least 90 % must succeed", "temperature 0.5"):  # fmt: skip
         assert said in text
+
+
+def test_settings_say_prices_of_the_job_and_that_it_takes_no_kept_answers():
+    prices = {
+        "*": {"input_mtok": 1, "output_mtok": 4},
+        "fake": {"input_mtok": 0.25, "output_mtok": 2},
+    }
+    text = read(
+        [branch(0)], spec=make_spec(model="fake", prompt="{input}", price=prices, cache=False)
+    ).text
+    for said in ("price $1 in and $4 out per million tokens",
+                 "price of fake $0.25 in and $2 out per million tokens", "cache no"):  # fmt: skip
+        assert said in text
+    assert "cache no" not in read([branch(0)]).text
 
 
 def nasty_page():

@@ -14,6 +14,8 @@ STEPS = [
     {"name": "check", "judge": "note", "criteria": "short", "max_rounds": 2},
 ]  # fmt: skip
 
+SUMS = {"name": "sums", "llm": "{input}"}
+
 
 def test_the_passages_of_steps_are_drawn():
     steps = [
@@ -78,6 +80,20 @@ def test_what_an_aggregate_must_be_like_is_drawn_below_it(fields, terms):
     )
     at = next(at for at, line in enumerate(lines) if line.startswith("reduce:"))
     assert lines[at + 1 :] == [f"   {term}" for term in terms]
+
+
+@pytest.mark.parametrize(
+    ("reduces", "subject"),
+    [
+        ([SUMS], "it cites the ids of its"),
+        ([SUMS, {"name": "firms", "resolve": "output"}, {"name": "all", "vote": {}}],
+         "sums cites the ids of its"),
+        ([SUMS, {"name": "all", "vote": {}}, {**SUMS, "name": "rest"}], "sums, rest cite the ids of their"),
+    ],
+)  # fmt: skip
+def test_below_a_list_stands_which_reduces_cite(reduces, subject):
+    lines = job_drawing(make_spec(model="fake", prompt="{input}", sources=True, reduce=reduces))
+    assert lines[-1].startswith(f"   {subject} sources; ")
 
 
 @pytest.mark.parametrize(

@@ -300,6 +300,16 @@ def test_a_notebook_shows_the_rows_of_an_aggregate_as_a_table(aggregated, tables
     assert not [word for word in words if word not in text]
 
 
+def test_a_notebook_shows_each_reduce_of_a_list_below_its_name():
+    aggregated = {"counts": ROWS[:2], "sums": {"a<b": "all is well"}, "none": None}
+    made = dataclasses.replace(result(1), aggregated=aggregated, has_reduces=True)
+    page = Tags(made._repr_html_())
+    assert page.tags.count("table") == 2, "that of the branches, and that of the rows"
+    text = " ".join(page.words)
+    for part in ("Aggregate counts", "stars", "Aggregate sums", "all is well", "Aggregate none"):
+        assert part in text
+
+
 def test_what_a_notebook_shows_is_escaped_and_bounded_and_loads_nothing():
     bad = "<script>alert(1)</script><img src=x onerror=y>" + "x" * 10_000
     wide = {f"{bad}{i}": [bad] for i in range(100)}

@@ -139,10 +139,10 @@ def test_an_aggregate_whose_call_failed_says_why_in_place_of_an_answer(fold):
     run, _ = ended(["a", "b"], ["SUM"], aggregate_prompt="SUM {input}", fold=fold)
     result = run.result()
     assert (result.status, result.aggregated) == (RunStatus.FAILED, None)
-    assert result.aggregate_coverage.problem == "content_filter: no (after 1 attempts)"
+    assert result.aggregate_coverage.problem == "content_filter: no (after 1 call)"
     assert result.error.endswith(result.aggregate_coverage.problem)
     assert result.aggregate_coverage.branches_behind == 0
-    assert result.notes == ["no aggregate: content_filter: no (after 1 attempts)"]
+    assert result.notes == ["no aggregate: content_filter: no (after 1 call)"]
 
 
 def test_a_chain_that_says_nothing_has_a_reason():
@@ -172,7 +172,7 @@ def test_the_list_of_sources_tells_no_aggregate_from_one_that_cites_nothing():
     assert list(source_lines(run.sources(), stored.coverage())) == [
         "", "Sources:", "  d0", "    (it cites none)", "  d1", "    (no aggregate)",
     ]  # fmt: skip
-    assert "(no aggregate: content_filter: no (after 1 attempts))" in "".join(stored.texts())
+    assert "(no aggregate: content_filter: no (after 1 call))" in "".join(stored.texts())
     alone = run.aggregate_coverage()["d1"]
     assert list(source_lines([], alone))[2:] == ["  (no aggregate)"]
 

@@ -58,7 +58,7 @@ def test_of_failed_comparisons_the_first_are_shown_and_one_of_each_kind():
     ]  # fmt: skip
     assert calls.over_budget == 5
     calls.add(Outcome(index=9, kind=ErrorKind.INTERNAL, message="oh", attempts=1), "last")
-    assert calls.why == f"{ErrorKind.BUDGET.value}: no (after 2 attempts)"
+    assert calls.why == f"{ErrorKind.BUDGET.value}: no (after 2 calls)"
 
 
 def test_each_byte_of_very_many_failed_calls_is_looked_at_a_few_times_only(monkeypatch):

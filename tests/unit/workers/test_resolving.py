@@ -33,6 +33,7 @@ FIRMS = [
     "Zebra",
     "Acme Corp",
 ]
+DIFFER = "differ in more than case and punctuation"
 
 
 def answers(same):
@@ -73,7 +74,7 @@ def test_equal_values_need_no_call_and_a_model_decides_what_is_alike():
     ]
     made = context.result.aggregates[""]
     assert (made.succeeded, made.failed, made.coverage.branches) == (7, 0, 7)
-    assert made.notes == ["5 different values; 2 pairs were compared by fake"]
+    assert made.notes == [f"5 values {DIFFER}; 2 pairs were compared by fake"]
     assert context.store.stage(StageId(RUN, 1)).total == 2
 
 
@@ -105,7 +106,7 @@ def test_the_elements_of_lists_are_values_and_an_answer_counts_once():
         ("Bolt", 1, {"Bolt": 1}),
         ("7", 1, {"7": 1}),
     ]
-    assert "1 answers have no text in firms.*: d0" in context.result.aggregates[""].notes
+    assert "1 answer has no text in firms.*: d0" in context.result.aggregates[""].notes
 
 
 def test_no_more_pairs_are_asked_than_the_job_allows():
@@ -201,8 +202,8 @@ def test_each_group_has_its_own_things():
     }
     assert context.store.stage(StageId(RUN, 1)).total == 1, "no pair is of two groups"
     assert [one.coverage.branches for one in made.values()] == [2, 2]
-    assert made["it"].notes == ["2 different values; 1 pair was compared by fake"]
-    assert made["uk"].notes == ["2 different values; 0 pairs were compared by fake"]
+    assert made["it"].notes == [f"2 values {DIFFER}; 1 pair was compared by fake"]
+    assert made["uk"].notes == [f"2 values {DIFFER}; 0 pairs were compared by fake"]
 
 
 def test_answers_without_fields_stop_the_run_after_its_first_shard():
@@ -273,6 +274,20 @@ def test_no_pair_is_asked_for_a_group_with_too_little_behind_it():
     through(context, texts())
     assert "too little is behind it" in context.store.run(RUN).error
     assert context.llm.calls == 7
+
+
+def test_of_a_group_with_too_little_behind_it_no_values_are_said_to_be_there():
+    """They are not looked at: `0 different values` would be false."""
+    context = resolving(group_by="document", min_group_success=0.9, retries={"max_attempts": 1})
+    answer = context.answer
+    context.answer = lambda request: (
+        ValueError("no") if "Zebra" in request.prompt else answer(request)
+    )
+    through(context, texts())
+    made = context.result.aggregates
+    assert any(one.problem for one in made.values())
+    for one in made.values():
+        assert any("compared by fake" in note for note in one.notes) == (one.problem is None)
 
 
 def test_the_search_for_pairs_stops_with_its_run(monkeypatch):
