@@ -191,8 +191,9 @@ def deliver(run: Run, status: Status, progress: Progress, delivery: Delivery) ->
 def _notes(answer: _Answer, status: Status, delivery: Delivery) -> Iterator[str]:
     is_text = delivery.stream is None and not delivery.as_json and delivery.scoring is None
     # The text, or the error of the run, says why there is no aggregate.
-    is_told = (is_text and bool(answer.aggregated)) or status.error is not None
-    notes = enumerate(answer.aggregated.each_note(has_reasons=not is_told))
+    is_told = is_text and bool(answer.aggregated)
+    has_error = status.error is not None
+    notes = enumerate(answer.aggregated.each_note(has_reasons=not is_told, has_error=has_error))
     yield from (f"note: {note}" for _, note in islice(notes, _NOTES))
     last = max((number + 1 for number, _ in notes), default=_NOTES)
     if last > _NOTES:

@@ -73,10 +73,15 @@ class StoredAggregate:
         """Return the aggregator's notes."""
         return list(self.each_note())
 
-    def each_note(self, *, has_reasons: bool = True) -> Iterator[str]:
-        """Yield the aggregator's notes; ``has_reasons`` is whether also why there is no aggregate."""
+    def each_note(self, *, has_reasons: bool = True, has_error: bool = False) -> Iterator[str]:
+        """Yield the aggregator's notes.
+
+        Args:
+            has_reasons: Whether also why there is no aggregate.
+            has_error: Whether the error of the run, which a user sees as well, says that.
+        """
         for group, one in self.values.aggregates():
-            is_told = has_reasons or one.problem is None
+            is_told = (has_reasons and not has_error) or one.problem is None
             for note in (*one.notes, *(coverage_notes(one, self._reduction) if is_told else ())):
                 yield f"{group or EMPTY_GROUP}: {note}" if self._is_grouped else note
 

@@ -48,10 +48,15 @@ class StoredAggregates:
         """Return the notes of the aggregators."""
         return list(self.each_note())
 
-    def each_note(self, *, has_reasons: bool = True) -> Iterator[str]:
-        """Yield the notes of the aggregators; ``has_reasons`` as for that of a single reduce."""
+    def each_note(self, *, has_reasons: bool = True, has_error: bool = False) -> Iterator[str]:
+        """Yield the notes of the aggregators; the arguments are as for that of a single reduce.
+
+        The error names the reduces that have no aggregate at all: not those that lack some groups.
+        """
         for name, one in self.by_name.items():
-            yield from (f"{name}: {note}" for note in one.each_note(has_reasons=has_reasons))
+            is_told = has_error and name in self.stored.problems
+            notes = one.each_note(has_reasons=has_reasons, has_error=is_told)
+            yield from (f"{name}: {note}" for note in notes)
 
     def coverage(self) -> dict[str, Any] | None:
         """Return what is behind the aggregates, by name; None if there is no result yet."""

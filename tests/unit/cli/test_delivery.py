@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+from fanout.aggregators import Aggregate, Tally
 from fanout.cli.delivery import Delivery, Scoring, _Answer, _print, _say_faults, unpaid_calls
 from fanout.client.run_answers import RunAnswers
 from fanout.runs.budget_status import BudgetStatus
 from fanout.runs.status import StoredResult
 from fanout.runs.stored_aggregate import StoredAggregate
+from fanout.runs.stored_aggregates import StoredAggregates
 from tests.fakes import RUN
 from tests.unit.workers.test_tree_budgets import budgeted
 
@@ -44,6 +46,28 @@ def test_an_evaluation_that_could_not_be_printed_has_a_command_that_prints_it(ca
     ):
         assert _say_faults([], run, Delivery(scoring=scoring), 0, is_read=False) == 141
         assert words in capsys.readouterr().err
+
+
+def test_beside_the_error_of_a_run_stands_why_groups_of_other_reduces_have_no_aggregate():
+    """The error names only the reduces that have none at all."""
+    problem = Tally().coverage("budget: no room")
+    none, there = (
+        Aggregate(value=value, coverage=one) for value, one in ((None, problem), ("x", None))
+    )
+    found = {"sums": {"kettle": none, "lamp": there}, "all": {"": none}}
+    stored = StoredResult(problems={"all": "no aggregate could be made: budget: no room"})
+    by_name = {
+        name: StoredAggregate(
+            SimpleNamespace(aggregates=groups.items), "llm", is_grouped=name == "sums"
+        )
+        for name, groups in found.items()
+    }
+    aggregated = StoredAggregates(SimpleNamespace(stored=stored), by_name)
+    assert list(aggregated.each_note(has_error=True)) == [
+        "sums: kettle: no aggregate: budget: no room"
+    ]
+    assert len(list(aggregated.each_note())) == 2
+    assert not list(aggregated.each_note(has_reasons=False, has_error=True))
 
 
 def test_a_run_whose_only_aggregate_failed_prints_why_and_not_its_branches(capsys):
