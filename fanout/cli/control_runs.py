@@ -145,11 +145,22 @@ def retry(
             field = f"--{part}-{name}" if name else error.field
             raise SpecError(error.reason, field=field) from None
         stop.arm(run.run_id)
-        unread = sum(before.errors.get(kind, 0) for kind in chosen) - count
+        left = sum(before.errors.get(kind, 0) for kind in chosen) - count
+        # Of a run with a budget, others are left where that has no room for them.
+        bad = before.errors.get(ErrorKind.BAD_REQUEST, 0) if ErrorKind.BAD_REQUEST in chosen else 0
+        unread = left if before.budget is None else min(left, bad)
         now = run.status()
         redoes = _redoes_aggregate(before, now, run.spec, has_failed_calls=failed_calls > 0)
         again = failed_calls if count or redoes else 0
-        text = _retried(run.run_id, count, unread, redoes=redoes, is_any=not kinds, calls=again)
+        text = _retried(
+            run.run_id,
+            count,
+            unread,
+            redoes=redoes,
+            is_any=not kinds,
+            calls=again,
+            unpaid=left - unread,
+        )
         if budget and not count and now.budget is not None:
             text += f"; its {now.budget.words}"
         if hint:
@@ -197,7 +208,14 @@ def _redoes_aggregate(
 
 
 def _retried(
-    run_id: str, count: int, unread: int, *, redoes: bool, is_any: bool, calls: int = 0
+    run_id: str,
+    count: int,
+    unread: int,
+    *,
+    redoes: bool,
+    is_any: bool,
+    calls: int = 0,
+    unpaid: int = 0,
 ) -> str:
     """Return what becomes of the failed branches of a run.
 
@@ -208,11 +226,18 @@ def _retried(
         redoes: Whether the aggregate is made again if no branch is processed.
         is_any: Whether failures of all kinds are asked for.
         calls: How many calls of the aggregate have failed, and are made again.
+        unpaid: How many branches stay as they are, as the budget has no room for a call.
     """
     branches = plural(count, "branch", "branches")
     text = f"{branches} of run {run_id} {'is' if count == 1 else 'are'} processed again"
     if not count:
-        why = "can be processed again" if unread else "has failed" if is_any else "has failed so"
+        why = (
+            "can be processed again"
+            if unread or unpaid
+            else "has failed"
+            if is_any
+            else "has failed so"
+        )
         with_calls = f", with {plural(calls, 'call', 'calls')} that had failed" if calls else ""
         again = f"only its aggregate is made again{with_calls}"
         then = again if redoes else "nothing is processed again"
@@ -220,6 +245,8 @@ def _retried(
     if unread:
         failed = plural(unread, "branch has", "branches have")
         text += f"; {failed} a document that could not be read, which only a new run reads again"
+    if unpaid:
+        text += f"; the budget has no room for calls of {plural(unpaid, 'branch', 'branches')}"
     return text
 
 

@@ -23,7 +23,7 @@ from fanout.policy.budgets import fits, map_limits, reduce_share
 from fanout.runs.budget_status import BudgetStatus, amount_words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from fanout.core.asks import Ask
     from fanout.core.reduces import Reduce
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "checked_budget",
+    "has_room_for",
     "least_of_branch",
+    "most_of_reduce",
     "new_limits",
     "require_kept",
     "require_room",
@@ -87,11 +89,13 @@ def require_room(spec: RunSpec, limits: BudgetLimits) -> None:
 
 def least_of_branch(spec: RunSpec) -> Amounts:
     """Return what a budget must have room for if any branch of a job is to make its calls."""
-    most = [
-        call.most
-        for call in _least_calls(spec, asks_of(spec))
-        if call.reduce is None and call.is_needed
-    ]
+    return _largest(
+        call for call in _least_calls(spec, asks_of(spec)) if call.reduce is None and call.is_needed
+    )
+
+
+def _largest(calls: Iterable[_LeastCall]) -> Amounts:
+    most = [call.most for call in calls]
     return Amounts(
         **{name: max((getattr(one, name) for one in most), default=0) for name in _PARTS}
     )
@@ -219,10 +223,36 @@ def new_limits(
     return _with_map(spec, limits)
 
 
+def has_room_for(spec: RunSpec, limits: BudgetLimits, spent: Amounts, *, is_reduce: bool) -> bool:
+    """Return whether what is left has room for any call of a branch, or of a reduce.
+
+    Args:
+        spec: The job.
+        limits: What these may use.
+        spent: What the run has spent.
+        is_reduce: Whether calls of a reduce are meant.
+    """
+    calls = [
+        call
+        for call in _least_calls(spec, _all_asks(spec))
+        if (call.reduce is not None) is is_reduce
+    ]
+    # Functions alone use nothing of it.
+    return not calls or any(fits(call.most, used=spent, limits=limits) for call in calls)
+
+
+def most_of_reduce(spec: RunSpec) -> Amounts:
+    """Return what a call of the reduces of a job may use at most if it has no answers."""
+    return _largest(call for call in _least_calls(spec, []) if call.reduce is not None)
+
+
+def _all_asks(spec: RunSpec) -> list[Ask]:
+    return [ask._replace(models=(*ask.models, *spec.fallback)) for ask in asks_of(spec)]
+
+
 def _require_more(spec: RunSpec, limits: BudgetLimits, spent: Amounts) -> None:
     """Make sure that what is left of a budget has room for any call. Raises SpecError."""
-    asks = [ask._replace(models=(*ask.models, *spec.fallback)) for ask in asks_of(spec)]
-    calls = list(_least_calls(spec, asks))
+    calls = list(_least_calls(spec, _all_asks(spec)))
     if any(fits(call.most, used=spent, limits=limits) for call in calls):
         return
     least = min(calls, key=lambda call: (call.most.nano_usd, call.most.tokens)).most

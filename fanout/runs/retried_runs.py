@@ -17,9 +17,11 @@ from fanout.runs.branch_groups import follows_chunks
 from fanout.runs.budgets import new_limits
 from fanout.runs.enqueue import fleet_window
 from fanout.runs.result_values import stored_values
+from fanout.runs.retried_budgets import has_room, map_limits_of_retry
 
 if TYPE_CHECKING:
     from fanout.broker.publisher import Publisher
+    from fanout.core.budgets import BudgetLimits
     from fanout.core.ids import ShardId
     from fanout.core.records import Outcome
     from fanout.core.spec import BudgetSpec, RunSpec
@@ -52,23 +54,27 @@ def retry_failed(
     map_id = StageId(run_id, 0)
     record = store.stage(map_id)
     errors = record.errors
-    limits = None
+    given = None
     if budget is not None and run.has_ended:
-        limits = new_limits(store, run, budget)
+        given = new_limits(store, run, budget)
     wanted = frozenset(errors if kinds is None else errors.keys() & kinds)
     unread = 0
     if run.has_ended and ErrorKind.BAD_REQUEST in wanted:
         unread = _count_unread(store, map_id)
         if unread == errors[ErrorKind.BAD_REQUEST]:
             wanted, unread = wanted - {ErrorKind.BAD_REQUEST}, 0
-    if limits is not None:
+    can_reduce = True
+    if run.has_budget and run.has_ended:
+        failed = sum(errors[kind] for kind in wanted) - unread
         # Also of a run that stays as it is: a later retry has them.
-        store.set_budget(run_id, limits=limits[0], map_limits=limits[1])
+        can_call, can_reduce = _set_budget(store, run, given, failed=failed)
+        if not can_call:
+            wanted, unread = frozenset(), 0
     if not wanted and _is_decided(run, record, stored_spec(store.spec(run_id))):
-        failed = _reduce_kinds(store, run_id)
-        if run.status is not RunStatus.SUCCEEDED or not (
-            failed if kinds is None else failed & kinds
-        ):
+        # Without room for a call, what there is of the aggregate must not be discarded.
+        lost = _reduce_kinds(store, run_id)
+        again = can_reduce and (lost if kinds is None else lost & kinds)
+        if run.status is not RunStatus.SUCCEEDED or not again:
             return 0
     if not store.reopen_run(run_id, retry=wanted):
         raise RunError(f"run {run_id} {_problem_of_retry(store, store.run(run_id))}")
@@ -76,6 +82,31 @@ def retry_failed(
     publisher.expand(map_id, store.open_shards(map_id, window=fleet_window(store)))
     publisher.seal(map_id, shards=store.seal_stage(map_id).shards)
     return sum(errors[kind] for kind in wanted) - unread
+
+
+def _set_budget(
+    store: RedisStore,
+    run: RunRecord,
+    given: tuple[BudgetLimits, BudgetLimits] | None,
+    *,
+    failed: int,
+) -> tuple[bool, bool]:
+    """Set what a retry may use; return whether any call of a branch, and of the reduce, has room in it.
+
+    Args:
+        store: Has the run.
+        run: The run, which has ended.
+        given: The limits that replace those of the run; None if these stay.
+        failed: How many branches are processed again.
+    """
+    state, spec = store.budget(run.run_id), stored_spec(store.spec(run.run_id))
+    limits = (state.limits, state.map_limits) if given is None else given
+    of_map = map_limits_of_retry(
+        store, run, spec, limits, failed=failed, reduce_kinds=_reduce_kinds(store, run.run_id)
+    )
+    if (limits[0], of_map) != (state.limits, state.map_limits):
+        store.set_budget(run.run_id, limits=limits[0], map_limits=of_map)
+    return has_room(store, run, spec, of_map), has_room(store, run, spec, limits[0], is_reduce=True)
 
 
 def _count_unread(store: RedisStore, map_id: StageId) -> int:

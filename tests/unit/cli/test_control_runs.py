@@ -53,6 +53,12 @@ def test_a_retry_of_the_calls_of_an_aggregate_says_how_many_these_are():
     assert text.endswith("only its aggregate is made again, with 3 calls that had failed")
 
 
+def test_a_retry_says_which_branches_the_budget_leaves_as_they_are():
+    text = _retried("r", 0, 0, redoes=False, is_any=True, unpaid=2)
+    nothing = "no branch of run r can be processed again: nothing is processed again"
+    assert text == f"{nothing}; the budget has no room for calls of 2 branches"
+
+
 @pytest.mark.parametrize(
     ("count", "unread", "redoes", "is_any", "text"),
     [

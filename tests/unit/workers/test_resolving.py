@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 
@@ -302,3 +303,22 @@ def test_the_search_for_pairs_stops_with_its_run(monkeypatch):
     aggregate(context, map_id)
     assert context.store.run(RUN).status is RunStatus.CANCELLED
     assert context.store.stage(StageId(RUN, 1)).total == 0
+
+
+def test_a_retry_keeps_for_the_comparisons_what_they_will_need_and_calls_nobody_in_vain():
+    names = ["alpha corp", "alpha corporation", *(chr(ord("b") + at) * 9 for at in range(22))]
+    context = resolving(budget={"calls": 32})
+    through(context, texts(names))
+    asyncio.run(context.budgets.aclose())
+    first = context.store.stage(StageId(RUN, 0))
+    # Half of the calls were kept for one comparison.
+    assert (first.succeeded, context.store.budget(RUN).spent.calls) == (16, 17)
+    assert retry_failed(context.store, context.publisher, RUN, None) == 8
+    stage = 0
+    while not context.store.run(RUN).has_ended:
+        context.process(stage=stage)
+        stage = max(stage, context.store.run(RUN).base_stage) + 1
+    asyncio.run(context.budgets.aclose())
+    assert context.store.stage(StageId(RUN, 0)).succeeded == 24
+    assert len(rows(context)) == 23
+    assert context.store.budget(RUN).spent.calls == 17 + 8 + 1

@@ -112,6 +112,16 @@ def test_a_retry_with_more_makes_an_aggregate_of_all(whole):
     assert below(context.result.aggregates[""].value) == COUNT
 
 
+def test_a_retry_of_a_budget_that_is_used_up_processes_no_branch():
+    context, _ = budgeted(budget={"calls": 40})
+    spent = context.store.budget(RUN).spent
+    assert spent.calls == 40
+    status = context.store.run(RUN).status
+    assert retry_failed(context.store, context.publisher, RUN, None) == 0
+    assert (context.store.run(RUN).status, context.store.budget(RUN).spent) == (status, spent)
+    require_root(context, least_behind=1)
+
+
 def require_told(made):
     """Check that a tree without an aggregate says that the budget is why, and how much is lost with it."""
     found = made.coverage

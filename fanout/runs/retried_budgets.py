@@ -1,0 +1,87 @@
+"""The budget of a run that is retried: what its branches may use of what is left."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fanout.core.ids import StageId
+from fanout.core.records import ErrorKind, RunStatus, total_usage
+from fanout.policy.budget_retries import ShownUse, limits_of_retry
+from fanout.policy.budgets import known_use
+from fanout.runs.budget_status import BudgetStatus
+from fanout.runs.budgets import has_room_for, most_of_reduce
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fanout.core.budgets import Amounts, BudgetLimits
+    from fanout.core.spec import RunSpec
+    from fanout.core.state import BudgetState, RunRecord, StageRecord
+    from fanout.stores import RedisStore
+
+__all__ = ["has_room", "map_limits_of_retry"]
+
+
+def map_limits_of_retry(
+    store: RedisStore,
+    run: RunRecord,
+    spec: RunSpec,
+    limits: tuple[BudgetLimits, BudgetLimits],
+    *,
+    failed: int,
+    reduce_kinds: frozenset[ErrorKind],
+) -> BudgetLimits:
+    """Return what the branches of a run may use in its retry.
+
+    A run that has an aggregate has shown what its reduce needs: the rest of what is kept for that goes
+    to the branches. One whose reduce had too little room has not.
+
+    Args:
+        store: Has the run.
+        run: The run, which has ended.
+        spec: Its job.
+        limits: What all calls may use, and what those of the branches may use so far.
+        failed: How many branches are processed again.
+        reduce_kinds: The kinds of the calls of its reduce that failed.
+    """
+    has_shown = run.status is RunStatus.SUCCEEDED and ErrorKind.BUDGET not in reduce_kinds
+    if not failed or not has_shown or not spec.called_reductions:
+        return limits[1]
+    first = store.stage(StageId(run.run_id, 0))
+    stages = range(run.base_stage + 1, run.last_stage + 1)
+    reduce = _use([store.stage(StageId(run.run_id, stage)) for stage in stages])
+    branches = _use([first])
+    if reduce is None or branches is None:
+        return limits[1]
+    shown = ShownUse(
+        spent=_spent(store.budget(run.run_id)),
+        branches=branches,
+        reduce=reduce,
+        most=most_of_reduce(spec),
+        answers=first.succeeded,
+        failed=failed,
+        is_by_pairs=any(one.compares or one.resolves for one in spec.called_reductions),
+    )
+    return limits_of_retry(*limits, shown)
+
+
+def has_room(
+    store: RedisStore,
+    run: RunRecord,
+    spec: RunSpec,
+    limits: BudgetLimits,
+    *,
+    is_reduce: bool = False,
+) -> bool:
+    """Return whether the budget of a run that has ended has room for any call of a branch, or its reduce."""
+    return has_room_for(spec, limits, _spent(store.budget(run.run_id)), is_reduce=is_reduce)
+
+
+def _spent(state: BudgetState) -> Amounts:
+    return BudgetStatus.of(state, has_ended=True).spent
+
+
+def _use(stages: Sequence[StageRecord]) -> Amounts | None:
+    """Return what stages used, with what answers would have used that were kept; None if unknown."""
+    parts = [usage for stage in stages for usage in (stage.usage, stage.saved) if usage.calls]
+    return known_use(total_usage(parts)) if parts else None
