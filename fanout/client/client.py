@@ -21,7 +21,7 @@ from fanout.inputs.intake import checked_documents
 from fanout.llm.enforcement import unenforced
 from fanout.llm.prices import unpriced
 from fanout.runs.enqueue import close_input
-from fanout.runs.token_counts import with_tokenizer
+from fanout.runs.token_counts import require_reduce_room, with_tokenizer
 
 # Broker modules are imported on use, so that an embedded fleet starts meanwhile.
 if TYPE_CHECKING:
@@ -129,6 +129,8 @@ class Client(ConnectedClient):
         self._preflight(connections, spec, should_stop)
         self._tell(unpriced(spec), on_notice)
         spec, source = with_tokenizer(spec, source, connections.store)
+        if spec.reduces_by_calls:
+            require_reduce_room(spec, connections.store)
         read = source
         passages = Passages(
             self._settings.cache_dir,

@@ -14,7 +14,7 @@ from fanout.policy.token_ratio import TokenSums
 from fanout.retrieval.reading import expected_contexts
 from fanout.runs.estimate import Estimator
 from fanout.runs.plan_estimate import PlanEstimator
-from fanout.runs.token_counts import with_tokenizer
+from fanout.runs.token_counts import require_reduce_room, with_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -75,6 +75,8 @@ def estimator_of(
     source = checked_documents(spec, documents, notify=notify, open_run=run_opener(client))
     store = client.known_store()
     spec, source = with_tokenizer(spec, source, store)
+    if spec.reduces_by_calls:
+        require_reduce_room(spec, store)
     seen, limits = _seen_in(store), {} if store is None else store.limits()
     places = _places(client, spec, store)
     passages = expected_contexts(spec, open_run=run_opener(client))

@@ -7,6 +7,7 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from fanout.aggregators import RULE_TOKENS, room_tokens
+from fanout.core.errors import SpecError
 from fanout.core.field_effects import SIZED_SPLITS
 from fanout.core.tokens import BYTES_PER_TOKEN, utf8_bytes
 from fanout.inputs.comparison_prompts import comparison_frame, comparison_room
@@ -91,7 +92,19 @@ def packing_ratio(
         return ratio
     shown = "\n".join(text[:_SHOWN_CHARS] for text in islice(texts, _SHOWN_TEXTS))
     ratio = _cut_ratio(store, spec.model, shown)
+    if reduce.kind == "llm" and not _has_room(spec, reduce, ratio):
+        # The run was let begin by this one. An estimate must not lose what the branches were paid for: the
+        # provider knows whether the prompt is too long.
+        ratio = max(ratio, float(BYTES_PER_TOKEN))
     return store.fix_packing_ratio(run_id, ratio, reduce=reduce.name)
+
+
+def _has_room(spec: RunSpec, reduce: Reduce, bytes_per_token: float) -> bool:
+    try:
+        reduce_room(spec, reduce, bytes_per_token)
+    except SpecError:
+        return False
+    return True
 
 
 def reduce_room(spec: RunSpec, reduce: Reduce, bytes_per_token: float) -> int:
@@ -100,19 +113,36 @@ def reduce_room(spec: RunSpec, reduce: Reduce, bytes_per_token: float) -> int:
     Raises:
         SpecError: Too few fit.
     """
-    system = with_rule(spec, reduce.model, spec.system) or ""
-    prompts = utf8_bytes(aggregate_source(reduce) + system)
-    fence_tokens = FENCE_TOKENS * spec.is_fenced(reduce.model) + RULE_TOKENS * spec.sources
-    room = room_tokens(
-        context_tokens=spec.context_tokens or context_tokens(reduce.model),
-        template_tokens=ceil(prompts / bytes_per_token) + fence_tokens,
-        answer_tokens=reduce.max_tokens or ANSWER_TOKENS,
-    )
+    prompts = sum(map(utf8_bytes, _frame_of(spec, reduce)))
+    room = _room_beside(spec, reduce, ceil(prompts / bytes_per_token))
     return int(room * bytes_per_token / BYTES_PER_TOKEN)
 
 
-def require_reduce_room(spec: RunSpec) -> None:
+def _frame_of(spec: RunSpec, reduce: Reduce) -> tuple[str, str]:
+    """Return the texts around the answers in each prompt of a reduce."""
+    return aggregate_source(reduce), with_rule(spec, reduce.model, spec.system) or ""
+
+
+def _room_beside(spec: RunSpec, reduce: Reduce, frame_tokens: int) -> int:
+    """Return how many tokens of answers fit one prompt beside the texts around them.
+
+    Raises:
+        SpecError: Too few fit.
+    """
+    fence_tokens = FENCE_TOKENS * spec.is_fenced(reduce.model) + RULE_TOKENS * spec.sources
+    return room_tokens(
+        context_tokens=spec.context_tokens or context_tokens(reduce.model),
+        template_tokens=frame_tokens + fence_tokens,
+        answer_tokens=reduce.max_tokens or ANSWER_TOKENS,
+    )
+
+
+def require_reduce_room(spec: RunSpec, store: RedisStore | None = None) -> None:
     """Make sure that the prompts of a job's reduces have room for answers, before a call is made.
+
+    Args:
+        spec: The job.
+        store: Has what the fleet knows of its models' tokens; None if that is not to be asked.
 
     Raises:
         SpecError: Those of one of them have none.
@@ -121,6 +151,9 @@ def require_reduce_room(spec: RunSpec) -> None:
     for reduce in spec.reductions:
         if reduce.kind == "llm":
             reduce_room(spec, reduce, bytes_per_token)
+            if store is not None and spec.tokenizer is None:
+                learnt = TokenRatio.fitted(store.token_sums(reduce.model))
+                _room_beside(spec, reduce, learnt.tokens(_frame_of(spec, reduce)))
         elif reduce.compares and not reduce.resolves:
             frame = comparison_frame(reduce.criteria, has_task=reduce.kind == "best")
             window, verdict = comparison_tokens(spec, reduce)

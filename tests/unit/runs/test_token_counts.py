@@ -9,7 +9,7 @@ from fanout.core.errors import SpecError
 from fanout.core.records import Document
 from fanout.core.spec import make_spec, stored_spec
 from fanout.policy.token_ratio import TokenSums, bytes_by_kind
-from fanout.runs.token_counts import packing_ratio, reduce_room, with_tokenizer
+from fanout.runs.token_counts import packing_ratio, reduce_room, require_reduce_room, with_tokenizer
 from tests.fakes import RUN
 
 TEXT = "Some words of a document. " * 30
@@ -129,3 +129,26 @@ def test_a_reduce_whose_prompt_has_room_is_not_refused():
         {**SUMMED, "aggregate_max_tokens": 50, "tokenizer": "bytes/2"}, has_documents=True
     )
     assert spec.aggregate_max_tokens == 50
+
+
+def test_a_reduce_that_does_not_fit_by_what_was_learnt_is_refused_before_anything_is_paid_for(
+    store,
+):
+    spec = make_spec(
+        **{**SUMMED, "aggregate_prompt": f"{TEXT[:700]} {{input}}", "aggregate_max_tokens": 50}
+    )
+    require_reduce_room(spec, store)
+    learn(store, 1.0)
+    with pytest.raises(SpecError, match="leaves no room for answers besides the prompt"):
+        require_reduce_room(spec, store)
+    require_reduce_room(spec)
+
+
+def test_an_estimate_does_not_end_the_reduce_of_a_run_that_has_begun(store):
+    store.create_run(RUN, spec="{}", created_at=1.0)
+    spec = make_spec(
+        **{**SUMMED, "aggregate_prompt": f"{TEXT[:700]} {{input}}", "aggregate_max_tokens": 50}
+    )
+    learn(store, 1.0)
+    ratio = packing_ratio(store, RUN, spec, spec.reductions[0], [TEXT])
+    assert reduce_room(spec, spec.reductions[0], ratio) > 0
