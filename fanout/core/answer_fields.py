@@ -64,6 +64,8 @@ def _schema(value: object) -> object:
 def _as_mapping(value: object) -> Mapping[str, Any]:
     if isinstance(value, Mapping):
         return value
+    if isinstance(value, (bool, int, float, list, tuple)):
+        raise SpecError(f"must be {_FORMS}")
     if not isinstance(value, (str, Path)):
         return type_schema(value, field="")
     text = str(value)
@@ -93,7 +95,7 @@ def _choices(value: object) -> object:
     labels = tuple(_label(one) for one in value)
     twice = twice_in(labels)
     if twice is not None:
-        msg = f"has {twice!r} twice"
+        msg = f"has {twice!r} twice (blanks at the ends do not count)"
         raise ValueError(msg)
     if labels and (len(labels) < 2 or "" in labels):  # noqa: PLR2004 - two are a choice
         msg = "must be two labels or more, none of them empty"

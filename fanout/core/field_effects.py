@@ -13,6 +13,7 @@ from fanout.core.errors import SpecError
 from fanout.core.lanes import takes_lane
 from fanout.core.model_names import takes_seed
 from fanout.core.reduce_rules import BY_ONE
+from fanout.core.schema_places import has_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -246,6 +247,11 @@ RULES = (
               lambda spec: any(one.kind == "llm" for one in spec.reductions),
               "has no effect with reduce {spec.reduction!r}; leave it out, or give an aggregate "
               "prompt, for a reduce by the model"),
+    FieldRule(("sources",), ("reduce", "aggregate_prompt"),
+              lambda spec: any(one.kind == "llm" and has_text(one.schema or {})
+                               for one in spec.reductions),
+              "has no effect: the schema of the aggregate has no place for a text that cites; give it a "
+              "field of type string"),
     FieldRule(("min_group_success",), ("reduce", "aggregate_prompt"), lambda spec: bool(spec.reductions),
               "has no effect without a reduce; leave it out, or give one"),
     FieldRule(("output_format",), ("schema", "choices"),
