@@ -79,6 +79,6 @@ def _need(shown: ShownUse, name: str, more: int) -> int:
     """Return what the reduce needs with so many further answers."""
     growth = (shown.answers + more) / shown.answers
     growth = growth**2 if shown.is_by_pairs else growth
-    return math.ceil(_SAFETY * growth * getattr(shown.reduce, name)) + int(
-        getattr(shown.most, name)
-    )
+    used: int = getattr(shown.reduce, name)
+    most: int = getattr(shown.most, name)
+    return math.ceil(_SAFETY * growth * used) + most

@@ -14,9 +14,9 @@ from fanout.runs.budgets import has_room_for, most_of_reduce
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fanout.core.budgets import Amounts, BudgetLimits
+    from fanout.core.budgets import Amounts, BudgetLimits, BudgetState
     from fanout.core.spec import RunSpec
-    from fanout.core.state import BudgetState, RunRecord, StageRecord
+    from fanout.core.state import RunRecord, StageRecord
     from fanout.stores import RedisStore
 
 __all__ = ["has_room", "map_limits_of_retry"]
