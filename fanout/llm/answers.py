@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
@@ -41,6 +42,7 @@ _CHECKED_AT_ONCE_CHARS = 8_000
 _SHOWN_ANSWER_CHARS = 4_000
 _NUMBERS = tuple("-0123456789")
 _REASONING = "<think>"
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 async def checked_answer(
@@ -208,8 +210,8 @@ def _require_size(text: str, max_output_kb: int | None) -> None:
 
 
 def storable(text: str) -> str:
-    """Return a text without lone surrogates, which UTF-8 cannot encode; some models send them."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+    """Return a text with U+FFFD for lone surrogates, which UTF-8 cannot encode; some models send them."""
+    return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
 
 
 def _plain(text: str) -> str:

@@ -22,6 +22,8 @@ __all__ = ["StoredAggregate"]
 
 # The JSON of a value that is larger is made a part at a time.
 _SMALL_BYTES = 100_000
+# The name of a group in a note.
+_MOST_NAME_CHARS = 200
 
 
 class StoredAggregate:
@@ -83,7 +85,7 @@ class StoredAggregate:
         for group, one in self.values.aggregates():
             is_told = (has_reasons and not has_error) or one.problem is None
             for note in (*one.notes, *(coverage_notes(one, self._reduction) if is_told else ())):
-                yield f"{group or EMPTY_GROUP}: {note}" if self._is_grouped else note
+                yield f"{_named(group)}: {note}" if self._is_grouped else note
 
     def coverage(self) -> Coverage | dict[str, Coverage] | None:
         """Return what is behind the aggregate, by group if the run has groups; None if it is not known."""
@@ -219,6 +221,11 @@ class StoredAggregate:
             yield one.value
         else:
             yield from self.values.texts(one)
+
+
+def _named(group: str) -> str:
+    name = group or EMPTY_GROUP
+    return name if len(name) <= _MOST_NAME_CHARS else f"{name[:_MOST_NAME_CHARS]}..."
 
 
 def _dumped(value: Any, *, is_indented: bool) -> str:

@@ -263,6 +263,13 @@ def test_what_is_behind_very_many_groups_is_printed_as_that_of_a_few(store, is_i
     assert "".join(read.texts()) == "## a\n\nx\n\n## b\n\nx\n\n## c\n\nx"
 
 
+def test_a_note_has_the_beginning_of_a_very_long_name(store):
+    name = "x" * 100_000
+    assert write_result(store, RUN, [(name, Aggregate(value="x", notes=["of it"]))])
+    read = StoredAggregate(stored_values(store, RUN), "llm", is_grouped=True)
+    assert read.notes() == [f"{name[:200]}...: of it"]
+
+
 def test_too_many_groups_are_an_error(store, monkeypatch):
     monkeypatch.setattr(result_writer, "_MAX_RECORD_BYTES", 10)
     with pytest.raises(ResultTooLargeError):
