@@ -48,6 +48,7 @@ def make_worker_app(settings: Settings, *, owns_process: bool = False) -> Worker
     app.settings, app.owns_process = settings, owns_process
     app.amqp_cls = "workers.consumer.server_clock:ServerClockAMQP"
     app.events_cls = "workers.telemetry.events:Events"
+    app.control_cls = "workers.consumer.mailbox:Control"
     app.conf.update(
         worker_pool=_POOLS.get(settings.pool, settings.pool),
         worker_concurrency=settings.concurrency,

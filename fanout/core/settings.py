@@ -352,7 +352,8 @@ _log = logging.getLogger("fanout.core.settings")
 _PREFIX = "FANOUT_"
 # Variables that other code reads: the command line, the files under ops, and the tests.
 _OTHERS = frozenset({
-    "COMPLETE", "GID", "JOBS", "LOGLEVEL", "METRICS_TOKEN_FILE", "MODELS", "REDIS_ADDRESS", "UID",
+    "COMPLETE", "GID", "JOBS", "LOGLEVEL", "METRICS_TOKEN_FILE", "MODELS", "REDIS_ADDRESS", "TMP",
+    "UID",
 })  # fmt: skip
 # Variables of tests, and those that Kubernetes sets for services whose names begin with FANOUT.
 _FOREIGN = re.compile(r"TESTS?_\w*|\w*?(?:SERVICE_HOST|SERVICE_PORT|PORT)(?:_\w*)?", re.ASCII)

@@ -66,9 +66,9 @@ def answer_text(aggregated: Any, reduction: str = "none", *, is_whole: bool = Fa
     return "\n\n".join(f"{group_heading(group)}{text}" for group, text in texts.items())
 
 
-def group_heading(group: str) -> str:
+def group_heading(name: str) -> str:
     """Return the line above the text of a group, with the empty line below it."""
-    return f"## {' '.join(group.split()) or EMPTY_GROUP}\n\n"
+    return f"## {' '.join(name.split()) or EMPTY_GROUP}\n\n"
 
 
 def columns(

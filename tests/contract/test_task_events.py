@@ -115,3 +115,24 @@ def test_an_event_that_cannot_be_encoded_is_dropped_with_one_line(
     assert sum(map(len, bodies)) == sent
     bad = all_fields.count(BAD)
     assert caplog.messages == bad * [f"dropped an event {type_}: UnicodeEncodeError"]
+
+
+def test_a_heartbeat_waits_for_no_server_and_is_not_sent_late(app):
+    """Celery would have it wait for ever, in the thread in which a worker reconnects and stops."""
+    asked = []
+
+    def publish(_body, *, routing_key, retry, **_options):
+        asked.append((routing_key, retry))
+        raise ConnectionRefusedError
+
+    with app.connection_for_write() as connection:
+        dispatcher = Dispatcher(connection, hostname="w", app=app, buffer_group={"task"})
+        dispatcher.producer = SimpleNamespace(publish=publish)
+        for type_ in ("worker-online", "worker-heartbeat"):
+            dispatcher.send(type_, freq=2.0, retry=True)
+        dispatcher.flush()
+        kept = [key for _, key in dispatcher._outbound_buffer]
+    assert asked == [
+        ("worker.online", False), ("worker.heartbeat", False), ("worker.online", False)
+    ]  # fmt: skip
+    assert kept == ["worker.online"]

@@ -27,6 +27,7 @@ __all__ = ["EventSending", "Events"]
 _EVERY_S = 0.5
 # The most events that wait for the next tick; the thread that adds the last one sends them all.
 _BATCH = 1_000
+_HEARTBEAT = "worker.heartbeat"
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +78,8 @@ class Dispatcher(EventDispatcher):  # type: ignore[misc]
         body = _encoded(event) if producer is not None else None
         if body is None:
             return
+        # Celery's heartbeats wait for the server, and would keep a worker from reconnecting or stopping.
+        options |= {"retry": False, "retry_policy": None}
         try:
             producer.publish(
                 body,
@@ -92,8 +95,9 @@ class Dispatcher(EventDispatcher):  # type: ignore[misc]
         except Exception:
             if not self.buffer_while_offline:
                 raise
-            # As Celery does: events are sent when there is a connection again.
-            self._outbound_buffer.append((event, routing_key))
+            # As Celery does: events are sent when there is a connection again. A beat is late by then.
+            if routing_key != _HEARTBEAT:
+                self._outbound_buffer.append((event, routing_key))
 
 
 def _encoded(event: Any) -> bytes | None:

@@ -363,7 +363,7 @@ def test_a_reason_that_is_no_text_or_too_long_harms_nothing(provider):
         (Reason(), None, "stop"),
         (3, FAILED, "3"),
         ("x" * 5_000, FAILED, "x" * 40),
-        ("\ud800", FAILED, "?"),
+        ("\ud800", FAILED, "\ufffd"),
     ):
         told.finish = finish
         result = told.result()
