@@ -19,7 +19,7 @@ from fanout.core.own_schemas import OWN_SCHEMAS
 from fanout.core.reasoning import OWN_TAGS, PROMPTED_TAGS, without_reasoning
 from fanout.core.schema_contradictions import contradiction
 from fanout.core.schema_kinds import takes_text
-from fanout.core.schema_references import MOST_LEVELS, MOST_WAYS, levels, ways
+from fanout.core.schema_references import MOST_LEVELS, MOST_WAYS, empty_circle, levels, ways
 from fanout.core.strict_schema import WRAPPED, Dialect, native_schema, object_properties
 from fanout.core.tokens import utf8_bytes
 
@@ -290,6 +290,12 @@ def checked_schema(schema: Mapping[str, Any], *, field: str) -> dict[str, Any]:
         raise SpecError(
             f"is not a JSON Schema: {where}{': ' if where else ''}{reason}", field=field
         ) from None
+    if circle := empty_circle(made):
+        raise SpecError(
+            f"says nothing: the reference {circle!r} leads back to itself without a field or an item "
+            "between",
+            field=field,
+        )
     if why := contradiction(made):
         raise SpecError(f"can be met by no answer: {why}", field=field)
     return made

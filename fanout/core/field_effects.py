@@ -63,14 +63,6 @@ class FieldRule(NamedTuple):
     reason: str
 
 
-def _asks_priced(spec: RunSpec) -> bool:
-    """Say whether the job asks all models that it gives prices of."""
-    # pydantic takes long to load.
-    from fanout.core.prices import unasked_prices
-
-    return not unasked_prices(spec.price, spec.all_models)
-
-
 # Every job meets these, with any fields. The reason names the field.
 CONFLICTS = (
     FieldRule(("prompt", "aspects"), ("prompt", "aspects"),
@@ -175,9 +167,9 @@ CONFLICTS = (
               lambda spec: not (spec.schema and spec.choices),
               "choices: give either schema or choices, and not both"),
     FieldRule(("price",), ("model",),
-              _asks_priced,
-              "price: has a model that the job does not ask (got {spec.priced_models}; it asks "
-              "{spec.named_models})"),
+              lambda spec: not spec.unasked_models,
+              "price: has a model that the job does not ask (got {spec.unasked_models}; it asks "
+              "{spec.asked_models})"),
     FieldRule((), (), lambda spec: not spec.label_problem, "labels: {spec.label_problem}"),
     FieldRule((), (), lambda spec: spec.chunk_overlap_tokens < spec.chunk_tokens,
               "chunk_overlap_tokens: {spec.chunk_overlap_tokens} must be smaller than chunk_tokens "

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Container, Iterator, Mapping
 
 __all__ = [
     "MOST_LEVELS",
     "MOST_WAYS",
     "alternatives",
+    "empty_circle",
     "is_recursive",
     "levels",
     "referred",
@@ -28,6 +29,8 @@ _ROOT = "#"
 _LISTS = ("anyOf", "oneOf", "allOf")
 _SINGLE = ("not", "if", "then", "else")
 _NAMED = ("dependentSchemas", "dependencies")
+# What these hold are values, and no schemas.
+_VALUES = frozenset({"const", "default", "enum", "example", "examples"})
 
 
 def resolved(schema: Any, root: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,13 +90,37 @@ def ways(root: Mapping[str, Any]) -> int:
     return max(known.values(), default=1)
 
 
-def _parts(schema: Any) -> Iterator[dict[str, Any]]:
+def empty_circle(root: Mapping[str, Any]) -> str | None:
+    """Return a reference of a schema that leads back to itself without a step into the answer.
+
+    Such a circle says nothing of any answer, and what a validator makes of it is not defined. None if there
+    is none.
+    """
+    done: set[int] = set()
+    for part in _parts(root, leaves_out=_VALUES):
+        # The schemas on the way to the present one, each with what is still to be looked at of it.
+        path = {} if id(part) in done else {id(part): (part, _of_same_value(part, root))}
+        while path:
+            last, (_, below) = next(reversed(path.items()))
+            following = next((each for each in below if id(each) not in done), None)
+            if following is None:
+                done.add(last)
+                del path[last]
+            elif id(following) in path:
+                circle = list(path.values())[list(path).index(id(following)) :]
+                return next(one["$ref"] for one, _ in circle if isinstance(one.get("$ref"), str))
+            else:
+                path[id(following)] = (following, _of_same_value(following, root))
+    return None
+
+
+def _parts(schema: Any, *, leaves_out: Container[str] = ()) -> Iterator[dict[str, Any]]:
     waiting = [schema]
     while waiting:
         one = waiting.pop()
         if isinstance(one, dict):
             yield one
-            waiting.extend(one.values())
+            waiting.extend(value for name, value in one.items() if name not in leaves_out)
         elif isinstance(one, list):
             waiting.extend(one)
 

@@ -31,6 +31,7 @@ from fanout.core.field_effects import conflict
 from fanout.core.field_names import canonical
 from fanout.core.field_words import binary_in, shown
 from fanout.core.fold_fields import FoldFields, with_scores
+from fanout.core.job_models import JobModels
 from fanout.core.labels import Labels, label_problem
 from fanout.core.lanes import LaneChoice  # noqa: TC001 - pydantic reads the annotation
 from fanout.core.prices import JobPrices, PriceSpec
@@ -91,6 +92,7 @@ class RunSpec(
     FenceFields,
     RetrieveFields,
     TrustFields,
+    JobModels,
 ):
     """One fan-out / fan-in job.
 
@@ -356,40 +358,6 @@ class RunSpec(
     def label_problem(self) -> str | None:
         """Why the labels do not fit the answers; None if they do."""
         return label_problem(self)
-
-    @property
-    def priced_models(self) -> str:
-        """The models that the job gives prices of, as one text."""
-        return ", ".join(self.price)
-
-    @property
-    def all_models(self) -> tuple[str, ...]:
-        """All models that a run may call, each once: those that are asked first, then the others."""
-        first = (*(self.models or (self.model,)), *self.step_models, *self.split_models)
-        return tuple(dict.fromkeys((*first, *self.judges, *self.fallback)))
-
-    @property
-    def all_called(self) -> tuple[str, ...]:
-        """All models and functions that a run may call."""
-        return (*self.all_models, *self.functions, *self.retrieval_functions, *self.embed_functions)
-
-    @cached_property
-    def is_by_model(self) -> bool:
-        """Whether the calls of a run go to several models."""
-        return bool(self.models or self.fallback or self.step_models or self.has_judge_model)
-
-    @property
-    def _single_model(self) -> tuple[str | None, ...]:
-        return (None if self.models else self.model,)
-
-    @property
-    def named_models(self) -> str:
-        """The models as one text: those that are asked first, those of steps, then the fallback."""
-        named = {"steps": self.step_models, "fallback": self.fallback}
-        others = "; ".join(
-            f"{what}: {', '.join(models)}" for what, models in named.items() if models
-        )
-        return ", ".join(self.models or (self.model,)) + (f" ({others})" if others else "")
 
     @property
     def branches_per_chunk(self) -> int:

@@ -28,6 +28,7 @@ from fanout.inputs.prompt_checks import (
     require_labels,
     require_prompts,
     templates_of,
+    unnamed_groups,
 )
 from fanout.inputs.prompts import BRANCH_NAMES
 from fanout.inputs.reading_fields import require_used
@@ -114,8 +115,8 @@ def checked_documents(
         refuse_losses(None if again is None else chosen(again()), warnings)
     stream = read()
     head, columns = _checked_head(spec, templates, stream, source, names, selection)
-    told = (*label_leaks(spec, templates), *likely_typos(spec, columns), *output_gaps(spec))
-    for text in told:
+    told = (label_leaks(spec, templates), likely_typos(spec, columns), output_gaps(spec))
+    for text in chain(*told, unnamed_groups(spec)):
         notify(Notice(text=text, is_warning=True))
     taken = chosen(chain(head, stream), notify)
     if selection.is_active:

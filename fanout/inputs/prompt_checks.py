@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from fanout.core.spec import RunSpec
 
 __all__ = ["group_columns", "label_leaks", "names_of", "output_gaps", "plan_templates", "query_names",
-           "require_group", "require_labels", "require_prompts", "templates_of"]  # fmt: skip
+           "require_group", "require_labels", "require_prompts", "templates_of",
+           "unnamed_groups"]  # fmt: skip
 
 _GROUPS = ("document", "aspect", "model")
 
@@ -207,6 +208,16 @@ def output_gaps(spec: RunSpec) -> Iterator[str]:
                 f"output: step {step.name!r} runs only where {' and '.join(ways)}: branches that go "
                 "another way have no output, and fail. Without output, the last step that ran gives it"
             )
+
+
+def unnamed_groups(spec: RunSpec) -> Iterator[str]:
+    """Yield a warning of each prompt that names the group of answers that have none."""
+    for reduce in spec.reductions:
+        if reduce.prompt is None or reduce.group_by is not None:
+            continue
+        template = Template.parse(reduce.prompt, field=reduce.field("aggregate_prompt"))
+        if template.names & {"group", f"{OWN}group"}:
+            yield f"{template.field}: {{group}} is empty, as the answers have no groups without group_by"
 
 
 def step_problem(spec: RunSpec, name: str) -> str | None:

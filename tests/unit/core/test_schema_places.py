@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from fanout.core.answer_shape import checked_schema
@@ -46,6 +48,38 @@ def test_a_schema_that_no_answer_meets_is_refused(schema, why):
     ],
 )
 def test_a_schema_that_some_answer_meets_is_taken(schema):
+    assert checked_schema(schema, field="schema") == schema
+
+
+@pytest.mark.parametrize(
+    ("schema", "reference"),
+    [
+        ({"$ref": "#"}, "#"),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}},
+         "#/$defs/"),
+        (object_of(a={"$ref": "#/properties/a"}), "#/properties/a"),
+        ({"anyOf": [{"$ref": "#"}, TEXT]}, "#"),
+        ({"allOf": [{"not": {"$ref": "#"}}, TEXT]}, "#"),
+    ],
+)  # fmt: skip
+def test_a_schema_is_refused_whose_reference_leads_back_to_itself_at_once(schema, reference):
+    with pytest.raises(
+        SpecError, match=f"schema: says nothing: the reference '{re.escape(reference)}"
+    ):
+        checked_schema(schema, field="schema")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        object_of(text=TEXT, answers={"type": "array", "items": {"$ref": "#"}}),
+        {"$ref": "#/$defs/tree", "$defs": {"tree": object_of(left={"anyOf": [{"$ref": "#/$defs/tree"},
+                                                                             {"type": "null"}]})}},
+        {"anyOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/a"}], "$defs": {"a": TEXT}},
+        {"enum": [{"$ref": "#/enum/0"}, "a"]},
+    ],
+)  # fmt: skip
+def test_a_schema_of_answers_within_answers_is_taken(schema):
     assert checked_schema(schema, field="schema") == schema
 
 

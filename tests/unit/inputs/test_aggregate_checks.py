@@ -118,6 +118,29 @@ def test_a_name_that_no_column_has_is_said_before_answers_without_a_shape_are_pa
 
 
 @pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"aggregate_prompt": "{group}: {input}"}, "aggregate_prompt"),
+        ({"aggregate_prompt": "{fanout.group}: {input}", "fold": "refine"}, "aggregate_prompt"),
+        ({"reduces": [{"name": "sum", "reduce": "llm", "aggregate_prompt": "{group} {input}"}]},
+         "reduce.sum.aggregate_prompt"),
+        ({"aggregate_prompt": "{group}: {input}", "group_by": "product"}, None),
+        ({"aggregate_prompt": "{count}: {input}"}, None),
+    ],
+)  # fmt: skip
+def test_a_prompt_that_names_the_group_of_answers_without_groups_is_warned_of(fields, field):
+    told = []
+    list(
+        checked_documents(
+            make_spec(model="fake", prompt="{input}", **fields), ROWS, notify=told.append
+        )
+    )
+    assert [(one.text, one.is_warning) for one in told] == [
+        (f"{field}: {{group}} is empty, as the answers have no groups without group_by", True)
+    ] * (field is not None)
+
+
+@pytest.mark.parametrize(
     ("fields", "words"),
     [
         ({"by": "output..x"}, "by: 'output..x' names no field: there is nothing between"),

@@ -148,6 +148,8 @@ def test_a_wrong_file_names_the_model_the_part_and_what_is_allowed(
         ({"input_mtoks": 1, "output_mtok": 2}, ["price.input_mtoks:", "did you mean input_mtok?"]),
         ({"fake": {"input_mtok": 1, "output_mtok": 2, "batch": 2}}, ["price.fake.batch: must be a share"]),
         ({"local": {"input_mtok": 1, "output_mtok": 2}}, ["does not ask (got local; it asks fake)"]),
+        ({"fake": {"input_mtok": 1, "output_mtok": 2}, "fakee": {"input_mtok": 1, "output_mtok": 2}},
+         ["does not ask (got fakee; it asks fake)"]),
         (3, ["price: must be a mapping (got 3)"]),
     ],
 )  # fmt: skip
