@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from contextlib import suppress
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from fanout.cli.destinations import Destination
     from fanout.client.run import Run
     from fanout.core.spec import RunSpec
-    from fanout.runs.status import Status
+    from fanout.runs.status import ReduceError, Status
 
 __all__ = ["errors", "report", "results", "runs", "status", "workers"]
 
@@ -126,7 +126,10 @@ def errors(
     has_summary: bool,  # noqa: FBT001 - a click flag
     as_json: bool,  # noqa: FBT001 - a click flag
 ) -> None:
-    """List the branches of a run that have failed, one a line, then the failed calls of its reduces."""
+    """List the branches of a run that have failed, one a line, then the failed calls of its reduces.
+
+    Behind them are the groups without an aggregate for which no call was made, as too little is behind them.
+    """
     with one_run(broker_url, run_id) as run:
         rows = _error_rows(run, frozenset(kinds))
         if has_summary:
@@ -140,18 +143,24 @@ def errors(
 
 
 def _error_rows(run: Run, kinds: frozenset[str]) -> Iterator[dict[str, Any]]:
-    """Yield the branches that have failed, then the calls of reduces that have, as `errors.jsonl` does."""
+    """Yield the branches that have failed, then the calls of reduces that have, or were not made."""
     for branch in run.outcomes():
         if branch.kind is not None and (not kinds or branch.kind.value in kinds):
             yield error_row(branch)
-    for error in run.stored_aggregate().values.errors():
+    for error in _calls(run):
         if not kinds or error.kind.value in kinds:
             yield call_row(error)
 
 
+def _calls(run: Run) -> Iterator[ReduceError]:
+    """Yield the failed calls of reduces, then the groups for which none was made."""
+    values = run.stored_aggregate().values
+    return chain(values.errors(), values.left_out())
+
+
 def _count(run: Run, kinds: frozenset[str]) -> int:
     counts = Counter({kind.value: count for kind, count in run.status().errors.items()})
-    counts.update(error.kind.value for error in run.stored_aggregate().values.errors())
+    counts.update(error.kind.value for error in _calls(run))
     return sum(count for kind, count in counts.items() if not kinds or kind in kinds)
 
 

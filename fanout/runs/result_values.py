@@ -10,6 +10,7 @@ import msgspec
 from msgspec import structs
 
 from fanout.aggregators import Aggregate, Held, value_of
+from fanout.core.records import ErrorKind
 from fanout.runs.status import ReduceError, StoredResult
 
 if TYPE_CHECKING:
@@ -58,6 +59,26 @@ class ResultValues:
             yield from map(_error, self._lines_at(self.stored.error_lines))
         for name in self.stored.named:
             yield from self.of(name).errors()
+
+    def left_out(self) -> Iterator[ReduceError]:
+        """Yield the groups without an aggregate for which no call has failed, those of all reduces of a list.
+
+        Too little is behind them, or all their branches have failed.
+        """
+        for name in self.stored.named or ("",):
+            own = self.of(name)
+            # Of a list, each error has the name of its reduce.
+            called = {one.group for one in own.errors()}
+            for group, one in own.aggregates():
+                problem = None if one.coverage is None else one.coverage.problem
+                if problem is not None and group not in called and (group or name):
+                    yield ReduceError(
+                        reduce=name,
+                        group=group,
+                        kind=ErrorKind.BAD_REQUEST,
+                        message=problem,
+                        attempts=0,
+                    )
 
     def _lines_at(self, place: tuple[int, int]) -> Iterator[bytes]:
         held = Held(form="rows", start=place[0], end=place[1])

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
+from fanout.aggregators import Aggregate, Coverage
 from fanout.cli import inspect_runs
 from fanout.cli.delivery import _Answer
 from fanout.core.records import ErrorKind
@@ -72,6 +73,28 @@ def test_failed_calls_are_chosen_by_kind_and_those_that_are_left_out_are_counted
     assert (len(lines), said) == (2, "and 2 more\n")
     assert printed("--kind", "server_error", "--limit", "1")[1] == "and 1 more\n"
     assert printed("--limit", "4")[1] == ""
+
+
+def test_groups_without_an_aggregate_for_which_no_call_was_made_are_listed_last(
+    printed, monkeypatch
+):
+    def made(problem=None):
+        return Aggregate(value=None, succeeded=0, failed=1, coverage=Coverage(problem=problem))
+
+    groups = {
+        "c": made("server_error: it failed"),
+        "x": made("too little is behind it"),
+        "y": made(),
+    }
+    stored = StoredResult(errors=CALLS, aggregates=groups)
+    values = ResultValues(StoredResult(named={"sum": stored}))
+    monkeypatch.setattr(AGGREGATE, "values", values)
+    lines = printed("--kind", "bad_request")[0]
+    assert lines == ["reduce sum\tx\tbad_request\ttoo little is behind it (after 0 calls)"]
+    assert printed("--limit", "4")[1] == "and 1 more\n"
+    # The only aggregate of a run without groups: its status says why there is none.
+    alone = ResultValues(StoredResult(aggregates={"": made("too little is behind it")}))
+    assert list(alone.left_out()) == []
 
 
 def test_failed_calls_are_summed_up_apart_from_branches(printed):
