@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from contextlib import closing, suppress
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,9 @@ from click.shell_completion import CompletionItem, ShellComplete, get_completion
 from fanout.system.terminal import print_text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fanout.client.embedded_runs import EmbeddedRuns
     from fanout.core.state import RunRecord
 
 __all__ = ["command", "complete_files", "complete_run"]
@@ -56,37 +60,47 @@ def complete_run(
 ) -> list[CompletionItem]:
     """Return the runs whose ids begin so, the newest first; none where no server answers soon."""
     found: list[RunRecord] = []
+    # No error may print a traceback into the shell's prompt.
+    with suppress(Exception):
+        # To import what reads them takes long on a busy machine, but always ends.
+        read = _reader(ctx.params.get("broker_url"))
 
-    def look() -> None:
-        # No error may print a traceback into the shell's prompt.
-        with suppress(Exception):
-            found.extend(_runs(ctx.params.get("broker_url"), incomplete))
+        def look() -> None:
+            with suppress(Exception):
+                found.extend(read(incomplete))
 
-    # Not even for a name that no name server resolves: nothing else bounds that.
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    thread.join(_PATIENCE_S)
+        # Not even for a name that no name server resolves: nothing else bounds that.
+        thread = threading.Thread(target=look, daemon=True)
+        thread.start()
+        thread.join(_PATIENCE_S)
     # A shell puts it into its command line.
     harmless = (run for run in found if _ID.fullmatch(run.run_id))
     return [CompletionItem(run.run_id, help=_about(run)) for run in harmless]
 
 
-def _runs(broker_url: str | None, prefix: str) -> list[RunRecord]:
+def _reader(broker_url: str | None) -> Callable[[str], list[RunRecord]]:
+    """Return what reads the runs whose ids begin with a prefix; nothing is connected yet."""
     from fanout.core.settings import load_settings
-    from fanout.stores import RedisStore, connect
 
     settings = load_settings(broker_url=broker_url)
     if settings.broker_url is None:
-        return _embedded_runs(prefix)
-    client = connect(settings.broker_url, ca_file=settings.broker_ca_file, timeout_s=_PATIENCE_S)
-    with closing(RedisStore(client, prefix=settings.key_prefix)) as store:
-        return list(islice(store.runs(prefix), _SHOWN))
+        from fanout.client.embedded_runs import EmbeddedRuns
+
+        return partial(_embedded_runs, EmbeddedRuns)
+    from fanout.stores import RedisStore, connect
+
+    url, ca_file, key_prefix = settings.broker_url, settings.broker_ca_file, settings.key_prefix
+
+    def runs(prefix: str) -> list[RunRecord]:
+        client = connect(url, ca_file=ca_file, timeout_s=_PATIENCE_S)
+        with closing(RedisStore(client, prefix=key_prefix)) as store:
+            return list(islice(store.runs(prefix), _SHOWN))
+
+    return runs
 
 
-def _embedded_runs(prefix: str) -> list[RunRecord]:
-    from fanout.client.embedded_runs import EmbeddedRuns
-
-    with closing(EmbeddedRuns()) as runs:
+def _embedded_runs(all_runs: Callable[[], EmbeddedRuns], prefix: str) -> list[RunRecord]:
+    with closing(all_runs()) as runs:
         return list(islice(runs.records(prefix), _SHOWN))
 
 
