@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
 
-_WAIT_S = 20.0
+_WAIT_S = 90.0
 _ARGUMENTS = (
     "--headless=new",
     # Tests run as root in containers, where Chromium's sandbox cannot be set up.
@@ -87,7 +87,7 @@ class Browser:
             headers={"Content-Type": "application/json"},
         )
         try:
-            with urllib.request.urlopen(request, timeout=60) as reply:
+            with urllib.request.urlopen(request, timeout=120) as reply:
                 return json.load(reply)["value"]
         except urllib.error.HTTPError as error:
             with error:

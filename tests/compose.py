@@ -191,7 +191,7 @@ class ComposeOnHost:
     def start_and_wait(self, name: str, *, on: Host | None = None, **env: str) -> Service:
         """Start a service, and wait until its health check passes."""
         started = self.start(name, on=on, **env)
-        until = time.monotonic() + 20
+        until = time.monotonic() + 90
         while not started.is_healthy():
             assert time.monotonic() < until, f"{name} is not healthy: {started.log}"
             time.sleep(0.1)

@@ -100,7 +100,7 @@ class ForkServer:
     def __exit__(self, *_: object) -> None:
         if self._control and self._server:
             self._control.close()
-            self._server.wait(20)
+            self._server.wait(120)
 
     @property
     def pid(self) -> int | None:

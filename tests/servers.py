@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_START_S = 20.0
+_START_S = 90.0
 _HOST = "127.0.0.1"
 
 

@@ -59,7 +59,7 @@ MAP = StageId(RUN, 0)
 _STALL_S = 2.0
 # Seconds without any step after which a run hangs for ever.
 _HUNG_S = 300
-_WAIT_S = 10.0
+_WAIT_S = 90.0
 
 
 class KilledError(BaseException):

@@ -60,7 +60,7 @@ def fanout(here: Path, forks: ForkServer, *, forks_embedded: bool) -> Callable[.
 
     start = partial(forked, forks, forks_embedded)
 
-    def run(*arguments: str, stdin: bytes = b"", timeout_s: float = 60, **env: str) -> Done:
+    def run(*arguments: str, stdin: bytes = b"", timeout_s: float = 200, **env: str) -> Done:
         given = {**os.environ, **env}
         if _NAMED:
             done = subprocess.run(
@@ -84,7 +84,7 @@ def fanout(here: Path, forks: ForkServer, *, forks_embedded: bool) -> Callable[.
 def script(here: Path, forks: ForkServer, *, forks_embedded: bool) -> Callable[..., str]:
     """Run a Python program of a user in a process of its own; it warns of nothing."""
 
-    def run(source: str, timeout_s: float = 100) -> str:
+    def run(source: str, timeout_s: float = 200) -> str:
         (here / "script.py").write_text(textwrap.dedent(source))
         done = forked(forks, forks_embedded, "script", ["script.py"], os.environ, timeout_s)
         assert done.status == 0, done.stderr
@@ -140,7 +140,7 @@ def nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch, forks: ForkServer) -
     yield
     left = [p for p in psutil.process_iter(["cmdline"]) if p.pid not in before]
     ours = [p for p in left if p.pid != forks.pid and _is_ours(p)]
-    _, alive = psutil.wait_procs(ours, timeout=15)
+    _, alive = psutil.wait_procs(ours, timeout=120)
     assert alive == [], [process.cmdline() for process in alive]
 
 

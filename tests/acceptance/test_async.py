@@ -26,7 +26,7 @@ def test_a_run_is_awaited_streamed_and_cancelled_while_the_loop_goes_on(script):
     def model(prompt):
         entered.set()
         if "wait" in prompt:
-            gate.wait(60)
+            gate.wait(120)
         return prompt.upper()
 
     async def words():
@@ -86,7 +86,7 @@ def test_a_run_is_awaited_streamed_and_cancelled_while_the_loop_goes_on(script):
         def many():
             for number in range(1200):
                 if number == 1100:
-                    assert got_one.wait(60)
+                    assert got_one.wait(120)
                 yield f"{number}"
 
         seen = []
@@ -126,7 +126,7 @@ def test_a_run_is_awaited_streamed_and_cancelled_while_the_loop_goes_on(script):
             runner.client.submit, {"model": runner._models[0], "prompt": "{input}"}, ["a", "b"]
         )
         assert {one.output async for one in run.astream()} == {"A", "B"}
-        assert (await run.await_(20)).status == "succeeded"
+        assert (await run.await_(120)).status == "succeeded"
         gate.clear(), entered.clear()
         run = await asyncio.to_thread(
             runner.client.submit, {"model": runner._models[0], "prompt": "{input}"}, ["wait"]
@@ -166,7 +166,7 @@ def test_ctrl_c_cancels_an_awaited_run_and_progress_is_shown_on_stderr(here):
 
     def model(prompt):
         entered.set()
-        gate.wait(60) if "wait" in prompt else None
+        gate.wait(120) if "wait" in prompt else None
         return prompt
 
     async def main(runner):
@@ -189,7 +189,7 @@ def test_ctrl_c_cancels_an_awaited_run_and_progress_is_shown_on_stderr(here):
     )
     (here / "script.py").write_text(textwrap.dedent(source))
     done = subprocess.run(
-        [sys.executable, "script.py"], capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, "script.py"], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
     first, *_, last = done.stdout.splitlines()
@@ -215,6 +215,6 @@ def test_ctrl_c_while_the_input_is_read_cancels_the_run(script):
                 runner.run(chunks(), "{input}")
             except KeyboardInterrupt:
                 [run] = runner.client.runs()
-                print(run.wait(60).status)
+                print(run.wait(120).status)
     """)
     assert out == "cancelled\n"

@@ -85,7 +85,7 @@ class Watcher:
         for thread in self._threads:
             thread.start()
         for _ in self._threads:
-            assert self._is_up.acquire(timeout=10)
+            assert self._is_up.acquire(timeout=120)
 
     def _monitor(self):
         with self._client.monitor() as monitor:
@@ -108,7 +108,7 @@ class Watcher:
 
     def inspected(self):
         """All that the worker answers to remote control."""
-        inspect = self._app.control.inspect(timeout=2, limit=1)
+        inspect = self._app.control.inspect(timeout=60, limit=1)
         asked = ("conf", "stats", "report", "active", "reserved", "scheduled", "registered")
         return {name: getattr(inspect, name)() for name in asked}
 
@@ -118,7 +118,7 @@ class Watcher:
         self._is_over.set()
         self._client.ping()
         for thread in self._threads:
-            thread.join(10)
+            thread.join(120)
         self._app.close()
         self._client.close()
 

@@ -26,7 +26,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("seed", [11])
 def test_a_run_survives_a_schedule_of_faults(tmp_path, seed):
     out = tmp_path / "report.json"
@@ -36,7 +36,7 @@ def test_a_run_survives_a_schedule_of_faults(tmp_path, seed):
         [sys.executable, str(CHAOS), *words, "--tree", "--no-namespaces"],
         capture_output=True,
         text=True,
-        timeout=140,
+        timeout=280,
         check=False,
     )
     assert out.exists(), done.stderr

@@ -34,7 +34,7 @@ def fleet(request, tmp_path):
 
 def page(url, **headers):
     request = urllib.request.Request(url, headers=headers)
-    with urllib.request.urlopen(request, timeout=5) as reply:
+    with urllib.request.urlopen(request, timeout=120) as reply:
         return reply.read().decode()
 
 

@@ -107,7 +107,7 @@ def answered(home, words, *, answer=None):
                     answer = None
         os.close(primary)
         process.stdout.read()
-        return seen.decode(), process.wait(30)
+        return seen.decode(), process.wait(120)
 
 
 @pytest.mark.parametrize("command", ["run", "eval"])

@@ -21,7 +21,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 PROGRAMS = sorted(path for path in EXAMPLES.iterdir() if path.suffix in {".py", ".ipynb", ".yaml"})
 MOST_LINES = 50
 # Tests share the local model, which serves four calls at once, and takes as long as the machine is busy.
-PATIENCE_S = 230
+PATIENCE_S = 290
 patient = pytest.mark.timeout(PATIENCE_S + 10)
 
 
@@ -232,7 +232,7 @@ def test_the_notebook_runs():
     # A notebook is run in its own folder, and nothing is written there.
     kernel = {"metadata": {"path": str(EXAMPLES)}}
     nbclient.NotebookClient(
-        notebook, timeout=100, kernel_name="python3", resources=kernel
+        notebook, timeout=120, kernel_name="python3", resources=kernel
     ).execute()
     shown = [
         "".join(
@@ -261,7 +261,7 @@ def test_the_web_service_answers_and_streams():
         transport = httpx.ASGITransport(app=api.app)
         async with (
             api.app.router.lifespan_context(api.app),
-            httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client,
+            httpx.AsyncClient(transport=transport, base_url="http://test", timeout=120) as client,
         ):
             whole, *others = await asyncio.gather(
                 client.post("/reviews", json=texts),

@@ -74,7 +74,7 @@ class FlowerProcess:
         if login is not None:
             request.add_header("Authorization", f"Basic {b64encode(login.encode()).decode()}")
         try:
-            with urllib.request.urlopen(request, timeout=20) as reply:
+            with urllib.request.urlopen(request, timeout=120) as reply:
                 return reply.status, reply.read().decode()
         except urllib.error.HTTPError as error:
             with error:
@@ -95,7 +95,7 @@ class FlowerProcess:
 
     def stop(self) -> None:
         self.process.terminate()
-        self.process.wait(20)
+        self.process.wait(120)
 
 
 @dataclass
@@ -135,7 +135,7 @@ def fleet(tmp_path_factory, forks):
                 model=model, prompt="secretprompt {input}", reduce="vote", retries=retries
             )
             run = client.submit(spec, (f"secretdocument {i}" for i in range(BRANCHES)))
-            run.wait(60)
+            run.wait(120)
             outcomes = [outcome.kind and outcome.kind.value for outcome in run.outcomes()]
         yield Fleet(flower, run.run_id, outcomes, started)
     finally:
@@ -239,7 +239,7 @@ def test_who_is_logged_in_can_look_but_not_touch(fleet):
     assert all(worker.process.poll() is None for worker in fleet.workers)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_a_person_sees_workers_tasks_and_queues_in_a_browser(fleet, tmp_path):
     needs("chromium", "chromedriver")
     flower = fleet.flower
@@ -381,7 +381,7 @@ def test_with_control_a_worker_can_be_stopped_but_no_task_started(start, start_w
     wait_for(lambda: flower.ask("/api/workers?refresh=1")[1] != "{}", "Flower knows the worker")
     assert flower.ask("/api/task/apply/fanout.preflight", method="POST")[0] == 404
     assert flower.ask(f"/api/worker/shutdown/{worker.name}", method="POST")[0] == 200
-    assert worker.process.wait(20) == 0
+    assert worker.process.wait(120) == 0
 
 
 def test_a_worker_that_is_stopped_tells_of_its_last_tasks(start, start_worker, broker_url):
@@ -392,8 +392,8 @@ def test_a_worker_that_is_stopped_tells_of_its_last_tasks(start, start_worker, b
         client.submit(spec, ["a", "b", "c", "d"])
         wait_for(lambda: flower.counted("fanout.branch").get("started") == 4, "all are begun")
     worker.process.terminate()
-    assert worker.process.wait(20) == 0
-    wait_for(lambda: ends(flower) == (4, 0), "all have ended", timeout_s=5)
+    assert worker.process.wait(120) == 0
+    wait_for(lambda: ends(flower) == (4, 0), "all have ended", timeout_s=120)
 
 
 def test_a_paused_branch_is_shown_as_to_be_tried_again(start, start_worker, broker_url):
@@ -408,7 +408,7 @@ def test_a_paused_branch_is_shown_as_to_be_tried_again(start, start_worker, brok
         assert task["state"] == "RETRY"
         assert "the run is paused" in task["exception"]
         run.unpause()
-        run.wait(20)
+        run.wait(120)
         wait_for(lambda: ends(flower) == (1, 0), "it has ended")
         (task,) = flower.tasks(taskname="fanout.branch").values()
         assert task["state"] == "SUCCESS"
@@ -493,5 +493,5 @@ print(len(state.tasks), len(state.search_engine.documents), len(state._taskheap)
 print(state.counter["w"]["task-succeeded"])
 """
     command = [sys.executable, "-W", "error", "-c", source]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.split() == ["20000", "500", "500", "2000", "2500"], done.stderr

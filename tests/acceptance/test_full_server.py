@@ -19,7 +19,7 @@ def full(fanout, here, broker_url, client, start_worker, monkeypatch):
     (here / "x.jsonl").write_text("".join(f'{{"text": "text {i}"}}\n' for i in range(20)))
     start_worker("--concurrency", "4", FANOUT_GRACE_S="1")
     ended = fanout("submit", *JOB, "--model", "fake?fail_rate=0.3").stdout.strip()
-    client.run(ended).wait(30)
+    client.run(ended).wait(120)
     slow = fanout("submit", *JOB, "--model", "fake?latency_s=600").stdout.strip()
     wait_for(lambda: client.fleet().leases.taken >= 4, "calls are in flight")
     with redis.Redis.from_url(broker_url) as server:

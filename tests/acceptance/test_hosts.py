@@ -243,7 +243,7 @@ def test_a_client_that_is_cut_off_finds_its_run_done_or_goes_on_with_it(fleet):
     fleet.fanout("watch", run_id, host=other)
     assert not watching.wait(0)
     fleet.client.mend()
-    assert watching.wait(30)
+    assert watching.wait(120)
     assert watching.status == 0, log.read_text()
     status = json.loads(fleet.fanout("status", run_id, "--json").stdout)
     assert (status["status"], status["done"], status["usage"]["calls"]) == ("succeeded", 150, 150)
@@ -267,7 +267,7 @@ def test_what_a_killed_process_left_behind_is_swept(fleet, tmp_path):
     assert made in _made()
     with Hosts():
         assert made not in _made()
-    psutil.wait_procs([left], timeout=5)
+    psutil.wait_procs([left], timeout=120)
     assert not left.is_running()
     # What is in use is let alone.
     assert fleet.client.run(["hostname"]).stdout == "client\n"

@@ -54,7 +54,7 @@ def job(here):
 def run(lean, *words, **env):
     done = subprocess.run(
         [lean.fanout, *words], env=lean.environment(**{**WARNINGS, **env}),
-        capture_output=True, text=True, timeout=110, check=False,
+        capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -79,12 +79,12 @@ def started(lean, here, *words, **env):
         yield process, log
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(120)
 
 
 def answers(url):
     try:
-        with urllib.request.urlopen(url, timeout=5) as reply:
+        with urllib.request.urlopen(url, timeout=120) as reply:
             return reply.read().decode()
     except OSError:
         return ""

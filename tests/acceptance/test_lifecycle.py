@@ -141,7 +141,7 @@ def test_ctrl_c_ends_the_watching_and_not_the_run(submit, fanout):
     )
     assert watching.stderr.readline().startswith("running")
     watching.send_signal(signal.SIGINT)
-    _, stderr = watching.communicate(timeout=20)
+    _, stderr = watching.communicate(timeout=120)
     assert watching.returncode == 130
     assert f"run {run_id} goes on" in stderr
     assert "Traceback" not in stderr

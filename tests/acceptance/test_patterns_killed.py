@@ -196,7 +196,7 @@ def started(fanout, out):
     with ThreadPoolExecutor(len(JOBS)) as pool:
         yield {
             name: pool.submit(
-                fanout, "run", f"{name}.yaml", "--json", "--out", str(out / name), timeout_s=110
+                fanout, "run", f"{name}.yaml", "--json", "--out", str(out / name), timeout_s=120
             )
             for name in JOBS
         }

@@ -85,7 +85,7 @@ def test_what_programs_read_is_what_is_recorded(here, broker_url, start_worker, 
         keep(command, "--json")
     with Client() as client:
         run = client.find("latest")
-        run.wait(timeout_s=30)
+        run.wait(timeout_s=120)
         found["Result.to_dict()"] = fields(json.dumps(run.result().to_dict()))
     keep("submit", "job.yaml", "--json")
     keep("delete", "latest", "--json")

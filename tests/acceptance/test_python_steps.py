@@ -104,7 +104,7 @@ def test_a_run_whose_function_has_died_goes_on_where_that_is(fanout, here):
     (here / "dies.py").write_text(textwrap.dedent(TYPES) + textwrap.dedent(DIES))
     died = subprocess.run([sys.executable, "dies.py"], check=False, env={**os.environ})
     assert died.returncode == -signal.SIGKILL
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while not (listed := fanout("runs", "--json").stdout.strip()) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert listed

@@ -62,7 +62,7 @@ def fleet(tmp_path, hosts):
 
 
 def fetch(url, **headers):
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as reply:
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=120) as reply:
         return reply.read().decode()
 
 

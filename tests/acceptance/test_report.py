@@ -23,7 +23,7 @@ def run(here, broker_url, start_worker, monkeypatch):
     start_worker()
     with Client(broker_url) as client:
         run = client.submit(job, (f"text {i}" for i in range(40)))
-        run.wait(timeout_s=60)
+        run.wait(timeout_s=120)
         yield run
 
 
@@ -95,7 +95,7 @@ def test_a_run_that_goes_on_has_a_page_that_says_so(fanout, broker_url, start_wo
         wait_for(lambda: run.status().done > 0, "a branch has ended")
         text = Reader(fanout("report", run.run_id, "--out", "-").stdout).text
         run.cancel()
-        run.wait(timeout_s=60)
+        run.wait(timeout_s=120)
     assert "So far, " in text
     assert "of 500 branches" in text
     assert "The run still goes on" in text

@@ -465,7 +465,7 @@ def test_a_full_disk_leaves_no_file_that_looks_whole_and_still_prints_the_answer
         ["bash", "-c", f"ulimit -f 2; exec {FANOUT} {arguments}"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 1
@@ -504,7 +504,7 @@ def test_ctrl_c_stops_cleanly_and_keeps_what_finished(here, fanout):
         "some have finished",
     )
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "stopping: what has finished is kept" in stderr
     assert "cancelled: " in stderr
@@ -527,7 +527,7 @@ def test_a_second_ctrl_c_quits_at_once(here):
         if line.startswith("stopping"):
             break
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=15)
+    _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "Traceback" not in stderr
 
@@ -538,7 +538,7 @@ def test_a_killed_command_leaves_no_process_behind(here):
         if line.startswith("running"):
             break
     process.kill()
-    process.communicate(timeout=15)
+    process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL
 
 
@@ -553,7 +553,7 @@ def test_a_terminal_gets_a_live_line(here):
             "run",
             "in.jsonl",
             "-m",
-            "fake?latency_s=0.1",
+            "fake?latency_s=0.3",
             "-p",
             "{input}",
             "--max-workers",
@@ -575,7 +575,7 @@ def test_a_terminal_gets_a_live_line(here):
         if not part:
             break
         seen += part
-    live.communicate(timeout=30)
+    live.communicate(timeout=120)
     os.close(primary)
     text = seen.decode()
     assert live.returncode == 0

@@ -75,10 +75,10 @@ def test_the_parsers_of_a_command_that_ends_end_with_it(here, number):
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while not (found := parsers(process.pid)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.kill(process.pid, number)
-    process.wait(timeout=30)
-    assert psutil.wait_procs(found, timeout=20)[1] == []
+    process.wait(timeout=120)
+    assert psutil.wait_procs(found, timeout=120)[1] == []

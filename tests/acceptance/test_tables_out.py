@@ -137,7 +137,7 @@ def test_a_reader_of_the_stream_that_goes_away_ends_the_printing_and_not_the_run
         assert json.loads(process.stdout.readline())["document"].startswith("in.jsonl:")
         process.stdout.close()
         said = process.stderr.read().decode() if process.stderr is not None else ""
-        assert process.wait(60) == 141
+        assert process.wait(120) == 141
     assert "2,000 of 2,000 branches" in said
     assert "the reader has closed the pipe" in said
     assert json.loads(fanout("status", "latest", "--json").stdout)["status"] == "succeeded"
@@ -156,7 +156,7 @@ def test_a_command_that_is_stopped_while_it_writes_leaves_no_whole_file(fanout, 
                 assert process.poll() is None
                 time.sleep(0.002)
             process.send_signal(number)
-            process.wait(60)
+            process.wait(120)
         assert process.returncode in {130, -number}
         assert not (here / "o.xlsx").exists()
         assert unfinished.exists() == (number == signal.SIGKILL)
@@ -175,7 +175,7 @@ def stopped(here, *options, number, ready):
     ) as process:
         ready(process)
         process.send_signal(number)
-        said = process.communicate(timeout=60)[1]
+        said = process.communicate(timeout=120)[1]
     assert "Traceback" not in said
     return process.returncode, said
 

@@ -96,7 +96,7 @@ def test_control_tasks_are_delivered_before_branches(app, publisher):
         consumer.register_callback(lambda _body, message: tasks.append(message.headers["task"]))
         consumer.qos(prefetch_count=1)
         with consumer:
-            connection.drain_events(timeout=5)
+            connection.drain_events(timeout=60)
     assert tasks == [broker.COLLECT]
 
 

@@ -63,7 +63,7 @@ class Taker:
         """Take what one turn of the loop takes; return the new messages' ids."""
         had = len(self.messages)
         with self._consumer:
-            self._connection.drain_events(timeout=5)
+            self._connection.drain_events(timeout=60)
         return [message.headers["id"] for message in self.messages[had:]]
 
     def close(self):

@@ -104,12 +104,12 @@ class Worker:
         if self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(20)
+                self.process.wait(120)
             except subprocess.TimeoutExpired:
                 self.kill()
 
 
-def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
+def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 90.0) -> None:
     """Poll until a condition holds; fail with its name where it does not in time."""
     until = time.monotonic() + timeout_s
     while not condition():

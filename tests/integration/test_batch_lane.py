@@ -71,7 +71,7 @@ def test_runs_go_through_batches_with_reasks_failures_expiry_and_duplicates(
         client.submit(job(**fields, **reduce), texts(80) + texts(20)),
         client.submit(job("anthropic/claude-haiku-4-5", **fields), texts(60, "word")),
     ]
-    statuses = [run.wait(60) for run in runs]
+    statuses = [run.wait(120) for run in runs]
     assert [(one.succeeded, one.failed, one.error) for one in statuses] == [
         (100, 0, None), (60, 0, None),
     ]  # fmt: skip
@@ -85,7 +85,7 @@ def test_runs_go_through_batches_with_reasks_failures_expiry_and_duplicates(
     calls = sum(one.usage.calls for one in statuses)
     assert calls == sum(len(batch.ids) for batch in batches.batches)
     # What was kept is not bought again: nothing waits for a batch.
-    again = client.submit(job(**fields, **reduce), texts(80) + texts(20)).wait(60)
+    again = client.submit(job(**fields, **reduce), texts(80) + texts(20)).wait(120)
     assert (again.succeeded, again.saved.calls, again.usage.calls) == (100, 101, 0)
     assert calls == sum(len(batch.ids) for batch in batches.batches)
 
@@ -101,7 +101,7 @@ def test_comparisons_go_through_batches_too(client, batches, start_worker):
     batches.reply = reply
     start_worker("--concurrency", "8", **FAST, **batches.environment)
     run = client.submit(job(max_tokens=100, reduce="pairwise", criteria="c", k=1), texts(4))
-    status = run.wait(60)
+    status = run.wait(120)
     assert (status.succeeded, status.error) == (4, None)
     assert [row["output"] for row in run.result().aggregated] == ["text 3;"]
     assert len(status.stages) > 1
@@ -138,7 +138,7 @@ def test_runs_with_gathered_branches_can_be_steered(client, batches, start_worke
     cancelled.cancel()
     wait_for(lambda: batch.is_cancelling or batch.state == "cancelled", "it is cancelled")
     batches.is_held = False
-    status = cancelled.wait(30)
+    status = cancelled.wait(120)
     assert status.errors == {ErrorKind.CANCELLED: 30}
     # Nothing of it was answered, and the provider has said so.
     assert status.usage.cost_usd == 0
@@ -152,12 +152,12 @@ def test_runs_with_gathered_branches_can_be_steered(client, batches, start_worke
     # The provider is asked to cancel what nobody waits for any more.
     gone.delete()
     batches.is_held = False
-    assert late.wait(30).status in {RunStatus.FAILED, RunStatus.SUCCEEDED}
+    assert late.wait(120).status in {RunStatus.FAILED, RunStatus.SUCCEEDED}
     assert paused.unpause()
-    status = paused.wait(30)
+    status = paused.wait(120)
     assert (status.succeeded, status.failed, status.gathered) == (30, 0, 0)
     # Those of the twin that lead since the pause, and the deletion, are paid for by their own run.
-    assert [run.wait(30).succeeded for run in (twin, heir)] == [30, 20]
+    assert [run.wait(120).succeeded for run in (twin, heir)] == [30, 20]
     assert heir.status().saved.calls == 0
     assert batches.doubled == []
     server = client._connections.store._redis

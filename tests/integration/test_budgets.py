@@ -137,4 +137,4 @@ def test_the_budget_of_a_day_holds_for_all_runs_and_is_shown(client, start_worke
     assert [run.status().failed for run in runs] == [0, 0]
     for run in runs:
         run.cancel()
-        assert run.wait(30).done == 5
+        assert run.wait(120).done == 5

@@ -39,7 +39,7 @@ class HoldingNodes(Summing):
         is_node = request is not None and request["messages"][-1]["content"].startswith("SUM")
         if is_node and len(self.nodes) >= self.free:
             self.is_held.set()
-            self.goes_on.wait(60)
+            self.goes_on.wait(120)
         return super()._answer(headers, request)
 
 
@@ -63,12 +63,12 @@ def test_a_killed_worker_loses_nothing_of_its_clusters(client, start_worker, pro
     environment = {**QUICK, "OPENAI_BASE_URL": provider.url, "OPENAI_API_KEY": "none"}
     worker = start_worker(**environment)
     run = cluster(client)
-    assert provider.is_held.wait(60)
+    assert provider.is_held.wait(120)
     assert run.status().status is RunStatus.REDUCING
     worker.kill()
     start_worker(**environment)
     provider.goes_on.set()
-    assert run.wait(90).status is RunStatus.SUCCEEDED
+    assert run.wait(120).status is RunStatus.SUCCEEDED
     assert run.result().aggregated == f"n={COUNT} in sum"
     twice = len(provider.calls) - len({*provider.calls})
     assert twice <= IN_FLIGHT, "only the calls that were in flight are made again"
@@ -82,7 +82,7 @@ def test_a_run_over_the_same_answers_has_the_same_clusters(client, start_worker,
     start_worker(**QUICK, OPENAI_BASE_URL=provider.url, OPENAI_API_KEY="none")
     for _ in range(2):
         run = cluster(client, cache=True)
-        assert run.wait(90).status is RunStatus.SUCCEEDED
+        assert run.wait(120).status is RunStatus.SUCCEEDED
         assert run.result().aggregated == f"n={COUNT} in sum"
     assert len(provider.nodes) == len({*provider.nodes})
 
@@ -96,18 +96,18 @@ def test_workers_that_are_killed_as_vectors_are_made_and_after_it_lose_nothing(
     worker = start_worker(**environment)
     run = cluster(client, embed="functions_under_test:vectors")
     asked = folder / "asked"
-    wait_for(asked.exists, "vectors are made", 60)
+    wait_for(asked.exists, "vectors are made", 120)
     worker.kill()
     assert provider.nodes == []
     (folder / "goes_on").touch()
     worker = start_worker(**environment)
-    assert provider.is_held.wait(60)
+    assert provider.is_held.wait(120)
     assert sum(map(int, asked.read_text().split())) >= COUNT
     asked.unlink()
     worker.kill()
     start_worker(**environment)
     provider.goes_on.set()
-    assert run.wait(90).status is RunStatus.SUCCEEDED
+    assert run.wait(120).status is RunStatus.SUCCEEDED
     assert run.result().aggregated == f"n={COUNT} in sum"
     assert not asked.exists(), "the nodes are written"
     firsts = [one for one in {*provider.nodes} if "answer to text" in one]
@@ -123,11 +123,11 @@ def test_a_killed_worker_loses_nothing_of_the_clusters_of_groups(client, start_w
     worker = start_worker(**environment)
     names = [f"group {number % 3}" for number in range(900)]
     run = submit_groups(client, names, fold="cluster", context_tokens=1_000)
-    assert provider.is_held.wait(60)
+    assert provider.is_held.wait(120)
     worker.kill()
     start_worker(**environment)
     provider.goes_on.set()
-    assert run.wait(90).status is RunStatus.SUCCEEDED
+    assert run.wait(120).status is RunStatus.SUCCEEDED
     assert run.result().aggregated == sums(names)
     twice = len(provider.calls) - len({*provider.calls})
     assert twice <= IN_FLIGHT, "only the calls that were in flight are made again"

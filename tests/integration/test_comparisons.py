@@ -87,7 +87,7 @@ def submit(client, texts, **fields):
 def test_best_and_pairwise_with_exact_counts(client, start_worker, provider, environment):
     start_worker(**environment)
     run = submit(client, ["x", "y"], reduce="best", samples=3, judge_model="openai/judge")
-    assert run.wait(40).status is RunStatus.SUCCEEDED
+    assert run.wait(120).status is RunStatus.SUCCEEDED
     result = run.result()
     assert provider.calls == {"m": 6, "judge": 2 * 2 * 2}, (
         "two comparisons of each three, in both orders"
@@ -106,7 +106,7 @@ def test_best_and_pairwise_with_exact_counts(client, start_worker, provider, env
     provider.judged = []
     texts = [f"text {number}" for number in (3, 1, 4, 1, 9)]
     run = submit(client, texts, reduce="pairwise")
-    assert run.wait(40).status is RunStatus.SUCCEEDED
+    assert run.wait(120).status is RunStatus.SUCCEEDED
     result = run.result()
     assert [(row["rank"], row["output"]) for row in result.aggregated] == [
         (1, "text 9"), (2, "text 4"), (3, "text 3"), (4, "text 1"), (4, "text 1"),
@@ -123,7 +123,7 @@ def test_groups_the_first_k_ties_failures_and_a_retry(client, start_worker, prov
         {"text": f"text {number}", "kind": "odd" if number % 2 else "even"} for number in range(6)
     ]
     run = submit(client, rows, reduce="pairwise", group_by="kind", k=1)
-    assert run.wait(40).status is RunStatus.SUCCEEDED
+    assert run.wait(120).status is RunStatus.SUCCEEDED
     best = run.result().aggregated
     assert {kind: [row["output"] for row in some] for kind, some in best.items()} == {
         "even": ["text 4"], "odd": ["text 5"],
@@ -131,7 +131,7 @@ def test_groups_the_first_k_ties_failures_and_a_retry(client, start_worker, prov
     # A judge that goes by the place of answers knows no order, and it is told.
     provider.prefers_first, provider.judged = True, []
     result = submit(client, ["text 1", "text 2", "text 3"], reduce="pairwise")
-    result.wait(40)
+    result.wait(120)
     assert {row["rank"] for row in result.result().aggregated} == {1}
     assert len(provider.judged) == 4
     assert result.result().notes == [
@@ -141,7 +141,7 @@ def test_groups_the_first_k_ties_failures_and_a_retry(client, start_worker, prov
     # A comparison that fails is a tie; the others go on.
     provider.fails = {"x v3"}
     run = submit(client, ["x"], reduce="best", samples=3, max_attempts=1)
-    assert run.wait(40).status is RunStatus.SUCCEEDED
+    assert run.wait(120).status is RunStatus.SUCCEEDED
     result = run.result()
     assert result.aggregated["item 1"]["output"] == "x v2"
     assert result.notes == ["1 of 2 comparisons failed, and counts as a tie"]
@@ -149,28 +149,28 @@ def test_groups_the_first_k_ties_failures_and_a_retry(client, start_worker, prov
     # Without any comparison the run has failed, and a retry compares again.
     provider.fails, provider.calls = {"x v1", "x v2", "x v3"}, Counter()
     run = submit(client, ["x"], reduce="best", samples=3, max_attempts=1)
-    assert run.wait(40).status is RunStatus.FAILED
+    assert run.wait(120).status is RunStatus.FAILED
     assert "no comparison could be made: bad_request" in run.status().error
     provider.fails = set()
     assert run.retry_failed() == 0
-    assert run.wait(40).status is RunStatus.SUCCEEDED
+    assert run.wait(120).status is RunStatus.SUCCEEDED
     assert run.result().aggregated["item 1"]["output"] == "x v2"
     assert provider.calls["m"] == 3 + 2 + 4, "no branch again"
     # Where the judge cannot be asked, another model compares.
     provider.calls, provider.is_away = Counter(), "gone"
     run = submit(client, ["x"], reduce="best", samples=2, judge_model="openai/gone",
                  fallback=["openai/other"], max_attempts=1)  # fmt: skip
-    assert run.wait(40).status is RunStatus.SUCCEEDED
+    assert run.wait(120).status is RunStatus.SUCCEEDED
     assert run.result().aggregated["item 1"]["output"] == "x v2"
     assert provider.calls == {"m": 2, "gone": 2, "other": 2}
     # A budget that the comparisons do not fit: a larger one makes them, and no branch again.
     run = submit(client, ["x"], reduce="best", samples=3, budget={"calls": 6})
-    assert run.wait(40).status is RunStatus.FAILED
+    assert run.wait(120).status is RunStatus.FAILED
     result = run.result()
     assert (len(result.errors), result.usage.calls) == (0, 6)
     assert [error.kind.value for error in result.reduce_errors] == ["budget"]
     assert "1 call that compares answers did not fit: budget" in run.status().error
     assert run.retry_failed(budget={"calls": 20}) == 0
-    assert run.wait(40).status is RunStatus.SUCCEEDED
+    assert run.wait(120).status is RunStatus.SUCCEEDED
     assert run.result().aggregated["item 1"]["output"] == "x v2"
     assert run.result().usage.calls == 6 + 4

@@ -21,7 +21,7 @@ def test_totals_of_a_fleet_agree_with_its_runs_to_the_last_branch(client, start_
     model = "fake?fail_rate=0.2&fail_kind=server_error,timeout&latency_s=0.005"
     job = {"model": model, "prompt": "{input}", "retries": {"max_attempts": 1}}
     runs = [client.submit(job, [f"text {n}" for n in range(BRANCHES)]) for _ in range(2)]
-    ended = [run.wait(60) for run in runs]
+    ended = [run.wait(120) for run in runs]
     totals = client.fleet().totals
     errors: dict[str, int] = {}
     for status in ended:
@@ -71,7 +71,7 @@ def test_a_worker_says_what_it_is_and_how_full(client, start_worker):
     assert (seen.name, seen.pid, seen.concurrency) == (worker.name, worker.process.pid, 3)
     assert (seen.pool, seen.wire, seen.processed) == ("asyncio", WIRE_VERSION, 0)
     assert set(seen.queues) == {CONTROL_QUEUE, BRANCHES_QUEUE}
-    assert abs(seen.seen_at - seen.sent_at) < 5
+    assert abs(seen.seen_at - seen.sent_at) < 60
     assert client.fleet().leases.taken >= 3
     run.cancel()
-    run.wait(60)
+    run.wait(120)

@@ -39,7 +39,7 @@ class Summing(ScriptedProvider):
             self.calls.append(prompt)
         if not is_node and prompt in self.held:
             self.is_held.set()
-            self.goes_on.wait(60)
+            self.goes_on.wait(120)
         if not is_node and prompt in self.fails:
             return 400, {"error": {"message": "no"}}
         if not is_node:
@@ -77,20 +77,20 @@ def test_the_tree_begins_before_the_branches_have_ended(client, start_worker, pr
     start_worker(**QUICK, OPENAI_BASE_URL=provider.url, OPENAI_API_KEY="none")
     provider.held = (f"text {COUNT - 1}",)
     run = submit(client)
-    assert provider.is_held.wait(60)
-    wait_for(lambda: len(run.status().stages) > 2, "nodes of the second level are called", 60)
+    assert provider.is_held.wait(120)
+    wait_for(lambda: len(run.status().stages) > 2, "nodes of the second level are called", 120)
     status = run.status()
     assert status.status is RunStatus.RUNNING
     assert status.stages[0].done < COUNT
     provider.goes_on.set()
-    assert run.wait(60).status is RunStatus.SUCCEEDED
+    assert run.wait(120).status is RunStatus.SUCCEEDED
     assert run.result().aggregated == f"n={COUNT} in sum"
     first = list(provider.nodes)
     assert len(first) == len({*first}), "each node is called once"
     # Without a straggler, and with a fleet that takes answers in another order, the nodes are the same.
     provider.calls.clear()
     run = submit(client)
-    assert run.wait(60).status is RunStatus.SUCCEEDED
+    assert run.wait(120).status is RunStatus.SUCCEEDED
     assert sorted(provider.nodes) == sorted(first)
 
 
@@ -99,11 +99,11 @@ def test_a_killed_worker_loses_nothing_of_a_tree_that_has_begun(client, start_wo
     worker = start_worker(**environment)
     provider.held = (f"text {COUNT - 1}",)
     run = submit(client)
-    wait_for(lambda: len(run.status().stages) > 2, "nodes of the second level are called", 60)
+    wait_for(lambda: len(run.status().stages) > 2, "nodes of the second level are called", 120)
     worker.kill()
     start_worker(**environment)
     provider.goes_on.set()
-    assert run.wait(90).status is RunStatus.SUCCEEDED
+    assert run.wait(120).status is RunStatus.SUCCEEDED
     assert run.result().aggregated == f"n={COUNT} in sum"
     twice = len(provider.calls) - len({*provider.calls})
     assert twice <= IN_FLIGHT, "only the calls that were in flight are made again"
@@ -113,18 +113,18 @@ def test_after_a_retry_only_the_way_to_the_root_is_called_again(client, start_wo
     start_worker(**QUICK, OPENAI_BASE_URL=provider.url, OPENAI_API_KEY="none")
     provider.fails = ("text 777",)
     run = submit(client, cache=True)
-    assert run.wait(60).status is RunStatus.SUCCEEDED
+    assert run.wait(120).status is RunStatus.SUCCEEDED
     assert run.result().aggregated == f"n={COUNT - 1} in sum"
     depth = len(run.status().stages) - 1
     provider.fails = ()
     provider.calls.clear()
     assert run.retry_failed() == 1
-    assert run.wait(60).status is RunStatus.SUCCEEDED
+    assert run.wait(120).status is RunStatus.SUCCEEDED
     assert run.result().aggregated == f"n={COUNT} in sum"
     assert len(provider.calls) <= 1 + 2 * depth
     # A run that never failed has the same tree: all of it is known.
     provider.calls.clear()
     fresh = submit(client, cache=True)
-    assert fresh.wait(60).status is RunStatus.SUCCEEDED
+    assert fresh.wait(120).status is RunStatus.SUCCEEDED
     assert fresh.result().aggregated == run.result().aggregated
     assert provider.calls == []

@@ -43,7 +43,7 @@ class Summing(ScriptedProvider):
             self.calls.append(prompt)
         if prompt in self.held:
             self.is_held.set()
-            self.goes_on.wait(60)
+            self.goes_on.wait(120)
         if prompt in self.fails:
             return 400, {"error": {"message": "no"}}
         if not is_node:
@@ -113,12 +113,12 @@ def test_small_groups_are_called_while_the_branches_go_on(client, start, provide
     provider.held = (f"text {COUNT - 1}",)
     names = in_order()
     run = submit(client, names)
-    assert provider.is_held.wait(60)
+    assert provider.is_held.wait(120)
     # All but those that may be in the shard of the last branch.
-    wait_for(lambda: len(provider.nodes) > 100, "nodes are called", 60)
+    wait_for(lambda: len(provider.nodes) > 100, "nodes are called", 120)
     assert run.status().status is RunStatus.RUNNING
     provider.goes_on.set()
-    assert run.wait(60).status is RunStatus.SUCCEEDED
+    assert run.wait(120).status is RunStatus.SUCCEEDED
     assert run.result().aggregated == sums(names)
     assert list(run.result().aggregated) == list(dict.fromkeys(names))
     assert len(provider.nodes) == len({*provider.nodes}) == GROUPS
@@ -155,7 +155,7 @@ def test_a_killed_worker_loses_no_group(client, start, provider):
     last = max(at for at, name in enumerate(names) if name == "large")
     provider.held = (f"text {last}",)
     run = submit(client, names)
-    wait_for(lambda: provider.nodes, "nodes are called", 60)
+    wait_for(lambda: provider.nodes, "nodes are called", 120)
     worker.kill()
     start()
     provider.goes_on.set()
@@ -168,13 +168,13 @@ def test_a_retry_calls_only_the_groups_again_that_have_changed(client, start, pr
     names = in_order()
     provider.fails = ("text 777",)
     run = submit(client, names, cache=True)
-    assert run.wait(60).status is RunStatus.SUCCEEDED
+    assert run.wait(120).status is RunStatus.SUCCEEDED
     changed = names[777]
     assert run.result().aggregated[changed] == f"n={COUNT // GROUPS - 1} in sum"
     provider.fails = ()
     provider.calls.clear()
     assert run.retry_failed() == 1
-    assert run.wait(60).status is RunStatus.SUCCEEDED
+    assert run.wait(120).status is RunStatus.SUCCEEDED
     assert run.result().aggregated == sums(names)
     assert len(provider.calls) == 2, provider.calls
 
@@ -184,10 +184,10 @@ def test_a_run_that_is_cancelled_while_groups_are_packed_ends(client, start, pro
     names = in_order()
     provider.held = (f"text {COUNT - 1}",)
     run = submit(client, names)
-    wait_for(lambda: provider.nodes, "nodes are called", 60)
+    wait_for(lambda: provider.nodes, "nodes are called", 120)
     run.cancel()
     provider.goes_on.set()
-    assert run.wait(60).status is RunStatus.CANCELLED
+    assert run.wait(120).status is RunStatus.CANCELLED
 
 
 def test_nothing_is_left_of_a_run_that_is_deleted_while_groups_are_packed(
@@ -196,7 +196,7 @@ def test_nothing_is_left_of_a_run_that_is_deleted_while_groups_are_packed(
     start()
     provider.held = (f"text {COUNT - 1}",)
     run = submit(client, in_order())
-    wait_for(lambda: provider.nodes, "nodes are called", 60)
+    wait_for(lambda: provider.nodes, "nodes are called", 120)
     run.delete()
     provider.goes_on.set()
-    wait_for(lambda: not traces(broker_url, run.run_id), "nothing is left", 60)
+    wait_for(lambda: not traces(broker_url, run.run_id), "nothing is left", 120)

@@ -60,13 +60,13 @@ def test_a_worker_killed_among_its_pieces_leaves_nothing_of_them(
     }
     dying = start_worker(patches={**IN_PIECES, "exec": DIES_AT_THE_THIRD_PIECE}, **quick)
     run = client.submit(make_spec(model="fake", prompt="{input}", reduce="concat"), TEXTS)
-    dying.process.wait(60)
+    dying.process.wait(120)
     with redis.Redis.from_url(client.broker_url) as server:
         [(dead, count)] = server.hgetall(f"fanout:run:{run.run_id}:result:writers").items()
         assert int(count) == 2
         assert run.aggregate()[0] is None, "nothing is seen of half an aggregate"
         start_worker(patches=IN_PIECES, **quick)
-        assert run.wait(90).status is RunStatus.SUCCEEDED
+        assert run.wait(120).status is RunStatus.SUCCEEDED
         names = [name.decode() for name in server.scan_iter(f"fanout:run:{run.run_id}:result:*")]
         names += [path.name for path in (tmp_path / (storage or "none")).rglob("result*")]
         assert not any(dead.decode() in name for name in names)
@@ -95,7 +95,7 @@ def test_rows_and_counts_in_pieces_are_printed_as_others(client, start_worker, t
     texts = [f"{at % 7}" for at in range(60)]
     spec = make_spec(model="fake?answer=5", prompt="{input}", group_by="document", **fields)
     run = client.submit(spec, texts)
-    assert run.wait(60).status is RunStatus.SUCCEEDED
+    assert run.wait(120).status is RunStatus.SUCCEEDED
     value, _ = run.aggregate()
     assert all(one.held is not None for one in run.stored_result().aggregates.values())
     shown = printed(client.broker_url, run.run_id, "--json")

@@ -77,7 +77,7 @@ def test_nobody_uses_it_without_its_key(cache):
                 f"{url}/v1/chat/completions", data=body.encode(), headers=headers
             )
             try:
-                with urllib.request.urlopen(request, timeout=30) as reply:
+                with urllib.request.urlopen(request, timeout=120) as reply:
                     answers[key] = reply.status
             except urllib.error.HTTPError as error:
                 answers[key] = error.code
@@ -113,7 +113,7 @@ def address(cache):
 def end(process):
     process.stdin.close()
     process.stdout.close()
-    process.wait(20)
+    process.wait(120)
 
 
 def test_it_answers_counts_tokens_and_stops_with_its_user(cache):
@@ -157,7 +157,7 @@ def test_what_ends_an_answer_is_not_penalised_for_ending_the_messages_of_the_pro
         body = json.dumps({**asked, "post_sampling_probs": True, **options}).encode()
         headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         request = urllib.request.Request(f"{url}/completion", data=body, headers=headers)
-        with urllib.request.urlopen(request, timeout=60) as reply:
+        with urllib.request.urlopen(request, timeout=120) as reply:
             [top] = json.load(reply)["completion_probabilities"][0]["top_probs"]
         return top["id"], top["prob"]
 

@@ -114,7 +114,7 @@ def test_parts_become_chunks_with_exact_calls_and_all_is_one_run(
         on_notice=notices.append,
         on_created=created.append,
     )
-    status = run.wait(60)
+    status = run.wait(120)
     assert status.status is RunStatus.SUCCEEDED
     assert created == [run.run_id]
     # A quote that is not there is asked for once more, then the text is split as Markdown.
@@ -151,7 +151,7 @@ def test_parts_become_chunks_with_exact_calls_and_all_is_one_run(
         texts("june"),
         on_notice=notices.append,
     )  # fmt: skip
-    run.wait(60)
+    run.wait(120)
     assert "and is left out" in notices[-1].text
     assert [one.kind for one in run.outcomes()] in (
         [None, ErrorKind.BUDGET], [ErrorKind.BUDGET, None],
@@ -162,7 +162,7 @@ def test_parts_become_chunks_with_exact_calls_and_all_is_one_run(
     provider.subtasks = [{"title": "A", "subtask": "Count."}, {"title": "B", "subtask": "Sum up."}]
     run = client.submit(make_spec(model="openai/m", prompt="MAP {title} {subtask} {input}",
                                   split="model", cache=False, fence=False), ["Two cats."])  # fmt: skip
-    run.wait(60)
+    run.wait(120)
     assert answers(run) == ["A Count. Two cats.", "B Sum up. Two cats."]
 
 
@@ -178,7 +178,7 @@ def test_large_documents_are_split_in_pieces_and_keep_headings_and_pages(
            "neighbours": None}  # fmt: skip
     estimate = client.estimate(make_spec(**job), [text])
     run = client.submit(make_spec(**job), [text])
-    assert run.wait(60).status is RunStatus.SUCCEEDED
+    assert run.wait(120).status is RunStatus.SUCCEEDED
     plan = client.run(plan_run(run.run_id))
     pieces = list(plan.outcomes(with_text=True))
     assert 2 <= len(pieces) <= 9
@@ -207,7 +207,7 @@ def test_a_key_that_is_refused_fails_the_run_with_the_reason(
 
     provider.respond = refuse
     run = client.submit(make_spec(**JOB), texts("may"))
-    status = run.wait(40)
+    status = run.wait(120)
     assert status.status is RunStatus.FAILED
     assert "the model did not split the documents" in status.error
     assert "401" in status.error or "auth" in status.error
@@ -266,7 +266,7 @@ def test_a_killed_client_loses_nothing_and_a_run_is_stopped_with_its_plan(
     assert run.unpause()
     provider.go_on()
     # Its documents are stored: they need not be given again.
-    assert client.resume(run.run_id).wait(40).status is RunStatus.SUCCEEDED
+    assert client.resume(run.run_id).wait(120).status is RunStatus.SUCCEEDED
     assert answers(run) == expected("may")
     assert provider.calls == {"plan": 1, "map": 4}
     assert run.status().usage.calls == 5
@@ -294,7 +294,7 @@ def test_a_killed_client_loses_nothing_and_a_run_is_stopped_with_its_plan(
         client.submit(make_spec(**JOB), texts("may"), on_notice=end, on_created=made.append)
     run = client.run(made[0])
     assert run.status().total == 0
-    assert client.resume(run.run_id).wait(40).status is RunStatus.SUCCEEDED
+    assert client.resume(run.run_id).wait(120).status is RunStatus.SUCCEEDED
     assert answers(run) == expected("may")
     assert provider.calls == {"plan": 1, "map": 4}
 

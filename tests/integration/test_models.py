@@ -39,7 +39,7 @@ def ask(client, provider, start_worker):
         provider.respond = respond
         spec = make_spec(**{"prompt": "{input}", "retries": FAST, **fields})
         submitted = client.submit(spec, texts)
-        submitted.wait(60)
+        submitted.wait(120)
         return submitted, calls
 
     return run
@@ -121,7 +121,7 @@ def test_a_model_that_refuses_its_key_costs_its_own_branches_only(ask):
     assert calls["locked"] <= 8
     answers["locked"] = (200, openai_reply("now"))
     assert run.retry_failed() == 40
-    run.wait(60)
+    run.wait(120)
     again = run.result()
     assert Counter(again.outputs) == {"yes": 40, "now": 40}
     assert again.usage_by_model["openai/well"].calls == 40

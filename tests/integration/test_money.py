@@ -92,7 +92,7 @@ def ask(client, provider, start_worker):
         ]
         before = client.fleet().totals.usage.known("cost_usd")
         run = client.submit(spec, rows)
-        status = run.wait(60)
+        status = run.wait(120)
         assert status.status is RunStatus.SUCCEEDED
         return biller, run, status, before
 
@@ -238,7 +238,7 @@ def test_every_sum_of_a_run_with_steps_is_what_the_provider_bills(
         return biller, client.submit(make_spec(**{**job, **fields}), rows), before
 
     biller, run, before = submitted(CALLS, aggregate_prompt="Sum {input}")
-    status = run.wait(60)
+    status = run.wait(120)
     assert status.status is RunStatus.SUCCEEDED
     errors = [one for one in run.result().branches if one.kind is not None]
     assert [one.kind for one in errors] == [ErrorKind.CONTENT_FILTER] * TIMES
@@ -253,7 +253,7 @@ def test_every_sum_of_a_run_with_steps_is_what_the_provider_bills(
 
     # Branches that ended between steps for want of money go on there.
     biller, run, before = submitted(["plain"], budget={"calls": 13}, max_workers=3)
-    status = run.wait(60)
+    status = run.wait(120)
     assert set(status.errors) == {ErrorKind.BUDGET}
     assert biller.steps.total() == status.usage.calls == 13
     ended = [one for one in run.result().branches if one.kind is not None]
@@ -262,7 +262,7 @@ def test_every_sum_of_a_run_with_steps_is_what_the_provider_bills(
         f"step {name}" for name in OF_STEPS
     }
     assert run.retry_failed(budget={"calls": 60}) == len(ended)
-    status = run.wait(60)
+    status = run.wait(120)
     assert (status.status, status.succeeded) == (RunStatus.SUCCEEDED, TIMES)
     assert biller.steps == Counter(OF_STEPS * TIMES)
     assert status.usage.calls == status.budget.spent.calls == len(OF_STEPS) * TIMES

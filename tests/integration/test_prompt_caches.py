@@ -27,7 +27,7 @@ def charged(client, billing, **fields):
     """Run a job; return the dollars that the provider charges, and what fanout counts."""
     billing.reset()
     job = {"aspects": ASPECTS, **fields}
-    status = client.submit(job, texts(DOCUMENTS, 4_000)).wait(60)
+    status = client.submit(job, texts(DOCUMENTS, 4_000)).wait(120)
     assert status.succeeded == CALLS * fields.get("samples", 1)
     return billing.ledger()["usd"], status.usage
 
@@ -55,7 +55,7 @@ def test_samples_and_instructions_are_paid_once_as_well(client, start_worker, bi
     billing.reset()
     system = "You weigh each word. " * 300
     job = {"model": model, "prompt": "Rate: {input}", "system": system, "samples": 2}
-    status = client.submit(job, texts(4, 2_000)).wait(60)
+    status = client.submit(job, texts(4, 2_000)).wait(120)
     assert status.succeeded == 8
     sent = sorted(call["cached"] for call in billing.sent())
     # The first call writes all, other documents read the system prompt, second samples read both.
@@ -76,7 +76,7 @@ def test_a_chain_over_a_long_document_pays_for_it_once(client, start_worker, bil
     for provider, model in MODELS.items():
         billing.reset()
         job = {"model": f"{provider}/{model}", "steps": STEPS}
-        status = client.submit(job, texts(4, 4_000)).wait(60)
+        status = client.submit(job, texts(4, 4_000)).wait(120)
         assert status.succeeded == 4
         sent = billing.sent()
         assert len(sent) == status.usage.calls == 12

@@ -36,7 +36,7 @@ def ask(client, provider, start_worker):
         provider.respond = respond
         spec = make_spec(model=f"openai/{model}", prompt="{input}", **fields)
         result_of = client.submit(spec, [f"text {number};" for number in range(count)])
-        result_of.wait(60)
+        result_of.wait(120)
         return result_of.result(), calls
 
     return run

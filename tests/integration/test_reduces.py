@@ -45,7 +45,7 @@ def test_a_killed_worker_loses_nothing_of_several_reduces(client, start_worker, 
     worker = start_worker(**environment)
     provider.held = (f"text {COUNT - 1}",)
     run = client.submit(make_spec(**SMALL), rows())
-    wait_for(lambda: len(run.status().stages) > 2, "nodes of the second level are called", 60)
+    wait_for(lambda: len(run.status().stages) > 2, "nodes of the second level are called", 120)
     worker.kill()
     start_worker(**environment)
     provider.goes_on.set()

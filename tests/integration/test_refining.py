@@ -32,13 +32,13 @@ def test_a_killed_worker_loses_nothing_of_a_chain_that_has_begun(client, start_w
     worker = start_worker(**environment)
     provider.held = (f"text {COUNT - 1}",)
     run = refine(client)
-    assert provider.is_held.wait(60)
-    wait_for(lambda: len(run.status().stages) > 1 and run.status().stages[1].done > 3, "calls", 60)
+    assert provider.is_held.wait(120)
+    wait_for(lambda: len(run.status().stages) > 1 and run.status().stages[1].done > 3, "calls", 120)
     assert run.status().status is RunStatus.RUNNING
     worker.kill()
     start_worker(**environment)
     provider.goes_on.set()
-    assert run.wait(90).status is RunStatus.SUCCEEDED
+    assert run.wait(120).status is RunStatus.SUCCEEDED
     result = run.result()
     assert result.aggregated == f"n={COUNT} in sum"
     twice = len(provider.calls) - len({*provider.calls})
@@ -50,13 +50,13 @@ def test_after_a_retry_calls_before_the_changed_answer_are_known(client, start_w
     start_worker(**QUICK, OPENAI_BASE_URL=provider.url, OPENAI_API_KEY="none")
     provider.fails = ("text 1777",)
     run = refine(client, cache=True)
-    assert run.wait(90).status is RunStatus.SUCCEEDED
+    assert run.wait(120).status is RunStatus.SUCCEEDED
     assert run.result().aggregated == f"n={COUNT - 1} in sum"
     calls = len(provider.nodes)
     provider.fails = ()
     provider.calls.clear()
     assert run.retry_failed() == 1
-    assert run.wait(90).status is RunStatus.SUCCEEDED
+    assert run.wait(120).status is RunStatus.SUCCEEDED
     assert run.result().aggregated == f"n={COUNT} in sum"
     assert 0 < len(provider.nodes) < calls / 2
     [first, *_] = provider.nodes
@@ -73,15 +73,15 @@ def test_a_chain_ends_with_its_run(client, start_worker, provider):
     def held(headers, request):
         if request is not None and "made from" in request["messages"][-1]["content"]:
             provider.is_held.set()
-            provider.goes_on.wait(60)
+            provider.goes_on.wait(120)
         return answer(headers, request)
 
     provider.respond = held
     run = refine(client)
-    assert provider.is_held.wait(60)
-    wait_for(lambda: run.status().status is RunStatus.REDUCING, "the branches have ended", 60)
+    assert provider.is_held.wait(120)
+    wait_for(lambda: run.status().status is RunStatus.REDUCING, "the branches have ended", 120)
     run.cancel()
-    assert run.wait(60).status is RunStatus.CANCELLED
+    assert run.wait(120).status is RunStatus.CANCELLED
 
 
 def test_a_killed_worker_loses_nothing_of_a_list_with_a_chain(client, start_worker, provider):
@@ -96,15 +96,15 @@ def test_a_killed_worker_loses_nothing_of_a_list_with_a_chain(client, start_work
                 {"name": "alike", "llm": each, "fold": "cluster"}],
     )  # fmt: skip
     run = client.submit(spec, [f"text {n}" for n in range(COUNT)])
-    assert provider.is_held.wait(60)
-    wait_for(lambda: len(run.status().stages) > 1 and run.status().stages[1].done > 3, "calls", 60)
+    assert provider.is_held.wait(120)
+    wait_for(lambda: len(run.status().stages) > 1 and run.status().stages[1].done > 3, "calls", 120)
     worker.kill()
     worker = start_worker(**environment)
     provider.goes_on.set()
-    wait_for(lambda: run.status().stages[0].done == COUNT, "the map has ended", 60)
+    wait_for(lambda: run.status().stages[0].done == COUNT, "the map has ended", 120)
     worker.kill()
     start_worker(**environment)
-    assert run.wait(90).status is RunStatus.SUCCEEDED
+    assert run.wait(120).status is RunStatus.SUCCEEDED
     assert run.result().aggregated == dict.fromkeys(("tree", "chain", "alike"), f"n={COUNT} in sum")
 
 
@@ -123,11 +123,11 @@ def test_citations_of_a_chain_outlive_a_killed_worker(client, start_worker, citi
     worker = start_worker(**environment)
     citing.held = (f"text {CITED - 1}",)
     run = submit_cited(client, fold="refine")
-    wait_for(lambda: len(citing.nodes) > 3, "calls", 60)
+    wait_for(lambda: len(citing.nodes) > 3, "calls", 120)
     worker.kill()
     start_worker(**environment)
     citing.goes_on.set()
-    assert run.wait(90).status is RunStatus.SUCCEEDED
+    assert run.wait(120).status is RunStatus.SUCCEEDED
     result = run.result()
     require_real(result)
     assert {one.index for one in result.sources} == {0, 1}

@@ -123,7 +123,7 @@ class Tab:
             pass
 
     async def _told(self):
-        told = await self._socket.receive_json(timeout=30)
+        told = await self._socket.receive_json(timeout=120)
         self.events.append(told)
         return told
 

@@ -40,7 +40,7 @@ class Naming(Summing):
             return 200, openai_reply(prompt)
         if pairs > self.free:
             self.is_held.set()
-            self.goes_on.wait(60)
+            self.goes_on.wait(120)
         if self.refuses and pairs % 5 == 0:
             return 400, {"error": {"message": "no"}}
         one, other = (value.split()[0] for value in found.groups())
@@ -80,12 +80,12 @@ def test_a_killed_worker_loses_no_verdict(client, start_worker, provider):
     environment = {**QUICK, "OPENAI_BASE_URL": provider.url, "OPENAI_API_KEY": "none"}
     worker = start_worker(**environment)
     run = submit(client, cache=False)
-    assert provider.is_held.wait(60)
+    assert provider.is_held.wait(120)
     assert run.status().status is RunStatus.REDUCING
     worker.kill()
     start_worker(**environment)
     provider.goes_on.set()
-    assert run.wait(90).status is RunStatus.SUCCEEDED
+    assert run.wait(120).status is RunStatus.SUCCEEDED
     assert_resolved(run.result())
     twice = len(provider.calls) - len({*provider.calls})
     assert twice <= IN_FLIGHT, "only the calls that were in flight are made again"
@@ -96,13 +96,13 @@ def test_a_retry_asks_about_those_pairs_whose_calls_failed(client, start_worker,
     provider.refuses = True
     start_worker(**QUICK, OPENAI_BASE_URL=provider.url, OPENAI_API_KEY="none")
     run = submit(client, cache=True)
-    assert run.wait(90).status is RunStatus.SUCCEEDED
+    assert run.wait(120).status is RunStatus.SUCCEEDED
     assert run.result().reduce_errors
     asked = len(provider.pairs)
     provider.refuses = False
     provider.calls.clear()
     run.retry_failed()
-    assert run.wait(90).status is RunStatus.SUCCEEDED
+    assert run.wait(120).status is RunStatus.SUCCEEDED
     assert_resolved(run.result())
     assert run.result().reduce_errors == []
     assert 0 < len(provider.pairs) < asked

@@ -132,7 +132,7 @@ def test_passages_go_with_steps_batches_models_best_votes_parts_pools_and_storag
     run = submit(
         client, texts, retrieve=fleet, steps=STEPS, lane="batch", neighbours=1, split="tokens"
     )
-    status = run.wait(90)
+    status = run.wait(120)
     assert (status.status, status.succeeded, status.usage.calls) == (RunStatus.SUCCEEDED, 2, 6)
     assert [one.output for one in run.result().branches] == [LEAVE, FLIGHT]
     calls, prompts = answers.taken()
@@ -150,7 +150,7 @@ def test_passages_go_with_steps_batches_models_best_votes_parts_pools_and_storag
     }  # fmt: skip
     for calls_made in (8, 0):
         run = submit(client, texts, **best)
-        status = run.wait(90)
+        status = run.wait(120)
         assert (status.status, status.error, status.succeeded) == (RunStatus.SUCCEEDED, None, 8)
         calls, prompts = answers.taken()
         assert calls["MAP"] == calls_made
@@ -167,7 +167,7 @@ def test_passages_go_with_steps_batches_models_best_votes_parts_pools_and_storag
         client, [MINUTES.format(n) for n in "ab"], split="model", neighbours=1, retrieve=fleet,
         prompt="MAP {title} {before} {input} {after} {context}", query="{input}", top_k=1, lane="batch",
     )  # fmt: skip
-    status = run.wait(90)
+    status = run.wait(120)
     assert (status.status, status.succeeded) == (RunStatus.SUCCEEDED, 4)
     assert [one.output for one in run.result().branches] == [LEAVE, FLIGHT] * 2
     assert answers.taken()[0] == Counter({"plan": 2, "MAP": 4})
@@ -178,11 +178,11 @@ def test_passages_go_with_steps_batches_models_best_votes_parts_pools_and_storag
         client, ["tea", "milk"], retrieve="functions_under_test:find", prompt="MAP {input} {context}",
         samples=3, certainty=0.9, max_attempts=1, cache=False,
     )  # fmt: skip
-    status = run.wait(60)
+    status = run.wait(120)
     assert status.failed == 2
     assert answers.taken()[0] == Counter()
     assert run.retry_failed() == 2
-    status = run.wait(60)
+    status = run.wait(120)
     assert (status.succeeded, status.failed) == (2, 0)
     assert {one.output for one in run.result().branches} == {"w 1 Words"}
     assert (tmp_path / "functions" / "tea").read_text() == "xx"

@@ -24,7 +24,7 @@ def run_status(client, result):
     return client.run(result.run_id).status()
 
 
-def run_to_end(client, documents, timeout_s=60, **fields):
+def run_to_end(client, documents, timeout_s=120, **fields):
     spec = make_spec(**{"model": "fake", "prompt": "{input}", "retries": QUICK, **fields})
     run = client.submit(spec, documents)
     run.wait(timeout_s)
@@ -113,7 +113,7 @@ def test_a_document_that_cannot_be_used_costs_only_itself(worker, client):
     spec = make_spec(model="fake", prompt="{input}")
     documents = ["good", "   ", {"text": "also good"}, {"body": "no text column"}]
     run = client.submit(spec, documents, on_bad_document=lambda *fault: faults.append(fault))
-    run.wait(30)
+    run.wait(120)
     result = run.result()
     assert [output is None for output in result.outputs] == [False, True, False, True]
     assert [error.kind for error in result.errors] == [ErrorKind.BAD_REQUEST] * 2
@@ -308,7 +308,7 @@ def test_a_killed_prefork_child_does_not_stop_the_callback(client, functions, st
     worker = start_worker("--concurrency", "2", PYTHONPATH=path, FANOUT_POOL="prefork")
     assert len(worker.children()) == 2
     result = run_to_end(
-        client, texts(20), model="functions_under_test:model", reduce="concat", timeout_s=60
+        client, texts(20), model="functions_under_test:model", reduce="concat", timeout_s=120
     )
     assert result.status is RunStatus.SUCCEEDED
     assert [error.index for error in result.errors] == [7]
@@ -337,11 +337,11 @@ def test_a_stopped_worker_finishes_what_is_in_flight_and_leaves_the_rest(client,
     run = client.submit(spec, texts(48))
     wait_for(lambda: run.status().done >= 8, "the first branches are done")
     first.signal(signal.SIGTERM)
-    first.process.wait(15)
+    first.process.wait(120)
     done = run.status().done
     assert 8 <= done < 48
     start_worker("--concurrency", "8")
-    assert run.wait(30).succeeded == 48
+    assert run.wait(120).succeeded == 48
     assert run.result().usage.calls == 48, "nothing was called twice"
 
 
@@ -350,7 +350,7 @@ def test_a_cancelled_run_ends_soon_and_keeps_what_finished(worker, client):
     run = client.submit(spec, texts(1200))
     wait_for(lambda: run.status().done >= 1, "a branch is done")
     assert run.cancel()
-    status = run.wait(10)
+    status = run.wait(120)
     assert status.status is RunStatus.CANCELLED
     assert status.done == status.total == 1200
     assert status.succeeded >= 1
@@ -418,7 +418,7 @@ def test_a_client_of_another_process_can_follow_a_run(worker, client, broker_url
     run_id = client.submit(spec, texts(3)).run_id
     with Client(broker_url) as other:
         run = other.run(run_id)
-        assert run.wait(20).succeeded == 3
+        assert run.wait(120).succeeded == 3
         assert run.spec == spec
         assert [one.run_id for one in other.runs()] == [run_id]
 
@@ -448,7 +448,7 @@ def test_failed_branches_can_be_retried_and_the_aggregate_is_redone(
         context_tokens=32_000,  # all answers in one call
     )
     run = client.submit(spec, texts(1200))
-    run.wait(60)
+    run.wait(120)
     assert run.status().failed == 120
     assert run.result().aggregated == "1080"
     calls = run.status().usage.calls
@@ -456,11 +456,11 @@ def test_failed_branches_can_be_retried_and_the_aggregate_is_redone(
 
     again = run.retry_failed([ErrorKind.BAD_REQUEST])
     assert 0 < again < 120
-    assert run.wait(60).failed == 120 - again
+    assert run.wait(120).failed == 120 - again
     assert run.result().aggregated == str(1080 + again)
 
     assert run.retry_failed() == 120 - again
-    status = run.wait(60)
+    status = run.wait(120)
     assert (status.succeeded, status.failed, status.errors) == (1200, 0, {})
     result = run.result()
     assert result.outputs == ["fine"] * 1200
@@ -474,7 +474,7 @@ def test_a_run_that_has_not_ended_cannot_be_retried(worker, client):
     with pytest.raises(RunError, match="has not ended"):
         run.retry_failed()
     run.cancel()
-    run.wait(20)
+    run.wait(120)
 
 
 def test_a_cancelled_run_can_be_taken_up_again(client, functions, start_worker, tmp_path):
@@ -491,8 +491,8 @@ def test_a_cancelled_run_can_be_taken_up_again(client, functions, start_worker, 
     run = client.submit(spec, texts(900))
     wait_for(lambda: run.status().done >= 1, "a branch is done")
     run.cancel()
-    assert run.wait(20).status is RunStatus.CANCELLED
+    assert run.wait(120).status is RunStatus.CANCELLED
     (tmp_path / "well").touch()
     run.retry_failed()
-    assert run.wait(30).status is RunStatus.SUCCEEDED
+    assert run.wait(120).status is RunStatus.SUCCEEDED
     assert run.result().aggregated["votes"] == {"fine": 900}

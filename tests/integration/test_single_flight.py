@@ -19,7 +19,7 @@ def test_identical_branches_make_one_call_and_two_if_its_worker_is_killed(
 
     def respond(_headers, request):
         if request is not None:
-            may_answer.wait(60)
+            may_answer.wait(120)
         return 200, openai_reply("yes")
 
     provider.respond = respond
@@ -48,9 +48,9 @@ def test_identical_branches_make_one_call_and_two_if_its_worker_is_killed(
     other = client.submit(
         make_spec(model="fake", prompt="{input}", reduce="none"), [f"t{n}" for n in range(50)]
     )
-    assert other.wait(60).succeeded == 50
+    assert other.wait(120).succeeded == 50
     may_answer.set()
-    status = run.wait(60)
+    status = run.wait(120)
     assert (status.succeeded, len(calls()), status.saved.calls) == (BRANCHES, 1, BRANCHES - 1)
 
     # The worker with the call is killed.
@@ -59,8 +59,8 @@ def test_identical_branches_make_one_call_and_two_if_its_worker_is_killed(
     wait_for(calls, "a call is in flight")
     keys = calls()
     workers[0 if keys == ["Bearer k0"] else 1].kill()
-    wait_for(lambda: len(calls()) == 2, "another branch asks", 60)
+    wait_for(lambda: len(calls()) == 2, "another branch asks", 120)
     may_answer.set()
-    status = run.wait(90)
+    status = run.wait(120)
     assert (status.succeeded, len(calls())) == (BRANCHES, 2)
     assert status.saved.calls >= BRANCHES - 1

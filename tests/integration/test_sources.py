@@ -42,7 +42,7 @@ class Citing(ScriptedProvider):
         if not first.startswith("SUM"):
             if first in self.held:
                 self.is_held.set()
-                self.goes_on.wait(60)
+                self.goes_on.wait(120)
             if first in self.fails:
                 return 400, {"error": {"message": "no"}}
             return 200, openai_reply(f"the fact {first.split()[1]}")
@@ -104,11 +104,11 @@ def test_citations_outlive_a_killed_worker(client, start_worker, provider):
     worker = start_worker(**environment)
     provider.held = (f"text {COUNT - 1}",)
     run = submit(client)
-    wait_for(lambda: len(provider.nodes) > 2, "nodes are called", 60)
+    wait_for(lambda: len(provider.nodes) > 2, "nodes are called", 120)
     worker.kill()
     start_worker(**environment)
     provider.goes_on.set()
-    assert run.wait(90).status is RunStatus.SUCCEEDED
+    assert run.wait(120).status is RunStatus.SUCCEEDED
     result = run.result()
     require_real(result)
     assert result.aggregate_coverage.is_whole
@@ -121,7 +121,7 @@ def test_a_retry_calls_the_way_to_the_root_and_cites_as_a_run_that_never_failed(
     start_worker(**QUICK, OPENAI_BASE_URL=provider.url, OPENAI_API_KEY="none")
     provider.fails = ("text 77",)
     run = submit(client, cache=True)
-    assert run.wait(60).status is RunStatus.SUCCEEDED
+    assert run.wait(120).status is RunStatus.SUCCEEDED
     result = run.result()
     require_real(result)
     assert result.aggregate_coverage.missing == {"bad_request": 1}
@@ -131,13 +131,13 @@ def test_a_retry_calls_the_way_to_the_root_and_cites_as_a_run_that_never_failed(
     provider.fails = ()
     provider.calls.clear()
     assert run.retry_failed() == 1
-    assert run.wait(60).status is RunStatus.SUCCEEDED
+    assert run.wait(120).status is RunStatus.SUCCEEDED
     depth = len(run.status().stages) - 1
     assert len(provider.calls) <= 1 + 2 * depth
     require_real(run.result())
     provider.calls.clear()
     fresh = submit(client, cache=True)
-    assert fresh.wait(60).status is RunStatus.SUCCEEDED
+    assert fresh.wait(120).status is RunStatus.SUCCEEDED
     assert provider.calls == []
     assert fresh.result().aggregated == run.result().aggregated
     assert fresh.result().sources == run.result().sources
@@ -155,7 +155,7 @@ def test_an_invention_is_sent_back_once_and_then_marked(client, start_worker, pr
         cache=False,
     )
     run = client.submit(spec, ["text 0", "text 1"])
-    assert run.wait(60).status is RunStatus.SUCCEEDED
+    assert run.wait(120).status is RunStatus.SUCCEEDED
     result = run.result()
     assert result.aggregated == f"the fact 0 {UNKNOWN}"
     assert result.sources == []

@@ -51,7 +51,7 @@ def test_a_prefork_pool_scales_with_its_load_and_loses_nothing(client, start_wor
     assert len(worker.children()) == 1
     run = submit(client, 30, 0.2)
     wait_for(lambda: len(worker.children()) == 3, "it has grown")
-    assert run.wait(60).succeeded == 30
+    assert run.wait(120).succeeded == 30
     assert run.status().usage.calls == 30
     wait_for(lambda: len(worker.children()) == 1, "it has shrunk")
 

@@ -78,7 +78,7 @@ def test_workers_read_a_folder_in_s3_and_the_run_has_pages_and_reasons(
         on_notice=notices.append,
         on_created=created.append,
     )
-    assert run.wait(60).status is RunStatus.SUCCEEDED
+    assert run.wait(120).status is RunStatus.SUCCEEDED
     outputs = list(run.outcomes(with_text=True))
     assert [one.document for one in outputs] == [f"{letters}/{name}" for name in FILES]
     assert [one.kind for one in outputs] == [None, None, ErrorKind.BAD_REQUEST, None]
@@ -94,7 +94,7 @@ def test_workers_read_a_folder_in_s3_and_the_run_has_pages_and_reasons(
     assert reading.spec.model == READER_MODEL
     assert any(reading.run_id in notice.text for notice in notices)
     again = client.submit({**JOB, "inputs": [f"run:{reading.run_id}"]})
-    again.wait(60)
+    again.wait(120)
     assert [one.output for one in again.outcomes()] == [one.output for one in outputs]
     assert client.resume(run.run_id).run_id == run.run_id
 
@@ -108,7 +108,7 @@ def test_the_command_reads_a_glob_of_a_shared_folder_by_workers(broker_url, tmp_
     done = subprocess.run(
         [FANOUT, "run", "shared/**/*.*", "--read-on", "workers", "--model", "fake",
          "--prompt", "Pages {pages}: {input}", "--broker-url", broker_url, "--out", "results"],
-        capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path,
+        capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "workers read 4 documents" in done.stderr

@@ -25,7 +25,7 @@ def test_a_function_runs_in_a_thread_with_the_context_of_its_task():
         with pytest.raises(KeyboardInterrupt):
             await in_thread(_interrupt)
         with pytest.raises(RuntimeError, match="StopIteration"):
-            await asyncio.wait_for(in_thread(lambda: next(iter([]))), 20)
+            await asyncio.wait_for(in_thread(lambda: next(iter([]))), 90)
 
     asyncio.run(use())
 
@@ -36,7 +36,7 @@ def _interrupt():
 
 def test_many_threads_may_wait_at_the_same_time():
     """A pool of the loop has fewer threads than this, and would wait for ever."""
-    meet = threading.Barrier(50, timeout=20)
+    meet = threading.Barrier(50, timeout=90)
 
     async def use():
         return await asyncio.gather(*(in_thread(meet.wait) for _ in range(50)))
@@ -52,7 +52,7 @@ def test_calls_one_after_the_other_share_a_thread_and_later_ones_get_another(mon
         # Another test's thread may be idle, too.
         seen = {await in_thread(threading.current_thread) for _ in range(50)}
         assert len(seen) == 1
-        await asyncio.to_thread(lambda: [thread.join(20) for thread in {first, *seen}])
+        await asyncio.to_thread(lambda: [thread.join(90) for thread in {first, *seen}])
         assert await in_thread(threading.current_thread) not in seen
 
     asyncio.run(use())
@@ -66,7 +66,7 @@ def test_a_forked_child_starts_threads_of_its_own():
     assert asyncio.run(use()) == 7
     child = multiprocessing.get_context("fork").Process(target=lambda: os._exit(asyncio.run(use())))
     child.start()
-    child.join(20)
+    child.join(90)
     assert child.exitcode == 7
 
 
@@ -74,7 +74,7 @@ def test_a_cancelled_task_leaves_its_function_alone():
     is_over, ended = threading.Event(), threading.Event()
 
     def work():
-        is_over.wait(20)
+        is_over.wait(90)
         ended.set()
         raise ValueError
 
@@ -87,7 +87,7 @@ def test_a_cancelled_task_leaves_its_function_alone():
         is_over.set()
 
     asyncio.run(use())
-    assert ended.wait(20)
+    assert ended.wait(90)
 
 
 def test_work_is_finished_although_the_task_is_cancelled_twice():

@@ -21,7 +21,7 @@ def test_of_several_clients_of_a_machine_one_indexes(tmp_path, monkeypatch):
 
     def read_together(*arguments):
         read(*arguments)
-        have_read.wait(30)
+        have_read.wait(90)
 
     monkeypatch.setattr(Passages, "_read", read_together)
     monkeypatch.setattr(IndexBuilder, "finish", lambda self: built.append(1) or finish(self))

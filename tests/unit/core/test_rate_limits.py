@@ -58,13 +58,13 @@ def test_a_refusal_makes_other_workers_wait(store):
     first = asyncio.run(call(Limiter(store), FakeLLM(script=lambda _: next(script))))
     assert (first.output, first.attempts) == ("yes", 2)
     assert time.monotonic() - started >= 0.3
-    store.pause_model("m", 0.3)
-    started = time.monotonic()
-    second = asyncio.run(call(Limiter(store), FakeLLM()))
+    store.pause_model("m", 300)
+    other = Worker(store)
+    second = asyncio.run(call(other.limiter, FakeLLM()))
     # It waits for what another has found out, before its first call and at no cost to it.
     assert second.attempts == 1
-    assert time.monotonic() - started >= 0.3
-    assert second.elapsed_s < 0.3
+    assert sum(other.waits) > 200
+    assert second.elapsed_s < 60
 
 
 def test_no_call_begins_before_the_pause_was_read_for_the_first_time(store, monkeypatch):
@@ -72,7 +72,7 @@ def test_no_call_begins_before_the_pause_was_read_for_the_first_time(store, monk
     begun, read = threading.Event(), store.pause_of
 
     def slow(name):
-        assert begun.wait(10)
+        assert begun.wait(60)
         return read(name)
 
     monkeypatch.setattr(store, "pause_of", slow)
@@ -99,14 +99,14 @@ def test_a_pause_is_not_believed_for_ever(store):
 
 def test_what_is_waited_for_a_slot_is_no_latency(store):
     worker = Worker(store)
-    rates = Rates(requests_per_minute=30)
+    rates = Rates(requests_per_minute=1)
 
     async def calls():
         return [await call(worker.limiter, FakeLLM(), rates) for _ in range(3)]
 
     results = asyncio.run(calls())
-    assert sum(worker.waits) >= 3
-    assert all(result.elapsed_s < 1 for result in results)
+    assert sum(worker.waits) >= 90
+    assert all(result.elapsed_s < 30 for result in results)
 
 
 def test_tokens_are_booked_ahead_and_corrected_by_the_answer(store):

@@ -280,7 +280,7 @@ def test_a_process_that_parses_has_no_secrets_prints_nothing_and_ends_with_its_c
     child.send_signal(signal.SIGINT)
     assert pool.parse(request(here / "fine.rtf")).error is None
     pool._children[0]._input.close()
-    assert psutil.wait_procs([child], timeout=20)[1] == []
+    assert psutil.wait_procs([child], timeout=90)[1] == []
     pool.close()
     assert capfd.readouterr() == ("", "")
 

@@ -284,7 +284,7 @@ def test_a_cancelled_call_leaves_the_queue(monkeypatch):
             began.append(prompt)
             if len(began) == most:
                 are_busy.set()
-        assert may_end.wait(30)
+        assert may_end.wait(90)
         return prompt
 
     monkeypatch.setattr(reader, "_read", blocked)
@@ -351,8 +351,8 @@ def test_parsers_are_lent_again_and_end_when_nobody_has_used_them_for_a_while(mo
     monkeypatch.setattr(parsers, "_idle_s", 0.01)
     with parsers.lent():
         pass
-    assert first.is_closed.wait(10)
-    assert second.is_closed.wait(10)
+    assert first.is_closed.wait(60)
+    assert second.is_closed.wait(60)
     with parsers.lent() as later:
         assert later not in {first, second}
 

@@ -76,7 +76,7 @@ def test_connections_are_kept_and_bounded(run):
             with lock:
                 at_once += 1
                 most = max(most, at_once)
-            together.wait(10)
+            together.wait(60)
             with lock:
                 at_once -= 1
             connection.sendall(REPLY)

@@ -246,7 +246,7 @@ def test_what_is_no_string_is_invalid_output():
 def test_sync_functions_run_side_by_side():
     import threading
 
-    together = threading.Barrier(4, timeout=10)
+    together = threading.Barrier(4, timeout=60)
 
     def function(prompt):
         together.wait()

@@ -133,9 +133,9 @@ def test_no_depth_of_an_error_raises_anything_but_llm_error(adapter, key, status
 def test_no_charset_makes_a_reply_slow_or_raises(charset):
     began = time.process_time()
     with contextlib.suppress(ValueError):
-        json_of(b"a-" + b"z" * 100_000, f"application/json; charset={charset}")
-    # In quadratic time, this would take more than a second.
-    assert time.process_time() - began < 0.7
+        json_of(b"a-" + b"z" * 1_000_000, f"application/json; charset={charset}")
+    # In quadratic time, this would take more than a minute.
+    assert time.process_time() - began < 20
 
 
 def test_absurd_counts_cost_no_answer(adapter):

@@ -60,7 +60,7 @@ def test_a_process_has_what_it_is_given_and_nothing_of_others(start, tmp_path, s
         process, stdout, stderr = start(TELL, "a b", env=env, starts_session=starts_session)
         assert process.wait(60) == 0, printed(stderr)
     running.kill()
-    assert running.wait(10) == -signal.SIGKILL
+    assert running.wait(60) == -signal.SIGKILL
     told, end = printed(stdout).splitlines()
     assert end == "the end"
     assert json.loads(told) == {

@@ -84,7 +84,7 @@ def test_what_is_left_of_an_earlier_reply_is_no_reply_to_the_next_command(pool, 
     assert ask(pool) == b"OK"
     connection = pool.get_connection()
     connection.send_command("PING")
-    assert connection.can_read(timeout=5)
+    assert connection.can_read(timeout=60)
     pool.release(connection)
     server.clients[0].sendall(b"+LEFT\r\n")
     assert ask(pool) == b"OK"

@@ -455,7 +455,7 @@ def test_what_was_at_a_branch_that_died_is_followed_by_one_delivery(store, run, 
 
 
 def wait_until(condition):
-    until = time.monotonic() + 5
+    until = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < until
 
@@ -1183,7 +1183,7 @@ def test_a_breaker_holds_all_back_lets_one_try_and_lets_all_go_on(store):
     assert held.down_s is not None
     assert store.limits()["m"].down_s is not None
     assert store.pause_of("other") == BreakerReply()
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while not (first := store.pause_of("m")).is_probe:
         assert time.monotonic() < until
         time.sleep(0.05)
@@ -1529,7 +1529,7 @@ def test_a_fleet_goes_over_to_another_version_when_nobody_speaks_the_old_one(sto
     store.claim_wire(3, holder="b", ttl_s=0.5)
     store.release_wire("a")
     assert store.claim_wire(4, holder="c", ttl_s=60) == 3
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while store.claim_wire(4, holder="c", ttl_s=60) != 4:
         assert time.monotonic() < until
         time.sleep(0.02)

@@ -73,7 +73,7 @@ async def reached(condition):
 
 
 def run(coroutine):
-    return asyncio.run(asyncio.wait_for(coroutine, 30))
+    return asyncio.run(asyncio.wait_for(coroutine, 90))
 
 
 @pytest.mark.parametrize("cap", [1, 3, 50])
@@ -369,12 +369,12 @@ def test_a_late_answer_does_not_undo_that_permits_are_given_back():
         def slow(requests):
             if not began.is_set():
                 began.set()
-                go_on.wait(10)
+                go_on.wait(60)
             return ask(requests)
 
         one._ask = slow
         task = fleet.calls(one, "r", 1, 4)[0]
-        await asyncio.to_thread(began.wait, 10)
+        await asyncio.to_thread(began.wait, 60)
         task.cancel()
         closing = asyncio.create_task(one.aclose())
         await reached(lambda: one._is_ending)

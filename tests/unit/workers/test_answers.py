@@ -59,7 +59,7 @@ def process(store):
 
 async def until(is_met):
     """Wait for a condition."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not is_met():  # noqa: ASYNC110 - what it waits for sets no event
             await asyncio.sleep(0.005)
 

@@ -269,7 +269,7 @@ class Fleet:
         self.batcher.beat()
         for task in list(self.batcher._tasks.values()):
             with suppress(Death):
-                task.result(10)
+                task.result(60)
 
     def process(self):
         """Process the branches that have messages; return how many there were."""
@@ -755,7 +755,7 @@ def test_a_late_batch_is_asked_about_once_more_before_it_is_paid_again(monkeypat
     wait_at_provider(fleet)
     fleet.beat()
     fleet.provider.is_running = False
-    set_deadline(fleet, left_s=150)
+    set_deadline(fleet, left_s=215)
     fleet.finish()
     fleet.check(calls=2)
     assert fleet.provider.cancelled == []
@@ -1009,7 +1009,7 @@ def test_a_batch_that_the_new_key_does_not_find_is_given_up_late(monkeypatch, st
 
 
 def beat_until(fleet, condition):
-    for _ in range(300):
+    for _ in range(6_000):
         fleet.batcher.beat()
         if condition():
             return

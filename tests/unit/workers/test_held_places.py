@@ -85,7 +85,7 @@ class Process:
                         place.leave_for_now()
 
     async def until(self, condition):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not condition():  # noqa: ASYNC110 - it looks at plain values
                 await asyncio.sleep(0.002)
 
@@ -95,7 +95,7 @@ class Process:
 
 
 async def has_ended(*branches):
-    await asyncio.wait_for(asyncio.gather(*branches), 3)
+    await asyncio.wait_for(asyncio.gather(*branches), 60)
 
 
 @pytest.mark.parametrize("lasts", [True, False], ids=["outage goes on", "it is over"])
@@ -216,7 +216,7 @@ def test_a_call_begins_when_its_branch_is_back(store):
         place.takes_place = takes_place
         gate = limiter.gate("m", Rates(), place=place)
         entering = asyncio.create_task(gate.enter(REQUEST, left_s=60))
-        await asyncio.wait_for(came.wait(), 5)
+        await asyncio.wait_for(came.wait(), 60)
         at = limiter.clock()
         back.set()
         await entering
@@ -240,7 +240,7 @@ def test_a_process_gives_back_the_branches_for_whose_calls_it_has_no_place(store
         process.opens(4)
         await process.until(lambda: sum(branch.done() for branch in branches) == 5)
         ends.set()
-        ended = await asyncio.wait_for(asyncio.gather(*branches, return_exceptions=True), 5)
+        ended = await asyncio.wait_for(asyncio.gather(*branches, return_exceptions=True), 60)
         process.opens(None)
         await has_ended(process.branch("next"))
         kept = process.admission
@@ -308,6 +308,6 @@ def test_waits_share_a_timer_and_each_is_asked_until_it_leaves():
                 await has_left.wait()
         return asked, dict(held_places._waits_on(loop)._due)
 
-    asked, left = asyncio.run(asyncio.wait_for(run(), 5))
+    asked, left = asyncio.run(asyncio.wait_for(run(), 60))
     assert sorted(asked) == ["long", "long", "long", "once"]
     assert left == {}

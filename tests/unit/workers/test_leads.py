@@ -53,7 +53,7 @@ def run(scenario, *, store=None):
         with ThreadPoolExecutor(1) as threads:
             clock, shared = Clock(), store or Store()
             made = [Leads(shared, threads, clock=clock, sleep=asyncio.sleep) for _ in range(2)]
-            await asyncio.wait_for(scenario(made, clock, shared), 30)
+            await asyncio.wait_for(scenario(made, clock, shared), 90)
 
     asyncio.run(whole())
 

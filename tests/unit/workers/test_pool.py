@@ -48,7 +48,7 @@ def branch_request():
 def test_a_branch_that_is_handed_back_is_settled_although_the_pool_stops(pool):
     """Its place in the queue of threads comes after a task that takes long."""
     free, settled = threading.Event(), []
-    pool.on_apply(lambda: free.wait(30), (), {}, callback=lambda _: None)
+    pool.on_apply(lambda: free.wait(90), (), {}, callback=lambda _: None)
     request = branch_request()
     pool.on_apply(
         lambda: settled.append(request.request_dict["ended"]),
@@ -57,12 +57,12 @@ def test_a_branch_that_is_handed_back_is_settled_although_the_pool_stops(pool):
         callback=lambda _: None,
         accept_callback=BranchRequest.abandon.__get__(request),
     )
-    until = time.monotonic() + 30
+    until = time.monotonic() + 90
     while not pool._handed_back and time.monotonic() < until:
         time.sleep(0.01)
     stopping = threading.Thread(target=pool.on_stop)
     stopping.start()
     stopping.join(0.2)
     free.set()
-    stopping.join(30)
+    stopping.join(90)
     assert [type(fault) for fault in settled] == [BranchHandedBack]
