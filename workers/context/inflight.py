@@ -184,11 +184,13 @@ class InFlight:
         while self._tasks:
             await asyncio.sleep(_LOOK_S)
             for key in list(self._tasks):
+                # Calls that begin while the run is read may be those of its retry.
+                begun = set(self._tasks.get(key, ()))
                 reason = await asyncio.to_thread(self._reason, *key)
                 if reason is StopReason.PAUSED:
-                    self._cancel(key, reason, only=self._waiting)
-                elif reason is not None:
-                    self._cancel(key, reason)
+                    begun &= self._waiting
+                if reason is not None:
+                    self._cancel(key, reason, only=begun)
 
     def _reason(self, run_id: str, has_deadline: bool) -> StopReason | None:  # noqa: FBT001 - half a key
         try:
