@@ -278,34 +278,45 @@ class BudgetAccount:
         """Send a report, and hand out what the reply grants."""
         report, asks, wanted = self._failed, tuple[_Ask, ...](), NO_AMOUNTS
         is_again = report is not None
-        if report is None:
-            # In order: those that wait longest come first.
-            asks = tuple(islice(self._waiting, _AT_ONCE))
-            self._has_new = len(asks) < len(self._waiting)
-            wanted = self._wanted(asks)
-            report = self._report(asks, wanted if self._is_roomy else NO_AMOUNTS)
-            self._unsent_since = None
         try:
+            if report is None:
+                # In order: those that wait longest come first.
+                asks = tuple(islice(self._waiting, _AT_ONCE))
+                self._has_new = len(asks) < len(self._waiting)
+                wanted = self._wanted(asks)
+                report = self._report(asks, wanted if self._is_roomy else NO_AMOUNTS)
+                self._unsent_since = None
             reply = await asyncio.get_running_loop().run_in_executor(None, self._send, report)
+            self._failed = None
+            self._reported_at = self._read_at = self._clock()
+            if is_again:
+                self._unsent_since = self._reported_at
+            self._use(reply, report, asks, wanted)
         except UnknownRunError:
             self._end()
-            return
         except asyncio.CancelledError:
             self._unsent_since = self._clock()
             raise
         except Exception as error:  # noqa: BLE001 - no other code would wake the branches that wait
+            self._try_later(error, report)
+
+    def _try_later(self, error: Exception, report: BudgetReport | None) -> None:
+        """Report again soon; what waits goes on to wait."""
+        shown = error if isinstance(error, BrokerError) else type(error).__name__
+        _log.warning("cannot report what is used of a budget: %s", shown)
+        self._reported_at = self._clock()
+        if report is None:
+            self._unsent_since = self._poll_at = self._reported_at + _AGAIN_S
+        else:
             # It may have arrived: the same report with the same number does not count twice. What it
-            # asked for is given back with the next one.
+            # asked for is given back with the next one, unless it is in use.
             self._failed = structs.replace(report, asked=())
-            shown = error if isinstance(error, BrokerError) else type(error).__name__
-            _log.warning("cannot report what is used of a budget: %s", shown)
-            self._reported_at = self._clock()
-            return
-        self._failed = None
-        self._reported_at = self._read_at = self._clock()
+
+    def _use(
+        self, reply: BudgetReply, report: BudgetReport, asks: tuple[_Ask, ...], wanted: Amounts
+    ) -> None:
+        """Hand out what the reply to a report grants, and note what room there is."""
         self._state, self._used = reply.state, reply.state.used
-        if is_again:
-            self._unsent_since = self._reported_at
         if len(reply.granted) == len(report.asked) > len(asks) and reply.granted[-1]:
             more, _, _ = report.asked[-1]
             self._spare.grows(more)

@@ -302,3 +302,30 @@ def test_spare_room_is_never_below_nothing_where_it_is_kept():
     assert spare.keeps(MOST) == Amounts(tokens=100)
     assert spare.keeps(NO_AMOUNTS) == NO_AMOUNTS
     assert spare.is_empty
+
+
+@pytest.mark.parametrize("step", ["_wanted", "_report", "_hand_out", "_hand_out_spare"])
+def test_calls_go_on_after_an_error_beside_the_server(monkeypatch, step):
+    monkeypatch.setattr("workers.context.budget_account._AGAIN_S", 0.0)
+    carry_out, errors = getattr(BudgetAccount, step), [ValueError("a fault"), ValueError("another")]
+
+    def failing(account, *args):
+        if errors:
+            raise errors.pop()
+        return carry_out(account, *args)
+
+    monkeypatch.setattr(BudgetAccount, step, failing)
+    server = Server()
+    account = server.account()
+
+    async def work():
+        account.opens()
+        async with asyncio.timeout(20):
+            await asyncio.gather(*(account.take(MOST, is_reduce=False) for _ in range(40)))
+        assert server.state.held.calls >= 40
+        await ends(account, 40)
+
+    asyncio.run(work())
+    assert not errors
+    assert server.state.held == server.state.unsure == NO_AMOUNTS
+    assert (server.state.spent.calls, server.state.spent.nano_usd) == (40, 40 * 250)
