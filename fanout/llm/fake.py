@@ -133,13 +133,13 @@ class FakeLLM:
         """Answer or fail, as the options say. Raises LLMError."""
         self.calls += 1
         digest = self._digest(request)
-        wait_s = self.latency_s + self.jitter_s * _unit(digest, 4)
-        if wait_s:
-            await asyncio.sleep(wait_s)
+        if self.latency_s or self.jitter_s:
+            await asyncio.sleep(self.latency_s + self.jitter_s * _unit(digest, 4))
         if self._script is not None:
             return _scripted(self._script(request), request)
-        self._maybe_fail(digest)
-        if _unit(digest, 2) < self.malformed_rate:
+        if self.fail_rate or self.flaky_rate:
+            self._maybe_fail(digest)
+        if self.malformed_rate and _unit(digest, 2) < self.malformed_rate:
             return _reply(_MALFORMED, request)
         return _reply(self.answer or _default_answer(digest, request), request)
 

@@ -56,6 +56,8 @@ def ending(finish_reason: str | None) -> ErrorKind | None:
     No finish reason means a complete answer. Any other word means that the generation failed, as an
     answer that may be incomplete must not pass for a whole one: see is_clear.
     """
+    if not finish_reason or finish_reason in _COMPLETE:
+        return None
     word = _word(finish_reason)
     if word in _COMPLETE:
         return None
@@ -71,11 +73,11 @@ def is_clear(finish_reason: str | None) -> bool:
     part: ``OTHER`` and ``MALFORMED_FUNCTION_CALL`` (Gemini), ``pause_turn`` (Anthropic). They tell of
     this answer, and not of an outage.
     """
-    return _word(finish_reason) in _KNOWN
+    return not finish_reason or finish_reason in _COMPLETE or _word(finish_reason) in _KNOWN
 
 
-def _word(finish_reason: str | None) -> str:
-    return (finish_reason or "stop").strip().lower()
+def _word(finish_reason: str) -> str:
+    return finish_reason.strip().lower()
 
 
 def require_complete(reply: LLMReply) -> None:

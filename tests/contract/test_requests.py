@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import time
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
+from celery import Celery
 from celery.worker import request as celery_request
 from celery.worker import state
+from celery.worker.consumer.consumer import Consumer as CeleryConsumer
+from celery.worker.consumer.consumer import promise
 from celery.worker.request import Request
 
+from workers.consumer.late_promises import LatePromise
 from workers.consumer.task_requests import BranchRequest
+from workers.context.app import WorkerApp
 
 
 @pytest.fixture
@@ -115,3 +122,45 @@ def test_what_has_succeeded_is_remembered_by_nobody(monkeypatch):
     assert request.id not in state.requests
     assert request not in state.reserved_requests
     assert len(state.successful_requests) == before
+
+
+def test_celerys_consumer_takes_another_promise_for_each_message():
+    parameters = inspect.signature(CeleryConsumer.create_task_handler).parameters
+    assert parameters["promise"].default is promise
+
+
+@pytest.mark.parametrize("has_listener", [False, True])
+@pytest.mark.parametrize("fault", [None, OSError("the server is away")])
+def test_a_late_promise_settles_a_message_as_that_of_vine(fault, has_listener):
+    def settled(kind):
+        seen = []
+
+        def settle(*args):
+            seen.append(args)
+            if fault is not None:
+                raise fault
+            return "done"
+
+        made = kind(settle, ("message",), on_error=lambda *args: seen.append(("error", *args)))
+        if has_listener:
+            made.then(seen.append, on_error=seen.append)
+        for _ in range(2):
+            # A promise of vine settles once.
+            with suppress(OSError):
+                made("logger", (OSError,))
+        return seen
+
+    ours, vines = settled(LatePromise), settled(promise)
+    assert ours == vines
+    assert ours[0] == ("message", "logger", (OSError,))
+
+
+def test_the_time_zone_of_messages_is_worked_out_once(monkeypatch):
+    app = WorkerApp()
+    assert app.uses_utc_timezone() is Celery().uses_utc_timezone() is True
+    monkeypatch.setattr(Celery, "uses_utc_timezone", lambda _self: pytest.fail("asked again"))
+    assert app.uses_utc_timezone() is True
+    other = WorkerApp()
+    monkeypatch.undo()
+    other.conf.timezone = "Europe/Berlin"
+    assert other.uses_utc_timezone() is False

@@ -26,6 +26,7 @@ from fanout.core.exhaustion import is_exhausted
 from fanout.core.version import WIRE_VERSION
 from workers.consumer.control_commands import drop_invalid_broadcasts
 from workers.consumer.envelope import find_fault
+from workers.consumer.late_promises import LatePromise
 from workers.consumer.liveness import PollMonitor
 from workers.consumer.pool import AsyncioPool, taken_ahead
 from workers.context.app import context_of
@@ -144,7 +145,8 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         qos.ahead = self._ahead
         if isinstance(self.pool, AsyncioPool):
             qos.waiting = self.pool.count_waiting
-        handle: Callable[[Any], Any] = super().create_task_handler(**kwargs)
+        options = {"promise": LatePromise, **kwargs}
+        handle: Callable[[Any], Any] = super().create_task_handler(**options)
         self._look_at_storage()
         gate = context_of(self).version_gate
 

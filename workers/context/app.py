@@ -35,6 +35,13 @@ class WorkerApp(Celery):  # type: ignore[misc]
         self.holder = secrets.token_hex(6)
         self._making = threading.Lock()
         self._made: tuple[int, WorkerContext] | None = None
+        self._uses_utc: bool | None = None
+
+    def uses_utc_timezone(self) -> bool:
+        """Return whether the times of messages are in UTC; Celery asks for each message."""
+        if self._uses_utc is None:
+            self._uses_utc = bool(super().uses_utc_timezone())
+        return self._uses_utc
 
     @property
     def context(self) -> WorkerContext:
