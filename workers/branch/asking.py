@@ -160,8 +160,8 @@ class Asking:
             result = await self._taught(model, request, retries, before, so_far, gives_up=gives_up)
             self._calls.stop_after = result.stop_after
             return result
-        run_id = self._stage_id.run_id
-        problem = await broken.problem(run_id, model)
+        opening = (self._stage_id.run_id, self._claim.opening)
+        problem = broken.problem(opening, model)
         if problem is not None:
             return problem
         try:
@@ -172,10 +172,10 @@ class Asking:
             if usage is not None:
                 result = structs.replace(result, attempts=1, usage=usage)
         if result.kind is None:
-            broken.succeeded(run_id, model)
+            broken.succeeded(opening, model)
         elif result.stop_after:
-            await broken.failed(run_id, model, result)
-            if broken.are_all(run_id, self._spec.models):
+            broken.failed(opening, model, result)
+            if broken.are_all(opening, self._spec.models):
                 self._calls.stop_after = ALWAYS
         return result
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from fanout.core.errors import ModelError
     from fanout.stores import RedisStore
 
-__all__ = ["BrokenModels", "unusable"]
+__all__ = ["BrokenModels", "Opening", "unusable"]
+
+# The id of a run, and when the retry began in which a branch is processed: see RunRecord.opening.
+Opening: TypeAlias = tuple[str, float | None]
 
 _REMEMBERED = 256
 # After so many seconds a branch tries again: an account may have got money meanwhile.
@@ -37,8 +40,6 @@ class _Seen:
         self.failures: Counter[tuple[str, str]] = Counter()
         self.problem: CallResult | None = None
         self.until = 0.0
-        # When the latest retry of the run began, when the problem was found.
-        self.reopened_at: float | None = None
 
 
 class BrokenModels:
@@ -55,45 +56,44 @@ class BrokenModels:
     def __init__(self, store: RedisStore, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
         self._clock = clock
-        self._seen: OrderedDict[tuple[str, str], _Seen] = OrderedDict()
+        # By run and its opening, as who retries a run has put right what was wrong, and model.
+        self._seen: OrderedDict[tuple[Opening, str], _Seen] = OrderedDict()
 
-    async def problem(self, run_id: str, model: str) -> CallResult | None:
+    def problem(self, opening: Opening, model: str) -> CallResult | None:
         """Return how a branch ends that would ask a model which cannot be called; None if it can."""
-        seen = self._seen.get((run_id, model))
+        seen = self._seen.get((opening, model))
         if seen is None or seen.problem is None:
             return None
-        # Who retries a run has put right what was wrong.
-        if self._clock() >= seen.until or await self._reopened_at(run_id) != seen.reopened_at:
-            # Another branch may have found that meanwhile.
-            if self._seen.get((run_id, model)) is seen:
-                del self._seen[run_id, model]
+        if self._clock() >= seen.until:
+            del self._seen[opening, model]
             return None
         return seen.problem
 
-    def succeeded(self, run_id: str, model: str) -> None:
+    def succeeded(self, opening: Opening, model: str) -> None:
         """Count an answer."""
-        self._of(run_id, model).succeeded += 1
+        self._of(opening, model).succeeded += 1
 
-    async def failed(self, run_id: str, model: str, result: CallResult) -> None:
+    def failed(self, opening: Opening, model: str, result: CallResult) -> None:
         """Count a failure that may strike all branches of a model: see ``LLMError.stop_after``."""
-        seen, sort = self._of(run_id, model), error_sort(result.kind, result.message)
+        seen, sort = self._of(opening, model), error_sort(result.kind, result.message)
         seen.failures[sort] += 1
         if is_common(
             alike=seen.failures[sort], stop_after=result.stop_after, succeeded=seen.succeeded
         ):
-            seen.reopened_at = await self._reopened_at(run_id)
             seen.problem = msgspec.structs.replace(result, attempts=0, usage=NO_CALL, elapsed_s=0.0)
             seen.until = self._clock() + _LASTS_S
 
-    def are_all(self, run_id: str, models: Iterable[str]) -> bool:
+    def are_all(self, opening: Opening, models: Iterable[str]) -> bool:
         """Return whether no model of a run with several can be called."""
-        problems = [seen and seen.problem for seen in (self._seen.get((run_id, m)) for m in models)]
+        problems = [
+            seen and seen.problem for seen in (self._seen.get((opening, m)) for m in models)
+        ]
         return bool(problems) and all(problem is not None for problem in problems)
 
-    def _of(self, run_id: str, model: str) -> _Seen:
-        seen = self._seen.get((run_id, model))
+    def _of(self, opening: Opening, model: str) -> _Seen:
+        seen = self._seen.get((opening, model))
         if seen is None:
-            seen = self._seen[run_id, model] = _Seen()
+            seen = self._seen[opening, model] = _Seen()
             if len(self._seen) > _REMEMBERED:
                 self._seen.popitem(last=False)
         return seen
@@ -106,13 +106,6 @@ class BrokenModels:
             return run_id
         # An id may be that of an earlier run that was deleted.
         return f"{run_id} {run.created_at} {run.reopened_at}"
-
-    async def _reopened_at(self, run_id: str) -> float | None:
-        try:
-            run = await asyncio.to_thread(self._store.run, run_id)
-        except (BrokerError, UnknownRunError):
-            return None
-        return run.reopened_at
 
 
 def unusable(error: ModelError) -> CallResult:

@@ -13,6 +13,7 @@ from fanout.core.ids import ShardId, StageId
 from fanout.core.records import ErrorKind, RunStatus, Usage
 from fanout.llm import FakeLLM
 from fanout.llm.base import LLMReply
+from fanout.llm.error_kinds import FEW
 from fanout.policy.outages import FailureVerdict
 from tests.fakes import RUN, FakeContext
 from workers.branch.claims import Claim
@@ -203,6 +204,16 @@ def test_a_retry_asks_a_model_again_that_had_a_wrong_key():
     context.process()
     assert [one.output for one in outcomes(context)] == ["now", "yes", "now", "yes"]
     assert calls(context) == {"a": 2, "b": 2}
+
+
+def test_failures_of_before_a_retry_leave_out_no_model_in_it():
+    scripts = {"a": fails(ErrorKind.AUTH, stop_after=FEW), "b": lambda _: reply("yes")}
+    context, _ = processed(scripts, ["t0", "t1"], model=None, models=["a", "b"])
+    assert calls(context) == {"a": FEW - 1, "b": 2}
+    assert context.store.reopen_run(RUN, retry=frozenset({ErrorKind.AUTH}))
+    context.process()
+    # Both are asked again, and not only the first that fails as those before.
+    assert calls(context) == {"a": 2 * (FEW - 1), "b": 2}
 
 
 def test_a_run_stops_when_none_of_its_models_can_be_called():
