@@ -12,7 +12,8 @@ from fanout.cli.speed import Meter, Speed, eta_s
 from fanout.core.queue_names import NO_CONSUMER
 from fanout.core.records import RunStatus
 from fanout.core.units import clock, cost_of, duration, plain, plural
-from fanout.runs.status import failed_call_parts, kept_notes, saved_parts
+from fanout.runs.savings import saved_parts
+from fanout.runs.status import failed_call_parts, kept_notes
 from fanout.system.terminal import can_draw, notebook_shell, write_line
 
 if TYPE_CHECKING:

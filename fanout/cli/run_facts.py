@@ -8,7 +8,8 @@ from fanout.cli.speed import eta_s
 from fanout.core.day_budgets import ALL_MODELS
 from fanout.core.records import RunStatus
 from fanout.core.units import clock, cost_of, count_of, plural
-from fanout.runs.status import failed_call_parts, kept_notes, saved_parts
+from fanout.runs.savings import saved_parts
+from fanout.runs.status import failed_call_parts, kept_notes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -5,22 +5,20 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
-
 from fanout.core.prices import unasked_prices
 
 __all__ = ["JobModels"]
 
 
-class JobModels(BaseModel):
+class JobModels:
     """The models that a job asks, by its fields: see RunSpec."""
 
     if TYPE_CHECKING:
-        # Of the other fields of a job.
-        model: str
-        models: tuple[str, ...]
-        fallback: tuple[str, ...]
-        price: dict[str, Any]
+        # Of the fields of a job. With a base of pydantic, type checkers would take all of these for fields.
+        model: Any
+        models: Any
+        fallback: Any
+        price: Any
         judges: Any
         functions: Any
         step_models: Any

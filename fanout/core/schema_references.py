@@ -108,7 +108,9 @@ def empty_circle(root: Mapping[str, Any]) -> str | None:
                 del path[last]
             elif id(following) in path:
                 circle = list(path.values())[list(path).index(id(following)) :]
-                return next(one["$ref"] for one, _ in circle if isinstance(one.get("$ref"), str))
+                return next(
+                    str(one["$ref"]) for one, _ in circle if isinstance(one.get("$ref"), str)
+                )
             else:
                 path[id(following)] = (following, _of_same_value(following, root))
     return None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fanout.core.units import cost_of, count_of, duration, plain, plural
 from fanout.runs.answer_text import cell_words
 from fanout.runs.one_line import one_line
-from fanout.runs.status import saved_parts
+from fanout.runs.savings import saved_parts
 from fanout.runs.tables.own_columns import OWN_COLUMNS
 from fanout.runs.tables.spool import MemorySpool
 from fanout.runs.tables.table import gather

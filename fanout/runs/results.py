@@ -15,7 +15,8 @@ from fanout.runs.branch_errors import BranchError
 from fanout.runs.branch_output import AnswerT, Output
 from fanout.runs.output_files import OutputFolder, require_no_wide, write_json
 from fanout.runs.rows import RowLayout, full_row
-from fanout.runs.status import coverage_value, saved_row
+from fanout.runs.savings import Savings, saved_row
+from fanout.runs.status import coverage_value
 from fanout.runs.tables.formats import format_of
 from fanout.runs.tables.output_file import OutputFile
 
@@ -36,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class Result(Generic[AnswerT]):
+class Result(Savings, Generic[AnswerT]):
     """The result of a run. Its ``repr`` is one short line; a notebook shows its first rows.
 
     Attributes:
@@ -83,16 +84,6 @@ class Result(Generic[AnswerT]):
     aggregate_coverage: Any = None
     sources: Any = None
     has_reduces: bool = False
-
-    @property
-    def cached(self) -> int:
-        """The number of answers that came from the cache."""
-        return self.saved.calls
-
-    @property
-    def saved_usd(self) -> float | None:
-        """What that saved, in US dollars; 0 without such an answer, None if it is unknown."""
-        return self.saved.cost_usd
 
     @property
     def aggregated_value(self) -> Any:

@@ -15,9 +15,9 @@ from fanout.core.latency import Latency
 from fanout.core.plan_runs import plan_run
 from fanout.core.rate_limits import LimitState  # noqa: TC001 - part of a public record
 from fanout.core.records import NO_CALL, ErrorKind, RunStatus, Usage
-from fanout.core.units import cost_of, plural
-from fanout.core.usage import rounded_usd
+from fanout.core.units import plural
 from fanout.runs.budget_status import BudgetStatus  # noqa: TC001 - part of a public record
+from fanout.runs.savings import Savings, saved_row
 
 __all__ = [
     "NONE_MADE",
@@ -32,8 +32,6 @@ __all__ = [
     "latency_row",
     "plan_notes",
     "retry_help",
-    "saved_parts",
-    "saved_row",
     "without_aggregate",
 ]
 
@@ -117,7 +115,7 @@ class StageStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Status:
+class Status(Savings):
     """The status of a run.
 
     Attributes:
@@ -210,16 +208,6 @@ class Status:
         return sum(one.failed for one in self.stages if one.stage > 0)
 
     @property
-    def cached(self) -> int:
-        """The number of answers that came from the cache."""
-        return self.saved.calls
-
-    @property
-    def saved_usd(self) -> float | None:
-        """What that saved, in US dollars; 0 without such an answer, None if it is unknown."""
-        return self.saved.cost_usd
-
-    @property
     def slowed(self) -> list[str]:
         """The models whose calls wait for limits that were learnt."""
         return sorted(name for name, one in self.limits.items() if one.is_waited_for)
@@ -248,28 +236,6 @@ class Status:
             "day_budgets": {name: one.day_dict() for name, one in self.day_budgets.items()},
             "limits": {name: one.to_dict() for name, one in self.limits.items()},
         }
-
-
-def saved_row(saved: Usage) -> dict[str, Any]:
-    """Return what answers from the cache have saved, as JSON-able values.
-
-    ``cached`` is their number, ``saved_usd`` what they had cost (None if unknown), ``saved`` all of it.
-    """
-    return {
-        "cached": saved.calls,
-        "saved_usd": rounded_usd(saved.cost_usd),
-        "saved": saved.to_dict(),
-    }
-
-
-def saved_parts(saved: Usage) -> list[str]:
-    """Return what to say of answers that came from the cache; nothing if none did."""
-    if not saved.calls:
-        return []
-    parts = [f"{saved.calls:,} cached"]
-    if saved.known("cost_usd"):
-        parts.append(f"{cost_of(saved)} saved")
-    return parts
 
 
 def kept_notes(status: Status) -> list[str]:

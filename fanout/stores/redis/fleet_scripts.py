@@ -88,7 +88,9 @@ return tonumber(ARGV[1])
 # reserved, for each limit the seconds from now until which it is used up then} as strings: Lua's
 # numbers would lose their fractions. See fanout.core.rate_limits. The fields of a model are the times
 # until which its requests (``r:``), tokens (``t:``), input (``i:``) and output tokens (``u:``) are
-# used up and it is paused (``b:``), and the learnt limits (``l:``). A limit without a use stays.
+# used up and it is paused (``b:``), and the learnt limits (``l:``). A limit without a use stays. One that
+# is used up for longer than any calls can have used it is one whose provider once counted wrongly: such a
+# use is forgotten.
 TAKE_SLOT = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
@@ -99,7 +101,10 @@ local start = math.max(now, tonumber(known[5] or 0))
 local used, costs = {}, {}
 for i = 1, 4 do
     used[i], costs[i] = tonumber(known[i] or 0), tonumber(ARGV[4 + i])
-    if costs[i] > 0 then start = math.max(start, used[i] - burst) end
+    if costs[i] > 0 then
+        if used[i] - now > math.max(tonumber(ARGV[4]), 10 * costs[i]) then used[i] = now end
+        start = math.max(start, used[i] - burst)
+    end
 end
 local wait = start - now
 if wait > ahead then return {tostring(wait - ahead / 2), '0'} end

@@ -56,6 +56,22 @@ def test_nothing_is_booked_far_ahead(store):
     assert store.limits() == before
 
 
+def test_a_use_that_no_calls_can_have_had_is_forgotten(store):
+    """A provider once counted a billion tokens: calls would wait for days."""
+    rates = Rates(tokens_per_minute=60_000)
+    waits(store, 1, rates, tokens=1_000)
+    store.correct_slot("m", rates=rates, tokens=CallTokens(1e9))
+    assert waits(store, 3, rates, tokens=1_000) == [0, 0, 1]
+    # A call that uses as much by itself is no mistake.
+    rates = Rates(input_tokens_per_minute=10)
+    waits(store, 1, rates, tokens=1_000)
+    slot = store.reserve_calls("m", rates=rates, tokens=CallTokens(1_000))
+    assert (slot.is_taken, slot.wait_s) == (
+        False,
+        pytest.approx(6_000 - BURST_S - MAX_AHEAD_S / 2, abs=1e-4),
+    )
+
+
 def test_behind_a_pause_slots_are_spaced_too(store):
     store.pause_model("m", 4)
     assert waits(store, 4, EACH_SECOND) == [4, 4, 5, 6]
