@@ -12,7 +12,8 @@ from fanout.core.tokens import BYTES_PER_TOKEN, utf8_bytes
 from fanout.inputs.comparison_prompts import comparison_frame, comparison_room
 from fanout.inputs.resolution_prompts import resolution_prompt
 from fanout.inputs.token_counters import ratio_of
-from fanout.policy.estimates import Calls, comparisons_of
+from fanout.policy.estimates import Calls
+from fanout.policy.reduce_ranges import comparisons_of
 from fanout.runs.token_counts import comparison_tokens
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from fanout.core.tokens import BYTES_PER_TOKEN
 from fanout.inputs.fences import FENCE_BYTES, with_rule
 from fanout.inputs.fold_prompts import aggregate_source
 from fanout.inputs.token_counters import ratio_of
-from fanout.policy.estimates import (
-    Calls,
+from fanout.policy.estimates import Calls
+from fanout.policy.reduce_ranges import (
     cluster_range,
     least_refine_range,
     least_tree_range,

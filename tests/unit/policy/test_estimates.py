@@ -11,19 +11,21 @@ from fanout.policy.estimates import (
     Calls,
     Projection,
     answer_range,
-    cluster_range,
     cost_range,
-    least_refine_range,
-    least_tree_range,
     likely_answer,
     likely_cost,
     project,
-    refine_range,
     time_range,
+)
+from fanout.policy.pricing import FREE, Price
+from fanout.policy.reduce_ranges import (
+    cluster_range,
+    least_refine_range,
+    least_tree_range,
+    refine_range,
     tree_calls,
     tree_range,
 )
-from fanout.policy.pricing import FREE, Price
 from fanout.policy.token_ratio import TokenSums
 
 PRICE = Price(

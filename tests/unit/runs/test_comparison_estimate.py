@@ -8,7 +8,7 @@ import pytest
 
 from fanout.core.records import Document
 from fanout.core.spec import make_spec
-from fanout.policy.estimates import comparisons_of
+from fanout.policy.reduce_ranges import comparisons_of
 from fanout.policy.token_ratio import TokenSums
 from fanout.policy.tournaments import Ranking
 from fanout.runs.estimate import Estimator
