@@ -180,8 +180,8 @@ def test_what_is_no_message_of_ours_is_dropped_and_nothing_of_it_is_run_or_logge
     assert "dropped a message that" in log
     assert CANARY not in log
     assert "Traceback" not in log
-    # The line is said once a second.
-    assert log.count("dropped a message that") < 60
+    # The line is said once a second, however long they take.
+    assert log.count("dropped a message that") < len(messages) / 4
     with redis.Redis.from_url(broker_url) as server:
         wait_for(lambda: dropped_so_far(server, worker) > len(messages) / 2, "all are counted")
         wait_for(

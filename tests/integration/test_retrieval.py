@@ -138,7 +138,7 @@ def test_a_function_finds_passages_once_for_a_prompt_and_its_failures_are_said(
     (folder / "asked").unlink()
     quick = {"max_attempts": 1, "timeout_s": 0.3}
     fields = {**prompt, "samples": 3, "certainty": 0.9}
-    run = client.run(submit(broker_url, ["milk", "refuse"], **fields, **quick))
+    run = client.run(submit(broker_url, ["milk", "refuse"], **fields, max_attempts=1))
     run.wait(120)
     milk, refused = run.result().branches
     assert milk.output

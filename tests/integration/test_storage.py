@@ -101,7 +101,7 @@ def test_while_the_folder_is_away_the_run_waits_and_loses_nothing(folder, client
 
 def problem_of(client, worker):
     (record,) = [each for each in client.fleet().workers if each.name == worker.name]
-    return record.problem
+    return record.problem or ""
 
 
 def test_a_worker_that_sees_an_empty_folder_ruins_no_run(folder, client, start_worker, tmp_path):
