@@ -24,10 +24,13 @@ def full(fanout, here, broker_url, client, start_worker, monkeypatch):
     wait_for(lambda: client.fleet().leases.taken >= 4, "calls are in flight")
     with redis.Redis.from_url(broker_url) as server:
         server.config_set("maxmemory", server.info("memory")["used_memory"] // 2)
-        with pytest.raises(redis.exceptions.OutOfMemoryError):
-            server.set("x", "y")
-        yield ended, slow
-        server.config_set("maxmemory", 0)
+        try:
+            with pytest.raises(redis.exceptions.OutOfMemoryError):
+                server.set("x", "y")
+            yield ended, slow
+        finally:
+            # Other tests have the same server.
+            server.config_set("maxmemory", 0)
 
 
 def test_a_full_server_can_be_looked_at_and_steered(full, fanout, here, client):

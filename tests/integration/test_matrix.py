@@ -37,7 +37,7 @@ _SHARD = 8
 _COUNTS = {"below a shard": 6, "above a shard": 20}
 _CAPS = (None, 2)
 _CALL_S = 0.02
-_END_S = 90.0
+_END_S = 200.0
 _MARK = "FANOUT_TEST_MATRIX"
 # Leases and looks so short that what was lost is back within a few seconds.
 _KEEN = {

@@ -287,8 +287,19 @@ def test_max_workers_caps_the_calls_in_flight_of_the_whole_fleet(
     assert max(seen) == 5, "the cap is reached, and never exceeded"
 
 
-def test_two_workers_share_the_branches_of_one_run(client, functions, start_worker):
-    path = functions("import os\ndef model(prompt):\n    return str(os.getpid())\n")
+def test_two_workers_share_the_branches_of_one_run(client, functions, start_worker, tmp_path):
+    """The first calls end once both have one: neither does all while the other waits for the CPU."""
+    path = functions(
+        "import os, pathlib, time\n"
+        f"seen = pathlib.Path({str(tmp_path)!r}) / 'seen'\n"
+        "seen.mkdir(exist_ok=True)\n"
+        "def model(prompt):\n"
+        "    (seen / str(os.getpid())).touch()\n"
+        "    until = time.monotonic() + 60\n"
+        "    while len(list(seen.iterdir())) < 2 and time.monotonic() < until:\n"
+        "        time.sleep(0.01)\n"
+        "    return str(os.getpid())\n"
+    )
     first = start_worker("--concurrency", "4", PYTHONPATH=path)
     second = start_worker("--concurrency", "4", PYTHONPATH=path)
     result = run_to_end(client, texts(600), model="functions_under_test:model")

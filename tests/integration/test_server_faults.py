@@ -144,7 +144,7 @@ def test_a_failover_by_sentinel_loses_nothing_and_the_worker_goes_on(pair, fleet
     under_way(run)
     with pair.first.client() as admin:
         # Replication is asynchronous: what is tested is the failover, not that.
-        admin.client_pause(5_000, all=False)
+        admin.client_pause(90_000, all=False)
         wait_for(lambda: _is_replicated(pair.first), "the replica has all")
         pair.first.kill()
     assert_complete(run, calls)

@@ -435,7 +435,7 @@ LOST = {
 
 
 @pytest.mark.parametrize("case", LOST)
-def test_what_was_at_a_branch_that_died_is_followed_by_one_delivery(store, run, case):
+def test_what_was_at_a_branch_that_died_is_followed_by_one_delivery(store, run, case, passing):
     store.put_shard(ShardId(run, 0, 0), make_shard())
     for holder in ("h1", "h2"):
         store.beat(holder, ttl_s=60)
@@ -445,7 +445,7 @@ def test_what_was_at_a_branch_that_died_is_followed_by_one_delivery(store, run, 
                 store.release_claim(BranchId(run, 0, 0, 1), token=token, counts=True)
             case ("ends", holder):
                 store.beat(holder, ttl_s=0.001)
-                wait_until(lambda: not store.shard_state(ShardId(run, 0, 0)).held)
+                passing.until(lambda: not store.shard_state(ShardId(run, 0, 0)).held)
             case (token, holder, "alone"):
                 assert begin(store, token, holder=holder, lasts_s=60) == "suspect", step
                 assert begin(store, token, holder=holder, lasts_s=60, is_alone=True) == "go", step
@@ -454,10 +454,38 @@ def test_what_was_at_a_branch_that_died_is_followed_by_one_delivery(store, run, 
     assert store.shard_state(ShardId(run, 0, 0)).held == {1}
 
 
-def wait_until(condition):
-    until = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < until
+class Passing:
+    """The time of a server: that of a fake one passes only as a test says.
+
+    Attributes:
+        short_s: Seconds that do not pass while a test is at its next steps.
+    """
+
+    def __init__(self, clock):
+        self._clock = clock
+        self.short_s = 0.2 if clock else 1.0
+
+    def by(self, seconds):
+        """Let so many seconds pass."""
+        if self._clock:
+            self._clock.now += seconds
+        else:
+            time.sleep(seconds)
+
+    def until(self, condition):
+        """Let time pass until a condition holds, and a moment more."""
+        for _ in range(1_000):
+            has_come = condition()
+            self.by(0.05)
+            if has_come:
+                return
+        raise AssertionError("it does not come to that")
+
+
+@pytest.fixture
+def passing(request, store):
+    is_real = request.node.callspec.params["any_store"] == "server"
+    return Passing(None if is_real else request.getfixturevalue("server_clock"))
 
 
 def test_what_is_gone_is_taken_back_by_nobody(store, run):
@@ -490,30 +518,32 @@ def test_a_branch_that_was_handed_back_is_not_held(store, run):
     assert begin(store, "b", holder="h2", lasts_s=60) == "go"
 
 
-def test_when_all_were_silent_the_first_to_return_does_not_take_the_others_for_dead(store, run):
+def test_when_all_were_silent_the_first_to_return_does_not_take_the_others_for_dead(
+    store, run, passing
+):
     store.put_shard(ShardId(run, 0, 0), make_shard())
 
     def held():
         return store.shard_state(ShardId(run, 0, 0)).held
 
     def lapse():
-        wait_until(lambda: not held())
+        passing.until(lambda: not held())
 
-    store.beat("dead", ttl_s=0.2)
+    store.beat("dead", ttl_s=passing.short_s)
     begin_one(store, BeginRequest(BranchId(run, 0, 0, 2), token="a", holder="dead", lasts_s=60))
     lapse()
     for holder in ("h1", "h2"):
-        store.beat(holder, ttl_s=0.2)
+        store.beat(holder, ttl_s=passing.short_s)
     begin(store, "b", holder="h1", lasts_s=60)
     assert held() == {1}
     lapse()
-    store.beat("h2", ttl_s=0.2)
+    store.beat("h2", ttl_s=passing.short_s)
     assert held() == {1}, "h1 is given time to say that it is alive; the dead one is not"
 
 
-def test_a_worker_that_was_silent_as_long_takes_no_holder_for_dead(store, run):
+def test_a_worker_that_was_silent_as_long_takes_no_holder_for_dead(store, run, passing):
     """The server was away, or refused all beats; what it asks now comes before its own beat."""
-    ttl_s = 0.6
+    ttl_s = passing.short_s
     store.put_shard(ShardId(run, 0, 0), make_shard())
 
     def copy():
@@ -522,7 +552,7 @@ def test_a_worker_that_was_silent_as_long_takes_no_holder_for_dead(store, run):
     for holder in ("h1", "h2"):
         store.beat(holder, ttl_s=ttl_s)
     assert begin(store, "a", holder="h1", beats_for_s=ttl_s, lasts_s=60) == "go"
-    wait_until(lambda: not store.shard_state(ShardId(run, 0, 0)).held)
+    passing.until(lambda: not store.shard_state(ShardId(run, 0, 0)).held)
     assert copy() == "held"
     assert begin(store, "c", holder="h3", beats_for_s=ttl_s, lasts_s=60) == "held", "it is new"
     store.beat("h2", ttl_s=ttl_s)
@@ -532,7 +562,7 @@ def test_a_worker_that_was_silent_as_long_takes_no_holder_for_dead(store, run):
         store.beat("h2", ttl_s=ttl_s)
         return copy() == "go"
 
-    wait_until(is_begun)
+    passing.until(is_begun)
 
 
 def test_shards_without_all_their_outcomes_are_incomplete_and_can_be_adopted(store, run):
@@ -1175,7 +1205,7 @@ def test_a_refusal_makes_all_wait_and_the_longest_one_stands(store, bookings):
     assert store.totals().pauses == 2
 
 
-def test_a_breaker_holds_all_back_lets_one_try_and_lets_all_go_on(store):
+def test_a_breaker_holds_all_back_lets_one_try_and_lets_all_go_on(store, passing):
     assert store.trip_breaker("m")
     assert store.trip_breaker("m"), "it is open already"
     held = store.pause_of("m")
@@ -1183,10 +1213,9 @@ def test_a_breaker_holds_all_back_lets_one_try_and_lets_all_go_on(store):
     assert held.down_s is not None
     assert store.limits()["m"].down_s is not None
     assert store.pause_of("other") == BreakerReply()
-    until = time.monotonic() + 60
-    while not (first := store.pause_of("m")).is_probe:
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    passing.by(held.wait_s)
+    first = store.pause_of("m")
+    assert first.is_probe
     # The others wait on, and twice as long.
     assert FIRST_PROBE_S < first.wait_s <= 2 * FIRST_PROBE_S
     others = store.pause_of("m")
@@ -1524,15 +1553,12 @@ def test_a_fleet_speaks_one_version_of_the_wire_and_the_first_says_which(store):
     assert store.wire() == 3
 
 
-def test_a_fleet_goes_over_to_another_version_when_nobody_speaks_the_old_one(store):
+def test_a_fleet_goes_over_to_another_version_when_nobody_speaks_the_old_one(store, passing):
     store.claim_wire(3, holder="a", ttl_s=60)
-    store.claim_wire(3, holder="b", ttl_s=0.5)
+    store.claim_wire(3, holder="b", ttl_s=passing.short_s)
     store.release_wire("a")
     assert store.claim_wire(4, holder="c", ttl_s=60) == 3
-    until = time.monotonic() + 60
-    while store.claim_wire(4, holder="c", ttl_s=60) != 4:
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    passing.until(lambda: store.claim_wire(4, holder="c", ttl_s=60) == 4)
     assert store.claim_wire(3, holder="a", ttl_s=60) == 4
 
 
@@ -1856,8 +1882,8 @@ def _pair(member):
 
 
 @pytest.mark.parametrize("state", ["paused", "halted", "overdue"])
-def test_calls_of_a_run_that_makes_none_do_not_enter_a_batch(store, state):
-    deadline_at = store.now() + 0.5 if state == "overdue" else None
+def test_calls_of_a_run_that_makes_none_do_not_enter_a_batch(store, passing, state):
+    deadline_at = store.now() + passing.short_s if state == "overdue" else None
     store.create_run(RUN, spec="{}", created_at=1.0, deadline_at=deadline_at)
     branch = BranchId(RUN, 0, 0, 0)
     begin_one(store, BeginRequest(branch, token="t"))
@@ -1870,8 +1896,7 @@ def test_calls_of_a_run_that_makes_none_do_not_enter_a_batch(store, state):
     elif state == "halted":
         store.halt(RUN, RunStatus.CANCELLED)
     else:
-        while not store.run(RUN).is_overdue:
-            time.sleep(0.01)
+        passing.until(lambda: store.run(RUN).is_overdue)
     epoch = store.lead_batches("p", ttl_s=60).epoch
     batch = BatchRecord(number=1, lane_id="L")
     assert store.fill_batch(epoch, batch, most_calls=9, most_bytes=900).calls == 0

@@ -65,7 +65,7 @@ class Fleet:
 
 
 async def reached(condition):
-    for _ in range(1_000):
+    for _ in range(6_000):
         if condition():
             return
         await asyncio.sleep(0.01)
