@@ -45,7 +45,7 @@ def test_many_threads_may_wait_at_the_same_time():
 
 
 def test_calls_one_after_the_other_share_a_thread_and_later_ones_get_another(monkeypatch):
-    monkeypatch.setattr("fanout.client.loop_threads._IDLE_S", 0.05)
+    monkeypatch.setattr("fanout.client.loop_threads._IDLE_S", 1.0)
 
     async def use():
         first = await in_thread(threading.current_thread)

@@ -804,7 +804,7 @@ class Endless(http.server.BaseHTTPRequestHandler):
 
 
 def test_a_web_server_that_never_answers_or_never_ends_is_left(here, monkeypatch):
-    monkeypatch.setattr(remote_module, "_SILENT_S", 0.2)
+    monkeypatch.setattr(remote_module, "_SILENT_S", 1.0)
     (here / "after.txt").write_text("after")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
         server.daemon_threads = True

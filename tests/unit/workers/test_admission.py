@@ -309,8 +309,8 @@ def test_the_permits_of_all_runs_are_reported_together(monkeypatch):
         holding = [task for name in names for task in fleet.calls(one, name, 1, 2)]
         await reached(lambda: fleet.in_flight.total() == 60)
         fleet.requests.clear()
-        await reached(lambda: len(fleet.requests) == 2)
-        assert [sorted(runs) for runs in fleet.requests] == [sorted(names)] * 2
+        await reached(lambda: len(fleet.requests) >= 2)
+        assert [sorted(runs) for runs in fleet.requests[:2]] == [sorted(names)] * 2
         fleet.gate.set()
         await asyncio.gather(*holding)
         await one.aclose()

@@ -41,7 +41,8 @@ def store():
 
 
 @pytest.fixture(autouse=True)
-def _short_leases(monkeypatch):
+def _short_leases(monkeypatch, server_clock):
+    """Leases lapse when a test has the time of the server pass, and not on a busy machine."""
     monkeypatch.setattr(module, "_LEAST_LEASE_S", 0.4)
     monkeypatch.setattr(module, "_LEASE_SHARE", 0.0)
     monkeypatch.setattr(module, "_POLL_S", 0.01)
@@ -211,13 +212,13 @@ def test_identical_branches_take_a_failure_that_theirs_would_have(store, failed)
     assert (stats.answers, stats.hits, stats.saved_usd) == (0, 0, 0.0)
 
 
-def test_a_failure_lives_for_seconds(store, monkeypatch):
-    monkeypatch.setattr(answer_cache, "FREE_S", 0.05)
+def test_a_failure_lives_for_seconds(store, server_clock):
     model = Model(OWN[0], takes_s=0)
 
     async def run():
         await ask(process(store), model)
-        await until(lambda: not store._redis.exists(store._lease(KEY)))
+        assert store._redis.exists(store._lease(KEY))
+        server_clock.now += answer_cache.FREE_S + 0.1
         await ask(process(store), model)
 
     asyncio.run(run())
@@ -303,7 +304,7 @@ def test_a_branch_that_is_stopped_while_it_waits_stops_no_other(store):
     assert model.calls == 1
 
 
-def test_where_the_caller_dies_one_of_the_others_asks(store):
+def test_where_the_caller_dies_one_of_the_others_asks(store, server_clock):
     dead = process(store)
     model = Model()
 
@@ -312,18 +313,34 @@ def test_where_the_caller_dies_one_of_the_others_asks(store):
         await dead.found(dead.begin(KEY), until=1e9, on_wait=lambda: None)
         dead._renewer.cancel()
         fleet = [process(store) for _ in range(3)]
-        return await asyncio.gather(*(ask(one, model) for one in fleet for _ in range(3)))
+        waiting = [asyncio.ensure_future(ask(one, model)) for one in fleet for _ in range(3)]
+        await until(lambda: sum(one.waiting for one in fleet) == 9)
+        assert model.calls == 0
+        server_clock.now += 0.5
+        return await asyncio.gather(*waiting)
 
     assert [one.output for one in asyncio.run(run())] == ["yes"] * 9
     assert model.calls == 1
 
 
-def test_others_wait_for_a_call_that_takes_longer_than_a_lease(store):
-    model = Model(takes_s=1.0)
+def test_others_wait_for_a_call_that_takes_longer_than_a_lease(store, server_clock):
+    model, lease = Model(), store._lease(KEY)
 
     async def run():
-        fleet = [process(store) for _ in range(2)]
-        return await asyncio.gather(*(ask(one, model) for one in fleet for _ in range(2)))
+        fleet, may_end = [process(store) for _ in range(2)], asyncio.Event()
+
+        async def held():
+            result = await model()
+            await may_end.wait()
+            return result
+
+        tasks = [asyncio.ensure_future(ask(one, held)) for one in fleet for _ in range(2)]
+        await until(lambda: sum(one.waiting for one in fleet) == 3)
+        for _ in range(5):
+            server_clock.now += 0.3
+            await until(lambda: store._redis.pttl(lease) > 350)
+        may_end.set()
+        return await asyncio.gather(*tasks)
 
     assert len(asyncio.run(run())) == 4
     assert model.calls == 1

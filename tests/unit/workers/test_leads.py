@@ -48,9 +48,13 @@ class Clock:
         return self.now
 
 
+_threads: list[ThreadPoolExecutor] = []
+
+
 def run(scenario, *, store=None):
     async def whole():
         with ThreadPoolExecutor(1) as threads:
+            _threads[:] = [threads]
             clock, shared = Clock(), store or Store()
             made = [Leads(shared, threads, clock=clock, sleep=asyncio.sleep) for _ in range(2)]
             await asyncio.wait_for(scenario(made, clock, shared), 90)
@@ -59,8 +63,11 @@ def run(scenario, *, store=None):
 
 
 async def settled():
-    for _ in range(50):
-        await asyncio.sleep(0.001)
+    """Give all that can go on the time for it, the thread of the store as well."""
+    for _ in range(10):
+        await asyncio.get_running_loop().run_in_executor(_threads[-1], int)
+        for _ in range(5):
+            await asyncio.sleep(0.001)
 
 
 async def until(condition):
