@@ -30,6 +30,7 @@ from fanout.core.queue_names import (
     TURNS_OF_A_RUN,
     backlog_of,
 )
+from fanout.stores.connection import DRIVER
 from fanout.stores.connection_pool import FastPool
 from fanout.stores.failover import WatchedConnection
 from fanout.stores.functions import FunctionsClient, ServerFunction
@@ -306,7 +307,7 @@ class _Channel(_ChannelLimits, kombu_redis.Channel):  # type: ignore[misc]
     def _get_pool(self, asynchronous: bool = False) -> FastPool:  # noqa: FBT001, FBT002 - kombu's
         """Return a pool of the connections that kombu's own one would make."""
         super()._get_pool(asynchronous=asynchronous)
-        return FastPool(**self._connparams(asynchronous=asynchronous))
+        return FastPool(**self._connparams(asynchronous=asynchronous), driver_info=DRIVER)
 
 
 class _SentinelChannel(_ChannelLimits, kombu_redis.SentinelChannel):  # type: ignore[misc]

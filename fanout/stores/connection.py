@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
+    "DRIVER",
     "HEALTH_CHECK_S",
     "PACKER",
     "SOCKET_OPTIONS",
@@ -69,6 +70,9 @@ class _HiredisPacker(HiredisRespSerializer):
 
 
 PACKER = _HiredisPacker()
+
+# What connections tell the server of their client. redis-py would read its version from a file, for each.
+DRIVER = redis.DriverInfo(lib_version=redis.__version__)
 
 # For kombu's transport, Celery's result backend and fanout's own clients.
 SOCKET_OPTIONS: dict[str, Any] = {
@@ -163,6 +167,7 @@ def connect(
         retry = TolerantRetry(int(away_s))
     options = {
         **SOCKET_OPTIONS,
+        "driver_info": DRIVER,
         "health_check_interval": HEALTH_CHECK_S,
         "command_packer": PACKER,
         "retry": retry,

@@ -6,6 +6,7 @@ import socket
 from types import SimpleNamespace
 
 import pytest
+import redis
 from celery.worker.consumer.connection import Connection as ConnectionStep
 
 from fanout.broker import app as broker
@@ -14,7 +15,7 @@ from fanout.broker.result_backend import TolerantSentinelBackend
 from fanout.core.errors import BrokerError
 from fanout.core.ids import ShardId
 from fanout.core.settings import load_settings
-from fanout.stores.connection import MasterConnection
+from fanout.stores.connection import MasterConnection, connect
 from fanout.stores.connection_pool import FastPool
 from tests.servers import SentinelProcess, ServerProcess
 
@@ -63,9 +64,25 @@ def test_connections_for_messages_and_results_come_from_the_fast_pool(broker_url
         connections = pools[0]
         ours = connections.connection_kwargs | {"connection_class": connections.connection_class}
         theirs = kombus.connection_kwargs | {"connection_class": kombus.connection_class}
-        assert ours.keys() == theirs.keys()
+        assert ours.keys() == theirs.keys() | {"driver_info"}
         assert connections.max_connections == kombus.max_connections
         assert ours["socket_timeout"] == theirs["socket_timeout"] == 20
+
+
+def test_a_connection_names_its_client_without_a_look_at_the_installed_version(
+    broker_url, monkeypatch
+):
+    app = broker.make_app(load_settings(broker_url=broker_url))
+    with (
+        app,
+        app.connection_for_read() as connection,
+        connect(broker_url) as own,
+        monkeypatch.context() as patch,
+    ):
+        patch.setattr("redis.utils.get_lib_version", lambda: pytest.fail("it looks"))
+        said = [each.client_info() for each in (own, connection.default_channel.client)]
+    known = [(each["lib-name"], each["lib-ver"]) for each in said]
+    assert known == [("redis-py", redis.__version__)] * 2
 
 
 def _assert_watched(connection):
