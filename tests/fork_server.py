@@ -6,6 +6,7 @@ id and, in the end, its status.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -16,6 +17,7 @@ import selectors
 import socket
 import subprocess
 import sys
+import threading
 import time
 import types
 import warnings
@@ -28,21 +30,39 @@ if TYPE_CHECKING:
 _MAX_BYTES = 1 << 20
 _NUMBER_BYTES = 4
 _STREAMS = 3
+# As an interpreter's that cannot write what its program has printed.
+_UNFLUSHED = 120
+_BACKENDS = "celery.result_backends"
 _GUARD = "fanout.client.embedded.guard"
 _BIN = Path(sys.executable).parent
 # Not by its name: what is tested is what is installed, and the tests are not.
 _ask = runpy.run_path(str(Path(__file__).with_name("forked.py")))["ask"]
-# Not workers.app, which reads the settings of its process.
+# Not workers.app, which reads the settings of its process, and not uvloop, which a test replaces.
 _LOADED = (
+    "celery.app.control",
+    "celery.app.log",
     "celery.bin.worker",
+    "celery.fixups.django",
+    "celery.worker.autoscale",
     "celery.worker.components",
     "celery.worker.consumer",
+    "celery.worker.consumer.delayed_delivery",
+    "celery.worker.strategy",
+    "encodings.idna",
     "fanout.cli.main",
     "fanout.cli.run",
     "fanout.client.client",
+    "fanout.client.connections",
+    "fanout.client.embedded.databases",
     "fanout.client.embedded.fleet",
+    "fanout.client.run",
+    "kombu.matcher",
     "workers.__main__",
     "workers.config",
+    "workers.consumer.consumer",
+    "workers.consumer.control_commands",
+    "workers.consumer.liveness",
+    "workers.consumer.mailbox",
     "workers.telemetry.logs",
 )
 
@@ -51,10 +71,40 @@ def main() -> None:
     """Serve until the tests end, or become the process of a job."""
     for name in _LOADED:
         importlib.import_module(name)
+    # Celery looks at what is installed once in a process.
+    importlib.import_module("celery.utils.imports").load_extension_class_names(_BACKENDS)
     gc.freeze()
     forked = _serve(socket.socket(fileno=int(sys.argv[1])))
-    if forked:
+    if not forked:
+        return
+    status: Any = None
+    try:
         _become(*forked)
+    except SystemExit as end:
+        status = end.code
+    _end(status)
+
+
+def _end(status: Any) -> None:
+    """End as an interpreter ends, except that what was imported stays.
+
+    To take it down would copy most of the server's memory, and take half of the CPU time of a command.
+    """
+    if isinstance(status, str):
+        sys.stderr.write(f"{status}\n")
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    program = vars(sys.modules["__main__"])
+    if program is not globals():
+        program.clear()
+    # What is unreachable warns if it is open.
+    gc.collect()
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    except OSError:
+        os._exit(_UNFLUSHED)
+    os._exit(int(bool(status)) if isinstance(status, str) else status or 0)
 
 
 def _serve(control: socket.socket) -> tuple[dict[str, Any], int] | None:

@@ -2,7 +2,8 @@
 
 A command or a worker takes half of its CPU time to import its modules. Where tests start hundreds, a server
 imports them once and forks for each. The process is otherwise as if it were executed: it has the words,
-environment, working directory and streams it is given, and ends as an interpreter ends.
+environment, working directory and streams it is given, and ends as an interpreter ends, except that its
+modules are not taken down.
 """
 
 from __future__ import annotations
