@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fanout.cli.speed import Speed
-    from fanout.core.state import WorkerRecord
+    from fanout.core.fleet_records import WorkerRecord
     from fanout.observe.fleet import FleetStatus
     from fanout.runs.status import Status
 

@@ -29,10 +29,11 @@ from fanout.runs.enqueue import Enqueuer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from fanout.core.fleet_records import WorkerRecord
     from fanout.core.records import Document
     from fanout.core.settings import Settings
     from fanout.core.spec import RunSpec
-    from fanout.core.state import RunRecord, WorkerRecord
+    from fanout.core.state import RunRecord
     from fanout.stores import RedisStore
 
 __all__ = ["Connections"]

@@ -18,11 +18,15 @@ from fanout.runs.status import StageStatus, Status
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from fanout.core.fleet_records import WorkerRecord
     from fanout.core.lanes import LaneChoice
     from fanout.core.rate_limits import LimitState
     from fanout.core.records import Usage
     from fanout.core.spec import RunSpec
-    from fanout.core.state import RunRecord, StageRecord, WorkerRecord
+    from fanout.core.state import (
+        RunRecord,
+        StageRecord,
+    )
     from fanout.stores import RedisStore
 
 __all__ = ["RunProgress"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from fanout.broker.backlog import Queue  # noqa: TC001 - msgspec reads the annotation
-from fanout.core.state import WorkerRecord  # noqa: TC001 - msgspec reads the annotation
+from fanout.core.fleet_records import WorkerRecord  # noqa: TC001 - msgspec reads the annotation
 from fanout.core.version import WIRE_VERSION
 
 __all__ = [

@@ -11,7 +11,7 @@ from fanout.doctor.server import clock_finding
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from fanout.core.state import WorkerRecord
+    from fanout.core.fleet_records import WorkerRecord
     from fanout.doctor.facts import FleetFacts, ModelFacts
 
 __all__ = ["fleet_findings", "model_findings"]

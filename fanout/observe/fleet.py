@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     import redis
 
     from fanout.broker.backlog import Queue, ServerMemory, TakenMessages
+    from fanout.core.fleet_records import Totals, WorkerRecord
     from fanout.core.rate_limits import LimitState
     from fanout.core.records import RunStatus
-    from fanout.core.state import RunRecord, Totals, WorkerRecord
+    from fanout.core.state import RunRecord
     from fanout.stores import RedisStore
 
 __all__ = ["FleetStatus", "active_runs", "fleet_status"]

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     import redis
     from prometheus_client import Metric
 
+    from fanout.core.fleet_records import Totals
     from fanout.core.latency import Latency
-    from fanout.core.state import StageLoad, Totals
+    from fanout.core.state import StageLoad
     from fanout.observe.fleet import FleetStatus
     from fanout.stores import RedisStore
 

@@ -10,7 +10,7 @@ from fanout.core.errors import BrokerError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from fanout.core.state import WorkerRecord
+    from fanout.core.fleet_records import WorkerRecord
     from fanout.stores import RedisStore
 
 __all__ = ["probe_problem", "write_refusal"]

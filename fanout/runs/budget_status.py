@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from fanout.core.budgets import BudgetState
-    from fanout.core.state import WorkerRecord
+    from fanout.core.fleet_records import WorkerRecord
     from fanout.stores import RedisStore
 
 __all__ = ["BudgetStatus", "amount_words", "day_budgets"]

@@ -12,7 +12,7 @@ import redis
 import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 
-from fanout.core.state import WorkerRecord
+from fanout.core.fleet_records import WorkerRecord
 from fanout.observe.metrics import FleetCollector
 from fanout.stores import RedisStore
 from tests.needs import needs

@@ -22,8 +22,8 @@ from urllib.parse import urlencode
 import pytest
 
 from fanout import Client
+from fanout.core.fleet_records import WorkerRecord
 from fanout.core.records import Document, RunStatus
-from fanout.core.state import WorkerRecord
 from fanout.stores import RedisStore, connect
 from tests.integration.conftest import wait_for
 from tests.needs import needs

@@ -16,7 +16,7 @@ from celery.worker import state
 from fanout.broker import app as broker
 from fanout.broker.dropped import dropped_messages
 from fanout.core.errors import BrokerError
-from fanout.core.state import WorkerRecord
+from fanout.core.fleet_records import WorkerRecord
 from fanout.system.threads import copied
 from fanout.system.ticker import Ticker
 from workers.consumer.pool import AsyncioPool

@@ -11,7 +11,7 @@ from fanout.stores.redis.base import RedisBase, seconds, translated
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from fanout.core.state import Totals, WorkerRecord
+    from fanout.core.fleet_records import Totals, WorkerRecord
 
 __all__ = ["RedisFleet"]
 

@@ -24,7 +24,7 @@ from fanout.policy.outages import (
     BreakerReply,
     spread,
 )
-from fanout.stores import codec
+from fanout.stores import limit_codec
 from fanout.stores.redis import branch_scripts, fleet_scripts
 from fanout.stores.redis.base import RedisBase, seconds, translated
 
@@ -124,7 +124,7 @@ class RedisLimits(RedisBase):
         with self._redis.pipeline(transaction=False) as pipe:
             if has_risen:
                 pipe.hdel(self._limits, *(f"{kind}:{model}" for kind in "rtiu"))
-            pipe.hset(self._limits, f"l:{model}", codec.encode_learnt(learnt))
+            pipe.hset(self._limits, f"l:{model}", limit_codec.encode_learnt(learnt))
             pipe.expire(self._limits, _KEPT_S)
             pipe.execute()
 
@@ -143,8 +143,8 @@ class RedisLimits(RedisBase):
                 pipe.hget(self._limits, f"a:{model}")
                 moment, before = pipe.execute()
             now = seconds(moment)
-            window = reported(codec.decode_window(before), report, now=now)
-            after = b"" if window is None else codec.encode_window(window)
+            window = reported(limit_codec.decode_window(before), report, now=now)
+            after = b"" if window is None else limit_codec.encode_window(window)
             args = [model, before or b"", after, _KEPT_S]
             if (before or b"") == after or self._call(
                 fleet_scripts.SWAP_WINDOW, [self._limits], args
@@ -170,7 +170,7 @@ class RedisLimits(RedisBase):
             pipe.hmget(self._limits, [f"{kind}:{model}" for kind in "bola"])
             now, (until, opened_at, told, window) = pipe.execute()
         pause_s = 0.0 if until is None else max(0.0, float(until) - seconds(now))
-        learnt = codec.decode_learnt(told)
+        learnt = limit_codec.decode_learnt(told)
         if opened_at is None:
             return BreakerReply(wait_s=pause_s, learnt=learnt, has_window=window is not None)
         if pause_s > 0:
@@ -204,4 +204,4 @@ class RedisLimits(RedisBase):
             pipe.time()
             pipe.hgetall(self._limits)
             now, fields = pipe.execute()
-        return codec.decode_limits(cast("dict[bytes, bytes]", fields), seconds(now))
+        return limit_codec.decode_limits(cast("dict[bytes, bytes]", fields), seconds(now))

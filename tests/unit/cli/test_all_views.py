@@ -14,12 +14,13 @@ from fanout.cli.progress import Progress, summary
 from fanout.cli.speed import Speed, eta_s
 from fanout.cli.views import fleet_view, progress_view, run_view, runs_table, workers_view
 from fanout.core.budgets import Amounts, BudgetLimits, BudgetState, nano_usd_of
+from fanout.core.fleet_records import Totals
 from fanout.core.gathered import RunBatch
 from fanout.core.latency import Latency, bucket_of
 from fanout.core.rate_limits import LimitState, Rates
 from fanout.core.records import NO_CALL, RunStatus, Usage
 from fanout.core.spec import make_spec
-from fanout.core.state import StageLoad, Totals
+from fanout.core.state import StageLoad
 from fanout.report.gathering import gather
 from fanout.report.page import Facts, page
 from fanout.runs.budget_status import BudgetStatus

@@ -11,9 +11,10 @@ import pytest
 
 from fanout.cli.main import _COMMANDS, _GROUPS
 from fanout.cli.speed import Speed
+from fanout.core.fleet_records import Totals, WorkerRecord
 from fanout.core.gathered import RunBatch
 from fanout.core.records import ErrorKind, RunStatus, Usage
-from fanout.core.state import StageLoad, Totals, WorkerRecord
+from fanout.core.state import StageLoad
 from fanout.observe.fleet import FleetStatus
 from fanout.runs.branch_output import Output
 from fanout.runs.rows import call_row, error_row

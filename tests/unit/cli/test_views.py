@@ -23,11 +23,12 @@ from fanout.cli.views import (
     runs_table,
     workers_view,
 )
+from fanout.core.fleet_records import Totals, WorkerRecord
 from fanout.core.latency import Latency, bucket_of
 from fanout.core.queue_names import NO_CONSUMER
 from fanout.core.rate_limits import LimitState, Rates
 from fanout.core.records import ErrorKind, RunStatus, Usage
-from fanout.core.state import StageLoad, Totals, WorkerRecord
+from fanout.core.state import StageLoad
 from fanout.doctor import Finding, State
 from fanout.observe.fleet import FleetStatus
 from fanout.runs.status import StageStatus

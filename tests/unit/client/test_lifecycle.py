@@ -11,11 +11,15 @@ from fanout.cli.run_facts import vanished_parts
 from fanout.client.client import Client
 from fanout.client.run import Run
 from fanout.core.errors import BrokerError, InputError, RunError, UnknownRunError
+from fanout.core.fleet_records import WorkerRecord
 from fanout.core.ids import BranchId, ShardId, StageId
 from fanout.core.model_names import READER_MODEL
 from fanout.core.records import Document, ErrorKind, Outcome, RunStatus
 from fanout.core.spec import make_spec
-from fanout.core.state import BeginRequest, RecordRequest, WorkerRecord
+from fanout.core.state import (
+    BeginRequest,
+    RecordRequest,
+)
 from fanout.inputs.intake import checked_documents
 from fanout.inputs.splitters import make_splitter, split_documents
 from fanout.policy.packing import pack

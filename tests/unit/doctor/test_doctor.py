@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from fanout.broker.backlog import Queue
-from fanout.core.state import WorkerRecord
+from fanout.core.fleet_records import WorkerRecord
 from fanout.doctor import Finding, State, worst
 from fanout.doctor.collect import storage_facts
 from fanout.doctor.facts import (

@@ -7,11 +7,12 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fanout.broker.backlog import Queue, ServerMemory, TakenMessages
+from fanout.core.fleet_records import Totals, WorkerRecord
 from fanout.core.latency import BOUNDS_S, Latency, bucket_of
 from fanout.core.queue_names import BRANCHES_QUEUE
 from fanout.core.rate_limits import LimitState, Rates
 from fanout.core.records import ErrorKind, RunStatus, Usage
-from fanout.core.state import StageLoad, Totals, WorkerRecord
+from fanout.core.state import StageLoad
 from fanout.observe.fleet import FleetStatus
 from fanout.observe.metrics import FleetCollector, families
 

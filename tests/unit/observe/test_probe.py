@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from msgspec import structs
 
-from fanout.core.state import WorkerRecord
+from fanout.core.fleet_records import WorkerRecord
 from fanout.observe.probe import probe_problem
 
 NOW = 1_000.0

@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from fanout.core.errors import StoredDataError, UnknownRunError
+from fanout.core.fleet_records import Totals, WorkerRecord
 from fanout.core.gathered import (
     BatchRecord,
     GatherReply,
@@ -45,8 +46,6 @@ from fanout.core.state import (
     RecordRequest,
     SealReply,
     StageLoad,
-    Totals,
-    WorkerRecord,
 )
 from fanout.policy.admission import in_play_limit
 from fanout.policy.group_plans import planned
