@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from fanout.core.errors import SpecError
 from fanout.core.field_names import ALIASES
 from fanout.core.field_words import shown, wrong_value
+from fanout.core.item_errors import ItemError, ItemWords, item_error, item_path
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -24,20 +25,8 @@ _WITHOUT_MAIN = ("concat",)
 _LONGEST_NAME = 64
 
 
-class ReduceFieldError(ValueError):
-    """A field of a reduce of a list is wrong.
-
-    Args:
-        reduce: The name of the reduce, or its number in the list.
-        field: Its field, or empty.
-        reason: What is wrong.
-    """
-
-    def __init__(self, reduce: str, field: str, reason: str) -> None:
-        super().__init__(f"reduce {reduce!r}: {field}: {reason}")
-        self.reduce = reduce
-        self.field = field
-        self.reason = reason
+class ReduceFieldError(ItemError):
+    """A field of a reduce of a list is wrong."""
 
 
 def canonical_reduce(
@@ -115,33 +104,24 @@ def reduce_error(
     """
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, ReduceFieldError):
-        return SpecError(cause.reason, field=_path(cause.reduce, cause.field))
-    where = first["loc"]
-    if where[:1] != ("reduces",):
-        return None
-    if len(where) == 1:
-        kind = type(first["input"]).__name__
-        reason = f"must be a list of reduces, each a mapping with a name of its own (got {kind})"
-        return SpecError(reason, field=_FIELD)
-    given = (fields or {}).get(_FIELD) or (fields or {}).get("reduces")
-    number = where[1] if isinstance(where[1], int) else 0
-    name = _name(given, number)
-    field = _path(name or str(number + 1), *map(str, where[2:3]))
-    note = "" if name else f" (reduce {number + 1} of the list)"
-    return SpecError(_reason(first, reduce, job) + note, field=field)
+        return SpecError(cause.reason, field=item_path(_FIELD, cause.item, cause.field))
+    words = ItemWords(
+        one="reduce",
+        field=_FIELD,
+        names=(_FIELD, "reduces"),
+        example="{name: votes, vote: output}",
+        is_name=lambda name: name.isprintable() and 0 < len(name) <= _LONGEST_NAME,
+        of_all=_of_all,
+        unknown=lambda field: _unknown(field, reduce, job),
+        wrong=wrong_value,
+        inner=lambda where: where[:1],
+    )
+    return item_error(first, fields, words)
 
 
-def _reason(first: ErrorDetails, reduce: type[BaseModel], job: type[BaseModel]) -> str:
-    where = first["loc"]
-    if first["type"] == "extra_forbidden":
-        return _unknown(str(where[-1]), reduce, job)
-    if first["type"] == "missing":
-        return "is required"
-    if len(where) == 2:  # noqa: PLR2004 - the reduce itself
-        got = shown(first["input"])
-        return f"must be a mapping of fields, such as {{name: votes, vote: output}} (got {got})"
-    message = wrong_value(first)
-    return message if "(got " in message else f"{message} (got {shown(first['input'])})"
+def _of_all(first: ErrorDetails) -> str:
+    kind = type(first["input"]).__name__
+    return f"must be a list of reduces, each a mapping with a name of its own (got {kind})"
 
 
 def _unknown(field: str, reduce: type[BaseModel], job: type[BaseModel]) -> str:
@@ -153,17 +133,3 @@ def _unknown(field: str, reduce: type[BaseModel], job: type[BaseModel]) -> str:
         return f"is a field of the job, and not of a reduce {listed}"
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"a reduce has no such field{hint} {listed}"
-
-
-def _path(*parts: str) -> str:
-    return ".".join([_FIELD, *filter(None, parts)])
-
-
-def _name(reduces: object, number: int) -> str | None:
-    if not isinstance(reduces, Sequence) or isinstance(reduces, str) or number >= len(reduces):
-        return None
-    one = reduces[number]
-    name = one.get("name") if isinstance(one, Mapping) else getattr(one, "name", None)
-    if not isinstance(name, str) or not name.isprintable():
-        return None
-    return name if 0 < len(name) <= _LONGEST_NAME else None

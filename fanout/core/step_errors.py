@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from fanout.core.errors import SpecError
 from fanout.core.field_names import ALIASES
 from fanout.core.field_words import shown, wrong_value
+from fanout.core.item_errors import ItemError, ItemWords, item_error, item_path
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -23,22 +24,8 @@ IN_QUOTES = (
 _STEPS = "steps"
 
 
-class StepError(ValueError):
-    """A field of a step is wrong.
-
-    Args:
-        step: The name of the step.
-        field: Its field, or empty.
-        reason: What is wrong.
-    """
-
-    def __init__(self, step: str, field: str, reason: str) -> None:
-        super().__init__(
-            f"step {step!r}: {field}: {reason}" if field else f"step {step!r}: {reason}"
-        )
-        self.step = step
-        self.field = field
-        self.reason = reason
+class StepError(ItemError):
+    """A field of a step is wrong."""
 
 
 def step_error(
@@ -55,29 +42,19 @@ def step_error(
     """
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, StepError):
-        return SpecError(cause.reason, field=_path(cause.step, cause.field))
-    where = first["loc"]
-    if where[:1] != (_STEPS,):
-        return None
-    if len(where) == 1:
-        return SpecError(_of_all(first), field=_STEPS)
-    given = (fields or {}).get(_STEPS)
-    number = where[1] if isinstance(where[1], int) else 0
-    name = _name(given, number)
-    field = _path(name or str(number + 1), *map(str, _inner(where[2:])))
-    note = "" if name else f" (step {number + 1} of the list)"
-    return SpecError(_of_one(first, step, job) + note, field=field)
-
-
-def _of_one(first: ErrorDetails, step: type[BaseModel], job: type[BaseModel]) -> str:
-    where = first["loc"]
-    if first["type"] == "extra_forbidden":
-        return _unknown(str(where[-1]), step, job)
-    if first["type"] == "missing":
-        return "is required"
-    if len(where) == 2:  # noqa: PLR2004 - the step itself
-        return f"must be a mapping of fields, such as name and prompt (got {shown(first['input'])})"
-    return _wrong_field(first)
+        return SpecError(cause.reason, field=item_path(_STEPS, cause.item, cause.field))
+    words = ItemWords(
+        one="step",
+        field=_STEPS,
+        names=(_STEPS,),
+        example="name and prompt",
+        is_name=str.isidentifier,
+        of_all=_of_all,
+        unknown=lambda field: _unknown(field, step, job),
+        wrong=_wrong_field,
+        inner=_inner,
+    )
+    return item_error(first, fields, words)
 
 
 def _of_all(first: ErrorDetails) -> str:
@@ -94,24 +71,12 @@ def _wrong_field(first: ErrorDetails) -> str:
     message = wrong_value(first)
     if first["type"] == "dict_type" and first["loc"][2:] == ("when",):
         message = "must be a mapping of earlier steps to answers, as {kind: bill}"
-    return message if "(got " in message else f"{message} (got {shown(value)})"
-
-
-def _path(*parts: str) -> str:
-    return ".".join([_STEPS, *filter(None, parts)])
+    return message
 
 
 def _inner(where: tuple[int | str, ...]) -> tuple[int | str, ...]:
     """Return the place in a step; one value of a condition has no number."""
     return where[:2] if where[:1] == ("when",) else where
-
-
-def _name(steps: object, number: int) -> str | None:
-    if not isinstance(steps, Sequence) or isinstance(steps, str) or number >= len(steps):
-        return None
-    one = steps[number]
-    name = one.get("name") if isinstance(one, Mapping) else getattr(one, "name", None)
-    return name if isinstance(name, str) and name.isidentifier() else None
 
 
 def _unknown(field: str, step: type[BaseModel], job: type[BaseModel]) -> str:
