@@ -80,6 +80,9 @@ def test_three_workers_answer_the_command_line_and_stop_within_their_grace(fleet
         assert [secret for secret in hidden if secret in seen] == [], service.name
     with connect(fleet.url_of("admin"), ca_file=fleet.ca_file) as admin:
         assert admin.acl_log() == []
+    for worker in workers:
+        # The others may have done all while one was still starting.
+        wait_for(lambda log=worker.log: "ready." in log.read_text(), f"{worker.name} is ready")
     assert [worker.stop() for worker in workers] == [0, 0, 0]
     assert [service.stop() for service in watching.values()] == [0] * len(watching)
     assert "" not in hidden

@@ -136,12 +136,12 @@ def test_all_who_watch_a_fleet_agree_with_the_result_to_the_last_branch(fleet, h
     wait_for(lambda: shown.by_prometheus() == ended, "Prometheus has scraped the end")
     two = {"succeeded": len(outputs), "failed": len(errors)}
     wait_for(lambda: shown.by_flower() == two, "Flower has heard of the last branch")
-    workers = _workers(client)
-    assert sorted(worker["host"] for worker in workers) == list(WORKERS)
     wait_for(
         lambda: sum(worker["processed"] for worker in _workers(client)) == BRANCHES,
         "the workers say what they have done",
     )
+    workers = _workers(client)
+    assert sorted(worker["host"] for worker in workers) == list(WORKERS)
     assert all(worker["processed"] > 0 for worker in workers)
     assert _acl_log(fleet) == ""
     if PICTURES:
