@@ -123,7 +123,7 @@ TEXTS = {"orchestrator": [MINUTES], "pairwise": ["bb", "a", "ccc"]}
 ANSWERS = re.compile(r"<answer_A>\n(.*?)\n</answer_A>.*<answer_B>\n(.*?)\n</answer_B>", re.DOTALL)
 # What differs between two runs: also how many workers made the calls.
 TIMES = re.compile(r".*(_at|_s)|run_id|workers")
-PATIENCE_S = 60
+PATIENCE_S = 120
 
 
 def text_of(request):
@@ -196,7 +196,7 @@ def started(fanout, out):
     with ThreadPoolExecutor(len(JOBS)) as pool:
         yield {
             name: pool.submit(
-                fanout, "run", f"{name}.yaml", "--json", "--out", str(out / name), timeout_s=120
+                fanout, "run", f"{name}.yaml", "--json", "--out", str(out / name), timeout_s=250
             )
             for name in JOBS
         }

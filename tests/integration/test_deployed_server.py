@@ -69,7 +69,7 @@ def role(monkeypatch):
 def run_setup(server, role):
     """`fanout setup-server`, as the operator does it once."""
     env = {**os.environ, **server.environment(role)}
-    command = [FANOUT, "setup-server", "--wait", "10"]
+    command = [FANOUT, "setup-server", "--wait", "90"]
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
 
@@ -112,7 +112,7 @@ def test_each_role_does_its_whole_job_and_is_refused_nothing(fleet, role, tmp_pa
         run.wait(timeout_s=120)
         tree = {"reduce": "llm", "aggregate_prompt": "{input}", "max_workers": 2}
         tree["budget"] = {"calls": 100}
-        assert ask(client, "fake", **tree).wait(timeout_s=30).status == "succeeded"
+        assert ask(client, "fake", **tree).wait(timeout_s=120).status == "succeeded"
         run.delete()
 
         slow = ask(client, "fake?latency_s=0.5", count=60)
