@@ -36,8 +36,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # in containers. Every process would do half of its collection anew.
 sys.dont_write_bytecode = False
 
-# An example takes as long as the machine is busy.
-hypothesis.settings.register_profile("any time", deadline=None)
+# An example takes as long as the machine is busy, and so does what makes one.
+hypothesis.settings.register_profile(
+    "any time", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("any time")
 
 # 0 where there is but one, which is not pytest-xdist's.
