@@ -256,6 +256,11 @@ def _worker(words: list[str], _popen: Callable[..., Any]) -> None:
     run()
 
 
+def _patched(words: list[str], _popen: Callable[..., Any]) -> None:
+    sys.argv = words
+    runpy.run_path(words[0], run_name="__main__")
+
+
 def _command(words: list[str], popen: Callable[..., Any]) -> None:
     from fanout.cli import main as run
 
@@ -278,7 +283,13 @@ def _script(words: list[str], popen: Callable[..., Any]) -> None:
     exec(compile(path.read_bytes(), path, "exec"), module.__dict__)
 
 
-_PROGRAMS = {"fanout": _command, "script": _script, "workers": _worker, _GUARD: _guard}
+_PROGRAMS = {
+    "fanout": _command,
+    "patched": _patched,
+    "script": _script,
+    "workers": _worker,
+    _GUARD: _guard,
+}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,6 +36,8 @@ class Forked:
         self._state = state
         self.args = words
         self.stdin: IO[bytes] | None = None
+        self.stdout: IO[Any] | None = None
+        self.stderr: IO[Any] | None = None
         self.returncode: int | None = None
         self.pid = self._number()
 
@@ -45,6 +47,39 @@ class Forked:
             self._state.close()
             raise RuntimeError("the fork server has ended")
         return int.from_bytes(told, signed=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for stream in (self.stdout, self.stderr):
+            if stream:
+                stream.close()
+        self.wait()
+
+    def communicate(self, timeout: float | None = None) -> tuple[Any, Any]:
+        """Return what is left in its streams once it has ended; None for one that is no pipe.
+
+        Raises TimeoutExpired if it has not ended in time.
+        """
+        streams = (self.stdout, self.stderr)
+        read: dict[int, Any] = {}
+
+        def take(number: int, stream: IO[Any]) -> None:
+            with stream:
+                read[number] = stream.read()
+
+        takers = [
+            threading.Thread(target=take, args=(number, stream), daemon=True)
+            for number, stream in enumerate(streams)
+            if stream and not stream.closed
+        ]
+        for taker in takers:
+            taker.start()
+        self.wait(timeout)
+        for taker in takers:
+            taker.join()
+        return read.get(0), read.get(1)
 
     def poll(self) -> int | None:
         """Return the status, or None while the process runs; a signal that killed it is negative."""
@@ -141,6 +176,46 @@ class ForkServer:
             "forks_embedded": forks_embedded,
         }
         return ask(control, job, [program, *words], streams)
+
+    def popen(
+        self,
+        program: str,
+        words: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        stdout: int | None = None,
+        stderr: int | None = None,
+        text: bool = False,
+        forks_embedded: bool = False,
+    ) -> Forked:
+        """Start what ``start`` starts, with the streams that ``subprocess.Popen`` takes and no input."""
+        mine: list[int | None] = []
+        its: list[int] = [os.open(os.devnull, os.O_RDONLY)]
+        for number, stream in enumerate((stdout, stderr), start=1):
+            read, write = None, number
+            if stream == subprocess.PIPE:
+                read, write = os.pipe()
+            elif stream == subprocess.DEVNULL:
+                write = os.open(os.devnull, os.O_WRONLY)
+            mine.append(read)
+            its.append(write)
+        process = self.start(
+            program,
+            words,
+            env=os.environ if env is None else env,
+            cwd=cwd or Path.cwd(),
+            streams=(its[0], its[1], its[2]),
+            forks_embedded=forks_embedded,
+        )
+        for number, given in enumerate(its):
+            if given != number:
+                os.close(given)
+        mode, encoding = ("r", "utf-8") if text else ("rb", None)
+        process.stdout, process.stderr = (
+            None if read is None else os.fdopen(read, mode, encoding=encoding) for read in mine
+        )
+        return process
 
     def _begin(self) -> socket.socket:
         self._control, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -10,7 +10,7 @@ import textwrap
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
@@ -78,6 +78,18 @@ def fanout(here: Path, forks: ForkServer, *, forks_embedded: bool) -> Callable[.
         return result
 
     return run
+
+
+@pytest.fixture
+def popen(here: Path, forks: ForkServer, *, forks_embedded: bool) -> Callable[..., Any]:
+    """Start ``fanout`` or a ``script`` with its words, and the options of ``ForkServer.popen``."""
+
+    def start(program: str, *words: str, **options: Any) -> Any:
+        if _NAMED and program == "fanout":
+            return subprocess.Popen([_NAMED, *words], **options)
+        return forks.popen(program, words, forks_embedded=forks_embedded, **options)
+
+    return start
 
 
 @pytest.fixture

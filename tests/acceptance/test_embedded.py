@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import suppress
+from subprocess import DEVNULL, PIPE
 
 import psutil
 import pytest
@@ -30,15 +31,16 @@ def write_input(here, count):
     (here / "in.jsonl").write_text("\n".join(lines))
 
 
-def begin(here, count, *options, model="fake?latency_s=0.2", **popen):
-    write_input(here, count)
-    return subprocess.Popen(
-        [FANOUT, "run", "in.jsonl", *ASK, model, *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **popen,
-    )
+@pytest.fixture
+def begin(here, popen):
+    """Start a run."""
+
+    def start(count, *options, model="fake?latency_s=0.2"):
+        write_input(here, count)
+        words = ("run", "in.jsonl", *ASK, model, *options)
+        return popen("fanout", *words, stdout=PIPE, stderr=PIPE, text=True)
+
+    return start
 
 
 def until(check, what, *, process=None, timeout_s=120):
@@ -73,12 +75,12 @@ def everything(process, state_dir):
     return [*{own, *own.children(recursive=True), *of_state(state_dir)}]
 
 
-def begin_again(folder, command):
-    """A command that goes on with the newest run."""
-    return subprocess.Popen(
-        [FANOUT, command, "latest"], cwd=folder,
-        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
+@pytest.fixture
+def begin_again(popen):
+    """Start a command that goes on with the newest run."""
+    return lambda command: popen(
+        "fanout", command, "latest", stdout=DEVNULL, stderr=PIPE, text=True
+    )
 
 
 def kill(process):
@@ -108,9 +110,9 @@ def answering(provider, monkeypatch):
     ("command", "dies"), [("resume", "client"), ("watch", "client"), ("resume", "client, keeper")]
 )
 def test_a_client_that_is_killed_costs_no_answer_that_was_paid_for(
-    fanout, here, state_dir, answering, command, dies
+    fanout, state_dir, answering, command, dies, begin
 ):
-    process = begin(here, 300, "--max-workers", "16", model="openai/m")
+    process = begin(300, "--max-workers", "16", model="openai/m")
     at = random.randrange(20, 250)
     until(lambda: answering().total() >= at, "no calls", process=process)
     if "keeper" in dies:
@@ -134,8 +136,9 @@ def test_a_client_that_is_killed_costs_no_answer_that_was_paid_for(
 @pytest.mark.parametrize(
     "words", [["keeper.py"], ["valkey-server"], ["keeper.py", "valkey-server"], ["guard"]]
 )
-def test_what_serves_a_run_may_be_killed_meanwhile(here, state_dir, words):
-    process = begin(here, 60, "--max-workers", "8", "--out", "out")
+@pytest.mark.parametrize("forks_embedded", [False])
+def test_what_serves_a_run_may_be_killed_meanwhile(here, state_dir, words, begin):
+    process = begin(60, "--max-workers", "8", "--out", "out")
     until(lambda: "running" in process.stderr.readline(), "it does not run")
     victims = [
         each
@@ -152,8 +155,10 @@ def test_what_serves_a_run_may_be_killed_meanwhile(here, state_dir, words):
     assert [row["index"] for row in rows] == list(range(60))
 
 
-def test_a_keeper_that_is_killed_is_replaced_while_the_client_does_something_else(here, state_dir):
-    process = begin(here, 20, "--max-workers", "4", "--out", "out")
+def test_a_keeper_that_is_killed_is_replaced_while_the_client_does_something_else(
+    here, state_dir, begin
+):
+    process = begin(20, "--max-workers", "4", "--out", "out")
     until(lambda: "running" in process.stderr.readline(), "it does not run")
     # As one that reads its input for long.
     os.kill(process.pid, signal.SIGSTOP)
@@ -175,8 +180,9 @@ def test_a_keeper_that_is_killed_is_replaced_while_the_client_does_something_els
     assert len((here / "out" / "outputs.jsonl").read_text().splitlines()) == 20
 
 
-def test_nothing_is_left_where_the_keeper_was_killed_with_its_clients(here, state_dir, fanout):
-    process = begin(here, 60, "--max-workers", "2")
+@pytest.mark.parametrize("forks_embedded", [False])
+def test_nothing_is_left_where_the_keeper_was_killed_with_its_clients(state_dir, fanout, begin):
+    process = begin(60, "--max-workers", "2")
     until(lambda: "running" in process.stderr.readline(), "it does not run")
     everybody = everything(process, state_dir)
     victims = [each for each in everybody if "valkey-server" not in each.name()]
@@ -191,8 +197,9 @@ def test_nothing_is_left_where_the_keeper_was_killed_with_its_clients(here, stat
     assert fanout("runs").stdout.split()[3] == "running"
 
 
-def test_a_run_survives_that_everything_is_killed(fanout, here, state_dir):
-    process = begin(here, 60, "--max-workers", "8", model="fake?latency_s=1")
+@pytest.mark.parametrize("forks_embedded", [False])
+def test_a_run_survives_that_everything_is_killed(fanout, state_dir, begin):
+    process = begin(60, "--max-workers", "8", model="fake?latency_s=1")
     until(lambda: "running" in process.stderr.readline(), "it does not run")
     until(lambda: fanout("results", "latest").stdout, "no answer")
     for each in everything(process, state_dir):
@@ -203,8 +210,8 @@ def test_a_run_survives_that_everything_is_killed(fanout, here, state_dir):
 
 
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
-def test_no_server_is_left_whose_keeper_was_killed(here, state_dir, ending):
-    process = begin(here, 60, "--max-workers", "2", "--out", "out", model="fake?latency_s=30")
+def test_no_server_is_left_whose_keeper_was_killed(state_dir, ending, begin):
+    process = begin(60, "--max-workers", "2", "--out", "out", model="fake?latency_s=30")
     until(lambda: "running" in process.stderr.readline(), "it does not run")
     victims = keepers_of(state_dir)
     os.kill(process.pid, signal.SIGSTOP)
@@ -237,12 +244,12 @@ def test_the_reason_why_the_server_does_not_start_is_shown(fanout, state_dir):
     assert "manifest" in said.stderr
 
 
-def test_a_folder_that_is_deleted_under_its_server_leaves_nothing(fanout, here, state_dir):
-    process = begin(here, 60, "--max-workers", "1", model="fake?latency_s=30")
+def test_a_folder_that_is_deleted_under_its_server_leaves_nothing(fanout, state_dir, begin):
+    process = begin(60, "--max-workers", "1", model="fake?latency_s=30")
     until(lambda: "running" in process.stderr.readline(), "it does not run")
     orphans = [psutil.Process(each.pid) for each in of_state(state_dir)]
     shutil.rmtree(state_dir)
-    other = begin(here, 60, "--max-workers", "1", model="fake?latency_s=30")
+    other = begin(60, "--max-workers", "1", model="fake?latency_s=30")
     until(lambda: "running" in other.stderr.readline(), "it does not run")
     kill(process)
     until(lambda: not any(each.is_running() for each in orphans), "it is left", timeout_s=120)
@@ -272,10 +279,10 @@ with Client() as client:
 """
 
 
-def test_a_client_may_die_while_it_reads_its_input(fanout, here):
+def test_a_client_may_die_while_it_reads_its_input(fanout, here, popen):
     """What was not enqueued is enqueued by a resume with the same input."""
     (here / "script.py").write_text(HALF_READ)
-    with subprocess.Popen([sys.executable, "script.py"], stdout=subprocess.PIPE) as process:
+    with popen("script", "script.py", stdout=PIPE) as process:
         assert process.stdout.readline() == b"now\n"
         process.kill()
     run_id, _, _, state, done, *_ = fanout("runs").stdout.split()
@@ -286,8 +293,8 @@ def test_a_client_may_die_while_it_reads_its_input(fanout, here):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_what_ends_a_program_ends_a_run_in_order(fanout, here, number):
-    process = begin(here, 3000, "--max-workers", "4", "--out", "out")
+def test_what_ends_a_program_ends_a_run_in_order(fanout, here, number, begin):
+    process = begin(3000, "--max-workers", "4", "--out", "out")
     until(lambda: "running" in process.stderr.readline(), "it does not run")
     until(lambda: json.loads(fanout("status", "latest", "--json").stdout)["done"], "no call")
     process.send_signal(number)
@@ -306,17 +313,19 @@ def test_what_ends_a_program_ends_a_run_in_order(fanout, here, number):
     ("command", "number"),
     [("watch", signal.SIGHUP), ("resume", signal.SIGTERM), ("retry", signal.SIGHUP)],
 )
-def test_a_command_that_goes_on_with_a_run_is_ended_in_order(fanout, here, command, number):
+def test_a_command_that_goes_on_with_a_run_is_ended_in_order(
+    fanout, command, number, begin, begin_again
+):
     model = "fake?latency_s=0.3&fail_rate=1" if command == "retry" else "fake?latency_s=0.3"
     # Long enough that it has not ended when it is ended: a retry begins when all have failed.
     count = 24 if command == "retry" else 100
-    process = begin(here, count, "--max-workers", "2", "--max-attempts", "1", model=model)
+    process = begin(count, "--max-workers", "2", "--max-attempts", "1", model=model)
     if command == "retry":
         process.communicate()
     else:
         until(lambda: "running" in process.stderr.readline(), "it does not run")
         kill(process)
-    going = begin_again(here, command)
+    going = begin_again(command)
     word = "processed again" if command == "retry" else "running"
     until(lambda: word in going.stderr.readline(), "it does not go on")
     going.send_signal(number)
@@ -327,8 +336,8 @@ def test_a_command_that_goes_on_with_a_run_is_ended_in_order(fanout, here, comma
         assert "`fanout resume" in stderr, "no other process works on it"
 
 
-def test_two_ctrl_c_end_at_once_and_say_where_the_answers_are(fanout, here):
-    process = begin(here, 80, "--max-workers", "2", model="fake?latency_s=0.5")
+def test_two_ctrl_c_end_at_once_and_say_where_the_answers_are(fanout, begin):
+    process = begin(80, "--max-workers", "2", model="fake?latency_s=0.5")
     until(lambda: "running" in process.stderr.readline(), "it does not run")
     until(lambda: json.loads(fanout("status", "latest", "--json").stdout)["done"], "no call")
     os.kill(process.pid, signal.SIGSTOP)
@@ -369,8 +378,8 @@ def test_a_run_is_looked_at_steered_and_tried_again_without_a_broker(fanout, her
 
 
 @pytest.mark.parametrize("command", ["cancel", "pause"])
-def test_a_run_whose_client_died_is_steered(fanout, here, command):
-    process = begin(here, 60, "--max-workers", "2", model="fake?latency_s=0.3")
+def test_a_run_whose_client_died_is_steered(fanout, command, begin, begin_again):
+    process = begin(60, "--max-workers", "2", model="fake?latency_s=0.3")
     until(lambda: "running" in process.stderr.readline(), "it does not run")
     kill(process)
     assert fanout(command, "latest").status == 0
@@ -380,10 +389,10 @@ def test_a_run_whose_client_died_is_steered(fanout, here, command):
         assert hint in fanout("status", "latest").stdout
         assert f"`fanout resume {run_id}` goes on" in fanout("unpause", "latest").stdout
         fanout("pause", "latest")
-        going = begin_again(here, "resume")
+        going = begin_again("resume")
         assert hint in going.stderr.readline()
         assert fanout("unpause", "latest").stdout == f"run {run_id} goes on\n"
-        watching = begin_again(here, "watch")
+        watching = begin_again("watch")
         until(lambda: "running" in watching.stderr.readline(), "it does not go on")
         watching.send_signal(signal.SIGINT)
         assert f"run {run_id} goes on: `fanout watch {run_id}`" in watching.communicate()[1]
@@ -392,7 +401,7 @@ def test_a_run_whose_client_died_is_steered(fanout, here, command):
     assert "cancelled: " in fanout("status", "latest").stdout
 
 
-def test_clients_at_once_share_a_server_and_nothing_else(fanout, here, state_dir):
+def test_clients_at_once_share_a_server_and_nothing_else(fanout, here, state_dir, popen):
     """Each has its own environment: no worker takes the branches of another's run."""
     write_input(here, 30)
     processes = []
@@ -400,19 +409,18 @@ def test_clients_at_once_share_a_server_and_nothing_else(fanout, here, state_dir
         (here / name).mkdir()
         code = f"import time\n\ndef ask(prompt):\n    time.sleep(0.1)\n    return {name!r}\n"
         (here / name / "mine.py").write_text(code)
-        command = [FANOUT, "run", "../in.jsonl", *ASK, "mine:ask", "--reduce", "vote"]
+        words = ("run", "../in.jsonl", *ASK, "mine:ask", "--reduce", "vote")
         env = {**os.environ, "PYTHONPATH": str(here / name)}
-        processes.append(
-            subprocess.Popen(command, cwd=here / name, env=env, stdout=subprocess.PIPE, text=True)
-        )
+        processes.append(popen("fanout", *words, cwd=here / name, env=env, stdout=PIPE, text=True))
     outputs = [json.loads(process.communicate(timeout=120)[0]) for process in processes]
     assert [each["votes"] for each in outputs] == [{"red": 30}, {"green": 30}, {"blue": 30}]
     assert len(fanout("runs").stdout.splitlines()) == 3
     until(lambda: not of_state(state_dir), "the server ends with its last client")
 
 
-def test_nobody_else_can_reach_the_server(here, state_dir):
-    process = begin(here, 40, "--max-workers", "1")
+@pytest.mark.parametrize("forks_embedded", [False])
+def test_nobody_else_can_reach_the_server(state_dir, begin):
+    process = begin(40, "--max-workers", "1")
     until(lambda: "running" in process.stderr.readline(), "it does not run")
     everybody = everything(process, state_dir)
     listening = [
@@ -502,9 +510,9 @@ with ParallelCalls(llm=ask, max_workers=4) as runner:
 """
 
 
-def test_a_function_of_a_process_that_was_killed_is_gone_on_with_in_another(fanout, here):
+def test_a_function_of_a_process_that_was_killed_is_gone_on_with_in_another(fanout, here, popen):
     (here / "script.py").write_text(FUNCTION)
-    process = subprocess.Popen([sys.executable, "script.py"], cwd=here)
+    process = popen("script", "script.py")
     calls = here / "calls"
     until(lambda: calls.exists() and calls.read_text().count("\n") > 30, "calls", process=process)
     process.kill()
@@ -565,14 +573,14 @@ def test_a_worker_that_does_not_start_is_not_started_for_long(fanout, here, modu
     assert len((here / "starts").read_text()) == starts
 
 
-def test_a_function_for_too_many_workers_is_refused_and_a_run_goes_on_with_fewer(fanout, here):
+def test_a_function_for_too_many_workers_is_refused_and_a_run_goes_on_with_fewer(fanout, begin):
     """What lives in a process that may have more files is resumed in one that may have fewer."""
     script = "from fanout import ParallelCalls; "
     script += "ParallelCalls(llm=lambda p: p, max_workers=2000).run(['a'], '{input}')"
     command = [*LIMITED, sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert f"fanout.core.errors.SpecError: max_workers: {TOO_MANY} it to 872" in done.stderr
-    process = begin(here, 900, "--max-workers", "2000", model="fake?latency_s=1")
+    process = begin(900, "--max-workers", "2000", model="fake?latency_s=1")
     until(lambda: "running" in process.stderr.readline(), "it does not run")
     kill(process)
     command = [*LIMITED, FANOUT, "resume", "latest"]

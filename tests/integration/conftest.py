@@ -57,8 +57,9 @@ class Worker:
     ) -> None:
         self.name = f"w{os.urandom(3).hex()}@test"
         self.log = log
+        forked = "workers" if program == _MODULE else ""
         if patches is not None:
-            program = (str(PATCHED), json.dumps(patches))
+            forked, program = "patched", (str(PATCHED), json.dumps(patches))
         words = ["-A", "workers.app", "worker"]
         words += ["--hostname", self.name, "--loglevel", "INFO", *options]
         env = {
@@ -71,10 +72,11 @@ class Worker:
         cwd = log.parent
         self.process: Forked | subprocess.Popen[bytes]
         with log.open("ab") as stream, Path(os.devnull).open("rb") as nothing:
-            if forks and program == _MODULE:
+            if forks and forked:
                 streams = (nothing.fileno(), stream.fileno(), stream.fileno())
+                given = words if forked == "workers" else [*program, *words]
                 self.process = forks.start(
-                    "workers", words, env=env, cwd=cwd, streams=streams, starts_session=True
+                    forked, given, env=env, cwd=cwd, streams=streams, starts_session=True
                 )
             else:
                 self.process = subprocess.Popen(

@@ -1,6 +1,7 @@
 """A worker with something about it changed: ``patched_worker.py PATCHES CELERY_OPTION...``.
 
-PATCHES is JSON: what to set, by ``module:name``; what is by ``exec`` is run.
+PATCHES is JSON: what to set, by ``module:name``; what is by ``exec`` is run. A name must be looked up where
+it is set: its process may be forked, and modules that import it by name have it by then.
 """
 
 from __future__ import annotations
