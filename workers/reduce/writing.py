@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from fanout.core.reduces import Reduce
     from workers.context.worker_context import WorkerContext
 
-__all__ = ["MORE_SHARDS", "SHOWN_PARTS", "StageWriter", "write_all"]
+__all__ = ["MORE_SHARDS", "MOST_BYTES", "SHOWN_PARTS", "StageWriter", "write_all"]
 
 # Shards of nodes in flight beyond those of the window: they are small, one for each shard that has ended.
 MORE_SHARDS = 32
+# The prompts of a shard are in memory together where it is written, and several shards where they are put to
+# models; a prompt may be hundreds of kilobytes.
+MOST_BYTES = 2_000_000
 # Nodes are packed by the tokens that the first answers have.
 SHOWN_PARTS = 50
 
@@ -66,7 +69,7 @@ class StageWriter:
             False if another process has written some of them meanwhile: begin again.
         """
         count, is_done = 0, True
-        for shard in pack(chunks, branches_per_chunk=1):
+        for shard in pack(chunks, branches_per_chunk=1, max_bytes=MOST_BYTES):
             count += shard.count
             is_first = self._put(shard, end_of(count))
             if not is_first:

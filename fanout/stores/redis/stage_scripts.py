@@ -34,11 +34,11 @@ return 1
 """
 
 # KEYS stage, open, draining, run; ARGV window, finished shard (-1: none), ttl, draining shard (-1:
-# none), the most windows that may be open with the shards that drain, and the most such shards of a run
-# whose calls wait for batches. Returns the shards that it opened, none if the run has ended; nil if there is
-# no such run. The stage
-# hash has written and opened. Opens at most 1,000 shards: clients write that hash, and a script blocks
-# all clients.
+# none), the most windows that may be open with the shards that drain, the most such shards of a run
+# whose calls wait for batches, and the branches of a shard of the window (0: however many a shard has).
+# Returns the shards that it opened, none if the run has ended; nil if there is no such run. The stage hash
+# has written, total and opened. Opens at most 1,000 shards: clients write that hash, and a script blocks all
+# clients.
 OPEN_SHARDS = f"""
 {ENDED}
 local status = redis.call('HGET', KEYS[4], 'status')
@@ -55,6 +55,11 @@ if tonumber(ARGV[2]) >= 0 then
     redis.call('SREM', KEYS[3], ARGV[2])
 end
 local written, opened, window = field('written'), field('opened'), tonumber(ARGV[1])
+if tonumber(ARGV[7]) > 0 and written > 0 then
+    -- Long prompts make shards of few branches.
+    local of_branches = math.ceil(window * tonumber(ARGV[7]) * written / math.max(1, field('total')))
+    window = math.max(window, math.min(of_branches, 512))
+end
 local open = redis.call('HLEN', KEYS[2])
 local inflight = open - redis.call('SCARD', KEYS[3])
 local most = window * tonumber(ARGV[5])

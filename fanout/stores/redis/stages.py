@@ -16,6 +16,7 @@ from fanout.core.state import (
     StageLoad,
     StageProgress,
 )
+from fanout.policy.packing import MAX_SHARD_BRANCHES
 from fanout.stores import codec
 from fanout.stores.blobs.base import blob_name
 from fanout.stores.redis import stage_scripts
@@ -236,7 +237,8 @@ class RedisStages(RedisBlobReferences):
 
         Args:
             stage_id: The stage.
-            window: The number of shards.
+            window: The number of shards. Those of a reduce have few branches where prompts are long: of
+                them, so many more are in flight.
             finished: A shard that has ended.
             draining: A shard with few branches left that are not gathered: it no longer counts. At
                 most eight windows are open in all, or more if the run's calls wait for batches.
@@ -247,6 +249,7 @@ class RedisStages(RedisBlobReferences):
         key = self._stage(stage_id)
         args: list[Any] = [window, -1 if finished is None else finished, self._ttl_s]
         args += [-1 if draining is None else draining, _MOST_WINDOWS, _MOST_GATHERED]
+        args.append(MAX_SHARD_BRANCHES if stage_id.stage else 0)
         keys = [key, f"{key}:open", f"{key}:draining", self._run(stage_id.run_id)]
         shards = cast("list[int] | None", self._call(stage_scripts.OPEN_SHARDS, keys, args))
         if shards is None:

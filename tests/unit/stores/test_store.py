@@ -200,6 +200,17 @@ def test_a_wider_window_opens_more(store, run):
     assert store.open_shards(StageId(run, 0), window=3) == [1, 2]
 
 
+@pytest.mark.parametrize(("stage", "branches", "opened"), [(1, 100, 5), (1, 500, 1), (0, 100, 1)])
+def test_more_shards_of_a_reduce_are_in_flight_where_they_have_few_branches(
+    store, run, stage, branches, opened
+):
+    for number in range(9):
+        shard = make_shard(branches, first=branches * number)
+        store.put_shard(ShardId(run, stage, number), shard)
+    assert store.open_shards(StageId(run, stage), window=1) == list(range(opened))
+    assert store.open_shards(StageId(run, stage), window=1, finished=0) == [opened]
+
+
 def test_a_branch_may_begin_and_its_deliveries_are_counted(store, run):
     store.put_shard(ShardId(run, 0, 0), make_shard())
     assert begin_one(store, BeginRequest(BranchId(run, 0, 0, 1), token="a")) == BeginReply(

@@ -10,6 +10,7 @@ import pytest
 from msgspec import structs
 
 import workers.reduce.clustering
+import workers.reduce.writing
 from fanout.core.errors import LLMError, SpecError
 from fanout.core.ids import StageId
 from fanout.core.records import ErrorKind, RunStatus
@@ -187,6 +188,20 @@ def test_each_answer_is_in_one_node_though_another_process_goes_on(is_other, mon
     assert counts == Counter(range(len(TEXTS)))
     assert sum(int(chunk.columns["count"]) for chunk in chunks) == len(TEXTS)
     assert store.stage(target).sealed
+
+
+@pytest.mark.parametrize("fold", ["tree", "cluster"])
+def test_a_shard_of_long_prompts_has_few_of_them(fold, monkeypatch):
+    most_bytes = 3_000
+    monkeypatch.setattr(workers.reduce.writing, "MOST_BYTES", most_bytes)
+    context = clustering(fold=fold)
+    aggregate(context, write_map(context, TEXTS))
+    store, target = context.store, StageId(RUN, 1)
+    shards = [store.shard(target.shard(n)) for n in store.shards_of(target)]
+    prompts = [[len(chunk.text) for chunk in shard.chunks] for shard in shards]
+    assert len(prompts) > 1
+    assert all(sum(some[:-1]) < most_bytes for some in prompts)
+    assert sum(int(one.columns["count"]) for shard in shards for one in shard.chunks) == len(TEXTS)
 
 
 @pytest.mark.parametrize("look", [0, 1, 2])
