@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from fanout.llm import LLM, FakeLLM, LLMReply, LLMRequest
     from fanout.runs.branch_errors import BranchError
     from fanout.runs.branch_output import Output
-    from fanout.runs.evaluation import Comparison, Evaluation, VariantEvaluation
+    from fanout.runs.evaluation_result import Comparison, Evaluation, VariantEvaluation
     from fanout.runs.results import Result
     from fanout.runs.status import ReduceError, Status
 
@@ -105,7 +105,7 @@ _NAMES = {
     "fanout.client.run": ("Run",),
     "fanout.llm": ("FakeLLM", "LLM", "LLMReply", "LLMRequest"),
     "fanout.client.parallel": ("ParallelCalls",),
-    "fanout.runs.evaluation": ("Comparison", "Evaluation", "VariantEvaluation"),
+    "fanout.runs.evaluation_result": ("Comparison", "Evaluation", "VariantEvaluation"),
     "fanout.runs.branch_errors": ("BranchError",),
     "fanout.runs.branch_output": ("Output",),
     "fanout.runs.results": ("Result",),

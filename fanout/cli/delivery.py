@@ -5,15 +5,15 @@ from __future__ import annotations
 import sys
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
 from fanout.cli.evaluation_view import evaluation_lines, evaluation_note, shortfalls
 from fanout.cli.exits import CLOSED_PIPE, FAILURE, mute_stdout
 from fanout.cli.progress import summary
+from fanout.cli.run_answer import RunAnswer
 from fanout.cli.run_facts import model_lines
 from fanout.cli.session import print_json
 from fanout.core.errors import FanoutError, RunError
@@ -22,8 +22,7 @@ from fanout.core.units import plural
 from fanout.inputs.documents.urls import shown_input
 from fanout.runs.answer_text import source_lines
 from fanout.runs.rows import output_row
-from fanout.runs.spaced_json import array_json
-from fanout.runs.status import kept_notes, retry_help, without_aggregate
+from fanout.runs.status import retry_help, without_aggregate
 from fanout.runs.tables.output_file import OutputFile
 from fanout.system.terminal import print_error, print_line, print_parts, print_text
 
@@ -37,10 +36,7 @@ if TYPE_CHECKING:
     from fanout.cli.streaming import StreamPrinter
     from fanout.client.run import Run
     from fanout.core.spec import RunSpec
-    from fanout.runs.evaluation import Evaluation
     from fanout.runs.status import ReduceError, Status
-    from fanout.runs.stored_aggregate import StoredAggregate
-    from fanout.runs.stored_aggregates import StoredAggregates
 
 __all__ = [
     "Delivery",
@@ -100,55 +96,11 @@ class Delivery:
     scoring: Scoring | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Answer:
-    """What a run has given beside its branches; ``evaluation`` is None without labels."""
-
-    aggregated: StoredAggregate | StoredAggregates
-    evaluation: Evaluation | None
-    has_sources: bool = False
-
-    def to_dict(self, status: Status) -> dict[str, Any]:
-        """Return it with the status as JSON values; without labels there is no ``evaluation``.
-
-        What may be larger than memory is None here: see parts.
-        """
-        names = ("aggregated", "aggregate_coverage", "sources", "notes", "reduce_errors")
-        found = {**status.to_dict(), **dict.fromkeys(names)}
-        if self.evaluation is not None:
-            found["evaluation"] = self.evaluation.to_dict()
-        return found
-
-    def parts(self, status: Status, *, is_indented: bool = False) -> dict[str, Iterator[str]]:
-        """Return the JSON of the values that may be larger than memory, a part at a time.
-
-        Args:
-            status: The status.
-            is_indented: Whether each value in them has a line of its own.
-        """
-        notes = chain(kept_notes(status), self.aggregated.each_note())
-        return {
-            "aggregated": self.aggregated.json(is_indented=is_indented),
-            "aggregate_coverage": self.aggregated.coverage_json(is_indented=is_indented),
-            "notes": array_json(notes, is_indented=is_indented),
-            "reduce_errors": array_json(
-                map(msgspec.to_builtins, self.aggregated.values.errors()), is_indented=is_indented
-            ),
-            **self.sources(is_indented=is_indented),
-        }
-
-    def sources(self, *, is_indented: bool = False) -> dict[str, Iterator[str]]:
-        """Return the JSON of what the aggregate cites, a part at a time; nothing if it is to cite nothing."""
-        if not self.has_sources:
-            return {}
-        return {"sources": self.aggregated.sources_json(is_indented=is_indented)}
-
-
 def deliver(run: Run, status: Status, progress: Progress, delivery: Delivery) -> int:
     """Print the answer of a run, or how good it is, write its files, and return the exit status."""
     aggregated = run.stored_aggregate()
     labels = None if delivery.scoring is None else delivery.scoring.labels
-    answer = _Answer(
+    answer = RunAnswer(
         aggregated=aggregated,
         evaluation=run.evaluation(labels),
         has_sources=run.spec.sources,
@@ -188,7 +140,7 @@ def deliver(run: Run, status: Status, progress: Progress, delivery: Delivery) ->
     return _say_faults(faults, run, delivery, exit_status, is_read=is_read)
 
 
-def _notes(answer: _Answer, status: Status, delivery: Delivery) -> Iterator[str]:
+def _notes(answer: RunAnswer, status: Status, delivery: Delivery) -> Iterator[str]:
     is_text = delivery.stream is None and not delivery.as_json and delivery.scoring is None
     # The text, or the error of the run, says why there is no aggregate.
     is_told = is_text and bool(answer.aggregated)
@@ -204,7 +156,7 @@ def _notes(answer: _Answer, status: Status, delivery: Delivery) -> Iterator[str]
         yield from (f"note: {note}" for note in answer.evaluation.notes)
 
 
-def _say_shortfalls(answer: _Answer, delivery: Delivery) -> int:
+def _say_shortfalls(answer: RunAnswer, delivery: Delivery) -> int:
     """Print which variants miss the threshold; return the exit status."""
     found = _shortfalls(answer, delivery)
     for shortfall in found:
@@ -212,14 +164,16 @@ def _say_shortfalls(answer: _Answer, delivery: Delivery) -> int:
     return FAILURE if found else 0
 
 
-def _shortfalls(answer: _Answer, delivery: Delivery) -> list[str]:
+def _shortfalls(answer: RunAnswer, delivery: Delivery) -> list[str]:
     threshold = None if delivery.scoring is None else delivery.scoring.threshold
     if threshold is None or answer.evaluation is None:
         return []
     return list(shortfalls(answer.evaluation, threshold))
 
 
-def _write(run: Run, status: Status, answer: _Answer, progress: Progress, out: Destination) -> None:
+def _write(
+    run: Run, status: Status, answer: RunAnswer, progress: Progress, out: Destination
+) -> None:
     if isinstance(out, OutputFile):
         for loss in out.write(run.outcomes()):
             progress.warn(loss)
@@ -294,7 +248,7 @@ def unpaid_calls(run_id: str, status: Status, failed: Iterable[ReduceError]) -> 
         )
 
 
-def _again(run_id: str, status: Status, answer: _Answer, delivery: Delivery) -> Iterator[str]:
+def _again(run_id: str, status: Status, answer: RunAnswer, delivery: Delivery) -> Iterator[str]:
     """Yield which branches are missing, and how to print the answer again."""
     if status.failed and delivery.is_kept:
         unusable = status.errors.get(ErrorKind.BAD_REQUEST, 0)
@@ -349,7 +303,7 @@ def conclude(status: Status, progress: Progress, *, run: Run | None = None) -> i
 
 
 def _print(
-    run: Run, status: Status, answer: _Answer, progress: Progress, delivery: Delivery
+    run: Run, status: Status, answer: RunAnswer, progress: Progress, delivery: Delivery
 ) -> None:
     if delivery.stream is not None:
         if answer.aggregated:
@@ -373,7 +327,7 @@ def _print(
 
 
 def _print_branches(
-    run: Run, status: Status, answer: _Answer, progress: Progress, delivery: Delivery
+    run: Run, status: Status, answer: RunAnswer, progress: Progress, delivery: Delivery
 ) -> None:
     """Print the answers of the branches of a run without an aggregate, or why it has none."""
     problem = answer.aggregated.stored.problem
@@ -398,7 +352,7 @@ def _print_branches(
             print_json(output_row(branch))
 
 
-def _threshold(answer: _Answer, delivery: Delivery) -> dict[str, Any]:
+def _threshold(answer: RunAnswer, delivery: Delivery) -> dict[str, Any]:
     threshold = None if delivery.scoring is None else delivery.scoring.threshold
     if threshold is None:
         return {}

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fanout.policy.calibration import Calibration
     from fanout.policy.confusion import Confusion
     from fanout.policy.metrics import Estimate
-    from fanout.runs.evaluation import Evaluation, VariantEvaluation
+    from fanout.runs.evaluation_result import Evaluation, VariantEvaluation
 
 __all__ = ["Threshold", "evaluation_lines", "evaluation_note", "shortfalls"]
 

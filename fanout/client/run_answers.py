@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from fanout.core.records import ErrorKind, Outcome, Shard
     from fanout.runs.branch_output import Output
     from fanout.runs.branch_trace import BranchTrace
-    from fanout.runs.evaluation import Evaluation
+    from fanout.runs.evaluation_result import Evaluation
     from fanout.runs.stored_aggregate import StoredAggregate
     from fanout.runs.stored_aggregates import StoredAggregates
     from fanout.runs.traced_comparisons import TracedComparison

@@ -10,7 +10,7 @@ from fanout.report.text import one_line
 if TYPE_CHECKING:
     from fanout.policy.confusion import Confusion
     from fanout.policy.metrics import Estimate
-    from fanout.runs.evaluation import Evaluation, VariantEvaluation
+    from fanout.runs.evaluation_result import Evaluation, VariantEvaluation
 
 __all__ = ["ShownConfusion", "ShownEvaluation", "ShownVariant", "estimate", "shown_evaluation"]
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from fanout.report.figures import Figures
     from fanout.report.slices import SliceFigures
     from fanout.runs.branch_output import Output
-    from fanout.runs.evaluation import Evaluation
+    from fanout.runs.evaluation_result import Evaluation
     from fanout.runs.result_values import ResultValues
     from fanout.runs.status import Status
     from fanout.runs.stored_aggregate import StoredAggregate

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from fanout.core.records import RunStatus, Usage
-    from fanout.runs.evaluation import Evaluation
+    from fanout.runs.evaluation_result import Evaluation
     from fanout.runs.status import ReduceError
     from fanout.runs.tables.table import Table
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 from fanout.aggregators import Aggregate, Tally
-from fanout.cli.delivery import Delivery, Scoring, _Answer, _print, _say_faults, unpaid_calls
+from fanout.cli.delivery import Delivery, Scoring, _print, _say_faults, unpaid_calls
+from fanout.cli.run_answer import RunAnswer
 from fanout.client.run_answers import RunAnswers
 from fanout.runs.budget_status import BudgetStatus
 from fanout.runs.status import StoredResult
@@ -21,7 +22,7 @@ def said(limit):
     context, _ = budgeted(budget={"calls": limit})
     aggregated = RunAnswers(RUN, context.store).stored_aggregate()
     budget = BudgetStatus.of(context.store.budget(RUN), has_ended=True)
-    answer = _Answer(aggregated=aggregated, evaluation=None)
+    answer = RunAnswer(aggregated=aggregated, evaluation=None)
     return list(unpaid_calls(RUN, status(budget=budget), aggregated.values.errors())), answer
 
 
@@ -77,7 +78,7 @@ def test_a_run_whose_only_aggregate_failed_prints_why_and_not_its_branches(capsy
     run = SimpleNamespace(run_id=RUN, outcomes=lambda: 1 / 0)
     values = SimpleNamespace(stored=StoredResult(problem=problem), aggregates=lambda: iter(()))
     aggregated = StoredAggregate(values, "llm", is_grouped=False)
-    answer = _Answer(aggregated=aggregated, evaluation=None)
+    answer = RunAnswer(aggregated=aggregated, evaluation=None)
     _print(run, status(succeeded=4), answer, progress, Delivery())
     assert capsys.readouterr().out == "(no aggregate: embed: e:f made no vectors)\n"
     assert notes == ["4 branches have answers: `fanout results r1 --out DIR` writes them"]

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from fanout.aggregators import Aggregate, Coverage
 from fanout.cli import inspect_runs
-from fanout.cli.delivery import _Answer
+from fanout.cli.run_answer import RunAnswer
 from fanout.core.records import ErrorKind
 from fanout.runs.result_values import ResultValues
 from fanout.runs.status import ReduceError, StoredResult
@@ -106,6 +106,6 @@ def test_failed_calls_are_summed_up_apart_from_branches(printed):
 
 
 def test_the_json_of_a_result_has_the_failed_calls():
-    parts = _Answer(aggregated=AGGREGATE, evaluation=None).parts(status())
+    parts = RunAnswer(aggregated=AGGREGATE, evaluation=None).parts(status())
     found = json.loads("".join(parts["reduce_errors"]))
     assert [one["group"] for one in found] == ["a\nb", "c", "d"]
