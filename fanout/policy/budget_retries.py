@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from fanout.core.budgets import Amounts, BudgetLimits
+from fanout.core.budgets import Amounts, BudgetLimits, nano_usd_of
 
-__all__ = ["ShownUse", "limits_of_retry"]
+if TYPE_CHECKING:
+    from fanout.core.records import Usage
+
+__all__ = ["ShownUse", "limited_use", "limits_of_retry"]
 
 # The values of further answers may need more comparisons than those so far.
 _SAFETY = 1.5
@@ -35,6 +39,23 @@ class ShownUse(msgspec.Struct, frozen=True, kw_only=True):
     answers: int
     failed: int
     is_by_pairs: bool
+
+
+def limited_use(usage: Usage, limits: BudgetLimits) -> Amounts | None:
+    """Return what calls have used of what a budget limits, and 0 of the rest; None if that is unknown.
+
+    A budget of calls needs no price.
+    """
+    cost_usd, read, written = usage.cost_usd, usage.input_tokens, usage.output_tokens
+    if limits.nano_usd is not None and cost_usd is None:
+        return None
+    if limits.tokens is not None and (read is None or written is None):
+        return None
+    return Amounts(
+        nano_usd=nano_usd_of(cost_usd or 0.0),
+        calls=usage.calls,
+        tokens=(read or 0) + (written or 0),
+    )
 
 
 def limits_of_retry(limits: BudgetLimits, of_map: BudgetLimits, shown: ShownUse) -> BudgetLimits:

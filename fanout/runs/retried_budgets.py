@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from fanout.core.ids import StageId
 from fanout.core.records import ErrorKind, RunStatus, total_usage
-from fanout.policy.budget_retries import ShownUse, limits_of_retry
-from fanout.policy.budgets import known_use
+from fanout.policy.budget_retries import ShownUse, limited_use, limits_of_retry
 from fanout.runs.budget_status import BudgetStatus
 from fanout.runs.budgets import has_room_for, most_of_reduce
 
@@ -49,8 +48,8 @@ def map_limits_of_retry(
         return limits[1]
     first = store.stage(StageId(run.run_id, 0))
     stages = range(run.base_stage + 1, run.last_stage + 1)
-    reduce = _use([store.stage(StageId(run.run_id, stage)) for stage in stages])
-    branches = _use([first])
+    reduce = _use([store.stage(StageId(run.run_id, stage)) for stage in stages], limits[0])
+    branches = _use([first], limits[0])
     if reduce is None or branches is None:
         return limits[1]
     shown = ShownUse(
@@ -81,7 +80,7 @@ def _spent(state: BudgetState) -> Amounts:
     return BudgetStatus.of(state, has_ended=True).spent
 
 
-def _use(stages: Sequence[StageRecord]) -> Amounts | None:
+def _use(stages: Sequence[StageRecord], limits: BudgetLimits) -> Amounts | None:
     """Return what stages used, with what answers would have used that were kept; None if unknown."""
     parts = [usage for stage in stages for usage in (stage.usage, stage.saved) if usage.calls]
-    return known_use(total_usage(parts)) if parts else None
+    return limited_use(total_usage(parts), limits) if parts else None

@@ -6,7 +6,8 @@ import pytest
 from msgspec.structs import replace
 
 from fanout.core.budgets import NO_AMOUNTS, Amounts, BudgetLimits
-from fanout.policy.budget_retries import ShownUse, limits_of_retry
+from fanout.core.records import Usage
+from fanout.policy.budget_retries import ShownUse, limited_use, limits_of_retry
 
 # Half of it is kept for a reduce that needed 4 calls for 50 answers.
 LIMITS, OF_MAP = BudgetLimits(calls=100), BudgetLimits(calls=50)
@@ -42,6 +43,24 @@ def test_few_branches_leave_the_reduce_all_that_they_do_not_use(failed):
     found = limits_of_retry(LIMITS, OF_MAP, replace(SHOWN, failed=failed))
     growth = (50 + failed) / 50
     assert found.calls == 100 - (-int(-(1.5 * growth**2 * 4) // 1) + 1)
+
+
+UNPRICED = Usage(calls=3, input_tokens=20, output_tokens=10, cost_usd=None)
+UNKNOWN = Usage(calls=3, input_tokens=None, output_tokens=10, cost_usd=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("usage", "limits", "expected"),
+    [
+        (UNPRICED, BudgetLimits(calls=9), Amounts(calls=3, tokens=30)),
+        (UNPRICED, BudgetLimits(tokens=9), Amounts(calls=3, tokens=30)),
+        (UNPRICED, BudgetLimits(calls=9, nano_usd=9), None),
+        (UNKNOWN, BudgetLimits(nano_usd=9), Amounts(nano_usd=1, calls=3, tokens=10)),
+        (UNKNOWN, BudgetLimits(tokens=9), None),
+    ],
+)
+def test_only_what_is_limited_must_be_known(usage, limits, expected):
+    assert limited_use(usage, limits) == expected
 
 
 def test_each_limit_is_kept_for():
