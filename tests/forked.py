@@ -198,6 +198,8 @@ class ForkServer:
                 read, write = os.pipe()
             elif stream == subprocess.DEVNULL:
                 write = os.open(os.devnull, os.O_WRONLY)
+            elif stream is not None:
+                write = os.dup(stream)
             mine.append(read)
             its.append(write)
         process = self.start(

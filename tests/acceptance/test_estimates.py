@@ -25,53 +25,55 @@ def echo(prompt: str) -> str:
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("FANOUT_STATE_DIR", str(tmp_path / "state"))
+def home(here, monkeypatch):
     monkeypatch.delenv("FANOUT_BROKER_URL", raising=False)
     rows = "".join(f"row {at},good\n" for at in range(40))
-    (tmp_path / "in.csv").write_text(f"text,mood\n{rows}")
-    return tmp_path
+    (here / "in.csv").write_text(f"text,mood\n{rows}")
+    return here
 
 
-def fanout(home, *arguments, status=0):
-    done = subprocess.run(
-        [*FANOUT, *arguments], capture_output=True, text=True, cwd=home, env=os.environ, check=False,
-        timeout=120, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    assert done.returncode == status, done.stderr
-    return done
+@pytest.fixture
+def command(home, fanout):
+    """Run the command line; what is asked of it succeeds."""
+
+    def run(*arguments):
+        done = fanout(*arguments, timeout_s=120)
+        assert done.status == 0, done.stderr
+        return done
+
+    return run
 
 
-def test_an_estimate_and_a_dry_run_make_no_run(home):
+def test_an_estimate_and_a_dry_run_make_no_run(command):
     job = ["in.csv", "--model", "openai/gpt-5-mini", *JOB, "--max-tokens", "20"]
-    found = json.loads(fanout(home, "estimate", *job, "--json").stdout)
+    found = json.loads(command("estimate", *job, "--json").stdout)
     assert (found["documents"], found["branches"]) == (40, 40)
     assert found["prompt"].startswith("0: <document id=")
     assert found["prompt"].splitlines()[1] == "row 0"
     assert [one["lane"] for one in found["lanes"]] == ["realtime", "flex", "batch"]
-    assert json.loads(fanout(home, "run", *job, "--dry-run", "--json").stdout) == found
-    shown = fanout(home, "run", *job, "--dry-run").stdout
+    assert json.loads(command("run", *job, "--dry-run", "--json").stdout) == found
+    shown = command("run", *job, "--dry-run").stdout
     assert "40 documents, 40 chunks, 40 branches" in shown
     assert f"first prompt:\n{found['prompt']}" in shown
-    assert fanout(home, "runs").stdout == "", "there was no run"
+    assert command("runs").stdout == "", "there was no run"
 
 
-def test_a_trial_runs_a_sample_with_the_prompts_of_the_job(home):
+def test_a_trial_runs_a_sample_with_the_prompts_of_the_job(command):
     job = ["in.csv", "--model", "fake?cache=1", *JOB, "--seed", "7", *DEAR]
-    first = json.loads(fanout(home, "trial", *job, "--sample", "5", "--json", "-q").stdout)
+    first = json.loads(command("trial", *job, "--sample", "5", "--json", "-q").stdout)
     assert (first["chunks"], first["succeeded"]) == (5, 5)
     assert first["estimate"]["branches"] == 40
     tokens = first["input_tokens"]
     assert tokens["low"] <= tokens["value"] <= tokens["high"]
     assert tokens["value"] == pytest.approx(40 * 3, rel=0.3)
     assert first["cached"] == 0
-    again = json.loads(fanout(home, "trial", *job, "--sample", "5", "--json", "-q").stdout)
+    again = json.loads(command("trial", *job, "--sample", "5", "--json", "-q").stdout)
     assert (again["cached"], again["cost_usd"]) == (5, first["cost_usd"])
     learnt = [one["estimate"]["learnt_calls"] for one in (first, again)]
     assert learnt == [0, 5], "also what the last calls of a worker have shown"
     picked = [one["document"] for one in first["outputs"]]
     assert [one["document"] for one in again["outputs"]] == picked, "the same seed, the same sample"
-    lines = fanout(home, "run", *job, "--stream", "-q").stdout.splitlines()
+    lines = command("run", *job, "--stream", "-q").stdout.splitlines()
     whole = {one["document"]: one["output"] for one in map(json.loads, lines)}
     for one in first["outputs"]:
         assert one["output"] == whole[one["document"]], "the same prompt, by its index in the job"
@@ -79,15 +81,15 @@ def test_a_trial_runs_a_sample_with_the_prompts_of_the_job(home):
     assert paid == whole.keys() - set(picked), "the run does not pay again for what the trial did"
 
 
-def test_a_cost_above_the_threshold_is_told_before(home, monkeypatch):
+def test_a_cost_above_the_threshold_is_told_before(command, monkeypatch):
     job = ["in.csv", "--model", "fake", *JOB, "--max-tokens", "20", *DEAR]
-    done = fanout(home, "run", *job)
+    done = command("run", *job)
     assert "estimate: 40 branches" in done.stderr
     assert "warning" not in done.stderr
     assert "row 0" not in done.stderr
     monkeypatch.setenv("FANOUT_CONFIRM_USD", "1e9")
-    assert "estimate:" not in fanout(home, "run", *job).stderr
-    assert "estimate:" not in fanout(home, "run", "in.csv", "--model", "fake", *JOB).stderr
+    assert "estimate:" not in command("run", *job).stderr
+    assert "estimate:" not in command("run", "in.csv", "--model", "fake", *JOB).stderr
 
 
 def answered(home, words, *, answer=None):
@@ -110,14 +112,14 @@ def answered(home, words, *, answer=None):
         return seen.decode(), process.wait(120)
 
 
-@pytest.mark.parametrize("command", ["run", "eval"])
-def test_a_terminal_is_asked_before_much_is_spent(home, command):
-    labels = [] if command == "run" else ["--label", "mood"]
-    job = [command, "in.csv", "--model", "fake", *JOB, "--max-tokens", "9", *DEAR, *labels]
+@pytest.mark.parametrize("asks", ["run", "eval"])
+def test_a_terminal_is_asked_before_much_is_spent(home, command, asks):
+    labels = [] if asks == "run" else ["--label", "mood"]
+    job = [asks, "in.csv", "--model", "fake", *JOB, "--max-tokens", "9", *DEAR, *labels]
     shown, status = answered(home, job, answer=b"n\n")
     assert (status, shown.count("run it?")) == (1, 1)
     assert "estimate: 40 branches" in shown
-    assert fanout(home, "runs").stdout == "", "there was no run"
+    assert command("runs").stdout == "", "there was no run"
     shown, status = answered(home, job, answer=b"y\n")
     assert (status, shown.count("run it?")) == (0, 1)
     shown, status = answered(home, [*job, "--yes"])

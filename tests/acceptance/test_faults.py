@@ -386,15 +386,17 @@ with Client() as client:
 
 
 @pytest.fixture
-def start_client(here, durable):
+def start_client(here, durable, popen):
     """Start a client in a process of its own."""
     (here / "client.py").write_text(CLIENT)
     clients = []
 
     def start(*arguments):
         clients.append(
-            subprocess.Popen(
-                [sys.executable, "client.py", *arguments],
+            popen(
+                "script",
+                "client.py",
+                *arguments,
                 env={**os.environ, "FANOUT_BROKER_URL": durable.url},
                 stdout=subprocess.PIPE,
             )

@@ -14,8 +14,6 @@ from fanout import Client
 from fanout.cli.main import _COMMANDS, _GROUPS, cli
 from tests.integration.conftest import wait_for
 
-from .conftest import FANOUT
-
 ASK = ("-p", "{input}")
 CONTRACT = {
     "run_id", "status", "total", "done", "succeeded", "failed", "errors", "usage", "created_at",
@@ -134,10 +132,10 @@ def test_a_cancelled_run_ends_and_keeps_what_finished(fanout, submit, fleet):
     assert "has not ended" not in results.stderr
 
 
-def test_ctrl_c_ends_the_watching_and_not_the_run(submit, fanout):
+def test_ctrl_c_ends_the_watching_and_not_the_run(submit, fanout, popen):
     run_id = submit(model="fake?latency_s=600", count=60)
-    watching = subprocess.Popen(
-        [FANOUT, "watch", run_id], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    watching = popen(
+        "fanout", "watch", run_id, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert watching.stderr.readline().startswith("running")
     watching.send_signal(signal.SIGINT)
@@ -151,14 +149,13 @@ def test_ctrl_c_ends_the_watching_and_not_the_run(submit, fanout):
 
 
 @pytest.fixture
-def killed(here, fleet):
+def killed(here, fleet, popen):
     """A run whose `fanout submit` was killed for good while it read its 60 MB."""
     text = "x" * 200_000
     rows = [json.dumps(f"line {i} {text}") for i in range(300)]
     (here / "in.jsonl").write_text("\n".join(rows))
-    process = subprocess.Popen(
-        [FANOUT, "submit", "in.jsonl", "-m", "fake", *ASK], stdout=subprocess.PIPE, text=True
-    )
+    words = ("submit", "in.jsonl", "-m", "fake", *ASK)
+    process = popen("fanout", *words, stdout=subprocess.PIPE, text=True)
     run = fleet.run(process.stdout.readline().strip())
     wait_for(lambda: run.status().total > 0, "a shard is enqueued")
     process.kill()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import textwrap
 import time
+from subprocess import PIPE
 
 MINE = """
 def due(branch):
@@ -99,11 +97,10 @@ def test_steps_have_types_and_functions(script, here):
     )
 
 
-def test_a_run_whose_function_has_died_goes_on_where_that_is(fanout, here):
+def test_a_run_whose_function_has_died_goes_on_where_that_is(fanout, here, popen):
     (here / "mine.py").write_text(MINE)
     (here / "dies.py").write_text(textwrap.dedent(TYPES) + textwrap.dedent(DIES))
-    died = subprocess.run([sys.executable, "dies.py"], check=False, env={**os.environ})
-    assert died.returncode == -signal.SIGKILL
+    assert popen("script", "dies.py").wait(100) == -signal.SIGKILL
     deadline = time.monotonic() + 90
     while not (listed := fanout("runs", "--json").stdout.strip()) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -112,9 +109,8 @@ def test_a_run_whose_function_has_died_goes_on_where_that_is(fanout, here):
     refused = fanout("resume", run_id)
     assert refused.status == 1
     assert f"ParallelCalls().resume('{run_id}', functions={{'slow': FUNCTION}})" in refused.stderr
-    done = subprocess.run(
-        [sys.executable, "dies.py", run_id], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    process = popen("script", "dies.py", run_id, stdout=PIPE, stderr=PIPE, text=True)
+    stdout, stderr = process.communicate(timeout=100)
+    assert process.returncode == 0, stderr
     # No answer of the model is asked for again.
-    assert done.stdout == "succeeded 3 3\n"
+    assert stdout == "succeeded 3 3\n"

@@ -173,8 +173,8 @@ def test_results_are_replaced_by_force_alone(fanout, here, provider):
     assert json.loads((here / "out" / "aggregated.json").read_text())["share"] == 1.0
 
 
-def test_two_runs_at_once_into_one_folder_do_not_mix(fanout, here):
-    first = start(here, 5, latency_s=30)
+def test_two_runs_at_once_into_one_folder_do_not_mix(fanout, here, popen):
+    first = start(here, popen, 5, latency_s=30)
     wait_for_line(first, "running")
     (here / "a.txt").write_text("x")
     common = ("run", "a.txt", "-m", "fake", "-p", "{input}", "--out", "out")
@@ -481,21 +481,16 @@ def wait_for_line(process, word):
             return
 
 
-def start(here, count, *options, latency_s=0.2, **popen):
+def start(here, popen, count, *options, latency_s=0.2):
     lines = (json.dumps({"text": f"t{i}"}) for i in range(count))
     (here / "in.jsonl").write_text("\n".join(lines))
     model = f"fake?latency_s={latency_s}"
-    return subprocess.Popen(
-        [FANOUT, "run", "in.jsonl", "-m", model, "-p", "{input}", "--out", "out", *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **popen,
-    )
+    words = ("run", "in.jsonl", "-m", model, "-p", "{input}", "--out", "out", *options)
+    return popen("fanout", *words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_ctrl_c_stops_cleanly_and_keeps_what_finished(here, fanout):
-    process = start(here, 3000, "--max-workers", "4", latency_s=0.3)
+def test_ctrl_c_stops_cleanly_and_keeps_what_finished(here, fanout, popen):
+    process = start(here, popen, 3000, "--max-workers", "4", latency_s=0.3)
     for line in process.stderr:
         if line.startswith("running"):
             break
@@ -517,8 +512,8 @@ def test_ctrl_c_stops_cleanly_and_keeps_what_finished(here, fanout):
     assert {row["kind"] for row in errors} == {"cancelled"}
 
 
-def test_a_second_ctrl_c_quits_at_once(here):
-    process = start(here, 50, latency_s=30)
+def test_a_second_ctrl_c_quits_at_once(here, popen):
+    process = start(here, popen, 50, latency_s=30)
     for line in process.stderr:
         if line.startswith("running"):
             break
@@ -532,8 +527,8 @@ def test_a_second_ctrl_c_quits_at_once(here):
     assert "Traceback" not in stderr
 
 
-def test_a_killed_command_leaves_no_process_behind(here):
-    process = start(here, 50, latency_s=30)
+def test_a_killed_command_leaves_no_process_behind(here, popen):
+    process = start(here, popen, 50, latency_s=30)
     for line in process.stderr:
         if line.startswith("running"):
             break
@@ -542,29 +537,14 @@ def test_a_killed_command_leaves_no_process_behind(here):
     assert process.returncode == -signal.SIGKILL
 
 
-def test_a_terminal_gets_a_live_line(here):
+def test_a_terminal_gets_a_live_line(here, popen):
     primary, secondary = pty.openpty()
-    process = start(here, 60, "--max-workers", "4", latency_s=0.1)
+    process = start(here, popen, 60, "--max-workers", "4", latency_s=0.1)
     process.kill()
     process.communicate()
-    live = subprocess.Popen(
-        [
-            FANOUT,
-            "run",
-            "in.jsonl",
-            "-m",
-            "fake?latency_s=0.3",
-            "-p",
-            "{input}",
-            "--max-workers",
-            "4",
-            "--reduce",
-            "vote",
-        ],
-        stdout=subprocess.PIPE,
-        stderr=secondary,
-        text=True,
-    )
+    words = ("run", "in.jsonl", "-m", "fake?latency_s=0.3", "-p", "{input}")
+    options = ("--max-workers", "4", "--reduce", "vote")
+    live = popen("fanout", *words, *options, stdout=subprocess.PIPE, stderr=secondary, text=True)
     os.close(secondary)
     seen = b""
     while True:

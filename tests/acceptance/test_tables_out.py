@@ -143,13 +143,13 @@ def test_a_reader_of_the_stream_that_goes_away_ends_the_printing_and_not_the_run
     assert json.loads(fanout("status", "latest", "--json").stdout)["status"] == "succeeded"
 
 
-def test_a_command_that_is_stopped_while_it_writes_leaves_no_whole_file(fanout, here):
+def test_a_command_that_is_stopped_while_it_writes_leaves_no_whole_file(fanout, here, popen):
     (here / "in.jsonl").write_text('{"text": "x", "pad": "%s"}\n' % ("y" * 6_000) * 3_000)
     assert fanout("run", "in.jsonl", "-m", "fake", "-p", "{input}", "--out", "all").status == 0
     unfinished = here / "o.xlsx.unfinished"
-    command = [FANOUT, "results", "latest", "--out", "o.xlsx"]
+    command = ("fanout", "results", "latest", "--out", "o.xlsx")
     for number in (signal.SIGINT, signal.SIGKILL):
-        with subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ) as process:
+        with popen(*command, stderr=subprocess.PIPE) as process:
             until = time.monotonic() + 60
             while not (unfinished.exists() and unfinished.stat().st_size):
                 assert time.monotonic() < until
@@ -167,11 +167,11 @@ def test_a_command_that_is_stopped_while_it_writes_leaves_no_whole_file(fanout, 
         assert book["outputs"].max_row == 3_001
 
 
-def stopped(here, *options, number, ready):
+def stopped(popen, *options, number, ready):
     """Stop a run as soon as ``ready``; return its exit status and what it says on stderr."""
-    command = [FANOUT, "run", "in.jsonl", "-m", "fake", "-p", "{input}", "-q", *options]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ, text=True, cwd=here
+    words = ("run", "in.jsonl", "-m", "fake", "-p", "{input}", "-q", *options)
+    with popen(
+        "fanout", *words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         ready(process)
         process.send_signal(number)
@@ -182,12 +182,12 @@ def stopped(here, *options, number, ready):
 
 @pytest.mark.parametrize(("number", "out"), [(signal.SIGINT, "o.csv"), (signal.SIGTERM, "o/")])
 def test_a_run_that_is_stopped_while_it_reads_leaves_a_table_file_as_it_was(
-    fanout, here, number, out
+    fanout, here, popen, number, out
 ):
     (here / "in.jsonl").write_text('{"text": "x"}\n' * 200_000)
     (here / "o.csv").write_text("before\n")
     status, said = stopped(
-        here, "--stream", "--out", out, "--force", number=number,
+        popen, "--stream", "--out", out, "--force", number=number,
         ready=lambda process: process.stdout.readline(),
     )  # fmt: skip
     assert status == 130
@@ -206,7 +206,7 @@ def test_a_run_that_is_stopped_while_it_reads_leaves_a_table_file_as_it_was(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_before_the_run_begins_leaves_no_unfinished_file(here, number):
+def test_a_signal_before_the_run_begins_leaves_no_unfinished_file(here, popen, number):
     (here / "in.jsonl").write_text('{"text": "x"}\n')
 
     def ready(process):
@@ -216,5 +216,5 @@ def test_a_signal_before_the_run_begins_leaves_no_unfinished_file(here, number):
             assert process.poll() is None
             time.sleep(0.001)
 
-    assert stopped(here, "--out", "o.csv", number=number, ready=ready)[0] == 130
+    assert stopped(popen, "--out", "o.csv", number=number, ready=ready)[0] == 130
     assert [path.name for path in here.glob("o.csv*")] == []
