@@ -30,6 +30,19 @@ def object_of(**fields):
         ({"type": "integer", "enum": ["a", "b"]}, "no value of enum meets"),
         (object_of(n={"type": "integer", "minimum": 5, "maximum": 3}), "/n: minimum 5"),
         (object_of(a=object_of(b={"type": "integer", "enum": ["x"]})), "/a/b: no value of enum"),
+        ({"type": ["integer", "number"], "minimum": 5, "maximum": 3}, "minimum 5"),
+        (object_of(a={"type": "string", "const": 5}), "/a: const does not meet"),
+        ({"enum": []}, "no value of enum"),
+        (object_of(a=False), "/a: is required and not allowed"),
+        (
+            {
+                "type": "object",
+                "properties": {"a": TEXT},
+                "required": ["b"],
+                "additionalProperties": False,
+            },
+            "/b: is required and not allowed",
+        ),
     ],
 )
 def test_a_schema_that_no_answer_meets_is_refused(schema, why):
@@ -45,8 +58,14 @@ def test_a_schema_that_no_answer_meets_is_refused(schema, why):
         {"type": ["string", "null"], "enum": ["a", None]},
         {"type": "object", "properties": {"n": {"minimum": 5, "maximum": 3}}},
         {"anyOf": [{"minimum": 5, "maximum": 3}, TEXT]},
+        # Values of other types meet bounds that contradict each other.
+        {"type": ["string", "null"], "minLength": 3, "maxLength": 1},
+        object_of(a={"minimum": 5, "maximum": 3}),
+        {"type": "string", "const": "a"},
+        {"type": "object", "required": ["b"], "additionalProperties": False,
+         "patternProperties": {"b": TEXT}},
     ],
-)
+)  # fmt: skip
 def test_a_schema_that_some_answer_meets_is_taken(schema):
     assert checked_schema(schema, field="schema") == schema
 
