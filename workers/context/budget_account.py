@@ -8,7 +8,6 @@ import math
 import secrets
 import time
 from contextlib import suppress
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from msgspec import structs
@@ -22,6 +21,7 @@ from fanout.policy.budgets import (
     spare_room,
 )
 from fanout.system.logs import RateLimitFilter
+from workers.context.budget_asks import Ask, Asks
 from workers.context.budget_refusals import require_fit
 from workers.context.inflight import CallStoppedError, StopReason
 from workers.context.spare_room import SpareRoom
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BudgetAccount"]
 
-# Calls that one report asks for: a script blocks the server while it runs.
-_AT_ONCE = 100
 # Seconds that what a call has used waits for the report of another one. Other processes may wait for it.
 _LINGER_S = 0.005
 # The same while calls of this process go on and the budget has room for very many: nobody waits for it.
@@ -55,18 +53,6 @@ _LOG_S = 30.0
 
 _log = logging.getLogger(__name__)
 _log.addFilter(RateLimitFilter(_LOG_S))
-
-
-class _Ask:
-    """A call that waits for its part of the budget."""
-
-    __slots__ = ("granted", "is_reduce", "left", "most")
-
-    def __init__(self, most: Amounts, is_reduce: bool, left: Amounts) -> None:  # noqa: FBT001 - one for each call
-        self.most = most
-        self.is_reduce = is_reduce
-        self.left = left
-        self.granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
 class BudgetAccount:
@@ -100,9 +86,7 @@ class BudgetAccount:
         self._clock = clock
         self._users = 0
         self._idle_since = clock()
-        self._waiting: dict[_Ask, None] = {}
-        # Whether some of these have not been asked for.
-        self._has_new = False
+        self._waiting = Asks()
         self._state: BudgetState | None = None
         self._used = NO_AMOUNTS
         self._read_at = -math.inf
@@ -158,25 +142,35 @@ class BudgetAccount:
         self._held += most
         return True
 
-    async def take(self, most: Amounts, *, is_reduce: bool, left: Amounts = NO_AMOUNTS) -> None:
+    async def take(
+        self, most: Amounts, *, is_reduce: bool, left: Amounts = NO_AMOUNTS, waits: bool = True
+    ) -> bool:
         """Wait until a call that uses at most ``most`` fits, beside what is to be left.
+
+        Args:
+            most: The most that it can use.
+            is_reduce: Whether it is of the reduce.
+            left: What is to be left for calls that follow it.
+            waits: Whether to wait for room; if not, the answer is False where there is none now.
 
         Raises:
             LLMError: What is spent leaves no room for it.
             CallStoppedError: The run is gone, or this worker stops.
         """
         if left is NO_AMOUNTS and self.takes(most):
-            return
+            return True
         self.require_room(most, is_reduce=is_reduce, left=left)
-        ask = _Ask(most, is_reduce, left)
-        self._waiting[ask] = None
-        self._has_new, self._poll_at = True, -math.inf
+        ask = Ask(most, is_reduce=is_reduce, left=left, waits=waits)
+        self._waiting.add(ask)
+        self._poll_at = -math.inf
         self._start()
         try:
-            await self._in_flight.until(ask.granted)
+            return await self._in_flight.until(ask.granted)
         except BaseException:
-            self._waiting.pop(ask, None)
-            if ask.granted.done() and not ask.granted.cancelled() and not ask.granted.exception():
+            self._waiting.drop(ask)
+            granted = ask.granted
+            is_known = granted.done() and not granted.cancelled() and not granted.exception()
+            if is_known and granted.result():
                 self.settle(most, NO_AMOUNTS)
             raise
 
@@ -250,7 +244,7 @@ class BudgetAccount:
             due_at = min(due_at, self._reported_at + self._beat_s)
         return due_at
 
-    def _report(self, asks: tuple[_Ask, ...], wanted: Amounts = NO_AMOUNTS) -> BudgetReport:
+    def _report(self, asks: tuple[Ask, ...], wanted: Amounts = NO_AMOUNTS) -> BudgetReport:
         """Return the next report. Beside the calls that ask, it asks for spare room, as the last one."""
         self._number += 1
         asked = [(ask.most, ask.is_reduce, ask.left) for ask in asks]
@@ -267,7 +261,7 @@ class BudgetAccount:
             asked=tuple(asked),
         )
 
-    def _wanted(self, asks: tuple[_Ask, ...]) -> Amounts:
+    def _wanted(self, asks: tuple[Ask, ...]) -> Amounts:
         """Return how much spare room this process is to have; the next count of calls begins."""
         spare = self._spare
         most = asks[-1].most if asks else spare.most
@@ -276,13 +270,11 @@ class BudgetAccount:
 
     async def _exchange(self) -> None:
         """Send a report, and hand out what the reply grants."""
-        report, asks, wanted = self._failed, tuple[_Ask, ...](), NO_AMOUNTS
+        report, asks, wanted = self._failed, tuple[Ask, ...](), NO_AMOUNTS
         is_again = report is not None
         try:
             if report is None:
-                # In order: those that wait longest come first.
-                asks = tuple(islice(self._waiting, _AT_ONCE))
-                self._has_new = len(asks) < len(self._waiting)
+                asks = self._waiting.next(is_due=self._poll_at <= self._clock())
                 wanted = self._wanted(asks)
                 report = self._report(asks, wanted if self._is_roomy else NO_AMOUNTS)
                 self._unsent_since = None
@@ -313,7 +305,7 @@ class BudgetAccount:
             self._failed = structs.replace(report, asked=())
 
     def _use(
-        self, reply: BudgetReply, report: BudgetReport, asks: tuple[_Ask, ...], wanted: Amounts
+        self, reply: BudgetReply, report: BudgetReport, asks: tuple[Ask, ...], wanted: Amounts
     ) -> None:
         """Hand out what the reply to a report grants, and note what room there is."""
         self._state, self._used = reply.state, reply.state.used
@@ -330,53 +322,51 @@ class BudgetAccount:
             # It is given back soon, unless it is used.
             self._unsent_since = self._reported_at
 
-    def _hand_out(self, asks: tuple[_Ask, ...], reply: BudgetReply) -> None:
-        granted = [ask for ask, is_granted in zip(asks, reply.granted, strict=False) if is_granted]
-        for ask in granted:
-            self._held += ask.most
-            self._waiting.pop(ask, None)
-            if ask.granted.done():
-                # Its branch was stopped meanwhile.
-                self.settle(ask.most, NO_AMOUNTS)
-            else:
-                ask.granted.set_result(None)
-        never = self._never(reply.state)
-        for ask in never:
-            try:
-                require_fit(
-                    ask.most,
-                    reply.state,
-                    is_reduce=ask.is_reduce,
-                    day=self._day,
-                    left=ask.left,
-                )
-            except LLMError as problem:
-                del self._waiting[ask]
-                if not ask.granted.done():
-                    ask.granted.set_exception(problem)
-        if granted:
+    def _hand_out(self, asks: tuple[Ask, ...], reply: BudgetReply) -> None:
+        has_granted = False
+        for ask, is_granted in zip(asks, reply.granted, strict=False):
+            if is_granted:
+                has_granted = True
+                self._held += ask.most
+                self._grant(ask)
+        is_full = self._refuse(reply.state)
+        for ask in asks:
+            if not ask.waits and not ask.granted.done():
+                self._waiting.drop(ask)
+                ask.ends(is_granted=False)
+        if has_granted:
             self._poll_s = _FIRST_POLL_S
         else:
-            longest_s = _DAY_POLL_S if never else _LAST_POLL_S
+            longest_s = _DAY_POLL_S if is_full else _LAST_POLL_S
             self._poll_s = min(longest_s, self._poll_s * _POLL_GROWTH)
-        self._poll_at = -math.inf if self._has_new else self._clock() + self._poll_s
+        self._poll_at = -math.inf if self._waiting.has_new else self._clock() + self._poll_s
+
+    def _grant(self, ask: Ask) -> None:
+        """Let a call begin that has its part; it gives that back if its branch was stopped meanwhile."""
+        self._waiting.drop(ask)
+        if not ask.ends(is_granted=True):
+            self.settle(ask.most, NO_AMOUNTS)
+
+    def _refuse(self, state: BudgetState) -> bool:
+        """Refuse what will never fit; return whether there is no room left for some, if only today."""
+        without_room = self._without_room(state)
+        for ask in without_room:
+            try:
+                require_fit(ask.most, state, is_reduce=ask.is_reduce, day=self._day, left=ask.left)
+            except LLMError as problem:
+                self._waiting.drop(ask)
+                ask.fails(problem)
+        return bool(without_room)
 
     def _hand_out_spare(self) -> None:
         """Let those begin that came during a report, as far as there is room for them already."""
         for ask in list(self._waiting):
             if ask.left is not NO_AMOUNTS or not self.takes(ask.most):
                 break
-            del self._waiting[ask]
-            if ask.granted.done():
-                self.settle(ask.most, NO_AMOUNTS)
-            else:
-                ask.granted.set_result(None)
-        self._has_new = self._has_new and bool(self._waiting)
+            self._grant(ask)
 
-    def _never(self, state: BudgetState) -> list[_Ask]:
-        """Return what waits for which there is no room left."""
-        if not self._waiting:
-            return []
+    def _without_room(self, state: BudgetState) -> list[Ask]:
+        """Return what waits for which what is spent leaves no room."""
         used = state.used
         return [
             ask
@@ -390,9 +380,7 @@ class BudgetAccount:
 
     def _end(self) -> None:
         """Let go what waits: the run was deleted."""
-        waiting, self._waiting = self._waiting, {}
         self._held, self._unsent_since, self._failed = NO_AMOUNTS, None, None
         self._is_roomy, self._spare = False, SpareRoom()
-        for ask in waiting:
-            if not ask.granted.done():
-                ask.granted.set_exception(CallStoppedError(StopReason.HALTED))
+        for ask in self._waiting.clear():
+            ask.fails(CallStoppedError(StopReason.HALTED))

@@ -52,9 +52,17 @@ class BudgetHold:
         self._in_flight = in_flight
 
     async def take(
-        self, item: str, most: Amounts, *, is_reduce: bool, left: Amounts = NO_AMOUNTS
-    ) -> None:
+        self,
+        item: str,
+        most: Amounts,
+        *,
+        is_reduce: bool,
+        left: Amounts = NO_AMOUNTS,
+        waits: bool = True,
+    ) -> bool:
         """Reserve the most that a call can use, beside what is to be left, perhaps after a wait.
+
+        Without ``waits``, the answer is False where there is no room now.
 
         Raises:
             LLMError: What is spent or reserved for batches leaves no room for it.
@@ -66,8 +74,11 @@ class BudgetHold:
             if reply is not None:
                 state = reply.state
                 require_fit(most, state, is_reduce=is_reduce, day=self._of.day, left=left)
+                if not waits:
+                    return False
             await self._in_flight.wait(pause_s)
             pause_s = min(_LAST_AGAIN_S, pause_s * _GROWTH)
+        return True
 
     async def end(
         self,

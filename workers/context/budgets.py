@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fanout.core.budgets import NO_AMOUNTS, Amounts, BudgetStep
 from fanout.core.day_budgets import matching
-from fanout.core.errors import LLMError, ModelError
+from fanout.core.errors import ModelError
 from fanout.core.model_names import READER_MODEL
 from fanout.core.plan_runs import job_run
 from fanout.llm.call_bounds import CallBounds
@@ -20,6 +20,7 @@ from workers.context.batches import Batches
 from workers.context.budget_account import BudgetAccount
 from workers.context.budget_gate import BudgetGate
 from workers.context.budget_holds import BudgetHold
+from workers.context.several_budgets import HeldPart, TakenPart, hold_all, take_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -329,11 +330,6 @@ class BudgetedCalls:
         for account, one in zip(self._accounts, most, strict=False):
             account.settle(one, NO_AMOUNTS)
 
-    @property
-    def has_reserved(self) -> bool:
-        """Whether something is reserved for a call that has not ended."""
-        return bool(self._most)
-
     def takes(self, request: LLMRequest) -> bool:
         """Reserve for a call, and return True, if that takes no wait; this is faster than ``reserve``."""
         if self._above is not None:
@@ -355,27 +351,18 @@ class BudgetedCalls:
             CallStoppedError: The run or this worker stops.
         """
         most = self._most_of(request)
+        left_of, is_reduce = self._left(most), self._is_reduce
         if len(most) == 1:
-            [left] = self._left(most)
-            await self._accounts[0].take(most[0], is_reduce=self._is_reduce, left=left)
+            await self._accounts[0].take(most[0], is_reduce=is_reduce, left=left_of[0])
         else:
-            await self._take_all(most, self._left(most))
+            parts = map(TakenPart, self._accounts, most, left_of)
+            await take_all([*parts], is_reduce=is_reduce)
         self._most, self._lane = most, request.lane
 
-    async def _take_all(self, most: Sequence[Amounts], left_of: Sequence[Amounts]) -> None:
-        # None of them is to wait for one that has no room. A single one sees for itself.
-        asks = list(zip(self._accounts, most, left_of, strict=True))
-        for account, one, left in asks:
-            account.require_room(one, is_reduce=self._is_reduce, left=left)
-        taken: list[tuple[BudgetAccount, Amounts]] = []
-        try:
-            for account, one, left in asks:
-                await account.take(one, is_reduce=self._is_reduce, left=left)
-                taken.append((account, one))
-        except BaseException:
-            for account, one in taken:
-                account.settle(one, NO_AMOUNTS)
-            raise
+    @property
+    def has_reserved(self) -> bool:
+        """Whether something is reserved for a call that has not ended."""
+        return bool(self._most)
 
     async def hold(self, item: str, request: LLMRequest) -> None:
         """Reserve the most that a call can use that goes into a batch.
@@ -384,18 +371,9 @@ class BudgetedCalls:
             LLMError: What is spent or reserved leaves no room for it.
             CallStoppedError: The run is gone, or this worker stops.
         """
-        held: list[BudgetHold] = []
-        most_of = self._most_of(request)
-        asks = zip(self._holds, most_of, self._left(most_of), strict=True)
-        try:
-            for hold, most, left in asks:
-                await hold.take(item, most, is_reduce=self._is_reduce, left=left)
-                held.append(hold)
-        except LLMError:
-            # Otherwise there is another delivery, which holds the same.
-            for hold in held:
-                await hold.end(item, NO_AMOUNTS, insists=False)
-            raise
+        most = self._most_of(request)
+        parts = map(HeldPart, self._holds, most, self._left(most))
+        await hold_all([*parts], item, is_reduce=self._is_reduce)
 
     async def unhold(self, item: str, usage: Usage | None = None, *, insists: bool = True) -> None:
         """Settle what is reserved for a call that nobody waits for any more.

@@ -370,6 +370,107 @@ def test_a_call_that_fits_into_no_day_fails_and_does_not_wait():
         asyncio.run(calls.hold("item", LLMRequest(prompt="a", max_tokens=100)))
 
 
+async def until(condition):
+    for _ in range(6_000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError
+
+
+# A model has a day's budget of its own, and one that it shares with others.
+SHARED = {"*": BudgetLimits(calls=10), "fake": BudgetLimits(calls=3)}
+
+
+def test_a_call_that_waits_for_one_budget_keeps_nothing_of_another(monkeypatch):
+    monkeypatch.setattr("workers.context.budget_account._DAY_POLL_S", 0.05)
+    context = FakeContext()
+    context.has_days(SHARED)
+    budgets, request = context.budgets, LLMRequest(prompt="p")
+    made = [budgeted_calls(budgets, context.spec, context.llm) for _ in range(8)]
+
+    def held():
+        found, _ = context.store.day_budgets([*SHARED])
+        return [state.held.calls for state in found]
+
+    async def work():
+        tasks = [asyncio.create_task(calls.reserve(request)) for calls in made]
+        await until(lambda: "fake" in budgets._of_days)
+        of_model = budgets._of_days["fake"]
+        await until(lambda: len([*of_model._waiting]) == 5)
+        await until(lambda: held() == [3, 3])
+        assert [calls.has_reserved for calls in made].count(True) == 3
+        # What one gives back is the next one's, of both budgets.
+        next(calls for calls in made if calls.has_reserved).give_back()
+        await until(lambda: [task.done() for task in tasks].count(True) == 4)
+        await until(lambda: held() == [3, 3])
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for calls in made:
+            calls.give_back()
+        await budgets.aclose()
+        assert held() == [0, 0]
+
+    asyncio.run(work())
+
+
+def test_a_call_of_a_batch_that_waits_for_one_budget_keeps_nothing_of_another(monkeypatch):
+    context = FakeContext()
+    context.has_days(SHARED)
+    request, waits = LLMRequest(prompt="p"), []
+    calls = budgeted_calls(context.budgets, context.spec, context.llm)
+
+    async def wait(seconds):
+        waits.append(seconds)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Calls, "wait", staticmethod(wait))
+
+    async def work():
+        tasks = [asyncio.create_task(calls.hold(f"i{number}", request)) for number in range(8)]
+        await until(lambda: len(waits) == 5)
+        assert [task.done() for task in tasks].count(True) == 3
+        found, _ = context.store.day_budgets([*SHARED])
+        assert [state.unsure.calls for state in found] == [3, 3]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(work())
+
+
+def test_each_call_of_very_many_is_asked_for_once_between_two_polls(monkeypatch):
+    monkeypatch.setattr("workers.context.budget_account._FIRST_POLL_S", 600.0)
+    monkeypatch.setattr("workers.context.budget_account._LAST_POLL_S", 600.0)
+    fleet = Fleet(BudgetLimits(calls=10), processes=1, dies_after_s=6_000.0)
+    [account] = fleet.accounts
+
+    async def work():
+        account.opens()
+        await account.take(Amounts(calls=10), is_reduce=False)
+        before = fleet.trips
+        tasks = [
+            asyncio.create_task(account.take(Amounts(calls=1), is_reduce=False)) for _ in range(250)
+        ]
+        await until(lambda: len([*account._waiting]) == 250 and not account._waiting.has_new)
+        await until(lambda: account._poll_at > account._clock())
+        assert fleet.trips - before <= 4
+        # The first to come are the first to go on.
+        account.settle(Amounts(calls=10), Amounts(calls=7))
+        await until(lambda: [task.done() for task in tasks].count(True) == 3)
+        assert all(task.done() for task in tasks[:3])
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        account.settle(Amounts(calls=3), NO_AMOUNTS)
+        account.closes()
+        await account.aclose()
+
+    asyncio.run(work())
+    assert fleet.store.budget(RUN).held == NO_AMOUNTS
+
+
 class Gate:
     """A gate that refuses calls, or counts them."""
 
