@@ -31,7 +31,7 @@ class ItemError(ValueError):
 
 
 class ItemWords(NamedTuple):
-    """How a list of a job is named in messages, and what is said of its items.
+    """How a list of a job is named in messages, and what messages say of its items.
 
     Attributes:
         one: What an item is called: ``step``.
@@ -64,7 +64,7 @@ def item_error(
     Args:
         first: What pydantic says.
         fields: The fields of the job as they were given.
-        words: What is said of the list.
+        words: How messages speak of the list.
     """
     where = first["loc"]
     if where[:1] != (words.names[-1],):

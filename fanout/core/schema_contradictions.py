@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["contradiction"]
 
 _NUMBERS = frozenset({"integer", "number"})
-# Two bounds, and the types of the values that they bind: others meet them whatever they say.
+# Two bounds, and the types of the values that they bind: values of others meet both.
 _BOUNDS = (
     ("minimum", "maximum", _NUMBERS),
     ("minLength", "maxLength", frozenset({"string"})),
