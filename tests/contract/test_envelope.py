@@ -30,7 +30,9 @@ from workers.consumer.control_commands import _COMMANDS, _checked, fault_of_broa
 from workers.consumer.envelope import find_fault
 
 FUZZ = settings(
-    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=400,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 

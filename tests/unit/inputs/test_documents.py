@@ -618,7 +618,9 @@ def _read_while_it_shrinks(path):
     ]), max_size=60).map(b"".join),
 ))  # fmt: skip
 @settings(
-    max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+    max_examples=120,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    deadline=None,
 )
 def test_any_content_of_a_file_is_read_or_reported(here, name, data):
     (here / name).write_bytes(data)

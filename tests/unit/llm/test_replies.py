@@ -102,7 +102,9 @@ JSON = st.recursive(
 )  # fmt: skip
 BODIES = st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encode())
 FEWER = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 

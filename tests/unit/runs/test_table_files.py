@@ -138,7 +138,9 @@ def test_any_text_comes_back_from_csv_except_for_formulas(suffix, cells):
 @given(cells=st.lists(st.text(st.characters(codec="utf-8")), min_size=1))
 @example(cells=["\x00\x1f\ufffe", "\r\n\t", "a\rb"])
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_any_text_comes_back_from_xlsx_except_for_what_xml_lacks(cells, tmp_path):
     cells = [f".{cell}" for cell in cells]
