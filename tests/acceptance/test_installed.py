@@ -90,13 +90,13 @@ def answers(url):
         return ""
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_run_needs_nothing_but_the_runtime_lock(lean):
     rows = [json.loads(line) for line in run(lean, "run", *JOB).splitlines()]
     assert [row["output"][:11] for row in rows] == ["fake answer"] * 2
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_all_modules_can_be_imported_and_the_environment_is_whole(lean):
     command = [lean.python, "-W", "error", "-c", IMPORT_ALL, *OF_EXTRAS]
     done = subprocess.run(
@@ -107,7 +107,7 @@ def test_all_modules_can_be_imported_and_the_environment_is_whole(lean):
         assert not (lean.packages / tool).exists()
 
 
-@pytest.mark.timeout(300)  # it installs all that a fleet needs
+@pytest.mark.timeout(600)  # it installs all that a fleet needs
 def test_a_fleet_needs_nothing_but_the_runtime_lock(lean, here, broker_url, monkeypatch):
     """A worker, a client that submits, everything that looks at them, and Flower."""
     monkeypatch.setenv("FANOUT_BROKER_URL", broker_url)
@@ -168,7 +168,7 @@ def traces(lean, _here, _request):
     ],
     ids=["local", "s3", "otel"],
 )
-@pytest.mark.timeout(300)  # it may be the first to install all that a fleet needs
+@pytest.mark.timeout(600)  # it may be the first to install all that a fleet needs
 def test_an_extra_needs_nothing_but_its_lock(name, lock, use, shared, here, request):
     seen = use(with_extra(shared, ROOT / lock, name), here, request)
     assert len(seen) == 2, "one for each of two documents"

@@ -48,6 +48,7 @@ def test_limits_that_nobody_told_are_learnt_by_all_workers(client, start_worker,
         job = {"model": "openai/mock", "prompt": "{input}"}
         learning = client.submit(job, [f"t{n}" for n in range(40)]).wait(120)
         assert (learning.succeeded, learning.failed) == (40, 0)
+        wait_for(lambda: "openai/mock" in client.fleet().limits, "its limit is reported")
         limit = client.fleet().limits["openai/mock"]
         assert provider.stats()["by_status"]["429"] > 0
         if tells == "wait":

@@ -355,8 +355,12 @@ def test_a_worker_whose_branches_stand_still_loses_them_to_another(
         start_worker("--concurrency", "4", url=server.url, WHO="well", **env)
         status = run.wait(120)
         assert status.succeeded == 12
-        (record,) = [w for w in client.fleet().workers if w.name == sick.name]
-        assert record.stuck > 0
+
+        def stuck():
+            (record,) = [w for w in client.fleet().workers if w.name == sick.name]
+            return record.stuck
+
+        wait_for(lambda: stuck() > 0, "it says so itself")
     assert "is left to other workers" in sick.log.read_text()
     sick.kill()
 

@@ -49,10 +49,11 @@ def test_a_prefork_pool_scales_with_its_load_and_loses_nothing(client, start_wor
     [name] = client.workers()
     assert client.workers() == {name: 3}, "what it can come to hold counts"
     assert len(worker.children()) == 1
-    run = submit(client, 30, 0.2)
+    # Long enough for it to be seen on a busy machine.
+    run = submit(client, 60, 0.2)
     wait_for(lambda: len(worker.children()) == 3, "it has grown")
-    assert run.wait(120).succeeded == 30
-    assert run.status().usage.calls == 30
+    assert run.wait(120).succeeded == 60
+    assert run.status().usage.calls == 60
     wait_for(lambda: len(worker.children()) == 1, "it has shrunk")
 
 
