@@ -75,6 +75,13 @@ def everything(process, state_dir):
     return [*{own, *own.children(recursive=True), *of_state(state_dir)}]
 
 
+def kill_all(processes):
+    """Kill processes, some of which end as soon as they see another one die."""
+    for each in processes:
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
+
+
 @pytest.fixture
 def begin_again(popen):
     """Start a command that goes on with the newest run."""
@@ -116,8 +123,7 @@ def test_a_client_that_is_killed_costs_no_answer_that_was_paid_for(
     at = random.randrange(20, 250)
     until(lambda: answering().total() >= at, "no calls", process=process)
     if "keeper" in dies:
-        for each in keepers_of(state_dir):
-            each.kill()
+        kill_all(keepers_of(state_dir))
     kill(process)
     known = [json.loads(line) for line in fanout("results", "latest").stdout.splitlines()]
     assert fanout("runs").stdout.split()[3] == "running"
@@ -138,7 +144,8 @@ def test_a_client_that_is_killed_costs_no_answer_that_was_paid_for(
 )
 @pytest.mark.parametrize("forks_embedded", [False])
 def test_what_serves_a_run_may_be_killed_meanwhile(here, state_dir, words, begin):
-    process = begin(60, "--max-workers", "8", "--out", "out")
+    # All processes are looked through meanwhile.
+    process = begin(160, "--max-workers", "8", "--out", "out")
     until(lambda: "running" in process.stderr.readline(), "it does not run")
     victims = [
         each
@@ -147,12 +154,11 @@ def test_what_serves_a_run_may_be_killed_meanwhile(here, state_dir, words, begin
         if any(word in words_of(each) for word in words)
     ]
     assert len(victims) == len(words)
-    for victim in victims:
-        victim.kill()
+    kill_all(victims)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr
     rows = [json.loads(line) for line in (here / "out" / "outputs.jsonl").read_text().splitlines()]
-    assert [row["index"] for row in rows] == list(range(60))
+    assert [row["index"] for row in rows] == list(range(160))
 
 
 def test_a_keeper_that_is_killed_is_replaced_while_the_client_does_something_else(
@@ -163,8 +169,7 @@ def test_a_keeper_that_is_killed_is_replaced_while_the_client_does_something_els
     # As one that reads its input for long.
     os.kill(process.pid, signal.SIGSTOP)
     before = of_state(state_dir)
-    for each in keepers_of(state_dir):
-        each.kill()
+    kill_all(keepers_of(state_dir))
 
     def is_replaced():
         # Some come and go meanwhile.
@@ -188,9 +193,9 @@ def test_nothing_is_left_where_the_keeper_was_killed_with_its_clients(state_dir,
     victims = [each for each in everybody if "valkey-server" not in each.name()]
     # None of them is to see another one die.
     for victim in victims:
-        victim.suspend()
-    for victim in victims:
-        victim.kill()
+        with suppress(psutil.NoSuchProcess):
+            victim.suspend()
+    kill_all(victims)
     process.communicate()
     until(lambda: not of_state(state_dir), "the server goes on")
     # It has ended in order, and what it kept is there.
@@ -202,8 +207,7 @@ def test_a_run_survives_that_everything_is_killed(fanout, state_dir, begin):
     process = begin(60, "--max-workers", "8", model="fake?latency_s=1")
     until(lambda: "running" in process.stderr.readline(), "it does not run")
     until(lambda: fanout("results", "latest").stdout, "no answer")
-    for each in everything(process, state_dir):
-        each.kill()
+    kill_all(everything(process, state_dir))
     process.communicate()
     assert fanout("resume", "latest").status == 0
     assert len(fanout("results", "latest").stdout.splitlines()) == 60
@@ -215,8 +219,7 @@ def test_no_server_is_left_whose_keeper_was_killed(state_dir, ending, begin):
     until(lambda: "running" in process.stderr.readline(), "it does not run")
     victims = keepers_of(state_dir)
     os.kill(process.pid, signal.SIGSTOP)
-    for victim in victims:
-        victim.kill()
+    kill_all(victims)
     os.kill(process.pid, ending)
     os.kill(process.pid, signal.SIGCONT)
     process.communicate(timeout=120)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -37,8 +38,12 @@ def rows(path):
 
 def parsers(of):
     """The processes that parse for a command."""
-    found = psutil.Process(of).children(recursive=True)
-    return [one for one in found if any("parser_process" in word for word in one.cmdline())]
+    found = []
+    for one in psutil.Process(of).children(recursive=True):
+        # Others come and go meanwhile.
+        with suppress(psutil.NoSuchProcess):
+            found += [one] if any("parser_process" in word for word in one.cmdline()) else []
+    return found
 
 
 def test_a_folder_of_mixed_documents_is_processed_and_the_hostile_cost_themselves(fanout, here):

@@ -95,8 +95,9 @@ def test_an_address_of_a_server_that_has_died_is_not_used(cache, provider):
     """Another user may listen there now."""
     user, _ = start_user(cache)
     told = address(cache)
-    psutil.Process(told["pid"]).kill()
-    psutil.wait_procs([psutil.Process(told["pid"])] if psutil.pid_exists(told["pid"]) else [], 5)
+    server = psutil.Process(told["pid"])
+    server.kill()
+    psutil.wait_procs([server], 60)
     (cache / "run" / "local-server.json").write_text(json.dumps({**told, "url": provider.url}))
     other, url = start_user(cache)
     assert url != provider.url

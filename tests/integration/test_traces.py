@@ -56,7 +56,7 @@ def test_two_workers_write_one_tree(collector, start_worker, client):
         )
         for number in range(2)
     ]
-    model = "fake?latency_s=0.01&fail_rate=0.1&flaky_rate=0.1"
+    model = "fake?latency_s=0.05&fail_rate=0.1&flaky_rate=0.1"
     run = submit(
         client, 520, model=model, retries={"max_attempts": 2, "base_wait_s": 0.001}, reduce="none"
     )
