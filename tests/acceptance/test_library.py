@@ -167,6 +167,22 @@ def test_one_runner_may_be_used_by_several_threads(script):
     assert script(source) == "True 1\n"
 
 
+def test_what_looks_at_a_fleet_that_another_thread_has_closed_is_told_so(script):
+    source = """
+        from fanout import EmbeddedError
+        from fanout.client.embedded.fleet import InProcessFleet
+
+        fleet = InProcessFleet.acquire(concurrency=1)
+        fleet.check()
+        fleet.close()
+        try:
+            fleet.check()
+        except EmbeddedError as error:
+            print(error)
+    """
+    assert script(source) == "the embedded worker has stopped: its client was closed\n"
+
+
 def test_failures_are_records_in_input_order(script):
     """A fifth of a thousand branches fail, and the aggregate is made once of the others."""
     out = script("""

@@ -47,7 +47,8 @@ _DAY_POLL_S = 10.0
 # For so long a branch that does not fit ends without a further look at the server.
 _FRESH_S = 1.0
 _AGAIN_S = 1.0
-# After so long without use, a session begins anew: the server may have forgotten it.
+# After so long without a report, a session begins anew: the server may have forgotten what it had reported,
+# which would then count again.
 _SESSION_S = 3_600.0
 _LOG_S = 30.0
 
@@ -85,7 +86,6 @@ class BudgetAccount:
         self._day = day
         self._clock = clock
         self._users = 0
-        self._idle_since = clock()
         self._waiting = Asks()
         self._state: BudgetState | None = None
         self._used = NO_AMOUNTS
@@ -120,19 +120,15 @@ class BudgetAccount:
         if not self._users:
             # A retry may have given the run another budget since.
             self._state = None
-            if self.is_idle and self._clock() - self._idle_since > _SESSION_S:
-                self._begin_session()
         self._users += 1
 
     def closes(self) -> None:
         """End what ``opens`` has begun."""
         self._users -= 1
-        if not self._users:
-            self._idle_since = self._clock()
-            if self._lingers:
-                # The next report is due sooner.
-                self._lingers = False
-                self._start()
+        if not self._users and self._lingers:
+            # The next report is due sooner.
+            self._lingers = False
+            self._start()
 
     def takes(self, most: Amounts) -> bool:
         """Take the part of a call, and return True, if that needs no question to the server."""
@@ -160,6 +156,7 @@ class BudgetAccount:
         if left is NO_AMOUNTS and self.takes(most):
             return True
         self.require_room(most, is_reduce=is_reduce, left=left)
+        self._renew()
         ask = Ask(most, is_reduce=is_reduce, left=left, waits=waits)
         self._waiting.add(ask)
         self._poll_at = -math.inf
@@ -173,6 +170,12 @@ class BudgetAccount:
             if is_known and granted.result():
                 self.settle(most, NO_AMOUNTS)
             raise
+
+    def _renew(self) -> None:
+        """Begin a new session, if nothing was reported for long."""
+        is_quiet = self._keeper is None and self._unsent_since is None and self._held == NO_AMOUNTS
+        if is_quiet and self._clock() - self._reported_at > _SESSION_S:
+            self._begin_session()
 
     def settle(self, most: Amounts, used: Amounts, guessed: Amounts = NO_AMOUNTS) -> None:
         """Give back the part of a call that has ended, and note what it has used.

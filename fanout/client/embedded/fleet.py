@@ -275,7 +275,11 @@ class InProcessFleet(EmbeddedFleet):
     def check(self) -> None:
         """Check that the fleet is alive. Raises EmbeddedError or SettingsError."""
         super().check()
-        self._worker.check()
+        # Another thread may close it meanwhile.
+        worker = self._worker
+        if worker is None:
+            raise EmbeddedError("the embedded worker has stopped: its client was closed")
+        worker.check()
 
     def close(self) -> None:
         """Release the fleet; the last user stops it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from types import SimpleNamespace
 
 import msgspec
@@ -469,6 +470,41 @@ def test_each_call_of_very_many_is_asked_for_once_between_two_polls(monkeypatch)
 
     asyncio.run(work())
     assert fleet.store.budget(RUN).held == NO_AMOUNTS
+
+
+def test_what_was_used_two_days_ago_does_not_count_again(server_clock):
+    store, limits, began = fake_store(), BudgetLimits(calls=10), server_clock.now
+
+    def send(report):
+        return store.report_day_budget("fake", report, limits=limits, dies_after_s=15)
+
+    def clock():
+        return time.monotonic() + server_clock.now - began
+
+    async def call(account):
+        await account.take(Amounts(calls=1), is_reduce=False)
+        account.settle(Amounts(calls=1), Amounts(calls=1))
+        await until(lambda: account._keeper is None)
+
+    async def work():
+        slow, other = (
+            BudgetAccount(
+                send, process=name, in_flight=Calls(), dies_after_s=15, day="fake", clock=clock
+            )
+            for name in ("slow", "other")
+        )
+        # A branch of it waits for something else, for days.
+        slow.opens()
+        for _ in range(4):
+            await call(slow)
+        server_clock.now += 2 * 86_400
+        await call(other)
+        await call(slow)
+        slow.closes()
+
+    asyncio.run(work())
+    [state], _ = store.day_budgets(["fake"])
+    assert (state.spent.calls, state.held.calls) == (2, 0)
 
 
 class Gate:
