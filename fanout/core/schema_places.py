@@ -21,7 +21,9 @@ def has_text(schema: Any) -> bool:
         return True
     for ways in ("anyOf", "oneOf"):
         if ways in schema:
-            return any(map(has_text, schema[ways]))
+            of_ways = any(map(has_text, schema[ways]))
+            # Fields beside the ways are those of each.
+            return of_ways or ("properties" in schema and _kind_has_text(schema))
     return _kind_has_text(schema)
 
 

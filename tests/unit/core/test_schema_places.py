@@ -114,6 +114,8 @@ def test_a_schema_of_answers_within_answers_is_taken(schema):
         ({**object_of(a=FLAG), "additionalProperties": True}, True),
         ({"type": "array", "items": TEXT}, True),
         ({"anyOf": [FLAG, TEXT]}, True),
+        ({**object_of(a=TEXT), "oneOf": [object_of(b=FLAG)]}, True),
+        ({**object_of(a=FLAG), "oneOf": [object_of(b=FLAG)]}, False),
         ({"allOf": [FLAG], "type": "boolean"}, True),
         (FLAG, False),
         ({"type": ["integer", "null"]}, False),
