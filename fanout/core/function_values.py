@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from fanout.core.cells import Cell, is_missing
 
-__all__ = ["function_text", "json_value", "plain_text"]
+__all__ = ["function_text", "plain_text"]
 
 # As deep as answers of models may be.
 _DEEPEST = 100
@@ -41,6 +41,9 @@ def plain_text(text: str) -> str:
 def function_text(value: object, *, max_kb: int | None = None) -> str:
     """Return what a function returned as the text of an answer: a text as it is, other values as JSON.
 
+    Numbers and arrays of numpy, enums, tuples, mappings, dataclasses, and models of pydantic and msgspec
+    become what JSON has for them; dates, times, decimals, UUIDs and paths become text.
+
     Args:
         value: What it returned.
         max_kb: The longest JSON in kilobytes: about so much is made of it; None is any length.
@@ -53,18 +56,6 @@ def function_text(value: object, *, max_kb: int | None = None) -> str:
     if not value.strip():
         raise ValueError("an empty text")
     return plain_text(value)
-
-
-def json_value(value: object) -> Cell:
-    """Return a value as the JSON value that it stands for.
-
-    Numbers and arrays of numpy, enums, tuples, mappings, dataclasses, and models of pydantic and msgspec
-    become what JSON has for them; dates, times, decimals, UUIDs and paths become text.
-
-    Raises:
-        ValueError: JSON has nothing for it, or for a part of it; the message says what it is, and where.
-    """
-    return _Reader(None).json(value, (), ())
 
 
 class _Reader:

@@ -12,7 +12,6 @@ from fanout.aggregators import Aggregate, Coverage  # noqa: TC001 - msgspec read
 from fanout.core.gathered import RunBatch  # noqa: TC001 - part of the public record
 from fanout.core.lanes import LaneChoice  # noqa: TC001 - part of the public record
 from fanout.core.latency import Latency
-from fanout.core.plan_runs import plan_run
 from fanout.core.rate_limits import LimitState  # noqa: TC001 - part of a public record
 from fanout.core.records import NO_CALL, ErrorKind, RunStatus, Usage
 from fanout.core.units import plural
@@ -30,7 +29,6 @@ __all__ = [
     "failed_call_parts",
     "kept_notes",
     "latency_row",
-    "plan_notes",
     "retry_help",
     "without_aggregate",
 ]
@@ -284,15 +282,6 @@ def coverage_value(coverage: Coverage | dict[str, Any] | None) -> dict[str, Any]
     if isinstance(coverage, dict):
         return {name: coverage_value(one) for name, one in coverage.items()}
     return None if coverage is None else coverage.to_dict()
-
-
-def plan_notes(status: Status) -> list[str]:
-    """Return what to say of texts that a model was to split, and did not."""
-    if status.plan is None or not status.plan.failed:
-        return []
-    texts = plural(status.plan.total, "text", "texts")
-    errors = f"`fanout errors {plan_run(status.run_id)}`"
-    return [f"the model did not split {status.plan.failed:,} of {texts} ({errors} says why)"]
 
 
 def retry_help(status: Status) -> str:
