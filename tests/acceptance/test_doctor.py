@@ -42,6 +42,10 @@ def doctor(fanout):
     return examine
 
 
+# What is a warning where the machine is so busy that an answer takes long.
+TIMED = {"broker", "server clock", "worker clocks"}
+
+
 def failed(findings):
     return {check for check, row in findings.items() if row["state"] == "fail"}
 
@@ -64,14 +68,13 @@ def test_a_well_configured_server_with_a_worker_passes(doctor, good, start_worke
     start_worker("--concurrency", "3", url=good.url)
     models = ("--model", "fake", "--model", "anthropic/claude")
     status, state, findings = doctor("--broker-url", good.url, *models)
-    assert {row["state"] for check, row in findings.items() if "anthropic" not in check} == {
-        "ok"
-    }, findings
+    assert failed(findings) == {"model anthropic/claude"}
+    assert {check for check, row in findings.items() if row["state"] == "warn"} <= TIMED, findings
     assert findings["workers"]["found"] == "1 alive, 3 branches at once, 0 in flight"
     assert findings["model fake"]["found"] == "can be used on the workers (one of 1 was asked)"
     assert "ANTHROPIC_API_KEY" in findings["model anthropic/claude"]["advice"]
     assert (status, state) == (1, "fail")
-    assert doctor("--broker-url", good.url, FANOUT_MODEL="fake")[:2] == (0, "ok")
+    assert doctor("--broker-url", good.url, FANOUT_MODEL="fake")[0] == 0
 
 
 def deleted(server, user):
@@ -119,7 +122,7 @@ def test_without_a_broker_what_a_run_would_start_is_checked(doctor, here):
     cache = str(here / "cache")
     status, _, findings = doctor("--model", "fake", FANOUT_CACHE_DIR=cache)
     assert status == 0
-    assert findings["embedded server"]["found"].startswith("started in ")
+    assert findings["embedded server"]["found"].startswith(("started in ", "took "))
     assert findings["cache folder"]["found"].startswith(cache)
     assert findings["model fake"]["found"] == "can be used"
     (here / "file").touch()
