@@ -49,7 +49,7 @@ def test_branches_wait_for_a_provider_that_is_down_and_can_be_steered(
     wait_for(lambda: client.fleet().leases.taken >= PLACES, "they are taken")
     cancelled.cancel()
     assert cancelled.wait(120).errors == {ErrorKind.CANCELLED: PLACES}
-    late = submit(deadline_s=1.0)
+    late = submit(deadline_s=3.0)
     assert late.wait(120).errors == {ErrorKind.EXPIRED: PLACES}
     assert paused.unpause()
     wait_for(lambda: client.fleet().leases.taken >= PLACES, "they are taken again")
