@@ -95,7 +95,8 @@ def test_errors_are_listed_and_retried_by_kind(fanout, submit):
 
 
 def test_a_run_is_paused_and_goes_on_and_saying_it_twice_changes_nothing(fanout, submit, fleet):
-    run_id = submit(model="fake?latency_s=0.2", count=120)
+    # Longer than it takes to start two commands on a busy machine.
+    run_id = submit(model="fake?latency_s=0.2", count=300)
     assert [d.stdout for d in twice_at_once(fanout, "pause", run_id)] == [
         f"run {run_id} is paused\n",
         f"run {run_id} was paused already\n",
@@ -108,7 +109,7 @@ def test_a_run_is_paused_and_goes_on_and_saying_it_twice_changes_nothing(fanout,
         f"run {run_id} was not paused\n",
     ]
     assert fanout("watch", run_id).status == 0
-    assert run.status().usage.calls == 120
+    assert run.status().usage.calls == 300
 
 
 def test_a_cancelled_run_ends_and_keeps_what_finished(fanout, submit, fleet):
@@ -217,7 +218,8 @@ def test_what_came_from_standard_input_is_resumed_from_there(fanout, fleet):
 
 
 def test_no_call_begins_after_the_deadline(fanout, submit):
-    run_id = submit("--deadline", "2", "--reduce", "vote", model="fake?latency_s=0.2", count=600)
+    # Which is not over before all is submitted on a busy machine.
+    run_id = submit("--deadline", "6", "--reduce", "vote", model="fake?latency_s=1", count=600)
     watched = fanout("watch", run_id)
     assert watched.status == 0, watched.stderr
     record = status(fanout, run_id)

@@ -348,7 +348,7 @@ def test_workers_and_queues_are_listed(fanout, broker_url, run):
 
 def test_what_steers_answers_with_one_object(fanout, run, here):
     (here / "in.txt").write_text("text")
-    submitted = fanout("submit", "in.txt", "-m", "fake?latency_s=20", "-p", "{input}", "--json")
+    submitted = fanout("submit", "in.txt", "-m", "fake?latency_s=200", "-p", "{input}", "--json")
     [made] = objects(submitted)
     run_id = made["run_id"]
     assert (made["total"], submitted.stderr.splitlines()[0]) == (1, run_id)

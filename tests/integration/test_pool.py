@@ -149,10 +149,10 @@ def test_a_copy_whose_holder_ends_the_branch_makes_no_call_and_goes(
     client, broker_url, start_worker, model, tmp_path
 ):
     env = {**model(7), **SHORT_LEASES}
-    start_worker("--concurrency", "1", **env)
+    for _ in range(2):
+        start_worker("--concurrency", "1", **env)
     run = submit(client, 1)
     wait_for((tmp_path / "calls").exists, "the call is in flight")
-    start_worker("--concurrency", "1", **env)
     with redis.Redis.from_url(broker_url) as server:
         replace_by_a_copy(server)
         assert run.wait(120).succeeded == 1
