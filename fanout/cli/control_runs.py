@@ -203,8 +203,9 @@ def _redoes_aggregate(
     if before.status is RunStatus.SUCCEEDED:
         return has_failed_calls
     is_enough = 0 < before.succeeded >= spec.min_success * before.total
-    # It may have ended again by now.
-    return is_enough or not now.status.has_ended
+    # It may have ended again by now, and then later than before.
+    has_ended_again = is_enough and now.elapsed_s != before.elapsed_s
+    return has_ended_again or not now.status.has_ended
 
 
 def _retried(

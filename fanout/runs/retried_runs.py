@@ -70,11 +70,15 @@ def retry_failed(
         can_call, can_reduce = _set_budget(store, run, given, failed=failed)
         if not can_call:
             wanted, unread = frozenset(), 0
-    if not wanted and _is_decided(run, record, stored_spec(store.spec(run_id))):
+    if not wanted:
         # Without room for a call, what there is of the aggregate must not be discarded.
+        spec = stored_spec(store.spec(run_id))
+        if not can_reduce and len(spec.called_reductions) == len(spec.reductions):
+            return 0
         lost = _reduce_kinds(store, run_id)
         again = can_reduce and (lost if kinds is None else lost & kinds)
-        if run.status is not RunStatus.SUCCEEDED or not again:
+        is_same = run.status is not RunStatus.SUCCEEDED or not again
+        if is_same and _is_decided(run, record, spec):
             return 0
     if not store.reopen_run(run_id, retry=wanted):
         raise RunError(f"run {run_id} {_problem_of_retry(store, store.run(run_id))}")

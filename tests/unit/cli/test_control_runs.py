@@ -76,6 +76,8 @@ def test_a_retry_says_what_is_done(count, unread, redoes, is_any, text):
 @pytest.mark.parametrize(
     ("before", "succeeded", "now", "fields", "redoes"),
     [
+        # The budget has no room for a call.
+        (RunStatus.CANCELLED, 4, RunStatus.CANCELLED, AGGREGATE, False),
         # The reduce was lost; it may have been lost again by now.
         (RunStatus.FAILED, 4, RunStatus.RUNNING, AGGREGATE, True),
         (RunStatus.FAILED, 4, RunStatus.FAILED, AGGREGATE, True),
@@ -92,7 +94,10 @@ def test_a_retry_says_what_is_done(count, unread, redoes, is_any, text):
 def test_only_an_aggregate_that_can_be_made_is_said_to_be(before, succeeded, now, fields, redoes):
     spec = make_spec(model="fake", prompt="{input}", **fields)
     was = status(status=before, total=4, succeeded=succeeded, failed=4 - succeeded)
-    found = _redoes_aggregate(was, status(status=now), spec, has_failed_calls=fields is BEST)
+    # One that stays as it is has ended when it had.
+    ended_s = 2.0 if now in (RunStatus.SUCCEEDED, RunStatus.CANCELLED) else 3.0
+    is_now = status(status=now, elapsed_s=ended_s)
+    found = _redoes_aggregate(was, is_now, spec, has_failed_calls=fields is BEST)
     assert found == redoes
 
 

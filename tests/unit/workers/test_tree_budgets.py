@@ -122,6 +122,15 @@ def test_a_retry_of_a_budget_that_is_used_up_processes_no_branch():
     require_root(context, least_behind=1)
 
 
+def test_a_retry_without_room_for_any_call_keeps_what_a_run_that_was_stopped_has_made():
+    context, _ = budgeted(budget={"calls": 40})
+    made = context.result.aggregates[""].value
+    context.store._redis.hset(context.store._run(RUN), "status", RunStatus.CANCELLED.value)
+    assert retry_failed(context.store, context.publisher, RUN, None) == 0
+    assert context.store.run(RUN).status is RunStatus.CANCELLED
+    assert context.result.aggregates[""].value == made
+
+
 def require_told(made):
     """Check that a tree without an aggregate says that the budget is why, and how much is lost with it."""
     found = made.coverage
