@@ -92,7 +92,7 @@ def _end(status: Any) -> None:
     """
     if isinstance(status, str):
         sys.stderr.write(f"{status}\n")
-    threading._shutdown()
+    threading._shutdown()  # type: ignore[attr-defined]  # as an interpreter does
     atexit._run_exitfuncs()
     program = vars(sys.modules["__main__"])
     if program is not globals():

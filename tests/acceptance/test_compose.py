@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import urllib.request
+from functools import partial
 
 import psutil
 import pytest
@@ -30,6 +31,10 @@ def fleet(request, tmp_path):
         setup = fleet.run("setup", "setup-server", "--wait", "60")
         assert setup.returncode == 0, setup.stderr
         yield fleet
+
+
+def is_ready(log):
+    return "ready." in log.read_text()
 
 
 def page(url, **headers):
@@ -82,7 +87,7 @@ def test_three_workers_answer_the_command_line_and_stop_within_their_grace(fleet
         assert admin.acl_log() == []
     for worker in workers:
         # The others may have done all while one was still starting.
-        wait_for(lambda log=worker.log: "ready." in log.read_text(), f"{worker.name} is ready")
+        wait_for(partial(is_ready, worker.log), f"{worker.name} is ready")
     assert [worker.stop() for worker in workers] == [0, 0, 0]
     assert [service.stop() for service in watching.values()] == [0] * len(watching)
     assert "" not in hidden
