@@ -382,7 +382,7 @@ def test_a_run_is_looked_at_steered_and_tried_again_without_a_broker(fanout, her
 
 @pytest.mark.parametrize("command", ["cancel", "pause"])
 def test_a_run_whose_client_died_is_steered(fanout, command, begin, begin_again):
-    process = begin(60, "--max-workers", "2", model="fake?latency_s=0.3")
+    process = begin(200, "--max-workers", "2", model="fake?latency_s=0.3")
     until(lambda: "running" in process.stderr.readline(), "it does not run")
     kill(process)
     assert fanout(command, "latest").status == 0

@@ -90,7 +90,7 @@ def test_a_run_that_goes_on_has_a_page_that_says_so(fanout, broker_url, start_wo
     monkeypatch.setenv("FANOUT_BROKER_URL", broker_url)
     start_worker()
     with Client(broker_url) as client:
-        job = {"model": "fake?latency_s=0.2", "prompt": "{input}"}
+        job = {"model": "fake?latency_s=2", "prompt": "{input}"}
         run = client.submit(job, (f"text {i}" for i in range(500)))
         wait_for(lambda: run.status().done > 0, "a branch has ended")
         text = Reader(fanout("report", run.run_id, "--out", "-").stdout).text
