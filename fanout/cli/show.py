@@ -40,8 +40,9 @@ _INDENT = "  "
 def command(run_id: str, index: int, broker_url: str | None, as_json: bool) -> None:  # noqa: FBT001
     """Print one branch from end to end: its document, and every prompt and answer with what it took.
 
-    INDEX is the number of the branch, from 0: the `index` of its row. Prompts are made anew from the job
-    and the stored input. It prints the contents of documents, prompts and answers.
+    INDEX is the number of the branch, from 0: the `index` of its row. Chunks are counted from 0, too: the
+    `position` of the row. Prompts are made anew from the job and the stored input. It prints the contents
+    of documents, prompts and answers.
     """
     with one_run(broker_url, run_id) as run:
         trace = run.trace(index)
