@@ -36,6 +36,7 @@ __all__ = [
     "most_of_call",
     "needed_for_spare",
     "over_budget",
+    "pace",
     "reduce_share",
     "spare_room",
     "too_large",
@@ -82,12 +83,24 @@ def fit(most: Amounts, state: BudgetState, *, is_reduce: bool) -> Fit:
     return Fit.FITS if is_now else Fit.LATER
 
 
+def pace(begun: int, *, before: int) -> int:
+    """Return how many calls a process begins in the time of a count, which may have seen none.
+
+    Calls come in bursts, as many branches share a round trip: the pace halves from count to count.
+
+    Args:
+        begun: The calls that it has begun during the count.
+        before: What this has returned for the count before.
+    """
+    return max(begun, before // 2)
+
+
 def spare_room(held: Amounts, *, begun: int, most: Amounts) -> Amounts:
     """Return what a process is to have for its next calls beside those in flight.
 
     Args:
         held: What those in flight can use.
-        begun: The calls that it has begun since it last asked for room.
+        begun: The calls that it begins in the time of a count: its ``pace``.
         most: The most that one of them can use.
     """
     if max(begun, held.calls // 4) <= _FEW_CALLS:

@@ -24,7 +24,7 @@ from fanout.system.logs import RateLimitFilter
 from workers.context.budget_asks import Ask, Asks
 from workers.context.budget_refusals import require_fit
 from workers.context.inflight import CallStoppedError, StopReason
-from workers.context.spare_room import SpareRoom
+from workers.context.spare_room import COUNTED_S, SpareRoom
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,9 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["BudgetAccount"]
 
 # Seconds that what a call has used waits for the report of another one. Other processes may wait for it.
+# While calls of this process go on and the budget has room for very many, nobody does: it is COUNTED_S.
 _LINGER_S = 0.005
-# The same while calls of this process go on and the budget has room for very many: nobody waits for it.
-_ROOMY_LINGER_S = 0.04
 # Seconds between two reports while calls wait for others to use less than they may; of the budget of a
 # day that is used up, while calls wait for the next day.
 _FIRST_POLL_S = 0.05
@@ -108,7 +107,7 @@ class BudgetAccount:
         self._session = f"{self._process}:{secrets.token_hex(4)}"
         self._number = 0
         self._held = self._spent = self._guessed = NO_AMOUNTS
-        self._spare = SpareRoom()
+        self._spare, self._spare_until = SpareRoom(), math.inf
 
     @property
     def is_idle(self) -> bool:
@@ -198,7 +197,8 @@ class BudgetAccount:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
-        if self._unsent_since is not None or self._failed is not None:
+        has_unsent = self._unsent_since is not None or not self._spare.is_empty
+        if has_unsent or self._failed is not None:
             with suppress(BrokerError, UnknownRunError):
                 if self._failed is not None:
                     await asyncio.to_thread(self._send, self._failed)
@@ -238,10 +238,10 @@ class BudgetAccount:
         """Return when to report next; infinity for never."""
         if self._failed is not None:
             return self._reported_at + _AGAIN_S
-        due_at = self._poll_at if self._waiting else math.inf
+        due_at = min(self._spare_until, self._poll_at if self._waiting else math.inf)
         if self._unsent_since is not None:
             self._lingers = self._is_roomy and self._users > 0
-            linger_s = _ROOMY_LINGER_S if self._lingers else _LINGER_S
+            linger_s = COUNTED_S if self._lingers else _LINGER_S
             due_at = min(due_at, self._unsent_since + linger_s)
         if self._held != NO_AMOUNTS:
             due_at = min(due_at, self._reported_at + self._beat_s)
@@ -266,10 +266,10 @@ class BudgetAccount:
 
     def _wanted(self, asks: tuple[Ask, ...]) -> Amounts:
         """Return how much spare room this process is to have; the next count of calls begins."""
-        spare = self._spare
-        most = asks[-1].most if asks else spare.most
-        begun, spare.begun = spare.begun + len(asks), 0
-        return spare_room(self._held, begun=begun, most=most)
+        spare, begun = self._spare, self._spare.counted(len(asks), self._clock())
+        if asks:
+            spare.most = asks[-1].most
+        return spare_room(self._held, begun=begun, most=spare.most)
 
     async def _exchange(self) -> None:
         """Send a report, and hand out what the reply grants."""
@@ -321,9 +321,11 @@ class BudgetAccount:
         self._is_roomy = has_room and not self._has_refused
         self._hand_out_spare()
         is_kept = self._is_roomy and self._held != NO_AMOUNTS
-        if self._unsent_since is None and not (is_kept or self._spare.is_empty):
-            # It is given back soon, unless it is used.
-            self._unsent_since = self._reported_at
+        self._spare_until = math.inf
+        if not (is_kept or self._spare.is_empty):
+            # It is given back then, unless it is used.
+            soon_s = COUNTED_S if self._is_roomy else _LINGER_S
+            self._spare_until = self._reported_at + soon_s
 
     def _hand_out(self, asks: tuple[Ask, ...], reply: BudgetReply) -> None:
         has_granted = False
@@ -384,6 +386,6 @@ class BudgetAccount:
     def _end(self) -> None:
         """Let go what waits: the run was deleted."""
         self._held, self._unsent_since, self._failed = NO_AMOUNTS, None, None
-        self._is_roomy, self._spare = False, SpareRoom()
+        self._is_roomy, self._spare, self._spare_until = False, SpareRoom(), math.inf
         for ask in self._waiting.clear():
             ask.fails(CallStoppedError(StopReason.HALTED))

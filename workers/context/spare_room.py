@@ -6,9 +6,15 @@ than they may, and what the process has asked for ahead.
 
 from __future__ import annotations
 
-from fanout.core.budgets import NO_AMOUNTS, Amounts
+import math
 
-__all__ = ["SpareRoom"]
+from fanout.core.budgets import NO_AMOUNTS, Amounts
+from fanout.policy.budgets import pace
+
+__all__ = ["COUNTED_S", "SpareRoom"]
+
+# Seconds over which the calls that begin are counted.
+COUNTED_S = 0.04
 
 
 class SpareRoom:
@@ -17,15 +23,30 @@ class SpareRoom:
     It may be below nothing: a provider can bill a call for more than it was to use.
 
     Attributes:
-        begun: The calls that have taken a part since this was last set to 0.
-        most: The most that the last of them can use.
+        begun: The calls that have taken a part since they were last counted.
+        most: The most that the last of them, or of those that asked, can use.
     """
 
-    __slots__ = ("_calls", "_nano_usd", "_tokens", "begun", "most")
+    __slots__ = ("_calls", "_nano_usd", "_pace", "_since", "_tokens", "begun", "most")
 
     def __init__(self) -> None:
-        self._nano_usd = self._calls = self._tokens = self.begun = 0
+        self._nano_usd = self._calls = self._tokens = self.begun = self._pace = 0
+        self._since = -math.inf
         self.most = NO_AMOUNTS
+
+    def counted(self, asked: int, now: float) -> int:
+        """Return how many calls begin in COUNTED_S or so.
+
+        Args:
+            asked: The calls that ask for their part now.
+            now: Monotonic seconds.
+        """
+        self.begun += asked
+        if now - self._since < COUNTED_S:
+            return max(self._pace, self.begun)
+        self._pace = pace(self.begun, before=self._pace)
+        self.begun, self._since = 0, now
+        return self._pace
 
     @property
     def is_empty(self) -> bool:

@@ -15,6 +15,7 @@ from fanout.policy.budgets import (
     most_of_call,
     needed_for_spare,
     over_budget,
+    pace,
     reduce_share,
     spare_room,
     used_by_call,
@@ -187,3 +188,11 @@ def test_only_a_budget_with_room_for_very_many_calls_has_spare_room(limits, spen
     )
     assert has_spare(MOST, state) is expected
     assert needed_for_spare(MOST) == Amounts(nano_usd=1_000, calls=100, tokens=300)
+
+
+def test_a_count_that_sees_no_call_begin_halves_the_pace_of_a_process():
+    seen, now = [], 0
+    for begun in (8, 0, 0, 100, 60, 20, 70, 0, 0, 0, 0, 0, 0, 0):
+        now = pace(begun, before=now)
+        seen.append(now)
+    assert seen == [8, 4, 2, 100, 60, 30, 70, 35, 17, 8, 4, 2, 1, 0]

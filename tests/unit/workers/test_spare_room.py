@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 
 import pytest
 
@@ -13,12 +14,13 @@ from fanout.llm.base import LLMRequest
 from tests.fakes import RUN, Calls, FakeContext, fake_store
 from tests.unit.workers.test_budgets import budgeted_calls
 from workers.context.budget_account import BudgetAccount
-from workers.context.spare_room import SpareRoom
+from workers.context.spare_room import COUNTED_S, SpareRoom
 
 MOST = Amounts(nano_usd=1_000, calls=1, tokens=100)
 USED = Amounts(nano_usd=250, calls=1, tokens=40)
 # So much that there is room for very many calls.
 PLENTY = 10**9
+BURST = 40
 
 
 class Server:
@@ -32,9 +34,9 @@ class Server:
         # Of each report, whether it or its reply is lost.
         self.faults = []
 
-    def account(self, process="a", *, dies_after_s=60.0):
+    def account(self, process="a", *, dies_after_s=60.0, clock=time.monotonic):
         return BudgetAccount(
-            self._send, process=process, in_flight=Calls(), dies_after_s=dies_after_s
+            self._send, process=process, in_flight=Calls(), dies_after_s=dies_after_s, clock=clock
         )
 
     def _send(self, report):
@@ -108,6 +110,43 @@ def test_a_call_begins_at_once_where_a_process_has_room_and_all_is_settled_at_th
     assert (state.spent.calls, state.spent.nano_usd) == (calls, 250 * calls)
 
 
+def test_calls_that_begin_in_bursts_ask_for_no_room_after_a_pause():
+    server, now = Server(), [0.0]
+    account = server.account(clock=lambda: now[0])
+
+    async def reported():
+        sent = len(server.reports)
+        now[0] += 1.5 * COUNTED_S
+        await until(lambda: len(server.reports) > sent)
+        # Its reply is read before the next time is due.
+        await until(lambda: account._reported_at == now[0])
+
+    async def work():
+        account.opens()
+        await asyncio.gather(*(account.take(MOST, is_reduce=False) for _ in range(BURST)))
+        for _ in range(5):
+            for _ in range(BURST):
+                account.settle(MOST, USED)
+            await reported()
+            # This one sees no call begin.
+            await reported()
+            asked = server.asked
+            assert all(account.takes(MOST) for _ in range(BURST))
+            assert server.asked == asked
+        for _ in range(BURST):
+            account.settle(MOST, USED)
+        account.closes()
+        # All is given back soon, however much it was.
+        for _ in range(8):
+            if not account.is_idle:
+                await reported()
+        await until(lambda: account.is_idle)
+
+    asyncio.run(work())
+    assert server.state.held == server.state.unsure == NO_AMOUNTS
+    assert server.state.spent.calls == 6 * BURST
+
+
 def test_a_budget_without_room_for_very_many_calls_has_no_spare_room():
     server = Server(100_000)
     account = server.account()
@@ -131,6 +170,8 @@ def test_spare_room_is_given_back_once_others_need_it():
 
     async def work():
         in_flight = await with_spare_room(first)
+        # What it has for those in flight is left, and nothing for calls that have begun lately.
+        await until(lambda: not first._spare._pace)
         second.opens()
         state = server.state
         left = PLENTY - (state.used + state.held).nano_usd
