@@ -151,7 +151,7 @@ def test_runs_with_gathered_branches_can_be_steered(client, batches, start_worke
     wait_for(lambda: heir.status().gathered == 20, "it waits for the answers of the other run")
     # The provider is asked to cancel what nobody waits for any more.
     gone.delete()
-    # The other ends when its time is over, whatever the provider does.
+    # The other ends when its time is over, also if the provider goes on.
     assert late.wait(120).status is RunStatus.FAILED
     batches.is_held = False
     assert paused.unpause()
