@@ -24,11 +24,12 @@ FINE = {
     "e.html": b"<h1>Terms</h1><p>words",
     "f.txt": b"words",
 }
+SLOW = "slow.pdf"
 HOSTILE = {
-    "crash.odt": deep_odt(),
-    "secret.pdf": encrypted_pdf(b"secret"),
-    "slow.pdf": pdf([f"page {number}" for number in range(60_000)]),
-    "zip.docx": zipped({"a.txt": "x"}),
+    "crash.odt": deep_odt,
+    "secret.pdf": lambda: encrypted_pdf(b"secret"),
+    SLOW: lambda: pdf([f"page {number}" for number in range(60_000)]),
+    "zip.docx": lambda: zipped({"a.txt": "x"}),
 }
 
 
@@ -48,7 +49,8 @@ def parsers(of):
 
 def test_a_folder_of_mixed_documents_is_processed_and_the_hostile_cost_themselves(fanout, here):
     (here / "in").mkdir()
-    for name, content in {**FINE, **HOSTILE}.items():
+    hostile = {name: make() for name, make in HOSTILE.items()}
+    for name, content in {**FINE, **hostile}.items():
         (here / "in" / name).write_bytes(content)
     done = fanout(
         "run", "in", "-m", "fake", "-p", "Pages {pages}, {headings}: {input}", "--split", "tokens",
@@ -73,7 +75,7 @@ def test_a_folder_of_mixed_documents_is_processed_and_the_hostile_cost_themselve
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_the_parsers_of_a_command_that_ends_end_with_it(here, number):
-    (here / "slow.pdf").write_bytes(HOSTILE["slow.pdf"])
+    (here / SLOW).write_bytes(HOSTILE[SLOW]())
     process = subprocess.Popen(
         [FANOUT, "run", ".", "-m", "fake", "-p", "{input}"],
         stdout=subprocess.DEVNULL,

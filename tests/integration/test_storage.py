@@ -11,7 +11,6 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import redis
-from datasets import Dataset
 from pyarrow import parquet as pq
 
 from fanout import Client, ErrorKind, InputError, RunStatus, SettingsError
@@ -207,6 +206,9 @@ def test_inputs_of_every_format_are_read_from_s3_without_credentials_in_sight(
     frame.to_excel(tmp_path / "f.xlsx", index=False)
     with contextlib.closing(sqlite3.connect(tmp_path / "g.sqlite")) as database:
         frame.to_sql("t", database, index=False)
+    # Its import takes a second of CPU, and each process imports what it collects.
+    from datasets import Dataset
+
     Dataset.from_list(rows).save_to_disk(str(tmp_path / "h"))
     s3.put(f"{tmp_path}/", f"{BUCKET}/in/", recursive=True)
     url = f"s3://{BUCKET}/in"

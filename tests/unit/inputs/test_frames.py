@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import importlib
 import subprocess
 import sys
 from itertools import islice
 
-import datasets
 import duckdb
 import pandas as pd
 import polars as pl
@@ -52,6 +52,15 @@ def batch(table):
     return table.combine_chunks().to_batches()[0]
 
 
+def datasets():
+    """Its import takes a second of CPU, and each process imports what it collects."""
+    return importlib.import_module("datasets")
+
+
+def data_set(table):
+    return datasets().Dataset(table)
+
+
 TABLES = {
     "rows": lambda: ROWS,
     "pandas": lambda: pd.DataFrame(ROWS),
@@ -60,9 +69,9 @@ TABLES = {
     "arrow": lambda: ARROW,
     "arrow-batch": lambda: batch(ARROW),
     "arrow-reader": ARROW.to_reader,
-    "dataset": lambda: datasets.Dataset(ARROW),
-    "dataset-formatted": lambda: datasets.Dataset(ARROW).with_format("numpy"),
-    "dataset-stream": lambda: datasets.Dataset(ARROW).to_iterable_dataset(),
+    "dataset": lambda: data_set(ARROW),
+    "dataset-formatted": lambda: data_set(ARROW).with_format("numpy"),
+    "dataset-stream": lambda: data_set(ARROW).to_iterable_dataset(),
     "duckdb": lambda: duckdb.from_arrow(ARROW),
     "stream": lambda: Stream(ARROW),
     "batch": lambda: Batch(batch(ARROW)),
@@ -171,16 +180,18 @@ TWICE = pa.table([["a"], ["b"], ["c"]], names=["text", "n", "n"])
             r"no column 'text' \(it has: id, body\); name one",
         ),
         (pl.LazyFrame({"text": ["a"]}), r"LazyFrame, which has no rows yet: .* collect\(\)"),
-        (
-            datasets.DatasetDict({"train": datasets.Dataset(ARROW)}),
-            "DatasetDict whose 'train' is a Dataset",
-        ),
         ({"a": pd.DataFrame({"text": ["a"]})}, "dict whose 'a' is a DataFrame"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_refused_at_once(table, words):
     with pytest.raises(InputError, match=words):
         from_strings(table, max_bytes=MAX)
+
+
+def test_several_data_sets_are_refused_at_once():
+    several = datasets().DatasetDict({"train": data_set(ARROW)})
+    with pytest.raises(InputError, match="DatasetDict whose 'train' is a Dataset"):
+        from_strings(several, max_bytes=MAX)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +249,7 @@ def test_times_of_nanoseconds_become_text():
 
 @pytest.mark.parametrize(
     "make",
-    [pa.Table.to_pandas, pl.from_arrow, pa.Table.combine_chunks, datasets.Dataset, Stream],
+    [pa.Table.to_pandas, pl.from_arrow, pa.Table.combine_chunks, data_set, Stream],
     ids=["pandas", "polars", "arrow", "dataset", "stream"],
 )
 def test_rows_are_made_in_slices(make):
