@@ -41,6 +41,8 @@ _UNBILLED = frozenset(
         ErrorKind.CONTENT_FILTER,
     }
 )
+# The types of parts that are 0 or unknown.
+_NO_PARTS = frozenset({int, type(None)})
 # A call that consumed nothing.
 NO_USAGE = structs.replace(NO_CALL, calls=1)
 # A call of which nothing is known.
@@ -82,14 +84,12 @@ def _is_sound(usage: Usage) -> bool:
     reasoning = usage.reasoning_tokens
     if not (cost is None or (type(cost) is float and 0 <= cost <= _MAX_USD)):
         return False
-    if type(prompt) is type(cached) is type(written) is type(answer) is type(reasoning) is int:
+    if type(prompt) is int and type(answer) is int and not (cached or written or reasoning):
         # In half the time of what follows, which holds for these, too.
-        if not (cached or written or reasoning):
-            return 0 <= prompt <= _MAX_TOKENS and 0 <= answer <= _MAX_TOKENS
         return (
-            0 <= cached <= prompt <= _MAX_TOKENS
-            and 0 <= written <= prompt
-            and 0 <= reasoning <= answer <= _MAX_TOKENS
+            0 <= prompt <= _MAX_TOKENS
+            and 0 <= answer <= _MAX_TOKENS
+            and _NO_PARTS.issuperset((type(cached), type(written), type(reasoning)))
         )
     for tokens in (prompt, cached, written, answer, reasoning):
         if tokens is not None and not (type(tokens) is int and 0 <= tokens <= _MAX_TOKENS):

@@ -162,6 +162,12 @@ async def _prompted(
             )
         return own.asks(prompt, sample=sample, shape=shape, cache=cache)
 
+    if retriever is None and spec.certainty is None:
+        # Most branches ask once, and for no passages.
+        sample = ref.sample
+        result = await asking.answer(first, lambda model: made(model, sample), sample)
+        return outcome_of(index, result)
+
     async def ask(model: str, sample: int) -> Outcome:
         if retriever is not None:
             values = branch_values(chunk, ref, sample, around)

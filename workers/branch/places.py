@@ -59,7 +59,7 @@ class Place:
 
     def begins(self) -> bool:
         """Take the place, and return True, if that takes no wait; this is faster than ``begin``."""
-        spec = self._context.runs.specs.ready(self._run_id)
+        spec = self._context.runs.specs.known(self._run_id)
         if spec is None:
             return False
         try:

@@ -335,12 +335,18 @@ class BudgetedCalls:
         if self._above is not None:
             return False
         most = self._most_of(request)
+        # Most jobs have a single budget.
+        has_taken = self._accounts[0].takes(most[0]) if len(most) == 1 else self._takes_all(most)
+        if has_taken:
+            self._most, self._lane = most, request.lane
+        return has_taken
+
+    def _takes_all(self, most: Sequence[Amounts]) -> bool:
         for number, (account, one) in enumerate(zip(self._accounts, most, strict=True)):
             if not account.takes(one):
                 for other, taken in zip(self._accounts[:number], most, strict=False):
                     other.settle(taken, NO_AMOUNTS)
                 return False
-        self._most, self._lane = most, request.lane
         return True
 
     async def reserve(self, request: LLMRequest) -> None:
