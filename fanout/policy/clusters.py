@@ -16,8 +16,10 @@ from math import log, sqrt
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 from zlib import crc32
 
+from fanout.policy.postings import Postings
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 __all__ = [
     "LEAST_ALIKE",
@@ -25,6 +27,7 @@ __all__ = [
     "MOST_LEADERS",
     "Clusters",
     "Index",
+    "Leaders",
     "Sketch",
     "Vocabulary",
     "WordIndex",
@@ -33,6 +36,7 @@ __all__ = [
 
 _Sketch = TypeVar("_Sketch")
 _Compared_contra = TypeVar("_Compared_contra", contravariant=True)
+_Held = TypeVar("_Held")
 
 # Terms by their numbers, with weights: the sum of the products of two sketches is how alike they are, 0 to 1.
 Sketch = dict[int, float]
@@ -58,10 +62,12 @@ class Vocabulary:
         self._answers = 0
         # By the number of answers that have a term.
         self._rarities: dict[int, float] = {}
-        self._counts = array("I", bytes(array("I").itemsize * _TERMS))
+        self._counts = array("I")
 
     def add(self, words: Iterable[str]) -> None:
         """Count the words of an answer."""
+        if not self._answers:
+            self._counts = array("I", bytes(array("I").itemsize * _TERMS))
         self._answers += 1
         self._rarities.clear()
         for term in {*map(_term, {*words})}:
@@ -107,25 +113,33 @@ class Index(Protocol[_Compared_contra]):
         """Return the most alike one, of equal ones the first, and how alike it is."""
 
 
+class Leaders(Protocol[_Held]):
+    """Holds the sketches of leaders, in order."""
+
+    def append(self, sketch: _Held, /) -> None:
+        """Take a sketch."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[_Held]: ...
+
+
 class Clusters(Generic[_Sketch]):
     """Gives answers the numbers of clusters. That of number 0 is of answers that are like no other.
 
     Args:
         index: Finds leaders; an empty one.
-        nothing: A sketch that says nothing.
+        leaders: Takes the sketches of the leaders, by the numbers of their clusters. It has one, of number 0,
+            which says nothing.
         least_alike: How alike an answer is to the leader of its cluster, 0 to 1.
         most_leaders: The most leaders. Once there are so many, an answer joins the one that is most alike,
             however little.
-
-    Attributes:
-        leaders: The sketches of the leaders, by the numbers of their clusters; number 0 has one that says
-            nothing.
     """
 
     def __init__(
         self,
         index: Index[_Sketch],
-        nothing: _Sketch,
+        leaders: Leaders[_Sketch],
         *,
         least_alike: float = LEAST_ALIKE,
         most_leaders: int = MOST_LEADERS,
@@ -133,47 +147,40 @@ class Clusters(Generic[_Sketch]):
         self._least_alike = least_alike
         self._most = most_leaders
         self._index = index
-        self.leaders: list[_Sketch] = [nothing]
+        self._leaders = leaders
 
     def add(self, sketch: _Sketch) -> int:
         """Return the cluster of an answer."""
         best, alike = self._index.best(sketch)
-        is_full = len(self.leaders) > self._most
+        is_full = len(self._leaders) > self._most
         if best is not None and (alike >= self._least_alike or is_full):
             return best
         if is_full or not sketch:
             return 0
-        number = len(self.leaders)
-        self.leaders.append(sketch)
+        number = len(self._leaders)
+        self._leaders.append(sketch)
         self._index.add(number, sketch)
         return number
 
-    def finish(self) -> list[_Sketch]:
+    def finish(self) -> Leaders[_Sketch]:
         """Return the leaders; no answer can be added from here on, and the index takes no memory."""
         del self._index
-        return self.leaders
+        return self._leaders
 
 
 class WordIndex:
     """Finds the numbers of sketches that are like another one."""
 
     def __init__(self) -> None:
-        self._postings: defaultdict[int, list[tuple[int, float]]] = defaultdict(list)
+        self._postings = Postings(terms=_TERMS, most=_MOST_SHARED)
 
     def add(self, number: int, sketch: Sketch) -> None:
         """Add a sketch."""
-        for term, weight in sketch.items():
-            posting = self._postings[term]
-            if len(posting) < _MOST_SHARED:
-                posting.append((number, weight))
+        self._postings.add(number, sketch)
 
     def alike(self, sketch: Sketch) -> dict[int, float]:
         """Return how alike those are that share a term with a sketch."""
-        found: defaultdict[int, float] = defaultdict(float)
-        for term, weight in sketch.items():
-            for number, other in self._postings.get(term, ()):
-                found[number] += weight * other
-        return found
+        return self._postings.products(sketch)
 
     def best(self, sketch: Sketch) -> tuple[int | None, float]:
         """Return the most alike one, of equal ones the first, and how alike it is."""

@@ -24,6 +24,7 @@ from fanout.core.errors import SpecError
 from fanout.core.ids import StageId
 from fanout.core.records import ErrorKind
 from fanout.policy.clusters import Clusters, Vocabulary, WordIndex, shared_prompts
+from fanout.policy.postings import Sketches
 from fanout.policy.vectors import LEAST_ALIKE_VECTORS, VectorIndex, directions
 from fanout.retrieval.words import words_of
 from fanout.runs.token_counts import packing_ratio, reduce_room
@@ -122,7 +123,8 @@ class _Nodes:
                 found = clustered(answers, room, self._look, self._embed)
             except RunStoppedError:
                 return
-            is_root = not done and sum(answers.sizes) <= room
+            answers.end_comparing()
+            is_root = not done and answers.tokens <= room
             for position, (node, indices) in enumerate(
                 _nodes(
                     answers,
@@ -218,6 +220,7 @@ class _Answers:
         self._ends = array("Q", [0])
         self.indices = array(_NUMBERS)
         self.sizes = array(_NUMBERS)
+        self.tokens = 0
         # Those without an answer are one part.
         self.failed_indices = array(_NUMBERS)
         self.failed = Tally()
@@ -232,8 +235,15 @@ class _Answers:
         self._pile.add(_encode(part))
         self._ends.append(self._pile.size)
         self.indices.append(index)
-        self.sizes.append(part_tokens(part))
+        size = part_tokens(part)
+        self.sizes.append(size)
+        self.tokens += size
         self.vocabulary.add(words_of_part(part))
+
+    def end_comparing(self) -> None:
+        """Give back the memory of what only the search for clusters needs."""
+        self.sizes = array(_NUMBERS)
+        self.vocabulary = Vocabulary()
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -280,15 +290,15 @@ def clustered(
         look: See ``prompts_of``.
         embed: Makes vectors of texts, by which answers are compared; None compares their words.
     """
-    if sum(answers.sizes) <= room_tokens:
+    if answers.tokens <= room_tokens:
         return [array(_NUMBERS, range(len(answers)))]
     parts = map(answers.part, range(len(answers)))
     if embed is None:
         sketches = (answers.vocabulary.sketch(words_of_part(part)) for part in parts)
-        by_words: Clusters[Sketch] = Clusters(WordIndex(), {})
+        by_words: Clusters[Sketch] = Clusters(WordIndex(), Sketches([{}]))
         return prompts_of(answers.sizes, sketches, by_words, WordIndex(), room_tokens, look)
     vectors = directions(embed(map(_said, parts)))
-    clusters = Clusters(VectorIndex(), array("f"), least_alike=LEAST_ALIKE_VECTORS)
+    clusters = Clusters(VectorIndex(), [array("f")], least_alike=LEAST_ALIKE_VECTORS)
     return prompts_of(answers.sizes, vectors, clusters, VectorIndex(), room_tokens, look)
 
 
@@ -323,6 +333,7 @@ def prompts_of(
     members = [array(_NUMBERS) for _ in by_cluster]
     for number, cluster in enumerate(numbers):
         members[cluster].append(number)
+    del numbers
     found = [array(_NUMBERS) for _ in range(max(prompts) + 1)]
     for cluster, prompt in enumerate(prompts):
         found[prompt].extend(members[cluster])

@@ -11,6 +11,7 @@ from msgspec import structs
 
 from fanout.aggregators import Part, ScatteredTallies, Tally, nodes_of, part_tokens
 from fanout.policy.clusters import Clusters, Vocabulary, WordIndex
+from fanout.policy.postings import Sketches
 from workers.reduce.clustering import prompts_of, words_of_part
 
 if TYPE_CHECKING:
@@ -64,6 +65,6 @@ def _prompts(parts: list[Part], room_tokens: int, look: Callable[[], None]) -> l
         vocabulary.add(words_of_part(part))
         look()
     sketches = (vocabulary.sketch(words_of_part(part)) for part in parts)
-    clusters: Clusters[Sketch] = Clusters(WordIndex(), {})
+    clusters: Clusters[Sketch] = Clusters(WordIndex(), Sketches([{}]))
     found = prompts_of(sizes, sketches, clusters, WordIndex(), room_tokens, look)
     return [[parts[number] for number in some] for some in found]

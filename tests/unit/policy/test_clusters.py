@@ -7,12 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fanout.policy.clusters import Clusters, Vocabulary, WordIndex, shared_prompts
+from fanout.policy.postings import Sketches
 
 ROOM = 100
 
 
 def clusters_of(texts, **options):
-    vocabulary, clusters = Vocabulary(), Clusters(WordIndex(), {}, **options)
+    vocabulary, clusters = Vocabulary(), Clusters(WordIndex(), Sketches([{}]), **options)
     for text in texts:
         vocabulary.add(text.split())
     return [clusters.add(vocabulary.sketch(text.split())) for text in texts]

@@ -67,7 +67,7 @@ def test_what_all_vectors_have_in_common_does_not_count():
 def test_vectors_that_point_the_same_way_are_a_cluster(has_numpy, monkeypatch):
     if not has_numpy:
         monkeypatch.setattr(vectors, "find_spec", lambda _name: None)
-    clusters = Clusters(VectorIndex(), array("f"), least_alike=0.5)
+    clusters = Clusters(VectorIndex(), [array("f")], least_alike=0.5)
     ways = [[1.0, 0.0], [0.0, 1.0], [0.8, 0.6], [-1.0, 0.0], [0.0, 1.0]]
     numbers = [clusters.add(array("f", way)) for way in [*ways, []]]
     assert numbers == [1, 2, 1, 3, 2, 0]
