@@ -63,7 +63,7 @@ def retry_failed(
         unread = _count_unread(store, map_id)
         if unread == errors[ErrorKind.BAD_REQUEST]:
             wanted, unread = wanted - {ErrorKind.BAD_REQUEST}, 0
-    can_reduce = True
+    can_call = can_reduce = True
     if run.has_budget and run.has_ended:
         failed = sum(errors[kind] for kind in wanted) - unread
         # Also of a run that stays as it is: a later retry has them.
@@ -71,14 +71,9 @@ def retry_failed(
         if not can_call:
             wanted, unread = frozenset(), 0
     if not wanted:
-        # Without room for a call, what there is of the aggregate must not be discarded.
-        spec = stored_spec(store.spec(run_id))
-        if not can_reduce and len(spec.called_reductions) == len(spec.reductions):
-            return 0
         lost = _reduce_kinds(store, run_id)
-        again = can_reduce and (lost if kinds is None else lost & kinds)
-        is_same = run.status is not RunStatus.SUCCEEDED or not again
-        if is_same and _is_decided(run, record, spec):
+        again = bool(lost if kinds is None else lost & kinds)
+        if _stays(store, run, record, again=again, can_call=can_call, can_reduce=can_reduce):
             return 0
     if not store.reopen_run(run_id, retry=wanted):
         raise RunError(f"run {run_id} {_problem_of_retry(store, store.run(run_id))}")
@@ -86,6 +81,37 @@ def retry_failed(
     publisher.expand(map_id, store.open_shards(map_id, window=fleet_window(store)))
     publisher.seal(map_id, shards=store.seal_stage(map_id).shards)
     return sum(errors[kind] for kind in wanted) - unread
+
+
+def _stays(
+    store: RedisStore,
+    run: RunRecord,
+    record: StageRecord,
+    *,
+    again: bool,
+    can_call: bool,
+    can_reduce: bool,
+) -> bool:
+    """Return whether a retry that processes no branch leaves a run as it is.
+
+    Without room for a call, what there is of the aggregate must not be discarded.
+
+    Args:
+        store: Has the run.
+        run: The run, which may have ended.
+        record: Its first stage.
+        again: Whether calls of its reduce that failed are to be made again.
+        can_call: Whether the budget has room for any call of a branch.
+        can_reduce: Whether it has room for any call of the reduce.
+    """
+    spec = stored_spec(store.spec(run.run_id))
+    if not can_reduce and len(spec.called_reductions) == len(spec.reductions):
+        return True
+    if _is_decided(run, record, spec):
+        return run.status is not RunStatus.SUCCEEDED or not (again and can_reduce)
+    if can_reduce and (can_call or again or run.halt is not None):
+        return False
+    return _has_called(store, run.run_id, spec)
 
 
 def _set_budget(
@@ -134,6 +160,16 @@ def _is_decided(run: RunRecord, record: StageRecord, spec: RunSpec) -> bool:
     fails = not record.succeeded or record.succeeded < spec.min_success * record.total
     is_refused = run.status is RunStatus.FAILED and run.halt is None and fails
     return run.status is RunStatus.SUCCEEDED or is_refused
+
+
+def _has_called(store: RedisStore, run_id: str, spec: RunSpec) -> bool:
+    """Return whether there is an aggregate that calls have made, at least of a group."""
+    found = stored_values(store, run_id)
+    return found is not None and any(
+        one.value is not None or one.held is not None
+        for reduce in spec.called_reductions
+        for _, one in found.of(reduce.name).aggregates()
+    )
 
 
 def _reduce_kinds(store: RedisStore, run_id: str) -> frozenset[ErrorKind]:

@@ -131,6 +131,39 @@ def test_a_retry_without_room_for_any_call_keeps_what_a_run_that_was_stopped_has
     assert context.result.aggregates[""].value == made
 
 
+@pytest.mark.parametrize(
+    ("texts", "aspects", "made", "left"),
+    [
+        # Calls of groups found no room, and now there is none for any call.
+        (TEXTS[:12], 1, 3, 0),
+        # No call of a group has failed: one group has too little behind it.
+        (TEXTS[:2], 6, 1, 2),
+    ],
+)
+def test_a_retry_without_room_for_a_branch_keeps_what_reduces_have_made(texts, aspects, made, left):
+    # One of the reduces has too little behind it, and so the run fails.
+    own = {"group_by": "document", "aggregate_max_tokens": 20}
+    reduce = [
+        {"name": "all", "llm": "SUM {input}", "aggregate_max_tokens": 20},
+        {"name": "each", "llm": "SUM {group} {input}", **own},
+    ]
+    none = {"aggregate_prompt": None, "aggregate_max_tokens": None, "prompt": None}
+    context, _ = budgeted(
+        texts, **none, reduce=reduce, min_group_success=0.9, budget={"calls": 12},
+        context_tokens=2_000, aspects={f"a{number}": "{input}" for number in range(aspects)},
+    )  # fmt: skip
+    run, spent, result = context.store.run(RUN), context.store.budget(RUN).spent, context.result
+    assert (run.status, spent.calls) == (RunStatus.FAILED, 12 - left)
+    groups = result.named["each"].aggregates.values()
+    assert len([one for one in groups if one.value is not None]) == made
+    assert retry_failed(context.store, context.publisher, RUN, None) == 0
+    assert (context.store.run(RUN).ended_at, context.result) == (run.ended_at, result)
+    # With room for it, the retry goes on.
+    more = make_budget({"calls": 100})
+    assert retry_failed(context.store, context.publisher, RUN, None, more) > 0
+    assert not context.store.run(RUN).has_ended
+
+
 def require_told(made):
     """Check that a tree without an aggregate says that the budget is why, and how much is lost with it."""
     found = made.coverage
