@@ -81,7 +81,7 @@ def context_of(places):
     admission = Admission(lambda requests: [None] * len(requests), sure_s=9)
     admission.places = places
     return SimpleNamespace(
-        admission=admission, runs=SimpleNamespace(specs=SimpleNamespace(ready=spec))
+        admission=admission, runs=SimpleNamespace(specs=SimpleNamespace(known=spec, ready=spec))
     )
 
 

@@ -67,7 +67,7 @@ class Process:
         return asyncio.create_task(self._branch(name, budget, calls, ends))
 
     async def _branch(self, name, budget, calls, ends):
-        runs = SimpleNamespace(specs=SimpleNamespace(ready=self.spec))
+        runs = SimpleNamespace(specs=SimpleNamespace(known=self.spec, ready=self.spec))
         context = SimpleNamespace(admission=self.admission, runs=runs)
         async with Place(context, "r", lambda: None, None) as place:
             claim = NotedClaim(place, name, self.asked)
