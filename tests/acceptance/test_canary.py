@@ -110,7 +110,9 @@ class Watcher:
         """All that the worker answers to remote control."""
         inspect = self._app.control.inspect(timeout=60, limit=1)
         asked = ("conf", "stats", "report", "active", "reserved", "scheduled", "registered")
-        return {name: getattr(inspect, name)() for name in asked}
+        answers = {name: getattr(inspect, name)() for name in asked}
+        assert None not in answers.values(), answers
+        return answers
 
     def close(self):
         if self._is_over.is_set():

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import redis
+from celery import Celery
 from celery.exceptions import InvalidTaskError
 from celery.worker import strategy
 from celery.worker.control import Panel
@@ -296,3 +297,35 @@ def test_a_broadcast_is_dropped_once_or_obeyed(worker, random, which):
 
 def test_each_order_is_one_of_celerys():
     assert set(_COMMANDS) <= set(Panel.data)
+
+
+def test_each_order_that_celery_and_flower_send_is_taken(monkeypatch):
+    app = Celery()
+    sent = []
+
+    def broadcast(command, arguments=None, **_how):
+        sent.append({"method": command, "arguments": json.loads(json.dumps(arguments or {}))})
+
+    monkeypatch.setattr(app.control, "broadcast", broadcast)
+    inspect, control = app.control.inspect(), app.control
+    for name in ("active", "active_queues", "clock", "conf", "ping", "registered", "report",
+                 "reserved", "revoked", "scheduled", "stats"):  # fmt: skip
+        getattr(inspect, name)()
+    inspect.active(safe=True)
+    inspect.conf(with_defaults=True)
+    inspect.registered("rate_limit")
+    inspect.query_task("an-id", "another")
+    for name in ("disable_events", "enable_events", "heartbeat", "ping", "pool_grow",
+                 "pool_restart", "pool_shrink", "shutdown"):  # fmt: skip
+        getattr(control, name)()
+    control.add_consumer("fanout.control")
+    control.cancel_consumer("fanout.control")
+    control.autoscale(4, 2)
+    control.rate_limit("fanout.branch", "10/m")
+    control.revoke("an-id")
+    control.revoke("an-id", terminate=True, signal="SIGKILL")
+    control.revoke(["an-id", "another"])
+    control.terminate("an-id")
+    control.time_limit("fanout.branch", soft=10, hard=20)
+    assert [order for order in sent if fault_of_broadcast(order, {"clock": 1})] == []
+    assert len(sent) == 32

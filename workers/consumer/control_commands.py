@@ -55,7 +55,7 @@ _COMMANDS: dict[str, type[msgspec.Struct]] = {
     **dict.fromkeys(("conf", "dump_conf"), _arguments(("with_defaults", bool, False))),
     **dict.fromkeys(
         ("active", "dump_active", "reserved", "dump_reserved", "scheduled", "dump_schedule"),
-        _arguments(("safe", bool, False)),
+        _arguments(("safe", bool | None, None)),
     ),
     **dict.fromkeys(
         ("registered", "dump_tasks"),

@@ -30,7 +30,7 @@ def test_the_failed_calls_of_reduces_are_listed(monkeypatch, capsys):
         ReduceError(group=group, kind=kind, message="a\nb", attempts=2, reduce="each")
         for group, kind in (("x", ErrorKind.TIMEOUT), ("y", ErrorKind.BUDGET))
     ]
-    values = SimpleNamespace(errors=lambda: iter(found))
+    values = SimpleNamespace(errors=lambda: iter(found), left_out=lambda: iter(()))
     run = SimpleNamespace(
         outcomes=lambda: iter(()),
         status=lambda: SimpleNamespace(errors={}),

@@ -24,11 +24,12 @@ def test_rates_are_per_minute():
 
 
 class Worker:
-    """A worker's limiter whose waits take no time, but its own; they are remembered."""
+    """A worker's limiter whose waits take no time, but its own and its server's; they are remembered."""
 
-    def __init__(self, store) -> None:
+    def __init__(self, store, server=None) -> None:
         self.waits: list[float] = []
         self._now = 0.0
+        self._server = server
         self.limiter = Limiter(store, clock=self._clock, sleep=self._sleep)
 
     def _clock(self) -> float:
@@ -37,6 +38,8 @@ class Worker:
     async def _sleep(self, seconds: float) -> None:
         self.waits.append(seconds)
         self._now += seconds
+        if self._server is not None:
+            self._server.now += seconds
 
 
 def call(limiter, llm, rates=None, **request):
@@ -97,8 +100,8 @@ def test_a_pause_is_not_believed_for_ever(store):
     assert store.pause_of("m").wait_s == pytest.approx(MAX_BLOCK_S, abs=1)
 
 
-def test_what_is_waited_for_a_slot_is_no_latency(store):
-    worker = Worker(store)
+def test_what_is_waited_for_a_slot_is_no_latency(store, server_clock):
+    worker = Worker(store, server_clock)
     rates = Rates(requests_per_minute=1)
 
     async def calls():
