@@ -32,6 +32,17 @@ def write_input(here, count):
 
 
 @pytest.fixture
+def popen():
+    """Start what is killed here as a user does, so that it shares with others only what it would."""
+
+    def start(program, *words, **options):
+        command = [FANOUT] if program == "fanout" else [sys.executable]
+        return subprocess.Popen([*command, *words], **options)
+
+    return start
+
+
+@pytest.fixture
 def begin(here, popen):
     """Start a run."""
 
@@ -142,7 +153,6 @@ def test_a_client_that_is_killed_costs_no_answer_that_was_paid_for(
 @pytest.mark.parametrize(
     "words", [["keeper.py"], ["valkey-server"], ["keeper.py", "valkey-server"], ["guard"]]
 )
-@pytest.mark.parametrize("forks_embedded", [False])
 def test_what_serves_a_run_may_be_killed_meanwhile(here, state_dir, words, begin):
     # All processes are looked through meanwhile.
     process = begin(160, "--max-workers", "8", "--out", "out")
@@ -185,7 +195,6 @@ def test_a_keeper_that_is_killed_is_replaced_while_the_client_does_something_els
     assert len((here / "out" / "outputs.jsonl").read_text().splitlines()) == 20
 
 
-@pytest.mark.parametrize("forks_embedded", [False])
 def test_nothing_is_left_where_the_keeper_was_killed_with_its_clients(state_dir, fanout, begin):
     process = begin(60, "--max-workers", "2")
     until(lambda: "running" in process.stderr.readline(), "it does not run")
@@ -202,7 +211,6 @@ def test_nothing_is_left_where_the_keeper_was_killed_with_its_clients(state_dir,
     assert fanout("runs").stdout.split()[3] == "running"
 
 
-@pytest.mark.parametrize("forks_embedded", [False])
 def test_a_run_survives_that_everything_is_killed(fanout, state_dir, begin):
     process = begin(60, "--max-workers", "8", model="fake?latency_s=1")
     until(lambda: "running" in process.stderr.readline(), "it does not run")
@@ -384,7 +392,10 @@ def test_a_run_is_looked_at_steered_and_tried_again_without_a_broker(fanout, her
 def test_a_run_whose_client_died_is_steered(fanout, command, begin, begin_again):
     process = begin(200, "--max-workers", "2", model="fake?latency_s=0.3")
     until(lambda: "running" in process.stderr.readline(), "it does not run")
+    own = psutil.Process(process.pid).children(recursive=True)
     kill(process)
+    # Its worker ends once it sees that.
+    assert psutil.wait_procs(own, timeout=120)[1] == []
     assert fanout(command, "latest").status == 0
     if command == "pause":
         run_id = fanout("runs").stdout.split()[0]
@@ -421,7 +432,6 @@ def test_clients_at_once_share_a_server_and_nothing_else(fanout, here, state_dir
     until(lambda: not of_state(state_dir), "the server ends with its last client")
 
 
-@pytest.mark.parametrize("forks_embedded", [False])
 def test_nobody_else_can_reach_the_server(state_dir, begin):
     process = begin(40, "--max-workers", "1")
     until(lambda: "running" in process.stderr.readline(), "it does not run")
