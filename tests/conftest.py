@@ -44,6 +44,7 @@ hypothesis.settings.load_profile("any time")
 
 # 0 where there is but one, which is not pytest-xdist's.
 _PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))
+_LOG_LINES = 60
 _NOBODY = "http://127.0.0.1:9"
 _TIERS = {"contract", "integration", "acceptance"}
 # The package's own tests run its type checker and installer.
@@ -95,6 +96,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
             # A test that gives itself more time than others takes it.
             is_long=lambda item: item.get_closest_marker("timeout") is not None,
         )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the ends of the logs of a failed test's programs, such as its workers and servers."""
+    report = yield
+    folder = getattr(item, "funcargs", {}).get("tmp_path")
+    if report.when == "call" and report.failed and folder is not None:
+        for log in sorted(folder.rglob("*.log")):
+            lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+            report.sections.append((f"{log.relative_to(folder)}", "\n".join(lines[-_LOG_LINES:])))
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)
