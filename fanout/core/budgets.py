@@ -176,6 +176,7 @@ class BudgetState(msgspec.Struct, frozen=True, kw_only=True):
         held: What calls in flight may use.
         guessed: The part of ``spent`` that is the most that calls may have used, as the use is unknown.
         is_full: Of the budget of a day: whether calls wait for the next one.
+        is_batched: Of the budget of a day: whether part of ``unsure`` is of calls in batches.
     """
 
     limits: BudgetLimits = BudgetLimits()
@@ -185,6 +186,7 @@ class BudgetState(msgspec.Struct, frozen=True, kw_only=True):
     held: Amounts = NO_AMOUNTS
     guessed: Amounts = NO_AMOUNTS
     is_full: bool = False
+    is_batched: bool = False
 
     @property
     def used(self) -> Amounts:

@@ -154,7 +154,9 @@ def day_budgets(
     states, left_s = store.day_budgets(list(limits))
     found = zip(limits.items(), states, strict=True)
     return {
-        name: BudgetStatus.of(msgspec.structs.replace(state, limits=limit))
+        name: BudgetStatus.of(
+            msgspec.structs.replace(state, limits=limit), is_batched=state.is_batched
+        )
         for (name, limit), state in found
     }, left_s
 

@@ -170,17 +170,18 @@ def test_one_runner_may_be_used_by_several_threads(script):
 def test_what_looks_at_a_fleet_that_another_thread_has_closed_is_told_so(script):
     source = """
         from fanout import EmbeddedError
-        from fanout.client.embedded.fleet import InProcessFleet
+        from fanout.client.embedded.fleet import EmbeddedFleet, InProcessFleet
 
-        fleet = InProcessFleet.acquire(concurrency=1)
-        fleet.check()
-        fleet.close()
-        try:
+        for start in (InProcessFleet.acquire, EmbeddedFleet):
+            fleet = start(concurrency=1)
             fleet.check()
-        except EmbeddedError as error:
-            print(error)
+            fleet.close()
+            try:
+                fleet.check()
+            except EmbeddedError as error:
+                print(error)
     """
-    assert script(source) == "the embedded worker has stopped: its client was closed\n"
+    assert script(source) == "the embedded worker has stopped: its client was closed\n" * 2
 
 
 def test_failures_are_records_in_input_order(script):

@@ -44,6 +44,7 @@ _MAX_RESTARTS = 5
 _USAGE = 2
 _LEAST_FILE_BYTES = 256_000_000
 _SHARED_CONCURRENCY = 64
+_CLOSED = "the embedded worker has stopped: its client was closed"
 
 _log = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ class EmbeddedFleet:
         self._restarts = 0
         self._guard: subprocess.Popen[bytes] | None = None
         self._has_runs = database is not None
+        self._is_closed = False
         self._server = use_server(begins_runs=database is None)
         self._folder = Path(tempfile.mkdtemp(prefix="fanout-"))
         try:
@@ -165,11 +167,14 @@ class EmbeddedFleet:
 
         Raises:
             SettingsError: The worker does not start with these settings.
-            EmbeddedError: The worker has stopped.
+            EmbeddedError: The worker has stopped, or another thread has closed the fleet.
         """
+        self._require_open()
         self._server.check()
         if self._guard is None or self._guard.poll() is None:
             return
+        # A fleet that is closed meanwhile ends its guard.
+        self._require_open()
         # The guard exits by itself if its worker does not start; a signal is no reason to give up.
         if self._guard.returncode >= 0 or self._restarts == _MAX_RESTARTS:
             tail = log_tail(self._folder / _LOG).removeprefix("fanout: ")
@@ -180,6 +185,10 @@ class EmbeddedFleet:
         self._forget_guard()
         self._guard = self._start_guard()
         self._send_database(self.database)
+
+    def _require_open(self) -> None:
+        if self._is_closed:
+            raise EmbeddedError(_CLOSED)
 
     def _forget_guard(self) -> None:
         if self._guard is not None and self._guard.stdin is not None:
@@ -192,6 +201,7 @@ class EmbeddedFleet:
         self._stop()
 
     def _stop(self) -> None:
+        self._is_closed = True
         atexit.unregister(self._stop)
         self._send("end")
         self._forget_guard()
@@ -278,7 +288,7 @@ class InProcessFleet(EmbeddedFleet):
         # Another thread may close it meanwhile.
         worker = self._worker
         if worker is None:
-            raise EmbeddedError("the embedded worker has stopped: its client was closed")
+            raise EmbeddedError(_CLOSED)
         worker.check()
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import TYPE_CHECKING, Any, cast
 
 from msgspec import structs
@@ -106,8 +107,8 @@ class RedisBudgets(RedisBase):
     def day_budgets(self, names: Sequence[str]) -> tuple[list[BudgetState], float]:
         """Return what was used today (UTC) of budgets of the fleet, and the seconds to the next day.
 
-        The states are in order; their limits are not stored, and ``is_full`` says whether calls wait for
-        the next day.
+        The states are in order; their limits are not stored, ``is_full`` says whether calls wait for the
+        next day, and ``is_batched`` whether some are in batches.
         """
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.time()
@@ -122,7 +123,23 @@ class RedisBudgets(RedisBase):
             numbers = [one or b"0" for one in sums] if is_today else [b"0"] * len(sums)
             is_full = is_today and full_at is not None and now - float(full_at) < _FULL_S
             states.append(structs.replace(_state([b""] * 6 + numbers), is_full=is_full))
-        return states, _DAY_S - used_s
+        return self._with_batched(names, states, int(day)), _DAY_S - used_s
+
+    def _with_batched(
+        self, names: Sequence[str], states: Sequence[BudgetState], today: int
+    ) -> list[BudgetState]:
+        """Return the states of budgets of a day with whether calls in batches are part of them."""
+        # What is reserved for a batch counts for three days: see HOLD_BUDGET.
+        fields = [f"batched:calls:{today - back}" for back in range(3)]
+        is_unsure = [state.unsure.calls > 0 for state in states]
+        with self._redis.pipeline(transaction=False) as pipe:
+            for name in compress(names, is_unsure):
+                pipe.hmget(self._day_budget(name), fields)
+            found = iter(pipe.execute())
+        return [
+            structs.replace(state, is_batched=any(next(found))) if is_open else state
+            for state, is_open in zip(states, is_unsure, strict=True)
+        ]
 
     @translated
     def set_budget(self, run_id: str, *, limits: BudgetLimits, map_limits: BudgetLimits) -> None:

@@ -6,9 +6,10 @@ import pytest
 
 from fanout.core.budgets import Amounts, BudgetLimits, BudgetState, BudgetStep, nano_usd_of
 from fanout.core.errors import RunError, SpecError
+from fanout.core.fleet_records import WorkerRecord
 from fanout.core.spec import make_spec
 from fanout.inputs.fences import FENCE_BYTES, RULE
-from fanout.runs.budget_status import BudgetStatus
+from fanout.runs.budget_status import BudgetStatus, day_budgets
 from fanout.runs.budgets import checked_budget, new_limits, require_kept, require_room, run_limits
 
 STATE = BudgetState(
@@ -34,6 +35,19 @@ def test_it_says_what_is_spent_of_what_and_of_what_nothing_is_known():
         "left": {"usd": 1.77, "calls": 59},
     }
     assert now.fullest == "usd"
+
+
+def test_of_the_budget_of_a_day_too_calls_in_batches_are_told_from_those_of_which_nothing_is_known(
+    store,
+):
+    limits = BudgetLimits(calls=9)
+    store.worker_alive(WorkerRecord(name="w", day_budgets={"*": limits}), ttl_s=60)
+    call = BudgetStep(day="*", limits=limits, call="c", amounts=Amounts(calls=2))
+    store.hold_budgets([call])
+    found, _ = day_budgets(store, store.workers())
+    assert found["*"].day_words == (
+        "2 of 9 calls spent (up to 2 calls of it by calls in batches, or of which nothing is known)"
+    )
 
 
 def test_after_the_end_of_a_run_no_call_is_in_flight():

@@ -310,6 +310,29 @@ def test_a_call_of_a_batch_counts_for_the_day_on_which_it_lands_and_is_reserved_
     assert (state.spent.calls, state.unsure.calls) == (0, 10)
 
 
+def test_a_day_says_whether_calls_in_batches_are_part_of_what_is_unsure(store, server_clock):
+    def is_batched():
+        states, _ = store.day_budgets(["other", "*"])
+        assert not states[0].is_batched
+        return states[1].is_batched
+
+    made = BudgetReport(session="dead", number=1, asked=((ONE, False, NO_AMOUNTS),))
+    store.report_day_budget("*", made, limits=LIMITS, dies_after_s=DIES_S)
+    for _ in range(3):
+        server_clock.now += DIES_S
+        other = BudgetReport(session="b", number=int(server_clock.now))
+        reply = store.report_day_budget("*", other, limits=LIMITS, dies_after_s=DIES_S)
+    assert (reply.state.unsure.calls, is_batched()) == (1, False)
+    hold(store, "a")
+    assert is_batched()
+    server_clock.now += DAY_S
+    hold(store, "b")
+    hold(store, "b", ends=True)
+    assert is_batched(), "that of the day before is still open"
+    hold(store, "a", ends=True)
+    assert not is_batched()
+
+
 def test_the_keys_of_calls_of_batches_have_an_end(store, server_clock):
     hold(store, "a")
     server_clock.now += DAY_S
