@@ -250,7 +250,7 @@ def _projection(found: Projection | None, shown: object, *, one: str = "chunk") 
         return f"{shown(found.value)} (one {one} has no interval)"
     if shown(found.low) == shown(found.high):
         return str(shown(found.value))
-    return f"{shown(found.value)} (95 %: {shown(found.low)} to {shown(found.high)})"
+    return f"{shown(found.value)} (95%: {shown(found.low)} to {shown(found.high)})"
 
 
 def _of_step(text: str) -> str:

@@ -268,7 +268,7 @@ def summary(status: Status) -> str:
     parts.append(f"{calls} in {duration(status.elapsed_s)}")
     median_s, slow_s = (status.latency.percentile_s(share) for share in (0.5, 0.99))
     if median_s is not None and slow_s is not None:
-        parts.append(f"half took {duration(median_s)} at most, 99 % {duration(slow_s)}")
+        parts.append(f"half took {duration(median_s)} at most, 99% {duration(slow_s)}")
     parts.extend(_spent(status))
     parts.extend(saved_parts(status.saved))
     if lane := lane_text(status):

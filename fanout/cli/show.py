@@ -185,7 +185,7 @@ def _passage(one: PassageUse) -> str:
     if not one.share:
         facts.append("no room for it")
     elif one.share < 1:
-        facts.append(f"{100 * one.share:.0f} % of it")
+        facts.append(f"{100 * one.share:.0f}% of it")
     return ", ".join(facts)
 
 

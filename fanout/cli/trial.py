@@ -53,7 +53,7 @@ def command(
 ) -> int:
     """Run a random sample of a job, show the answers, and project the rest.
 
-    Cost, tokens, failures and time are projected with 95 % intervals; the lengths of answers are those of
+    Cost, tokens, failures and time are projected with 95% intervals; the lengths of answers are those of
     the sample. --sample is its size in chunks, with --split model in documents (20 without it); --seed
     chooses another one. The calls are those of the job, so that the response cache has them when it runs.
     There is no aggregate. A budget holds for the sample, too; what it cuts is left out of the projection,

@@ -75,17 +75,17 @@ def plural(number: int, one: str, many: str) -> str:
 
 
 def share(part: int, whole: int) -> str:
-    """Return a share in percent; only all is shown as 100 %, and only none as 0 %."""
+    """Return a share in percent; only all is shown as 100%, and only none as 0%."""
     if not whole:
         return "none"
     if part in {0, whole}:
-        return unit("100" if part else "0", "%")
+        return "100%" if part else "0%"
     percent = 100 * part / whole
     if percent < _LEAST_PERCENT:
-        return f"less than {unit('0.1', '%')}"
+        return f"less than {_LEAST_PERCENT}%"
     if percent > 100 - _LEAST_PERCENT:
-        return f"more than {unit('99.9', '%')}"
-    return unit(f"{percent:.1f}", "%")
+        return f"more than {100 - _LEAST_PERCENT}%"
+    return f"{percent:.1f}%"
 
 
 def dollars(cost_usd: float | None) -> str:

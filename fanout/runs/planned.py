@@ -224,7 +224,7 @@ class PlannedDocuments:
             documents = plural(seen.documents, "document", "documents")
             yield Notice(text=f"a model split {documents} into {plural(seen.parts, *what)}")
         if seen.missed:
-            share = f"{100 * seen.missed / max(1, seen.chars):.2g} % of the text is in no part"
+            share = f"{100 * seen.missed / max(1, seen.chars):.2g}% of the text is in no part"
             if self._fills:
                 yield Notice(text=f"{share} that it named, and makes chunks without a title")
             else:

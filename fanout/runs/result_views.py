@@ -230,7 +230,7 @@ def _evaluation(result: Result[Any]) -> Iterator[str]:
     found = result.evaluation
     if found is None:
         return
-    yield "<p><b>Accuracy</b>, with its 95 % interval</p><ul>"
+    yield "<p><b>Accuracy</b>, with its 95% interval</p><ul>"
     for name, one in islice(zip(found.names, found.variants, strict=True), _SHOWN_ROWS):
         of = f"{_shown(name, _CELL_CHARS)}: " if name else ""
         accuracy = "unknown" if one.accuracy is None else str(one.accuracy)

@@ -36,7 +36,7 @@ def test_a_run_is_one_page_with_its_figures(run, fanout, here):
     source = (here / f"fanout-{run.run_id}.html").read_text(encoding="utf-8")
     text = Reader(source).text
     assert f"{status.succeeded} of 40 branches" in text
-    assert f"yes won with 100 % of the {status.succeeded} votes" in text
+    assert f"yes won with 100% of the {status.succeeded} votes" in text
     assert f"Failed {status.failed} server_error {status.failed}" in text
     assert "Is it good? {input}" in text
 

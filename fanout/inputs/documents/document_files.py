@@ -13,7 +13,7 @@ from fanout.inputs.documents.parsed import Parsed, Request
 from fanout.inputs.documents.rows import checked, faulty
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from fanout.core.records import Document
@@ -30,22 +30,28 @@ class DocumentFiles:
     Args:
         files: Those that are known to be documents, in order.
         reading: How the job reads its inputs.
+        notes: Is called with each file whose text is read as it is, and with what its name says.
     """
 
-    def __init__(self, files: Iterable[InputFile], reading: Reading) -> None:
+    def __init__(
+        self, files: Iterable[InputFile], reading: Reading, *, notes: Callable[[str, str], None]
+    ) -> None:
         self._reading = reading
         self._files = files
+        self._notes = notes
         self._pool: ParserPool | None = None
         self._in_order: Iterator[Parsed] | None = None
         # Of files from elsewhere, while they are parsed.
         self._copies: deque[ExitStack] = deque()
 
-    def next(self) -> Parsed:
-        """Return the next of the files. Raises InputError."""
+    def next(self, name: str) -> Parsed:
+        """Return the next of the files, which has this name. Raises InputError."""
         if self._in_order is None:
             self._in_order = self._parsers().parse_all(map(self._request, self._files))
         parsed = next(self._in_order)
         self._copies.popleft().close()
+        if parsed.instead_of and parsed.error is None:
+            self._notes(name, parsed.instead_of)
         return parsed
 
     def other(self, file: InputFile) -> Parsed:

@@ -117,7 +117,11 @@ def _as_text(file: BinaryIO, head: bytes, request: Request) -> Parsed:
     except ValueError as error:
         reason = f"it is not {wanted}, and its content is of no known kind"
         return Parsed(error=reason if named else str(error))
-    return Parsed(text=text, headings=headings_of(text) if is_markdown(request.name) else [])
+    return Parsed(
+        text=text,
+        headings=headings_of(text) if is_markdown(request.name) else [],
+        instead_of=wanted if named else "",
+    )
 
 
 def _parsed(key: str, file: BinaryIO, request: Request) -> Parsed:

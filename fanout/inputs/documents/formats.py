@@ -99,7 +99,7 @@ def _document(
     if reading.documents is None:
         msg = "documents are read in a pass through the input"
         raise RuntimeError(msg)
-    parsed = reading.documents.next()
+    parsed = reading.documents.next(file.name)
     yield document_of(file.name, next(indices), parsed, reading.max_bytes)
 
 

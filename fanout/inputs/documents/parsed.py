@@ -35,6 +35,7 @@ class Parsed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         pages: For each page, the offset of its first character; empty if unknown.
         headings: Offsets, each with the path of headings that holds from there on.
         error: Why it cannot be used, or None.
+        instead_of: What its name says that it is, in words, if it is text; else empty.
         is_gone: Whether the file does not exist.
         is_last: Whether the process ends now, because it has grown; another then takes its place.
     """
@@ -43,6 +44,7 @@ class Parsed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     pages: list[int] = []
     headings: list[tuple[int, str]] = []
     error: str | None = None
+    instead_of: str = ""
     is_gone: bool = False
     is_last: bool = False
 

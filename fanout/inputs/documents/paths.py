@@ -98,6 +98,8 @@ class FileSource:
         self._checked: dict[int, Checked] = {}
         # Most tables of a folder are alike.
         self._tables: dict[Table, Table] = {}
+        # The names of files that are text, though these say otherwise; and that there are more.
+        self._texts: set[str] = set()
         # The error of the first file that was found, and whose rows cannot be read.
         self._unfit: InputError | None = None
         for at, file in enumerate(self._files):
@@ -125,7 +127,7 @@ class FileSource:
         chosen = [at for at in range(len(self._files)) if only is None or at in only]
         files = (self._files[at] for at in chosen)
         parsed = (one for one in files if one.kind == DOCUMENT and one.fault is None)
-        documents = DocumentFiles(parsed, self._reading)
+        documents = DocumentFiles(parsed, self._reading, notes=self._note_text)
         reading = msgspec.structs.replace(self._reading, documents=documents)
         try:
             for at in chosen:
@@ -269,6 +271,16 @@ class FileSource:
         for word, files in counts.items():
             if files > _NAMED_FILES:
                 notify(Notice(text=f"reading {files - _NAMED_FILES:,} more files with {word}"))
+
+    def _note_text(self, name: str, instead_of: str) -> None:
+        """Say once of the first files that they are read as text, though their names say otherwise."""
+        if name in self._texts or len(self._texts) > _NAMED_FILES:
+            return
+        self._texts.add(name)
+        text = f"reading {name} as text: it is not {instead_of}"
+        if len(self._texts) > _NAMED_FILES:
+            text = "reading more files as text, as they are not what their names say"
+        self._notify(Notice(text=text, is_warning=True))
 
     def _documents_of(self, at: int, reading: Reading, indices: count[int]) -> Iterator[Document]:
         file = self._files[at]

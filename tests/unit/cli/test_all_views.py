@@ -219,7 +219,7 @@ def test_no_view_has_a_percentile_above_the_time_of_the_run():
     now = status(
         status=RunStatus.SUCCEEDED, elapsed_s=75.0, latency=structs.replace(slow, most_s=75.0)
     )
-    assert "99 % 1 min 15 s" in summary(now)
+    assert "99% 1 min 15 s" in summary(now)
     assert now.to_dict()["latency"]["p99_s"] == 75.0
     figures = gather([branch(elapsed_s=71.0)] * 4, created_at=0.0, latency=now.latency)
     assert figures.durations.p99_s == 71.0, "nor has the page one above the branches that it lists"

@@ -197,7 +197,7 @@ def test_the_time_of_a_trial_has_an_interval_and_is_no_shorter_than_its_slowest_
     assert found.time_s_low == pytest.approx(25 * (0.2 - margin))
     assert found.time_s_high == pytest.approx(25 * (0.2 + margin))
     low, high = duration(found.time_s_low), duration(found.time_s_high)
-    assert f"  time: {duration(5.0)} (95 %: {low} to {high})" in list(trial_lines(found))
+    assert f"  time: {duration(5.0)} (95%: {low} to {high})" in list(trial_lines(found))
     slow = tried([output(at, elapsed_s=seconds) for at, seconds in enumerate((0.1, 0.1, 60.0))])
     assert slow.time_s_low == 60
     one = tried([output(0)])

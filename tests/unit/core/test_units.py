@@ -21,8 +21,8 @@ from fanout.core.units import (
 @pytest.mark.parametrize(
     ("part", "whole", "said"),
     [
-        (0, 9, "0 %"), (9, 9, "100 %"), (1, 3, "33.3 %"), (0, 0, "none"),
-        (999_999, 1_000_000, "more than 99.9 %"), (1, 1_000_000, "less than 0.1 %"),
+        (0, 9, "0%"), (9, 9, "100%"), (1, 3, "33.3%"), (0, 0, "none"),
+        (999_999, 1_000_000, "more than 99.9%"), (1, 1_000_000, "less than 0.1%"),
     ],
 )  # fmt: skip
 def test_only_all_is_said_to_be_all(part, whole, said):

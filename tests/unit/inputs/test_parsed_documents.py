@@ -168,6 +168,24 @@ def test_the_content_decides_where_the_name_is_wrong_or_says_nothing(here):
     assert [(one.name, one.text) for one in stdin.documents()] == [("stdin", "a PDF")]
 
 
+def test_text_whose_name_says_otherwise_is_read_with_a_warning_that_names_the_first_files(here):
+    names = ("a.docx", "b.pdf", "c.rtf", "d.odt", "e.epub", "f.html", "g.eml", "h.pdf")
+    for name in names[:-1]:
+        (here / name).write_text("plain text")
+    (here / names[-1]).write_bytes(pdf(["a PDF"]))
+    told = []
+    found = source(".", notify=told.append)
+    for _ in range(2):
+        assert all("plain text" in one.text for one in [*found.documents()][:5])
+    assert all(one.is_warning for one in told)
+    assert [one.text for one in told] == [
+        "reading a.docx as text: it is not a Word document",
+        "reading b.pdf as text: it is not a PDF",
+        "reading c.rtf as text: it is not an RTF file",
+        "reading more files as text, as they are not what their names say",
+    ]
+
+
 def test_no_archive_is_opened_in_the_client(here, monkeypatch):
     (here / "a").write_bytes(docx(["Word"]))
     (here / "b.bin").write_bytes(epub(["<p>book</p>"]))

@@ -43,7 +43,7 @@ def test_a_page_shows_the_evaluation_of_a_job_with_labels():
     spec = make_spec(model="m", prompt="{input}", choices="good,bad", labels="gold")
     text = rendered(spec, labelled(PAIRS, confidence=0.9)).text
     assert "How good the answers are 4 documents with a label in gold" in text
-    assert "m 4 75.0 % 0.500 (0.150 to 0.850)" in text.replace("\u202f", " ")
+    assert "m 4 75.0% 0.500 (0.150 to 0.850)" in text.replace("\u202f", " ")
     assert "good 1 0.500 1.000 0.667 bad 3 1.000 0.333 0.500" in text
     assert "Label \\ answer good bad (failed) good 1 0 0 bad 1 1 1" in text
     assert "good for bad (1)" in text

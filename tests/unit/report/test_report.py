@@ -219,12 +219,12 @@ def test_widths_of_slices_divide_each_other():
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({}, "498 of 500 branches (99.6 %) succeeded in 42 s"),
+        ({}, "498 of 500 branches (99.6%) succeeded in 42 s"),
         ({"status": RunStatus.RUNNING, "total": 900},
-         "So far, 500 of 900 branches (55.6 %) have ended"),
+         "So far, 500 of 900 branches (55.6%) have ended"),
         ({"status": RunStatus.ENQUEUING, "total": 900},
-         "So far, 500 of 900 or more branches (55.6 %) have ended"),
-        ({"elapsed_s": 3729.0}, "498 of 500 branches (99.6 %) succeeded in 1 h 2 min"),
+         "So far, 500 of 900 or more branches (55.6%) have ended"),
+        ({"elapsed_s": 3729.0}, "498 of 500 branches (99.6%) succeeded in 1 h 2 min"),
     ],
 )  # fmt: skip
 def test_the_headline_says_what_the_run_came_to(fields, said):
@@ -315,7 +315,7 @@ def test_votes_of_groups_are_one_table():
     spec = make_spec(model="fake", prompt="{input}", reduce="vote", group_by="who")
     stored = StoredResult(aggregates={"Ann": votes(yes=3, no=1), "Bob": votes(no=2)})
     text = read([branch(0)], stored=stored, spec=spec).text
-    assert "Group yes no Votes Ann 3 (75.0 %) 1 (25.0 %) 4 Bob 0 (0 %) 2 (100 %) 2" in text
+    assert "Group yes no Votes Ann 3 (75.0%) 1 (25.0%) 4 Bob 0 (0%) 2 (100%) 2" in text
 
 
 def test_the_part_of_the_input_that_was_taken_is_a_setting():
@@ -445,7 +445,7 @@ def test_the_page_and_the_command_line_say_the_same_percentiles():
     line = summary(facts(branches, latency=latency).status)
     assert figures.durations.p99_s <= figures.durations.most_s == 40.0
     median, slow = duration(figures.durations.p50_s), duration(figures.durations.p99_s)
-    assert plain(f"half took {median} at most, 99 % {slow}") in line
+    assert plain(f"half took {median} at most, 99% {slow}") in line
     assert "in 42 s" in line
 
 
@@ -460,8 +460,8 @@ def test_an_aggregate_is_shown_by_its_kind():
     assert "The aggregate all is well one is missing" in shown("all is well")
     assert '{ "a": [ 1 ] }' in shown({"a": [1]}, "merge")
     votes = {"winner": "yes", "tied": [], "votes": {"no": 1, "yes": 2}, "share": 2 / 3}
-    assert "yes won with 66.7 % of the 3 votes" in shown(votes, "vote")
-    assert "yes 2 66.7 % no 1 33.3 %" in shown(votes, "vote")
+    assert "yes won with 66.7% of the 3 votes" in shown(votes, "vote")
+    assert "yes 2 66.7% no 1 33.3%" in shown(votes, "vote")
     tie = {"winner": None, "tied": ["yes", "no"], "votes": {"no": 1, "yes": 1}, "share": 0.5}
     assert "A tie: 2 answers have 1 vote each." in shown(tie, "vote")
     nobody = {"winner": None, "tied": [], "votes": {}, "share": 0.0}
@@ -484,7 +484,7 @@ def test_a_failed_reduce_and_what_was_asked_are_shown():
     stored = StoredResult(errors=[failure])
     text = read([branch(aspect="term")], stored=stored, spec=spec).text
     for said in ("(empty) timeout too slow 3", "Prompt term How long? {input}", "Sum up: {input}",
-                 "Be brief.", "at least 90 % must succeed", "temperature 0.5"):  # fmt: skip
+                 "Be brief.", "at least 90% must succeed", "temperature 0.5"):  # fmt: skip
         assert said in text
 
 

@@ -127,7 +127,7 @@ FOUND = (
 )
 SHOWN = """  passages:
     [p1] leave.md > Parental leave, score 3.25
-    [p2] x.md, 40 % of it
+    [p2] x.md, 40% of it
     [p3], no room for it"""
 
 
