@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import Counter
 
 import msgspec
+
+from fanout.system.fork_locks import ForkSafeLock
 
 __all__ = ["MALFORMED", "DroppedMessages", "dropped_messages"]
 
@@ -32,7 +33,7 @@ class DroppedMessages:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._logged_at = float("-inf")
 
     def add(self, reason: str, detail: str = "") -> None:

@@ -14,6 +14,7 @@ from fanout.core.errors import LLMError, ModelError
 from fanout.core.records import ErrorKind
 from fanout.llm.base import unexpected
 from fanout.llm.sound_replies import sound_error
+from fanout.system.fork_locks import ForkSafeLock
 from fanout.system.logs import RateLimitFilter
 from fanout.system.threads import copied
 
@@ -59,7 +60,7 @@ class _Abandoned:
         # An owner is as good as its id, as long as a task of it runs on.
         self.tasks: dict[asyncio.Task[Any], object] = {}
         self._counts: Counter[int] = Counter()
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
 
     def add(self, task: asyncio.Task[Any], owner: object) -> int:
         """Add a task until it ends; return how many its owner has."""

@@ -9,7 +9,6 @@ an existing function is always the right one.
 from __future__ import annotations
 
 import hashlib
-import threading
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -17,6 +16,8 @@ import redis
 from redis.client import Pipeline
 from redis.commands.core import Script
 from redis.exceptions import NoPermissionError, NoScriptError, OutOfMemoryError, ResponseError
+
+from fanout.system.fork_locks import ForkSafeLock
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -41,7 +42,7 @@ _MISSING = (
 )
 # By connection pool: whether its server receives scripts instead of function calls, if known.
 _evaluates: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 
 
 class FunctionsMissingError(ResponseError):

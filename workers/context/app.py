@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
-import threading
 from typing import TYPE_CHECKING, Any, cast
 
 from celery import Celery, signals
 
+from fanout.system.fork_locks import ForkSafeLock
 from workers.context.worker_context import make_context
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class WorkerApp(Celery):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.holder = secrets.token_hex(6)
-        self._making = threading.Lock()
+        self._making = ForkSafeLock()
         self._made: tuple[int, WorkerContext] | None = None
         self._uses_utc: bool | None = None
 

@@ -13,7 +13,6 @@ partition by itself is packed while its branches go on, as a tree without groups
 from __future__ import annotations
 
 import secrets
-from threading import Lock
 from typing import TYPE_CHECKING
 
 from fanout.core.errors import SpecError
@@ -21,6 +20,7 @@ from fanout.core.ids import PartitionId, StageId
 from fanout.core.records import RunStatus
 from fanout.policy.group_plans import due_partitions, planned
 from fanout.runs.branch_groups import follows_chunks
+from fanout.system.fork_locks import ForkSafeLock
 from workers.reduce.frontier import may_succeed
 from workers.reduce.group_nodes import measures, stage_has_ended, target_of
 from workers.reduce.group_packing import LEASE_S, Packing
@@ -42,7 +42,7 @@ _PLAN_S = 120.0
 # The most branches of a partition; None goes by the number of branches of the run.
 MOST_BRANCHES: int | None = None
 # A process packs one partition at a time: its answers are in a file, and those of a group in memory.
-_PACKING = Lock()
+_PACKING = ForkSafeLock()
 
 
 def follow_groups(context: WorkerContext, shard_id: ShardId) -> None:
@@ -166,7 +166,7 @@ def pack_partition(context: WorkerContext, partition_id: PartitionId) -> None:
         return
     spec = context.runs.specs.get(run.run_id)
     target = partition_id.at(target_of(run, partition_id.stage_id).stage)
-    if not _PACKING.acquire(blocking=False):
+    if not _PACKING.take():
         publisher.pack([partition_id], wait_s=_AGAIN_S)
         return
     token = secrets.token_hex(8)
@@ -184,7 +184,7 @@ def pack_partition(context: WorkerContext, partition_id: PartitionId) -> None:
         finally:
             store.release_partition(target, token)
     finally:
-        _PACKING.release()
+        _PACKING.give_back()
     _end_level(context, run, partition_id)
 
 

@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +27,7 @@ from fanout.core.settings import load_settings
 from fanout.core.trace_settings import check_traces
 from fanout.core.version import WIRE_VERSION
 from fanout.system.file_locks import is_held
+from fanout.system.fork_locks import ForkSafeLock
 from fanout.system.open_files import fitting_concurrency
 from fanout.system.programs import load_program, worker_command
 
@@ -234,7 +234,7 @@ class InProcessFleet(EmbeddedFleet):
     share it, and it stops with the last of them.
     """
 
-    _lock = threading.RLock()
+    _lock = ForkSafeLock(is_reentrant=True)
     _shared: InProcessFleet | None = None
 
     @classmethod

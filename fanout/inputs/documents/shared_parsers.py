@@ -6,6 +6,8 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
+from fanout.system.fork_locks import ForkSafeLock
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -34,7 +36,7 @@ class SharedParsers(Generic[_P]):
     def __init__(self, make: Callable[[], _P], *, idle_s: float = _IDLE_S) -> None:
         self._make = make
         self._idle_s = idle_s
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._idle: list[_P] = []
         self._lent = 0
         self._timer: threading.Timer | None = None
