@@ -50,20 +50,14 @@ from fanout.core.spec_fields import (
     PromptOrder,
     RateSpec,
     RetrySpec,
+    as_delimiter,
+    as_encoding,
+    as_sheet,
     as_tuple,
     checked_condition,
     patient,
     pointed,
     with_models,
-)
-from fanout.core.spec_fields import (
-    delimiter as as_delimiter,
-)
-from fanout.core.spec_fields import (
-    encoding as as_encoding,
-)
-from fanout.core.spec_fields import (
-    sheet as as_sheet,
 )
 from fanout.core.split_fields import SplitFields
 from fanout.core.steps import StepFields

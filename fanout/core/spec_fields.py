@@ -25,18 +25,18 @@ __all__ = [
     "Models",
     "RateSpec",
     "RetrySpec",
+    "as_delimiter",
+    "as_encoding",
+    "as_sheet",
     "as_tuple",
     "checked_condition",
-    "delimiter",
-    "encoding",
     "patient",
     "pointed",
-    "sheet",
     "with_models",
 ]  # fmt: skip
 
 
-def encoding(value: object) -> object:
+def as_encoding(value: object) -> object:
     """Return an encoding of text by the name that Python gives it."""
     if value is None:
         return None
@@ -52,7 +52,7 @@ def encoding(value: object) -> object:
     return name
 
 
-def delimiter(value: object) -> object:
+def as_delimiter(value: object) -> object:
     """Return a delimiter as one character, also if its name is given."""
     value = {"tab": "\t", "\\t": "\t"}.get(value, value) if isinstance(value, str) else value
     is_character = isinstance(value, str) and len(value) == 1
@@ -73,7 +73,7 @@ def _number(value: object) -> object:
     return value
 
 
-def sheet(value: object) -> object:
+def as_sheet(value: object) -> object:
     """Return the number of a sheet as text."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -10,7 +10,12 @@ from fanout.core.rate_limits import LearntLimits, LimitState
 from fanout.policy.adaptive import CallWindow
 from fanout.policy.outages import FORGET_S
 
-__all__ = ["decode_learnt", "decode_limits", "decode_window", "encode_learnt", "encode_window"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["decode_learnt", "decode_limits", "decode_window", "encode"]
+
+_Record = TypeVar("_Record", LearntLimits, CallWindow)
 
 _encode = msgspec.json.Encoder().encode
 
@@ -25,36 +30,25 @@ _OPENED, _BLOCKED = "o:", "b:"
 _LEARNT, _WINDOW = "l", "a"
 
 
-def encode_learnt(learnt: LearntLimits) -> bytes:
-    """Return learnt limits as JSON."""
-    return _encode(learnt)
+def encode(record: LearntLimits | CallWindow) -> bytes:
+    """Return learnt limits, or a window of calls, as JSON."""
+    return _encode(record)
 
 
-def decode_learnt(data: bytes | None) -> LearntLimits | None:
-    """Return learnt limits; None if there are none, or they cannot be read."""
-    try:
-        return None if data is None else _learnt(data)
-    except msgspec.DecodeError:
-        return None
+def _reader(decode: Callable[[bytes], _Record]) -> Callable[[bytes | None], _Record | None]:
+    """Return what reads a record; None if there is none, or it cannot be read."""
+
+    def read(data: bytes | None) -> _Record | None:
+        try:
+            return None if data is None else decode(data)
+        except msgspec.DecodeError:
+            return None
+
+    return read
 
 
-_learnt = msgspec.json.Decoder(LearntLimits).decode
-
-
-def encode_window(window: CallWindow) -> bytes:
-    """Return a window of calls as JSON."""
-    return _encode(window)
-
-
-def decode_window(data: bytes | None) -> CallWindow | None:
-    """Return a window of calls; None if there is none, or it cannot be read."""
-    try:
-        return None if data is None else _window(data)
-    except msgspec.DecodeError:
-        return None
-
-
-_window = msgspec.json.Decoder(CallWindow).decode
+decode_learnt = _reader(msgspec.json.Decoder(LearntLimits).decode)
+decode_window = _reader(msgspec.json.Decoder(CallWindow).decode)
 
 
 def decode_limits(raw: dict[bytes, bytes], now: float) -> dict[str, LimitState]:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import structs
 
-from fanout.aggregators import lacking
+from fanout.aggregators import Node, Part, lacking
 from fanout.core.errors import StoredDataError
 from fanout.core.ids import StageId
 from fanout.runs.token_counts import packing_ratio, reduce_room
-from workers.reduce.frontier import part_of
+from workers.reduce.frontier import node_chunk, part_of
 from workers.reduce.group_parts import GroupLeaves
 from workers.reduce.items import ended_branches
 from workers.reduce.writing import SHOWN_PARTS
@@ -19,9 +19,10 @@ from workers.reduce.writing import SHOWN_PARTS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from fanout.aggregators import Part, Tally
+    from fanout.aggregators import Tally
     from fanout.core.partitions import PartitionRecord
     from fanout.core.records import Chunk
+    from fanout.core.reduces import Reduce
     from fanout.core.spec import RunSpec
     from fanout.core.state import RunRecord
     from workers.context.worker_context import WorkerContext
@@ -38,6 +39,7 @@ __all__ = [
     "reason_for_none",
     "stage_has_ended",
     "target_of",
+    "without_call",
 ]
 
 # The column of a node that says how many its group has at its level.
@@ -130,6 +132,15 @@ def reason_for_none(tally: Tally, least: float) -> str | None:
     if problem is None and not tally.behind:
         problem = f"no answer is behind it: {tally.coverage().words}"
     return problem
+
+
+def without_call(reduce: Reduce, group: str, tally: Tally, problem: str) -> Chunk:
+    """Return the only node of a group that has no aggregate, and why."""
+    failed = tally.branches - tally.behind
+    none = Part(group=group, text="", count=tally.behind, failed=failed)
+    node = Node(parts=[none], taken=tally.branches, key=0, tally=tally)
+    chunk = node_chunk(node, reduce, group=group, position=0, level=0, problem=problem)
+    return node_of(chunk, 1)
 
 
 def node_parts(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from fanout.aggregators import Node, NodePacker, Part, Tally, nodes_of
+from fanout.aggregators import NodePacker, Tally, nodes_of
 from fanout.core.errors import SpecError
 from fanout.core.ids import StageId
 from fanout.core.partitions import PartitionRecord, has_bit, with_bits
@@ -24,6 +24,7 @@ from workers.reduce.group_nodes import (
     only_name,
     reason_for_none,
     stage_has_ended,
+    without_call,
 )
 from workers.reduce.group_parts import GroupLeaves, complete_groups
 from workers.reduce.group_writing import GroupWriter, OvertakenError, StageClosedError
@@ -32,6 +33,7 @@ from workers.reduce.room_above import is_only, with_room_above
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from fanout.aggregators import Node, Part
     from fanout.core.ids import PartitionId
     from fanout.core.records import Chunk
     from fanout.core.spec import RunSpec
@@ -203,7 +205,7 @@ class Packing:
         problem = reason_for_none(tally, self._spec.min_group_success)
         if self._level == 0 and problem is not None:
             # No call could change it.
-            return [self._without_call(group, tally, problem)]
+            return [without_call(self._reduce, group, tally, problem)]
         try:
             chunks = [
                 self._node_chunk(node, group=group, position=position, is_root=is_root)
@@ -213,7 +215,7 @@ class Packing:
             ]
         except SpecError as error:
             # Other groups have their aggregates.
-            return [self._without_call(group, tally, str(error))]
+            return [without_call(self._reduce, group, tally, str(error))]
         return [node_of(chunk, len(chunks)) for chunk in chunks]
 
     def _packed(self, parts: list[Part]) -> Iterator[Node]:
@@ -237,14 +239,6 @@ class Packing:
         for node in nodes:
             self._renewed()
             yield node
-
-    def _without_call(self, group: str, tally: Tally, problem: str) -> Chunk:
-        """Return the only node of a group that has no aggregate, and why."""
-        failed = tally.branches - tally.behind
-        none = Part(group=group, text="", count=tally.behind, failed=failed)
-        node = Node(parts=[none], taken=tally.branches, key=0, tally=tally)
-        chunk = node_chunk(node, self._reduce, group=group, position=0, level=0, problem=problem)
-        return node_of(chunk, 1)
 
     def _node_chunk(self, node: Node, *, group: str, position: int, is_root: bool) -> Chunk:
         chunk = node_chunk(
@@ -321,7 +315,7 @@ class Packing:
         group, tally = self._large_tally(own)
         problem = reason_for_none(tally, self._spec.min_group_success)
         if problem is not None:
-            writer.add([self._without_call(group, tally, problem)], lambda record: record)
+            writer.add([without_call(self._reduce, group, tally, problem)], lambda record: record)
         return problem is not None
 
     def _large_tally(self, own: PartitionPlan) -> tuple[str, Tally]:

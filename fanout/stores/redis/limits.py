@@ -124,7 +124,7 @@ class RedisLimits(RedisBase):
         with self._redis.pipeline(transaction=False) as pipe:
             if has_risen:
                 pipe.hdel(self._limits, *(f"{kind}:{model}" for kind in "rtiu"))
-            pipe.hset(self._limits, f"l:{model}", limit_codec.encode_learnt(learnt))
+            pipe.hset(self._limits, f"l:{model}", limit_codec.encode(learnt))
             pipe.expire(self._limits, _KEPT_S)
             pipe.execute()
 
@@ -144,7 +144,7 @@ class RedisLimits(RedisBase):
                 moment, before = pipe.execute()
             now = seconds(moment)
             window = reported(limit_codec.decode_window(before), report, now=now)
-            after = b"" if window is None else limit_codec.encode_window(window)
+            after = b"" if window is None else limit_codec.encode(window)
             args = [model, before or b"", after, _KEPT_S]
             if (before or b"") == after or self._call(
                 fleet_scripts.SWAP_WINDOW, [self._limits], args
