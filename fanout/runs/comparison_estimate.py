@@ -1,11 +1,13 @@
-"""How many calls the reduces ``best`` and ``pairwise`` of a job will make, and their tokens."""
+"""How many calls the reduces ``best``, ``pairwise`` and ``resolve`` of a job will make, and their tokens."""
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from fanout.core.answer_parts import part_of, schemas_at
 from fanout.core.errors import SpecError
 from fanout.core.own_schemas import COMPARISON_SCHEMA, RESOLUTION_SCHEMA
 from fanout.core.tokens import BYTES_PER_TOKEN, utf8_bytes
@@ -56,9 +58,11 @@ def competitions(
 def resolution_calls(spec: RunSpec, reduce: Reduce, answers: float) -> Calls:
     """Return the calls that say which values of so many answers are the same.
 
-    How many values are alike is unknown: none at least, and one for each answer is likely.
+    How many values are alike is unknown: none at least, and one for each answer is likely. There are no
+    more values than labels that an answer may be.
     """
-    high = min(float(reduce.max_pairs), answers * max(0.0, answers - 1) / 2)
+    values = min(answers, _most_values(spec, reduce))
+    high = min(float(reduce.max_pairs), values * max(0.0, values - 1) / 2)
     likely = min(high, answers)
     bytes_per_token = ratio_of(spec.tokenizer) or float(BYTES_PER_TOKEN)
     frame = utf8_bytes(resolution_prompt(reduce.by[0], "", "", reduce.criteria)) / bytes_per_token
@@ -73,6 +77,19 @@ def resolution_calls(spec: RunSpec, reduce: Reduce, answers: float) -> Calls:
         output_likely=likely * min(_LIKELY_SAME, verdict),
         output_high=high * float(verdict),
     )
+
+
+def _most_values(spec: RunSpec, reduce: Reduce) -> float:
+    """Return the most values that can differ; infinity where that is unknown."""
+    schema, choices = spec.answer_schema, spec.answer_choices
+    part = part_of(reduce.by[0], schema=schema, choices=choices, steps=spec.step_names)
+    if reduce.group_by is not None or part.sources != ("answer",):
+        # Each group has values of its own.
+        return inf
+    if choices:
+        return inf if part.path else float(len(choices))
+    labels = [one.get("enum") for one in schemas_at(schema or {}, part.path)]
+    return float(sum(map(len, filter(None, labels)))) if labels and all(labels) else inf
 
 
 def comparison_calls(

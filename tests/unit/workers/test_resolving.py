@@ -180,6 +180,35 @@ def test_its_calls_are_estimated():
     assert resolution_calls(spec, spec.reductions[0], 0).calls_high == 0
 
 
+ONE_OF_THREE = {"type": "string", "enum": ["a", "b", "c"]}
+
+
+def object_of(**fields):
+    return {"type": "object", "properties": fields, "required": [*fields]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "most"),
+    [
+        ({"choices": ["a", "b", "c"]}, 3),
+        ({"schema": object_of(kind=ONE_OF_THREE), "by": "kind"}, 3),
+        ({"schema": object_of(kinds={"type": "array", "items": ONE_OF_THREE}), "by": "kinds.*"}, 3),
+        ({"schema": object_of(kind={"anyOf": [ONE_OF_THREE, {"enum": ["d"]}]}), "by": "kind"}, 6),
+        ({"schema": object_of(kind={"anyOf": [ONE_OF_THREE, {"type": "string"}]}), "by": "kind"}, 45),
+        ({"schema": object_of(kind={"type": "string"}), "by": "kind"}, 45),
+        ({"choices": ["a", "b", "c"], "by": "column.firm"}, 45),
+        # Each group has values of its own.
+        ({"choices": ["a", "b", "c"], "group_by": "document"}, 45),
+    ],
+)  # fmt: skip
+def test_no_more_calls_are_estimated_than_there_are_pairs_of_labels(fields, most):
+    spec = make_spec(
+        **{"model": "fake", "prompt": "{input}", "reduce": "resolve", "by": "output", **fields}
+    )
+    calls = resolution_calls(spec, spec.reductions[0], 10)
+    assert (calls.calls_likely, calls.calls_high) == (min(10, most), most)
+
+
 def test_each_group_has_its_own_things():
     context = resolving(group_by="column.land")
     rows_of = [
