@@ -37,6 +37,7 @@ def test_it_says_what_is_spent_of_what_and_of_what_nothing_is_known():
     assert now.fullest == "usd"
 
 
+@pytest.mark.usefixtures("server_clock")
 def test_of_the_budget_of_a_day_too_calls_in_batches_are_told_from_those_of_which_nothing_is_known(
     store,
 ):
