@@ -150,7 +150,7 @@ def retry(
         bad = before.errors.get(ErrorKind.BAD_REQUEST, 0) if ErrorKind.BAD_REQUEST in chosen else 0
         unread = left if before.budget is None else min(left, bad)
         now = run.status()
-        redoes = _redoes_aggregate(before, now, run.spec, has_failed_calls=failed_calls > 0)
+        redoes = _redoes_aggregate(before, now, run.spec)
         again = failed_calls if count or redoes else 0
         text = _retried(
             run.run_id,
@@ -160,6 +160,7 @@ def retry(
             is_any=not kinds,
             calls=again,
             unpaid=left - unread,
+            unmade=failed_calls - again if before.budget is not None else 0,
         )
         if budget and not count and now.budget is not None:
             text += f"; its {now.budget.words}"
@@ -187,25 +188,20 @@ def _budget_hint(run: Run, status: Status, kinds: list[ErrorKind]) -> str | None
     )
 
 
-def _redoes_aggregate(
-    before: Status, now: Status, spec: RunSpec, *, has_failed_calls: bool
-) -> bool:
+def _redoes_aggregate(before: Status, now: Status, spec: RunSpec) -> bool:
     """Say whether a retry of no branch makes the aggregate of a run again.
 
     Args:
         before: The run as it had ended.
         now: The run after the retry.
         spec: Its job.
-        has_failed_calls: Whether calls of its aggregate have failed, of the kinds that are retried.
     """
-    if not spec.reductions:
-        return False
-    if before.status is RunStatus.SUCCEEDED:
-        return has_failed_calls
-    is_enough = 0 < before.succeeded >= spec.min_success * before.total
+    goes_on = not now.status.has_ended
     # It may have ended again by now, and then later than before.
-    has_ended_again = is_enough and now.elapsed_s != before.elapsed_s
-    return has_ended_again or not now.status.has_ended
+    is_again = goes_on or now.elapsed_s != before.elapsed_s
+    if before.status is not RunStatus.SUCCEEDED and not goes_on:
+        is_again = is_again and 0 < before.succeeded >= spec.min_success * before.total
+    return is_again and bool(spec.reductions)
 
 
 def _retried(
@@ -217,6 +213,7 @@ def _retried(
     is_any: bool,
     calls: int = 0,
     unpaid: int = 0,
+    unmade: int = 0,
 ) -> str:
     """Return what becomes of the failed branches of a run.
 
@@ -228,6 +225,7 @@ def _retried(
         is_any: Whether failures of all kinds are asked for.
         calls: How many calls of the aggregate have failed, and are made again.
         unpaid: How many branches stay as they are, as the budget has no room for a call.
+        unmade: The same of calls of the aggregate that have failed.
     """
     branches = plural(count, "branch", "branches")
     text = f"{branches} of run {run_id} {'is' if count == 1 else 'are'} processed again"
@@ -248,6 +246,8 @@ def _retried(
         text += f"; {failed} a document that could not be read, which only a new run reads again"
     if unpaid:
         text += f"; the budget has no room for calls of {plural(unpaid, 'branch', 'branches')}"
+    elif unmade:
+        text += "; the budget has no room to make its aggregate again"
     return text
 
 

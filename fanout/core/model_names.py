@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-__all__ = ["ANY_MODEL", "READER_MODEL", "has_fences", "takes_seed"]
+__all__ = ["ANY_MODEL", "READER_MODEL", "has_fences", "keeps_answers", "takes_seed"]
 
 # The function that reads a document; a run in which workers read has it as its model.
 READER_MODEL = "fanout.inputs.reader:read"
@@ -24,7 +24,21 @@ def has_fences(model: str) -> bool:
 
     A function gets the bare text, and so does ``fake``, unless it is ``fake?fence=1``.
     """
-    if model == "local" or model.startswith(_PROVIDERS):
-        return True
+    return _is_real(model) or _is_fake_with("fence=1", model)
+
+
+def keeps_answers(model: str) -> bool:
+    """Say whether answers of a model are kept: see ``fanout.llm.base.identity_of``.
+
+    Those of a function are not, and those of ``fake`` only if it is ``fake?cache=1``.
+    """
+    return _is_real(model) or _is_fake_with("cache=1", model)
+
+
+def _is_real(model: str) -> bool:
+    return model == "local" or model.startswith(_PROVIDERS)
+
+
+def _is_fake_with(option: str, model: str) -> bool:
     name, _, options = model.partition("?")
-    return name == "fake" and "fence=1" in options.split("&")
+    return name == "fake" and option in options.split("&")

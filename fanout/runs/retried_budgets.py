@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fanout.core.ids import StageId
+from fanout.core.model_names import keeps_answers
 from fanout.core.records import ErrorKind, RunStatus, total_usage
 from fanout.policy.budget_retries import ShownUse, limited_use, limits_of_retry
+from fanout.policy.budgets import fits
 from fanout.runs.budget_status import BudgetStatus
 from fanout.runs.budgets import has_room_for, most_of_reduce
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from fanout.core.state import RunRecord, StageRecord
     from fanout.stores import RedisStore
 
-__all__ = ["has_room", "map_limits_of_retry"]
+__all__ = ["has_room", "has_room_again", "map_limits_of_retry"]
 
 
 def map_limits_of_retry(
@@ -47,9 +49,7 @@ def map_limits_of_retry(
     if not failed or not has_shown or not spec.called_reductions:
         return limits[1]
     first = store.stage(StageId(run.run_id, 0))
-    stages = range(run.base_stage + 1, run.last_stage + 1)
-    reduce = _use([store.stage(StageId(run.run_id, stage)) for stage in stages], limits[0])
-    branches = _use([first], limits[0])
+    reduce, branches = _use_of_reduce(store, run, limits[0]), _use([first], limits[0])
     if reduce is None or branches is None:
         return limits[1]
     shown = ShownUse(
@@ -74,6 +74,26 @@ def has_room(
 ) -> bool:
     """Return whether the budget of a run that has ended has room for any call of a branch, or its reduce."""
     return has_room_for(spec, limits, _spent(store.budget(run.run_id)), is_reduce=is_reduce)
+
+
+def has_room_again(store: RedisStore, run: RunRecord, spec: RunSpec) -> bool:
+    """Return whether the budget of a run that has ended has room for its reduce again, and a further call.
+
+    All calls of the reduce are made again where answers are not kept: with less room, some of what they
+    have made would be lost. True if what they have used is unknown.
+    """
+    if spec.cache and any(keeps_answers(reduce.model) for reduce in spec.called_reductions):
+        return True
+    state = store.budget(run.run_id)
+    used = _use_of_reduce(store, run, state.limits)
+    needed = None if used is None else used + most_of_reduce(spec)
+    return needed is None or fits(needed, used=_spent(state), limits=state.limits)
+
+
+def _use_of_reduce(store: RedisStore, run: RunRecord, limits: BudgetLimits) -> Amounts | None:
+    """Return what the stages of the latest reduce used; None if there are none, or it is unknown."""
+    stages = range(run.base_stage + 1, run.last_stage + 1)
+    return _use([store.stage(StageId(run.run_id, stage)) for stage in stages], limits)
 
 
 def _spent(state: BudgetState) -> Amounts:

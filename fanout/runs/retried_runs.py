@@ -17,7 +17,7 @@ from fanout.runs.branch_groups import follows_chunks
 from fanout.runs.budgets import new_limits
 from fanout.runs.enqueue import fleet_window
 from fanout.runs.result_values import stored_values
-from fanout.runs.retried_budgets import has_room, map_limits_of_retry
+from fanout.runs.retried_budgets import has_room, has_room_again, map_limits_of_retry
 
 if TYPE_CHECKING:
     from fanout.broker.publisher import Publisher
@@ -106,6 +106,9 @@ def _stays(
     """
     spec = stored_spec(store.spec(run.run_id))
     if not can_reduce and len(spec.called_reductions) == len(spec.reductions):
+        return True
+    lacks_room = run.has_budget and run.has_ended and not has_room_again(store, run, spec)
+    if lacks_room and _has_called(store, run.run_id, spec):
         return True
     if _is_decided(run, record, spec):
         return run.status is not RunStatus.SUCCEEDED or not (again and can_reduce)

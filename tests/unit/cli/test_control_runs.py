@@ -59,6 +59,12 @@ def test_a_retry_says_which_branches_the_budget_leaves_as_they_are():
     assert text == f"{nothing}; the budget has no room for calls of 2 branches"
 
 
+def test_a_retry_says_that_the_budget_leaves_the_aggregate_as_it_is():
+    text = _retried("r", 0, 0, redoes=False, is_any=True, unmade=8)
+    nothing = "no branch of run r has failed: nothing is processed again"
+    assert text == f"{nothing}; the budget has no room to make its aggregate again"
+
+
 @pytest.mark.parametrize(
     ("count", "unread", "redoes", "is_any", "text"),
     [
@@ -84,6 +90,7 @@ def test_a_retry_says_what_is_done(count, unread, redoes, is_any, text):
         (RunStatus.CANCELLED, 1, RunStatus.RUNNING, {**AGGREGATE, "min_success": 0.5}, True),
         # It stays as it is.
         (RunStatus.SUCCEEDED, 4, RunStatus.SUCCEEDED, AGGREGATE, False),
+        (RunStatus.SUCCEEDED, 4, RunStatus.SUCCEEDED, BEST, False),
         # Some of its comparisons have failed.
         (RunStatus.SUCCEEDED, 4, RunStatus.RUNNING, BEST, True),
         (RunStatus.FAILED, 1, RunStatus.FAILED, {**AGGREGATE, "min_success": 0.5}, False),
@@ -97,8 +104,7 @@ def test_only_an_aggregate_that_can_be_made_is_said_to_be(before, succeeded, now
     # One that stays as it is has ended when it had.
     ended_s = 2.0 if now in (RunStatus.SUCCEEDED, RunStatus.CANCELLED) else 3.0
     is_now = status(status=now, elapsed_s=ended_s)
-    found = _redoes_aggregate(was, is_now, spec, has_failed_calls=fields is BEST)
-    assert found == redoes
+    assert _redoes_aggregate(was, is_now, spec) == redoes
 
 
 class Run:

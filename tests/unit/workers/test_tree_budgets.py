@@ -9,9 +9,10 @@ import pytest
 
 from fanout.core.budgets import NO_AMOUNTS, Amounts
 from fanout.core.records import RunStatus, Usage
-from fanout.core.spec import make_budget
+from fanout.core.spec import make_budget, stored_spec
 from fanout.llm import FakeLLM
 from fanout.llm.base import LLMReply
+from fanout.runs.retried_budgets import has_room_again
 from fanout.runs.retried_runs import retry_failed
 from tests.fakes import RUN, FakeContext
 from tests.unit.workers.test_comparisons import through
@@ -161,6 +162,27 @@ def test_a_retry_without_room_for_a_branch_keeps_what_reduces_have_made(texts, a
     # With room for it, the retry goes on.
     more = make_budget({"calls": 100})
     assert retry_failed(context.store, context.publisher, RUN, None, more) > 0
+    assert not context.store.run(RUN).has_ended
+
+
+def test_a_retry_whose_budget_has_no_room_for_all_groups_again_and_one_more_keeps_those_that_are_made():
+    own = {"group_by": "document", "context_tokens": 2_000}
+    context, _ = budgeted(TEXTS[:12], **own, budget={"calls": 16})
+    before, result = context.store.run(RUN), context.result
+    assert before.status is RunStatus.SUCCEEDED
+    assert sum(one.value is not None for one in result.aggregates.values()) == 4
+    # Answers are not kept: four calls would make these four again.
+    for calls in (18, 20):
+        more = make_budget({"calls": calls})
+        assert retry_failed(context.store, context.publisher, RUN, None, more) == 0
+        run = context.store.run(RUN)
+        assert (run.opening, run.ended_at, context.result) == (0, before.ended_at, result)
+    spec = stored_spec(context.store.spec(RUN))
+    assert not has_room_again(context.store, run, spec)
+    kept = {"model": "openai/gpt-5-mini", "cache": True}
+    assert has_room_again(context.store, run, spec.model_copy(update=kept))
+    more = make_budget({"calls": 21})
+    assert retry_failed(context.store, context.publisher, RUN, None, more) == 0
     assert not context.store.run(RUN).has_ended
 
 
