@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import compress
 from typing import TYPE_CHECKING, Any, cast
 
 from msgspec import structs
@@ -21,6 +20,8 @@ __all__ = ["RedisBudgets", "budget_fields"]
 
 _NAMES = ("usd", "calls", "tokens")
 _DAY_S = 86_400
+# So many days what is reserved for calls of batches counts.
+_BATCH_DAYS = 3
 # So long that what is reserved for a batch is there for three days: what has been there for half of this
 # time is kept for the whole of it when it is written again.
 _KEPT_S = 7 * _DAY_S
@@ -118,27 +119,37 @@ class RedisBudgets(RedisBase):
         now = seconds(time)
         day, used_s = divmod(now, _DAY_S)
         states = []
-        for stored, full_at, *sums in found:
+        batched = self._in_batches(names, int(day))
+        for (stored, full_at, *sums), own in zip(found, batched, strict=True):
             is_today = stored is not None and int(stored) == int(day)
             numbers = [one or b"0" for one in sums] if is_today else [b"0"] * len(sums)
-            is_full = is_today and full_at is not None and now - float(full_at) < _FULL_S
-            states.append(structs.replace(_state([b""] * 6 + numbers), is_full=is_full))
-        return self._with_batched(names, states, int(day)), _DAY_S - used_s
+            state = _state([b""] * 6 + numbers)
+            state = structs.replace(
+                state,
+                is_full=is_today and full_at is not None and now - float(full_at) < _FULL_S,
+                is_batched=own.calls > 0,
+                # The first report of a day counts them for that day.
+                unsure=state.unsure if is_today else own,
+            )
+            states.append(state)
+        return states, _DAY_S - used_s
 
-    def _with_batched(
-        self, names: Sequence[str], states: Sequence[BudgetState], today: int
-    ) -> list[BudgetState]:
-        """Return the states of budgets of a day with whether calls in batches are part of them."""
-        # What is reserved for a batch counts for three days: see HOLD_BUDGET.
-        fields = [f"batched:calls:{today - back}" for back in range(3)]
-        is_unsure = [state.unsure.calls > 0 for state in states]
+    def _in_batches(self, names: Sequence[str], today: int) -> list[Amounts]:
+        """Return what is reserved of budgets of the fleet for calls in batches: see HOLD_BUDGET."""
+        days = range(today - _BATCH_DAYS + 1, today + 1)
+        fields = [f"batched:{part}:{day}" for part in _NAMES for day in days]
         with self._redis.pipeline(transaction=False) as pipe:
-            for name in compress(names, is_unsure):
+            for name in names:
                 pipe.hmget(self._day_budget(name), fields)
-            found = iter(pipe.execute())
+            found = [[int(one or 0) for one in held] for held in pipe.execute()]
         return [
-            structs.replace(state, is_batched=any(next(found))) if is_open else state
-            for state, is_open in zip(states, is_unsure, strict=True)
+            Amounts(
+                **{
+                    part: sum(held[at * _BATCH_DAYS : (at + 1) * _BATCH_DAYS])
+                    for at, part in enumerate(Amounts.__struct_fields__)
+                }
+            )
+            for held in found
         ]
 
     @translated

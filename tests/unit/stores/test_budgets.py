@@ -323,9 +323,12 @@ def test_a_day_says_whether_calls_in_batches_are_part_of_what_is_unsure(store, s
         other = BudgetReport(session="b", number=int(server_clock.now))
         reply = store.report_day_budget("*", other, limits=LIMITS, dies_after_s=DIES_S)
     assert (reply.state.unsure.calls, is_batched()) == (1, False)
-    hold(store, "a")
+    hold(store, "a", 2)
     assert is_batched()
     server_clock.now += DAY_S
+    # No worker has reported on this day.
+    _, of_day = store.day_budgets(["other", "*"])[0]
+    assert (of_day.spent.calls, of_day.unsure.calls, is_batched()) == (0, 2, True)
     hold(store, "b")
     hold(store, "b", ends=True)
     assert is_batched(), "that of the day before is still open"
