@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fanout.policy.outages import FailureVerdict
     from fanout.policy.pricing import Price
     from workers.branch.claims import Claim
-    from workers.context.budgets import BudgetedCalls
+    from workers.context.budgeted_calls import BudgetedCalls
 
 __all__ = ["GatheredCalls", "PreparedModel", "item_of", "result_of", "used_by"]
 

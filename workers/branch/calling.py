@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fanout.policy.tree_budgets import CallsAbove
     from workers.branch.batch_lane import GatheredCalls
     from workers.branch.claims import Claim
-    from workers.context.budgets import BudgetedCalls
+    from workers.context.budgeted_calls import BudgetedCalls
     from workers.context.call_plans import CallPlan
     from workers.context.model_gate import ModelGate
     from workers.context.worker_context import WorkerContext

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fanout.policy.pricing import Price
     from fanout.policy.progress import CallsSoFar
     from workers.branch.claims import Claim
-    from workers.context.budgets import BudgetedCalls
+    from workers.context.budgeted_calls import BudgetedCalls
     from workers.context.worker_context import WorkerContext
     from workers.telemetry.reports import Calls
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fanout.llm.base import LLMReply, LLMRequest
     from fanout.llm.calls import CallGate
     from fanout.policy.outages import FailureVerdict
-    from workers.context.budgets import BudgetedCalls
+    from workers.context.budgeted_calls import BudgetedCalls
     from workers.context.held_places import HeldPlace
 
 __all__ = ["BudgetGate"]
