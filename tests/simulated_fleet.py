@@ -258,14 +258,13 @@ class _OwnLock:
     def __init__(self) -> None:
         self._local = threading.local()
 
-    def acquire(self, *, blocking: bool) -> bool:
-        assert not blocking
+    def take(self) -> bool:
         if getattr(self._local, "is_taken", False):
             return False
         self._local.is_taken = True
         return True
 
-    def release(self) -> None:
+    def give_back(self) -> None:
         self._local.is_taken = False
 
 

@@ -39,8 +39,8 @@ def test_models_are_compared_by_their_labels(fanout, here, job):
     done = fanout("eval", "in.csv", *CHOICES, *models, "--out", "out", "--report", "page.html")
     assert done.status == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[1].split()[:6] == ["functions:words", "4", "100", "%", "1.000", "(0.510"]
-    assert lines[2].split()[:5] == ["functions:always", "4", "100", "%", "0.500"]
+    assert lines[1].split()[:5] == ["functions:words", "4", "100%", "1.000", "(0.510"]
+    assert lines[2].split()[:4] == ["functions:always", "4", "100%", "0.500"]
     assert "functions:words against functions:always: better on 2 documents, worse on 0" in lines[4]
     assert lines[-1] == "note: not evaluated: 1 document without a label in 'gold'"
     assert "How good the answers are" in (here / "page.html").read_text()
@@ -84,7 +84,7 @@ def test_a_run_with_labels_says_its_accuracy_and_still_prints_its_answer(fanout,
     assert [one["correct"] for one in record["evaluation"]["variants"]] == [5, 4]
     done = fanout("eval", "job.yaml", "--label", "mood", "-q", "--fail-under", "1")
     assert (done.status, done.stderr) == (0, ""), "an option wins over the labels of the file"
-    assert done.stdout.splitlines()[1].split()[:4] == ["functions:fields", "5", "100", "%"]
+    assert done.stdout.splitlines()[1].split()[:3] == ["functions:fields", "5", "100%"]
     # A prompt that has the right answer in it is said to have it.
     done = fanout("run", "job.yaml", "-p", "{input} {mood}", "-q")
     assert "warning: prompt: {mood} is the column of the right answers" in done.stderr
