@@ -15,6 +15,7 @@ from functools import cached_property
 from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
+import redis
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 from kombu.utils.json import dumps
@@ -29,11 +30,11 @@ from fanout.core.queue_names import (
 )
 from fanout.stores.redis.base import seconds
 from fanout.stores.redis.turn_scripts import RENEW, RETURNED, SETTLE, TAKE
+from fanout.stores.retrying import is_transient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import redis
     from kombu.message import Message
     from redis.commands.core import Script
 
@@ -72,6 +73,8 @@ class ServerClockQoS(kombu_redis.QoS):  # type: ignore[misc]
         self._prefix = secrets.token_hex(8)
         self._numbers = count()
         self._kept: set[str] = set()
+        # Whether it has looked for lapsed messages before.
+        self._has_looked = False
         # The messages left in the queue after the last one was taken.
         self._left = 0
         self._looked_at = 0.0
@@ -171,6 +174,19 @@ class ServerClockQoS(kombu_redis.QoS):  # type: ignore[misc]
         self._kept.discard(tag)
         with self.channel.conn_or_acquire() as client:
             settle(client, [tag])
+
+    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+        """Restore lapsed messages; leave it to the next time where the server refuses that for now.
+
+        Kombu does the same where a connection is broken. Else its timer logs a traceback each second.
+        The first time is raised, as it is a part of connecting.
+        """
+        is_first, self._has_looked = not self._has_looked, True
+        try:
+            super().restore_visible(*args, **kwargs)
+        except redis.ResponseError as error:
+            if is_first or not is_transient(error):
+                raise
 
     def restore_by_tag(self, tag: str | bytes, client: Any = None, leftmost: bool = False) -> None:  # noqa: FBT001, FBT002 - kombu's
         """Restore a message; drop an item that is none, as it would block all later restores."""

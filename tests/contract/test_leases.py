@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import nullcontext
 from datetime import datetime, timedelta
 from types import SimpleNamespace
 
@@ -154,3 +155,26 @@ def test_a_task_that_is_tried_again_begins_when_the_server_says(machine, app, ah
         decoded=True,
     )
     assert abs(waiting.eta.timestamp() - time.time() - 5) < 60
+
+
+@pytest.mark.parametrize(
+    ("words", "is_left"),
+    [
+        ("NOREPLICAS Not enough good replicas to write.", True),
+        ("MISCONF Errors writing to the AOF file", True),
+        ("WRONGTYPE Operation against a key", False),
+    ],
+)
+def test_lapsed_messages_wait_while_the_server_refuses_to_restore_them(
+    monkeypatch, channel, words, is_left
+):
+    """Kombu's timer would log a traceback each second; a consumer that connects must know."""
+
+    def refuse(*_args, **_kwargs):
+        raise redis.ResponseError(words)
+
+    monkeypatch.setattr(kombu.transport.redis.QoS, "restore_visible", refuse)
+    with pytest.raises(redis.ResponseError):
+        look(channel)
+    with nullcontext() if is_left else pytest.raises(redis.ResponseError):
+        look(channel)

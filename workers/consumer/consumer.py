@@ -13,6 +13,7 @@ from contextlib import suppress
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
+import redis
 from celery.exceptions import CPendingDeprecationWarning, WorkerShutdown
 from celery.platforms import EX_FAILURE
 from celery.utils.threads import bound_open_broker_sockets
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Consumer"]
 
-# Seconds between attempts to connect while the process has no file descriptor for a connection.
+# Seconds between attempts to connect while the process has no file descriptor for a connection, or the
+# server refuses what a consumer begins with.
 _RECONNECT_S = 1.0
 
 _log = logging.getLogger(__name__)
@@ -133,6 +135,12 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
             # this would end the worker.
             warnings.simplefilter("ignore", CPendingDeprecationWarning)
             super().on_connection_error_after_connected(exc)
+        _wait_after(exc)
+
+    def on_connection_error_before_connected(self, exc: Exception) -> None:
+        """Wait after a refusal: Celery would try again at once."""
+        super().on_connection_error_before_connected(exc)
+        _wait_after(exc)
 
     def create_task_handler(self, **kwargs: Any) -> Callable[[Any], Any]:
         """Return the function that Celery calls with each message of this connection.
@@ -206,6 +214,12 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
     def _drop(self, message: Any, reason: str, detail: str = "") -> None:
         dropped_messages.add(reason, detail)
         message.reject_log_error(_log, self.connection_errors)
+
+
+def _wait_after(exc: Exception) -> None:
+    """Wait where the server answers but refuses, as without its replicas: that lasts for a while."""
+    if isinstance(exc, redis.ResponseError):
+        time.sleep(_RECONNECT_S)
 
 
 def _shut_down() -> None:
