@@ -129,7 +129,8 @@ def _unknown(field: str, reduce: type[BaseModel], job: type[BaseModel]) -> str:
     listed = f"(known: {', '.join(sorted(known))})"
     of_aggregate = f"aggregate_{field}"
     near = [of_aggregate] if of_aggregate in known else get_close_matches(field, known, n=1)
-    if field in job.model_fields and not near:
+    # Another name is only meant if it has this one in it, as judge_model has model.
+    if field in job.model_fields and not (near and field in near[0]):
         return f"is a field of the job, and not of a reduce {listed}"
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"a reduce has no such field{hint} {listed}"

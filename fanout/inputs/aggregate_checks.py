@@ -66,7 +66,8 @@ def likely_typos(spec: RunSpec, columns: frozenset[str]) -> Iterator[str]:
         or spec.output_format == "json"
     ):
         return
-    for field, part, _ in _parts(spec):
+    # A table may have several measures of a field.
+    for field, part in dict.fromkeys((field, part) for field, part, _ in _parts(spec)):
         if part.sources == ("answer", "column") and part.key not in columns:
             known = [*sorted(columns), *(STEPS + name for name in spec.step_names)]
             hint = near_hint(part.name, known)
@@ -80,7 +81,7 @@ def likely_typos(spec: RunSpec, columns: frozenset[str]) -> Iterator[str]:
 
 
 def _measured_texts(spec: RunSpec) -> Iterator[str]:
-    for field, part, _ in _parts(spec):
+    for field, part in dict.fromkeys((field, part) for field, part, _ in _parts(spec)):
         step = step_of(part.name, spec.steps)[0] if part.sources == ("step",) else None
         if field.endswith("measures") and step is not None and step.is_text:
             yield (

@@ -97,6 +97,7 @@ def test_what_is_there_is_taken(fields):
         ),
         ({"by": "product,nope"}, ["by: there is no column 'nope'; known: kilos, product"]),
         ({"measures": "sum:kilo"}, ["measures: there is no column 'kilo'; did you mean kilos?"]),
+        ({"measures": ["sum:nope", "mean:nope"]}, ["measures: there is no column 'nope'"]),
         ({"reduce": "vote", "by": "nope"}, ["by: there is no column 'nope'"]),
         ({"reduce": "top", "by": "-nope"}, ["by: there is no column 'nope'"]),
         ({"by": "product,document,output,output.x", "measures": "sum:kilos"}, []),

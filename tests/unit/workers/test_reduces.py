@@ -233,6 +233,8 @@ def test_a_retry_makes_all_aggregates_again():
         ([{"name": "a", "vote": {}, "group_by": "aspect"}], "reduce.a.group_by: 'aspect' needs aspects"),
         ([{"name": "a", "top": {"k": 0}}], "reduce.a.k: must be 1 or more (got 0)"),
         ([{"name": "a", "vote": {"chunk_tokens": 3}}], "is a field of the job, and not of a reduce"),
+        ([{"name": "a", "llm": "{input}", "sources": True}], "is a field of the job, and not of a reduce"),
+        ([{"name": "a", "pairwise": {}, "model": "fake"}], "did you mean judge_model?"),
         ([{"name": "a", "pairwise": {}}], "reduce.a.criteria: pairwise needs criteria"),
         ([{"name": "a", "vote": 1}], "vote: must be by (a text or a list), or a mapping of its fields"),
         ([{"name": "a", "llm": 5}], "reduce.a.llm: must be aggregate_prompt (a text), or a mapping"),
