@@ -286,5 +286,5 @@ def _reply(message: dict[str, Any]) -> LLMReply:
         response_id=text_or_none(message.get("id")),
         finish_reason=text_or_none(message.get("stop_reason")),
     )
-    require_answer(reply)
+    require_answer(reply, message["content"])
     return reply

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fanout.core.errors import LLMError
 from fanout.core.records import ErrorKind
@@ -103,11 +103,15 @@ def require_complete(reply: LLMReply) -> None:
     )
 
 
-def require_answer(reply: LLMReply) -> None:
-    """Raise LLMError if a server failed or refused, or if its answer is empty.
+def require_answer(reply: LLMReply, content: Any = None) -> None:
+    """Raise LLMError if a server failed or refused, or if its answer is empty or no text.
 
     An answer that was cut off is one, and so is one whose end is not clear: the caller may accept
     them. A server that sends nothing, and no reason why, has failed.
+
+    Args:
+        reply: What was read.
+        content: What stood in the server's reply where the answer should be.
     """
     kind = ending(reply.finish_reason)
     is_unclear = not is_clear(reply.finish_reason) and bool(reply.text.strip())
@@ -115,7 +119,8 @@ def require_answer(reply: LLMReply) -> None:
         require_complete(reply)
     if not reply.text.strip() and kind is None:
         kind = ErrorKind.INVALID_OUTPUT if reply.finish_reason else ErrorKind.SERVER_ERROR
-        message = f"the answer is empty ({_shown_reason(reply)})"
+        is_text = content is None or isinstance(content, (str, list))
+        message = f"the answer is {'empty' if is_text else 'no text'} ({_shown_reason(reply)})"
         raise LLMError(kind, message, usage=reply.usage, finish_reason=reply.finish_reason)
 
 

@@ -349,7 +349,7 @@ def _reply(completion: _Completion) -> LLMReply:
     if message is None:
         require_complete(reply)
         raise no_answer(_COMPLETION, "its first choice has no message", usage)
-    require_answer(reply)
+    require_answer(reply, message.content)
     return reply
 
 

@@ -272,6 +272,18 @@ def test_content_may_be_in_parts(adapter, name):
     assert answers(llm, reply).text == "hi"
 
 
+@pytest.mark.parametrize(
+    ("content", "words"), [(5, "no text"), ({"a": 1}, "no text"), ([], "empty")]
+)
+def test_content_that_is_no_text_is_not_called_empty(adapter, content, words):
+    llm, good = adapter
+    reply = good()
+    (reply["choices"][0]["message"] if good is openai_reply else reply)["content"] = content
+    error = answers(llm, reply)
+    assert error.kind is ErrorKind.INVALID_OUTPUT
+    assert str(error).startswith(f"the answer is {words} (finish reason ")
+
+
 def test_reasoning_beside_an_answer_is_not_part_of_it(monkeypatch):
     llm = openai_like(monkeypatch)
     assert answers(llm, openai_reply("hi", reasoning_content="hm", reasoning="hm")).text == "hi"
