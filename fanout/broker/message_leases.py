@@ -30,7 +30,7 @@ from fanout.core.queue_names import (
 )
 from fanout.stores.redis.base import seconds
 from fanout.stores.redis.turn_scripts import RENEW, RETURNED, SETTLE, TAKE
-from fanout.stores.retrying import is_transient
+from fanout.stores.retrying import is_recoverable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -185,7 +185,7 @@ class ServerClockQoS(kombu_redis.QoS):  # type: ignore[misc]
         try:
             super().restore_visible(*args, **kwargs)
         except redis.ResponseError as error:
-            if is_first or not is_transient(error):
+            if is_first or not is_recoverable(error):
                 raise
 
     def restore_by_tag(self, tag: str | bytes, client: Any = None, leftmost: bool = False) -> None:  # noqa: FBT001, FBT002 - kombu's

@@ -13,6 +13,7 @@ from queue import Empty
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import redis
 from celery.app.amqp import AMQP
 from kombu import Connection
 from kombu.connection import ConnectionPool, PooledConnection
@@ -105,6 +106,14 @@ class _ChannelLimits:
             self._recorded.append((queue, message))
             return
         super()._put(queue, message, **kwargs)  # type: ignore[misc]
+
+    def maybe_refresh_binding_expiry(self) -> None:
+        """Do what kombu does, but write no traceback where the server refuses it for now."""
+        try:
+            super().maybe_refresh_binding_expiry()  # type: ignore[misc]
+        except redis.ResponseError as error:
+            if not is_recoverable(error):
+                raise
 
     @contextmanager
     def recording(self) -> Iterator[list[tuple[str, dict[str, Any]]]]:

@@ -162,6 +162,7 @@ def test_a_task_that_is_tried_again_begins_when_the_server_says(machine, app, ah
     [
         ("NOREPLICAS Not enough good replicas to write.", True),
         ("MISCONF Errors writing to the AOF file", True),
+        ("NOPERM User default has no permissions to run the 'set' command", True),
         ("WRONGTYPE Operation against a key", False),
     ],
 )
@@ -178,3 +179,15 @@ def test_lapsed_messages_wait_while_the_server_refuses_to_restore_them(
         look(channel)
     with nullcontext() if is_left else pytest.raises(redis.ResponseError):
         look(channel)
+
+
+@pytest.mark.parametrize(("words", "is_left"), [("NOREPLICAS Not enough", True), ("ERR no", False)])
+def test_bindings_wait_while_the_server_refuses_to_keep_them(monkeypatch, channel, words, is_left):
+    """Kombu would log a traceback."""
+
+    def refuse(_self):
+        raise redis.ResponseError(words)
+
+    monkeypatch.setattr(kombu.transport.redis.Channel, "maybe_refresh_binding_expiry", refuse)
+    with nullcontext() if is_left else pytest.raises(redis.ResponseError):
+        channel.maybe_refresh_binding_expiry()
