@@ -76,17 +76,27 @@ def has_room(
     return has_room_for(spec, limits, _spent(store.budget(run.run_id)), is_reduce=is_reduce)
 
 
-def has_room_again(store: RedisStore, run: RunRecord, spec: RunSpec) -> bool:
-    """Return whether the budget of a run that has ended has room for its reduce again, and a further call.
+def has_room_again(
+    store: RedisStore, run: RunRecord, spec: RunSpec, *, reduce_kinds: frozenset[ErrorKind]
+) -> bool:
+    """Return whether the budget of a run that has ended has room for its reduce again.
 
     All calls of the reduce are made again where answers are not kept: with less room, some of what they
     have made would be lost. True if what they have used is unknown.
+
+    Args:
+        store: Has the run.
+        run: The run.
+        spec: Its job.
+        reduce_kinds: The kinds of the calls of its reduce that failed.
     """
     if spec.cache and any(keeps_answers(reduce.model) for reduce in spec.called_reductions):
         return True
     state = store.budget(run.run_id)
-    used = _use_of_reduce(store, run, state.limits)
-    needed = None if used is None else used + most_of_reduce(spec)
+    needed = _use_of_reduce(store, run, state.limits)
+    if needed is not None and ErrorKind.BUDGET in reduce_kinds:
+        # Those were not made: without room for one of them, the others would be made for nothing.
+        needed += most_of_reduce(spec)
     return needed is None or fits(needed, used=_spent(state), limits=state.limits)
 
 

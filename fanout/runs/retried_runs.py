@@ -73,7 +73,8 @@ def retry_failed(
     if not wanted:
         lost = _reduce_kinds(store, run_id)
         again = bool(lost if kinds is None else lost & kinds)
-        if _stays(store, run, record, again=again, can_call=can_call, can_reduce=can_reduce):
+        can = {"can_call": can_call, "can_reduce": can_reduce}
+        if _lacks_room(store, run, lost) or _stays(store, run, record, again=again, **can):
             return 0
     if not store.reopen_run(run_id, retry=wanted):
         raise RunError(f"run {run_id} {_problem_of_retry(store, store.run(run_id))}")
@@ -107,14 +108,26 @@ def _stays(
     spec = stored_spec(store.spec(run.run_id))
     if not can_reduce and len(spec.called_reductions) == len(spec.reductions):
         return True
-    lacks_room = run.has_budget and run.has_ended and not has_room_again(store, run, spec)
-    if lacks_room and _has_called(store, run.run_id, spec):
-        return True
     if _is_decided(run, record, spec):
         return run.status is not RunStatus.SUCCEEDED or not (again and can_reduce)
     if can_reduce and (can_call or again or run.halt is not None):
         return False
     return _has_called(store, run.run_id, spec)
+
+
+def _lacks_room(store: RedisStore, run: RunRecord, reduce_kinds: frozenset[ErrorKind]) -> bool:
+    """Return whether the budget has too little room to make the aggregate again that calls have made.
+
+    Args:
+        store: Has the run.
+        run: The run, which may have ended.
+        reduce_kinds: The kinds of the calls of its reduce that failed.
+    """
+    if not run.has_budget or not run.has_ended:
+        return False
+    spec = stored_spec(store.spec(run.run_id))
+    has_room = has_room_again(store, run, spec, reduce_kinds=reduce_kinds)
+    return not has_room and _has_called(store, run.run_id, spec)
 
 
 def _set_budget(

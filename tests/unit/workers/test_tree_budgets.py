@@ -8,7 +8,7 @@ import re
 import pytest
 
 from fanout.core.budgets import NO_AMOUNTS, Amounts
-from fanout.core.records import RunStatus, Usage
+from fanout.core.records import ErrorKind, RunStatus, Usage
 from fanout.core.spec import make_budget, stored_spec
 from fanout.llm import FakeLLM
 from fanout.llm.base import LLMReply
@@ -178,9 +178,13 @@ def test_a_retry_whose_budget_has_no_room_for_all_groups_again_and_one_more_keep
         run = context.store.run(RUN)
         assert (run.opening, run.ended_at, context.result) == (0, before.ended_at, result)
     spec = stored_spec(context.store.spec(RUN))
-    assert not has_room_again(context.store, run, spec)
-    kept = {"model": "openai/gpt-5-mini", "cache": True}
-    assert has_room_again(context.store, run, spec.model_copy(update=kept))
+    kept = spec.model_copy(update={"model": "openai/gpt-5-mini", "cache": True})
+    failed = frozenset({ErrorKind.BUDGET}), frozenset({ErrorKind.TIMEOUT})
+    assert [has_room_again(context.store, run, spec, reduce_kinds=one) for one in failed] == [
+        False,
+        True,
+    ]
+    assert has_room_again(context.store, run, kept, reduce_kinds=failed[0])
     more = make_budget({"calls": 21})
     assert retry_failed(context.store, context.publisher, RUN, None, more) == 0
     assert not context.store.run(RUN).has_ended
