@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fanout.cli.completion import complete_files
-from fanout.cli.delivery import conclude, quiet_option, unpaid_calls
+from fanout.cli.delivery import conclude, left_out, quiet_option, unpaid_calls
 from fanout.cli.exits import INTERRUPTED
 from fanout.cli.following import follow
 from fanout.cli.progress import Progress
@@ -260,7 +260,10 @@ def _work_off(
     exit_status = conclude(now, progress, run=run)
     if not stop.is_set():
         # The budget may have ended it again.
-        for line in unpaid_calls(run.run_id, now, run.stored_result().all_errors):
+        for line in (
+            *left_out(now),
+            *unpaid_calls(run.run_id, now, run.stored_result().all_errors),
+        ):
             progress.note(line)
     progress.note(f"its answers: `fanout results {run.run_id}`, with --out DIR into files")
     return INTERRUPTED if stop.is_set() else exit_status

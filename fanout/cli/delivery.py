@@ -44,6 +44,7 @@ __all__ = [
     "conclude",
     "deliver",
     "json_option",
+    "left_out",
     "quiet_option",
     "unpaid_calls",
 ]
@@ -248,17 +249,24 @@ def unpaid_calls(run_id: str, status: Status, failed: Iterable[ReduceError]) -> 
         )
 
 
+def left_out(status: Status) -> Iterator[str]:
+    """Yield which branches of a run that has ended are missing, and what helps, if there are any."""
+    run_id = status.run_id
+    if not status.failed:
+        return
+    failed = plural(status.failed, "branch", "branches")
+    if status.errors.get(ErrorKind.BAD_REQUEST, 0) == status.failed:
+        # As often as they are tried.
+        yield f"left out: {failed} that cannot be used; `fanout errors {run_id}` says why"
+        return
+    it = "it" if status.failed == 1 else "them"
+    yield f"left out: {failed}; `fanout errors {run_id}` lists {it}, {retry_help(status)}"
+
+
 def _again(run_id: str, status: Status, answer: RunAnswer, delivery: Delivery) -> Iterator[str]:
     """Yield which branches are missing, and how to print the answer again."""
-    if status.failed and delivery.is_kept:
-        unusable = status.errors.get(ErrorKind.BAD_REQUEST, 0)
-        failed = plural(status.failed, "branch", "branches")
-        if unusable == status.failed:
-            # As often as they are tried.
-            yield f"left out: {failed} that cannot be used; `fanout errors {run_id}` says why"
-        else:
-            it = "it" if status.failed == 1 else "them"
-            yield f"left out: {failed}; `fanout errors {run_id}` lists {it}, {retry_help(status)}"
+    if delivery.is_kept:
+        yield from left_out(status)
     if delivery.is_kept and not delivery.is_stopped:
         yield from unpaid_calls(run_id, status, answer.aggregated.values.errors())
     if delivery.scoring is not None and delivery.is_kept:

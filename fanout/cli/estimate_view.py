@@ -84,11 +84,11 @@ def _counts(estimate: Estimate) -> Iterator[str]:
     if estimate.plan.calls_high:
         yield f"split by the model: {_calls(estimate.plan)}"
     yield f"branches: {_calls(estimate.calls)}"
+    for step in estimate.steps:
+        yield f"  step {step.name} ({', '.join(step.models)}): {_calls(step.calls)}"
     if estimate.reduce.calls_high:
         yield f"reduce: {_calls(estimate.reduce)}"
     yield from _reduces(estimate)
-    for step in estimate.steps:
-        yield f"  step {step.name} ({', '.join(step.models)}): {_calls(step.calls)}"
     if len(estimate.by_model) > 1:
         for model, calls in estimate.by_model.items():
             yield f"  {model}: {_calls(calls)}"

@@ -32,9 +32,25 @@ __all__ = ["command"]
 _INDENT = "  "
 
 
+class _Index(click.IntRange):
+    """The number of a branch, and not the name of its document."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            number: int = super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(
+                f"{value!r} is no number from 0: give that of a branch, the `index` of its row, "
+                "which `fanout errors` prints first",
+                param,
+                ctx,
+            )
+        return number
+
+
 @click.command("show", epilog=RUN_EPILOG)
 @run_argument
-@click.argument("index", metavar="INDEX", type=click.IntRange(0))
+@click.argument("index", metavar="INDEX", type=_Index(0))
 @broker_option(EMBEDDED)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(run_id: str, index: int, broker_url: str | None, as_json: bool) -> None:  # noqa: FBT001

@@ -156,7 +156,7 @@ class Client(ConnectedClient):
         """Return what a job would use and cost, without a call: its input is read as a stream.
 
         Raises:
-            SpecError, InputError, BrokerError: As ``submit``.
+            SpecError, InputError, ModelError, BrokerError: As ``submit``.
         """
         from fanout.client.estimates import estimate_job
 

@@ -10,6 +10,7 @@ from fanout.core.queue_names import BRANCHES_QUEUE
 from fanout.inputs.documents import Notice, log_notice
 from fanout.inputs.intake import checked_documents
 from fanout.llm.enforcement import unenforced
+from fanout.llm.registry import require_model
 from fanout.policy.token_ratio import TokenSums
 from fanout.retrieval.reading import expected_contexts
 from fanout.runs.estimate import Estimator
@@ -72,6 +73,8 @@ def estimator_of(
 ) -> tuple[RunSpec, Iterator[Document], Estimator]:
     """Return a job as it would be run, its documents, and what counts them."""
     spec = with_full_ids(client, checked_spec(given, has_documents=documents is not None))
+    for model in spec.all_models:
+        require_model(model)
     source = checked_documents(spec, documents, notify=notify, open_run=run_opener(client))
     store = client.known_store()
     spec, source = with_tokenizer(spec, source, store)

@@ -262,7 +262,7 @@ class ParallelCalls(JobRunner):
         """Return what ``run`` would use and cost with the same arguments, without a call.
 
         Raises:
-            SpecError, InputError, BrokerError: As ``run``.
+            SpecError, InputError, ModelError, BrokerError: As ``run``.
         """
         return self._client.estimate(self._spec(branch_prompt, aggregate_prompt, options), chunks)
 

@@ -237,7 +237,9 @@ class UnknownRunError(RunError):
     """The run does not exist, or it has expired."""
 
     def __init__(self, run_id: str, where: str = "known to this broker") -> None:
-        super().__init__(f"no run {run_id!r} is {where} (it may have expired)")
+        no_such = "no run is" if run_id == "latest" else f"no run {run_id!r} is"
+        which = "all" if run_id == "latest" else "it"
+        super().__init__(f"{no_such} {where} ({which} may have expired)")
         self.run_id = run_id
 
 

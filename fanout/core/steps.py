@@ -64,6 +64,8 @@ def _name(value: object) -> object:
         return value
     if not _NAME.fullmatch(value) or keyword.iskeyword(value):
         msg = "must be a name of letters, digits and _, which does not begin with a digit"
+        if _NAME.fullmatch(value):
+            msg = "is a word of Python; choose another one"
         raise ValueError(msg)
     if value in OWN_NAMES:
         msg = f"is a name of fanout's own ({', '.join(sorted(OWN_NAMES))}); choose another one"

@@ -55,6 +55,12 @@ SPLIT_NAMES = (
     "title",  # the title of the part
     "subtask",  # what to do, if the model proposes subtasks
 )
+# What a prompt of branches has with a field of the job only.
+_NEEDED = {
+    **dict.fromkeys(NEIGHBOUR_NAMES, "neighbours, the number of chunks"),
+    **dict.fromkeys(SPLIT_NAMES, "split: model"),
+    "context": "retrieve, where passages are looked for",
+}
 AGGREGATE_NAMES = (
     "input",  # the answers, joined
     "group",  # the name of their group
@@ -120,9 +126,8 @@ class Template(msgspec.Struct, frozen=True):
                 continue
             if name.removeprefix(COLUMN) in columns:
                 continue
-            hint = near_hint(name, shown, "{{{}}}")
-            if name in NEIGHBOUR_NAMES:
-                hint = " it needs neighbours, the number of chunks;"
+            needed = _NEEDED.get(name) if self._is_of_branches else None
+            hint = f" it needs {needed};" if needed else near_hint(name, shown, "{{{}}}")
             raise PromptError(
                 f"there is no {{{name}}};{hint} known: {listed}. "
                 "A literal brace is doubled: {{ or }}",
@@ -172,6 +177,11 @@ class Template(msgspec.Struct, frozen=True):
             if is_fenced and own not in PLAIN and not isinstance(out[i], OwnText):
                 out[i] = self._fenced(own, out[i], i)
         return out
+
+    @property
+    def _is_of_branches(self) -> bool:
+        """Whether it is what a model is asked, and not a query or how a model splits."""
+        return self.field.startswith(("prompt", "aspects", "steps")) and self.field[-5:] != "query"
 
     @property
     def _is_of_reduce(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,13 @@ from fanout.llm.prices import window_of
 if TYPE_CHECKING:
     from fanout.core.settings import Settings
 
-__all__ = ["LOCAL_CONTEXT_TOKENS", "context_tokens", "known_context_tokens", "make_llm"]
+__all__ = [
+    "LOCAL_CONTEXT_TOKENS",
+    "context_tokens",
+    "known_context_tokens",
+    "make_llm",
+    "require_model",
+]
 
 LOCAL_CONTEXT_TOKENS = 2048
 _SAFE_CONTEXT_TOKENS = 8192
@@ -66,7 +73,27 @@ def make_llm(model: str, *, settings: Settings, concurrency: int = 32) -> LLM:
         return _wrap(resolve_callable(model), concurrency)
     if ":" in model and not slash:
         return _wrap(load_callable(model, allowed=settings.allowed_callables), concurrency)
-    raise ModelError(f"unknown model {model!r};{_hint(model)} a model is one of: {_FORMS}")
+    raise _unknown(model)
+
+
+def require_model(model: str) -> None:
+    """Check that a model string names a model, as far as that is known without its package or key.
+
+    Raises:
+        ModelError: It names none.
+    """
+    provider, slash, name = model.partition("/")
+    if model.startswith("fake?"):
+        FakeLLM.from_model(model)
+    elif slash:
+        if not name or provider not in _PROVIDERS:
+            raise _unknown(model)
+    elif ":" not in model and model not in ("local", "fake"):
+        raise _unknown(model)
+
+
+def _unknown(model: str) -> ModelError:
+    return ModelError(f"unknown model {model!r};{_hint(model)} a model is one of: {_FORMS}")
 
 
 def _openai(name: str, concurrency: int, settings: Settings) -> LLM:
@@ -107,7 +134,9 @@ def _hint(model: str) -> str:
     for family, provider in _FAMILIES.items():
         if model.startswith(family):
             return f" did you mean {provider}/{model}?"
-    return ""
+    given, slash, name = model.partition("/")
+    near = get_close_matches(given, _PROVIDERS, n=1) if slash and name else []
+    return f" did you mean {near[0]}/{name}?" if near and near[0] != given else ""
 
 
 def context_tokens(model: str) -> int:

@@ -8,6 +8,7 @@ server decides for all workers (fanout.stores.redis.budget_scripts); ``fits`` is
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -264,4 +265,4 @@ def _shown(name: str, amount: int) -> str:
         return f"{amount:,} {one if amount == 1 else name}"
     # Of less than a cent, three digits.
     usd = amount / NANO
-    return f"${usd:,.2f}" if usd >= 1 or not usd else f"${usd:,.3g}"
+    return f"${usd:,.2f}" if usd >= 1 or not usd else f"${Decimal(f'{usd:.3g}'):f}"

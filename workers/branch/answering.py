@@ -30,7 +30,7 @@ from workers.branch.late_results import count_unused
 from workers.branch.outcomes import outcome_of, unanswered
 from workers.branch.reducing import ask_reduce
 from workers.branch.retrieving import RetrievalError, Retriever
-from workers.context.inflight import CallStoppedError, StopReason, run_ending
+from workers.context.inflight import BEFORE_CALL, CallStoppedError, StopReason, run_ending
 
 if TYPE_CHECKING:
     from fanout.core.ids import ShardId
@@ -62,7 +62,10 @@ async def answer(
     except CallStoppedError as stopped:
         if stopped.reason in (StopReason.HANDED_BACK, StopReason.PAUSED):
             raise BranchHandedBack from None
-        kind, message = run_ending(stopped.reason, when="during the call")
+        # A call that was cancelled has ended, too.
+        has_called = calls.attempts or calls.earlier.attempts
+        when = "during the call" if has_called else BEFORE_CALL
+        kind, message = run_ending(stopped.reason, when=when)
         return unanswered(index, kind, _of_step(calls, message), calls)
     except LostDataError:
         raise

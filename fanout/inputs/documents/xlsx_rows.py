@@ -6,8 +6,10 @@ one at a time, as openpyxl's own loop keeps an element of every row, and fills g
 
 from __future__ import annotations
 
+import re
 import warnings
 from contextlib import contextmanager
+from datetime import datetime, time
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
@@ -27,7 +29,7 @@ from fanout.inputs.documents.rows import (
 from fanout.inputs.documents.xlsx_archive import BrokenError, load_book
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Container, Iterator, Mapping
 
     from fanout.core.records import Document
     from fanout.inputs.documents.files import InputFile
@@ -37,6 +39,12 @@ __all__ = ["Sheet", "check_xlsx", "read_xlsx"]
 
 _MOST_ROWS = 1_048_576
 _ENCRYPTED = b"\xd0\xcf\x11\xe0"
+# Formats of a workbook's own are numbered from here on.
+_BUILTIN_FORMATS = 164
+# What a format has in quotes, brackets, or behind a sign that makes it a literal or a blank.
+_LITERAL = re.compile(r'"[^"]*"|\[[^\]]*\]|[\\_*].')
+_TIME = re.compile(r"[hs]", re.IGNORECASE)
+_MIDNIGHT = time()
 
 
 class Sheet(Checked, frozen=True, kw_only=True):
@@ -187,13 +195,14 @@ def _rows(book: Any, sheet: Any) -> Iterator[tuple[int, dict[int, Any]]]:
             date_formats=book._date_formats,  # noqa: SLF001
             timedelta_formats=book._timedelta_formats,  # noqa: SLF001
         )
+        days = _day_styles(book)
         data = None
         opened.next_row(has_cells=True)
         for event, element in iterparse(opened, ("start", "end")):
             if event == "start":
                 data = element if element.tag == DATA_TAG else data
             elif element.tag == ROW_TAG:
-                number, values = _values(parser, element)
+                number, values = _values(parser, element, days)
                 if number > _MOST_ROWS:
                     raise BrokenError(f"it has a row {number:,}; Excel has {_MOST_ROWS:,}")
                 yield number, values
@@ -223,16 +232,41 @@ class _Error(str):
     __slots__ = ()
 
 
-def _values(parser: Any, element: Any) -> tuple[int, dict[int, Any]]:
-    """Return the number of a row, and its cells that are not empty by their column."""
+def _day_styles(book: Any) -> frozenset[int]:
+    """Return the styles of a workbook that show a date without a time of day."""
+    from openpyxl.styles.numbers import builtin_format_code
+
+    found = []
+    for style in book._date_formats:  # noqa: SLF001 - there is no public way
+        number = book._cell_styles[style].numFmtId  # noqa: SLF001
+        own = number - _BUILTIN_FORMATS
+        code = builtin_format_code(number) if own < 0 else book._number_formats[own]  # noqa: SLF001
+        # Letters in quotes, brackets and behind a backslash are no part of the time.
+        if not _TIME.search(_LITERAL.sub("", code or "")):
+            found.append(style)
+    return frozenset(found)
+
+
+def _shown(cell: Mapping[str, Any], days: Container[int]) -> Any:
+    """Return the value of a cell, a moment without a time of day as its date."""
+    value = cell["value"]
+    if cell["data_type"] == "e":
+        return _Error(value)
+    is_day = isinstance(value, datetime) and cell["style_id"] in days
+    return value.date() if is_day and value.time() == _MIDNIGHT else value
+
+
+def _values(parser: Any, element: Any, days: Container[int]) -> tuple[int, dict[int, Any]]:
+    """Return the number of a row, and its cells that are not empty by their column.
+
+    ``days`` are the styles that show dates without a time of day.
+    """
     try:
         number, cells = parser.parse_row(element)
     except Exception as error:  # noqa: BLE001 - openpyxl raises anything for cells that are wrong
         return parser.row_counter, _WrongRow(error)
     return number, {
-        cell["column"]: _Error(value) if cell["data_type"] == "e" else value
-        for cell in cells
-        if (value := cell["value"]) not in (None, "")
+        cell["column"]: _shown(cell, days) for cell in cells if cell["value"] not in (None, "")
     }
 
 

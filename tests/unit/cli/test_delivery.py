@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
+
 from fanout.aggregators import Aggregate, Tally
-from fanout.cli.delivery import Delivery, Scoring, _print, _say_faults, unpaid_calls
+from fanout.cli.delivery import Delivery, Scoring, _print, _say_faults, left_out, unpaid_calls
 from fanout.cli.run_answer import RunAnswer
 from fanout.client.run_answers import RunAnswers
+from fanout.core.records import ErrorKind
 from fanout.runs.budget_status import BudgetStatus
 from fanout.runs.status import StoredResult
 from fanout.runs.stored_aggregate import StoredAggregate
@@ -34,6 +37,31 @@ def test_calls_of_the_aggregate_without_room_in_the_budget_have_a_way_on():
     lines, answer = said(1_000)
     assert not lines
     assert not list(unpaid_calls(RUN, status(), answer.aggregated.values.errors()))
+
+
+@pytest.mark.parametrize(
+    ("errors", "line"),
+    [
+        ({}, None),
+        (
+            {ErrorKind.BAD_REQUEST: 2},
+            "left out: 2 branches that cannot be used; `fanout errors r` says",
+        ),
+        (
+            {ErrorKind.TIMEOUT: 1},
+            "left out: 1 branch; `fanout errors r` lists it, `fanout retry r` ",
+        ),
+        (
+            {ErrorKind.BUDGET: 2},
+            "left out: 2 branches; `fanout errors r` lists them, `fanout retry r --budget-calls N` goes",
+        ),
+    ],
+)
+def test_what_is_left_out_has_a_way_on(errors, line):
+    context, _ = budgeted(budget={"calls": 66})
+    budget = BudgetStatus.of(context.store.budget(RUN), has_ended=True)
+    now = status(run_id="r", failed=sum(errors.values()), errors=errors, budget=budget)
+    assert [one.startswith(str(line)) for one in left_out(now)] == [True] * (line is not None)
 
 
 def test_an_evaluation_that_could_not_be_printed_has_a_command_that_prints_it(capsys):

@@ -10,8 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from fanout.aggregators import Aggregate, Coverage
-from fanout.cli import inspect_runs
+from fanout.cli import inspect_runs, show
 from fanout.cli.run_answer import RunAnswer
+from fanout.core.errors import UnknownRunError
 from fanout.core.records import ErrorKind
 from fanout.runs.result_values import ResultValues
 from fanout.runs.status import ReduceError, StoredResult
@@ -109,3 +110,14 @@ def test_the_json_of_a_result_has_the_failed_calls():
     parts = RunAnswer(aggregated=AGGREGATE, evaluation=None).parts(status())
     found = json.loads("".join(parts["reduce_errors"]))
     assert [one["group"] for one in found] == ["a\nb", "c", "d"]
+
+
+def test_a_branch_is_shown_by_its_number_and_not_by_the_name_of_its_document():
+    done = CliRunner().invoke(show.command, ["r1", "R03"])
+    assert done.exit_code == 2
+    assert "'R03' is no number from 0: give that of a branch, the `index`" in done.output
+
+
+def test_the_latest_of_no_runs_is_no_run_that_may_have_expired_by_its_name():
+    assert str(UnknownRunError("latest")).startswith("no run is known to this broker")
+    assert str(UnknownRunError("abc")).startswith("no run 'abc' is known to this broker")

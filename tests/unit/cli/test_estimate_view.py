@@ -52,6 +52,14 @@ def test_an_estimate_says_what_is_likely_and_in_which_lane(fields, line):
     assert [one for one in shown if one.startswith(line)], shown
 
 
+def test_the_steps_of_a_branch_stand_above_the_reduces():
+    steps = [{"name": name, "prompt": "{input}"} for name in ("a", "b")]
+    reduces = [{"name": "sum", "reduce": "llm", "aggregate_prompt": "{input}"}]
+    found = estimate(prompt=None, steps=steps, reduces=reduces, max_tokens=9, fence=None)
+    shown = [line.split(":")[0].split(" (")[0] for line in estimate_lines(found)]
+    assert shown[1:6] == ["branches", "  step a", "  step b", "reduce", "  reduce sum"]
+
+
 def test_in_python_an_estimate_and_a_trial_are_shown_in_one_short_line():
     steps = [{"name": "first", "prompt": "{input}" * 999}, {"name": "next", "prompt": "{first}"}]
     of_steps = estimate(prompt=None, steps=steps, max_tokens=9)

@@ -43,6 +43,7 @@ WRONG = [
     ([KIND, {"prompt": "{input}"}], "steps.2.name", "is required (step 2 of the list)"),
     ([KIND, last(name="1a")], "steps.2.name", "(got '1a') (step 2 of the list)"),
     ([last(name="input")], "steps.input.name", "is a name of fanout's own"),
+    ([last(name="for")], "steps.for.name", "is a word of Python; choose another one"),
     ([KIND, KIND], "steps.kind.name", "is the name of two steps"),
     ([KIND, "last"], "steps.2", "must be a mapping of fields, such as name and prompt (got 'last')"),
     ([{"name": "last"}], "steps.last", "needs a prompt, a function, or judge with criteria"),

@@ -109,6 +109,20 @@ def taken(prompt, documents=("a\nb",), **fields):
     return list(checked_documents(spec, list(documents)))
 
 
+@pytest.mark.parametrize(
+    ("name", "needed"),
+    [("before", "neighbours"), ("context", "retrieve"), ("title", "split"), ("subtask", "split")],
+)
+def test_a_name_that_needs_a_field_of_the_job_says_which(name, needed):
+    with pytest.raises(PromptError, match=rf"^prompt: there is no {{{name}}}; it needs {needed}"):
+        taken(f"{{{name}}} {{input}}")
+    # Where no field of a job gives it, none is named.
+    prompt = f"{{{name}}} {{input}}"
+    with pytest.raises(PromptError, match=rf"^aggregate_prompt: there is no {{{name}}};") as caught:
+        taken("{input}", aggregate_prompt=prompt)
+    assert "it needs" not in str(caught.value)
+
+
 def test_the_text_around_a_chunk_needs_neighbours_and_neighbours_need_a_prompt_with_it():
     assert len(taken("{before} {input} {fanout.after}", neighbours=1)) == 1
     with pytest.raises(PromptError, match=r"\{before\}; it needs neighbours"):

@@ -315,6 +315,28 @@ def test_a_column_that_is_there_twice_is_refused(here, name):
 # Workbooks.
 
 
+@pytest.mark.parametrize(
+    ("shown_as", "hours", "text"),
+    [
+        ("mm-dd-yy", 0, "2024-05-06"),
+        ("dd.mm.yyyy", 0, "2024-05-06"),
+        ('[$-hs-HS]d. mmmm "des Jahres" yyyy\\s', 0, "2024-05-06"),
+        # What is shown, or not zero, is a part of it.
+        ("dd.mm.yyyy", 8, "2024-05-06 08:00:00"),
+        ("yyyy-mm-dd h:mm:ss", 0, "2024-05-06 00:00:00"),
+        ("m/d/yy HH:mm", 0, "2024-05-06 00:00:00"),
+    ],
+)
+def test_a_date_of_a_workbook_without_a_time_of_day_is_a_date(here, shown_as, hours, text):
+    book = openpyxl.Workbook()
+    sheet = book.worksheets[0]
+    sheet.append(["text", "day"])
+    sheet.append(["a", dt.datetime.combine(dt.date(2024, 5, 6), dt.time(hours))])
+    sheet["B2"].number_format = shown_as
+    book.save(here / "b.xlsx")
+    assert read("b.xlsx")[0].columns == {"day": text}
+
+
 def test_a_sheet_is_chosen_by_its_name_or_number(here):
     rows = {name: [["text"], [f"of {name}"]] for name in ("One", "Two", "2")}
     to_xlsx(here / "b.xlsx", *rows.items())
@@ -339,7 +361,7 @@ def test_the_cells_of_a_workbook_are_read_as_they_are_shown(here):
     first, second, third = read("b.xlsx")
     assert first.name == "b.xlsx:3"
     # openpyxl stores no value for a formula.
-    assert first.columns == {"day": "2024-05-06 00:00:00", "n": 3, "total": None, "C": "side"}
+    assert first.columns == {"day": "2024-05-06", "n": 3, "total": None, "C": "side"}
     assert (second.name, second.error) == ("b.xlsx:5", "the column 'text' is missing (None)")
     assert third.error == "the column 'text' has the error #N/A"
     assert third.columns == {"day": True, "n": "#DIV/0!", "total": None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fanout.client.client import Client
+from fanout.core.errors import ModelError
 from fanout.core.spec import make_spec
 from fanout.llm.enforcement import unenforced
 
@@ -63,3 +64,8 @@ def test_an_estimate_says_it_too():
             on_notice=lambda notice: told.append(notice.text),
         )
     assert [line for line in told if "does not enforce of schema" in line]
+
+
+def test_an_estimate_of_a_model_that_there_is_not_is_none():
+    with Client() as client, pytest.raises(ModelError, match=r"did you mean openai/m\?"):
+        client.estimate({"model": "oepnai/m", "prompt": "{input}"}, ["a"])

@@ -20,6 +20,7 @@ from fanout.llm.callables import (
     unregister_callable,
 )
 from fanout.llm.calls import _call
+from fanout.llm.registry import require_model
 
 
 def make(model, allowed="json,nowhere,tests"):
@@ -54,6 +55,7 @@ NOT_CALLABLE = 3
     [
         ("gpt-5-mini", "did you mean openai/gpt-5-mini?"),
         ("claude-x", "did you mean anthropic/claude-x?"),
+        ("oepnai/gpt-5", "did you mean openai/gpt-5?"),
         ("mistral/x", "a model is one of: openai/NAME, anthropic/NAME"),
         ("openai/", "unknown model 'openai/'"),
         ("", "unknown model ''"),
@@ -72,6 +74,21 @@ def test_a_model_that_there_is_not_says_what_there_is(model, words):
     with pytest.raises(ModelError) as caught:
         make(model)
     assert words in str(caught.value)
+    # What a worker's process has is no part of a name.
+    if ":" in model and "fake" not in model:
+        require_model(model)
+        return
+    with pytest.raises(ModelError) as caught:
+        require_model(model)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["openai/a/b", "litellm/mistral/x", "local", "fake", "fake?seed=2", "a.b:f", "callable:f"],
+)
+def test_a_name_that_may_be_one_of_a_model_needs_neither_its_package_nor_its_key(model):
+    assert require_model(model) is None
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,11 @@ def test_the_error_says_what_is_spent_of_what():
     # One that is too large by itself.
     text = over_budget(calls(2), state, is_reduce=False, budget="the budget")
     assert text == "the budget of 1 call has no room for this call: it may use 2 calls"
+    limits = BudgetLimits.of(usd=1e-5)
+    state = BudgetState(limits=limits, map_limits=limits, spent=NO_AMOUNTS)
+    text = over_budget(Amounts(nano_usd=nano_usd_of(2.5e-5)), state, is_reduce=False)
+    assert text.startswith("the run's budget of $0.00001 has no room")
+    assert text.endswith("it may use $0.000025")
     assert calls(0) == NO_AMOUNTS
 
 

@@ -195,7 +195,9 @@ def test_a_call_that_was_ended_early_says_why(stop, kind):
     context.models.in_flight.stop = stop
     with pytest.raises(BranchFailed, match=kind.value):
         run_branch(context, BranchId(RUN, 0, 0, 0))
-    assert context.store.outcomes(ShardId(RUN, 0, 0))[0].attempts == 0, "no call was made"
+    outcome = context.store.outcomes(ShardId(RUN, 0, 0))[0]
+    assert outcome.attempts == 0, "no call was made"
+    assert outcome.message.endswith(" before this branch was called")
 
 
 def test_a_worker_that_never_had_an_answer_learns_from_others_that_it_is_the_document():
