@@ -43,7 +43,9 @@ _RIGHTS = (AuthenticationError, AuthorizationError, NoPermissionError)
 _PIPELINE = re.compile(r"^Command # \d+ \(.*\) of pipeline caused error: ", re.DOTALL)
 # Error codes for which redis-py has no class.
 _CODES = frozenset({"MISCONF", "NOREPLICAS", "BUSY", "UNKILLABLE", "MASTERDOWN", "LOADING", "OOM"})
-_NO_RIGHTS = ("NOPERM", "NOAUTH", "WRONGPASS", "ACL failure in script")
+# Of what a script may not do, Redis 7.0 and later ones have different words.
+_IN_SCRIPTS = ("The user executing the script ", "ACL failure in script")
+_NO_RIGHTS = ("NOPERM", "NOAUTH", "WRONGPASS", *_IN_SCRIPTS)
 
 _FIRST_WAIT_S = 0.05
 _LONGEST_WAIT_S = 1.0

@@ -42,7 +42,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import redis
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import AuthenticationError, MasterDownError, ReadOnlyError, RedisError
 from redis.sentinel import MasterNotFoundError
 
 from fanout.core.errors import BrokerError, UnknownRunError
@@ -135,8 +135,9 @@ def _explain(store: RedisBase, error: RedisError) -> str:
 
 
 def _refused(address: str, text: str, error: RedisError) -> str:
+    code = _CODES.get(type(error))
     for begin, advice in _REFUSALS.items():
-        if text.startswith(begin):
+        if begin == code or text.startswith(begin):
             return f"the broker at {address} refuses writes: {advice} ({_first_line(text)})"
     if lacks_rights(error):
         return (
@@ -146,6 +147,8 @@ def _refused(address: str, text: str, error: RedisError) -> str:
     return f"the broker at {address} refused a command: {text}"
 
 
+# redis-py takes the code off the messages of errors for which it has a class.
+_CODES = {ReadOnlyError: "READONLY", MasterDownError: "MASTERDOWN"}
 # How the server's message begins, and the advice for it.
 _REFUSALS = {
     "MISCONF": "it cannot save to its disk, which is full or broken: free some, see its log",

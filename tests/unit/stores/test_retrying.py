@@ -20,6 +20,7 @@ REFUSED = [
     redis.ResponseError("NOREPLICAS Not enough good replicas to write. script: on @user_script:1."),
     redis.ResponseError("BUSY Valkey is busy running a script. You can only call SCRIPT KILL"),
     redis.ResponseError("UNKILLABLE Sorry the script already executed write commands"),
+    redis.exceptions.ReadOnlyError("You can't write against a read only replica."),
     redis.exceptions.MasterDownError("Link with MASTER is down"),
     redis.exceptions.TryAgainError("Multiple keys request during rehashing"),
     redis.exceptions.ClusterDownError("The cluster is down"),
@@ -30,6 +31,9 @@ NO_RIGHTS = [
         "ACL failure in script: User x has no permissions to run the 'hset' command"
     ),
     redis.ResponseError("NOPERM ACL failure in script"),
+    redis.ResponseError(
+        "The user executing the script can't run this command or subcommand script: x, on @user_script:1."
+    ),
     redis.AuthenticationError("invalid username-password pair or user is disabled."),
 ]
 FAULTS = [
@@ -127,6 +131,10 @@ def test_a_refusal_is_told_with_its_remedy(error):
     assert "pipeline" not in str(caught.value)
     if str(error).startswith(("MISCONF", "NOREPLICAS", "BUSY")):
         assert "refuses writes" in str(caught.value)
+    if isinstance(error, (redis.exceptions.ReadOnlyError, redis.exceptions.MasterDownError)):
+        assert "refuses writes: it is a replica" in str(caught.value)
+    if error in NO_RIGHTS:
+        assert "docs/security.md" in str(caught.value) or "credentials" in str(caught.value)
 
 
 class Refused(RedisStore):
