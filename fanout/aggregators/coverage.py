@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fanout.core.units import plural
+from fanout.core.units import percent, plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -75,7 +75,8 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
         """What is behind it and what is missing, in one line."""
         branches = plural(self.branches, "branch", "branches")
         documents = plural(self.documents, "document", "documents")
-        behind = f"{self.branches_behind:,} of {branches} ({self.share:.1%})"
+        share = percent(self.branches_behind, self.branches) or "0.0%"
+        behind = f"{self.branches_behind:,} of {branches} ({share})"
         parts = [f"{behind}, {self.documents_behind:,} of {documents}"]
         if self.missing:
             parts.append(f"failed: {_kinds(self.missing)}")

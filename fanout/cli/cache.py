@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from fanout.cli.session import EMBEDDED, broker_option, one_object, print_json, say
-from fanout.core.units import byte_size, dollars, plural
+from fanout.core.units import byte_size, dollars, percent, plural
 from fanout.system.terminal import print_line
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _lines(stats: CacheStats) -> Iterator[str]:
     kept = plural(stats.answers, "answer is", "answers are")
     yield f"{kept} kept, which take about {byte_size(stats.bytes)}"
     asked = stats.hits + stats.misses
-    share = "" if stats.hit_rate is None else f" ({stats.hit_rate:.1%})"
+    share = f" ({percent(stats.hits, asked)})" if asked else ""
     yield f"{stats.hits:,} of {plural(asked, 'request', 'requests')} answered from them{share}"
     yield f"{dollars(stats.saved_usd)} saved, as far as prices are known"
     yield f"{stats.kept:,} kept since the last clear, {stats.evicted:,} of them have made room"

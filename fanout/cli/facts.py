@@ -25,7 +25,6 @@ __all__ = [
     "capacity_rows",
     "fleet_line",
     "learnt_limits",
-    "percent",
     "run_cells",
     "run_columns",
     "run_counts",
@@ -170,11 +169,6 @@ def run_cells(status: Status, model: str) -> dict[str, str]:
         "PRIORITY": f"{status.priority:g}" if status.priority != 1 else "",
         "MODEL": model,
     }
-
-
-def percent(done: int, total: int) -> str:
-    """Return a share in percent, rounded down: 99.96 % is not 100 %."""
-    return f"{1000 * done // total / 10:.1f}%" if total else ""
 
 
 def seen(worker: WorkerRecord, read_at: float) -> str:

@@ -11,7 +11,7 @@ from fanout.cli.run_facts import lane_text, more_parts, token_counts, wait_hint
 from fanout.cli.speed import Meter, Speed, eta_s
 from fanout.core.queue_names import NO_CONSUMER
 from fanout.core.records import RunStatus
-from fanout.core.units import clock, cost_of, duration, plain, plural
+from fanout.core.units import clock, cost_of, duration, percent, plain, plural
 from fanout.runs.savings import saved_parts
 from fanout.runs.status import failed_call_parts, kept_notes
 from fanout.system.terminal import can_draw, notebook_shell, write_line
@@ -255,7 +255,7 @@ class RunnerProgress:
 
 def summary(status: Status) -> str:
     """Return how a run ended, as one line."""
-    share = f" ({status.succeeded / status.total:.1%})" if status.total else ""
+    share = f" ({percent(status.succeeded, status.total)})" if status.total else ""
     parts = [f"{status.succeeded:,} of {plural(status.total, 'branch', 'branches')}{share}"]
     if status.failed:
         kinds = ", ".join(

@@ -20,7 +20,6 @@ from fanout.cli.facts import (
     busiest,
     busy_places,
     capacity_rows,
-    percent,
     run_cells,
     run_columns,
     run_counts,
@@ -28,7 +27,7 @@ from fanout.cli.facts import (
 )
 from fanout.cli.run_facts import run_rows, speed_parts
 from fanout.core.records import RunStatus
-from fanout.core.units import clock
+from fanout.core.units import clock, percent
 from fanout.doctor import State
 from fanout.system.terminal import one_line
 

@@ -21,6 +21,7 @@ __all__ = [
     "known",
     "moment",
     "page_range",
+    "percent",
     "plain",
     "plural",
     "share",
@@ -86,6 +87,12 @@ def share(part: int, whole: int) -> str:
     if percent > 100 - _LEAST_PERCENT:
         return f"more than {100 - _LEAST_PERCENT}%"
     return f"{percent:.1f}%"
+
+
+def percent(part: int, whole: int) -> str:
+    """Return a share in percent with one decimal; only all is 100.0%. Empty if there is nothing."""
+    shown = f"{part / whole:.1%}" if whole else ""
+    return "99.9%" if shown == "100.0%" and part < whole else shown
 
 
 def dollars(cost_usd: float | None) -> str:

@@ -14,6 +14,7 @@ from fanout.core.errors import BrokerError, SpecError, StoredDataError, UnknownR
 from fanout.core.ids import BranchId
 from fanout.core.records import ErrorKind, Outcome, RunStatus
 from fanout.core.state import RecordRequest
+from fanout.core.units import percent
 from fanout.policy.answers_so_far import AnswersSoFar
 from fanout.policy.healing import unpublished
 from fanout.policy.steps import at_step
@@ -354,9 +355,9 @@ def _policy_problem(spec: RunSpec, record: StageRecord) -> str | None:
     if record.succeeded == 0:
         return f"no branch succeeded: {record.failed} of {record.total} failed ({kinds})"
     if record.succeeded < spec.min_success * record.total:
-        share = record.succeeded / record.total
+        share = percent(record.succeeded, record.total)
         return (
-            f"{record.succeeded} of {record.total} branches succeeded ({share:.1%}), "
+            f"{record.succeeded} of {record.total} branches succeeded ({share}), "
             f"min_success is {spec.min_success:.1%} ({kinds})"
         )
     return None

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from fanout.core.units import percent
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -48,7 +50,7 @@ def counted(documents: Iterable[Document], notify: Notify) -> Iterator[Document]
         yield document
     if faulty and faulty > _WARN_SHARE * total:
         text = (
-            f"{faulty:,} of {total:,} documents ({faulty / total:.1%}) cannot be used; "
+            f"{faulty:,} of {total:,} documents ({percent(faulty, total)}) cannot be used; "
             f"the first is {first} (strict refuses such an input)"
         )
         notify(Notice(text=text, is_warning=True))

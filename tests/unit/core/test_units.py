@@ -12,6 +12,7 @@ from fanout.core.units import (
     duration,
     known,
     moment,
+    percent,
     plain,
     plural,
     share,
@@ -27,6 +28,17 @@ from fanout.core.units import (
 )  # fmt: skip
 def test_only_all_is_said_to_be_all(part, whole, said):
     assert plain(share(part, whole)) == said
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "said"),
+    [
+        (0, 9, "0.0%"), (9, 9, "100.0%"), (2, 3, "66.7%"), (0, 0, ""), (9_999, 10_000, "99.9%"),
+        (999, 1_000, "99.9%"), (1, 10_000, "0.0%"),
+    ],
+)  # fmt: skip
+def test_only_all_is_a_hundred_percent(part, whole, said):
+    assert percent(part, whole) == said
 
 
 @pytest.mark.parametrize(
