@@ -5,13 +5,15 @@ from __future__ import annotations
 import gc
 import ipaddress
 import itertools
+import json
 import os
 import shutil
 import signal
 import socket
 import sys
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +51,11 @@ _NOBODY = "http://127.0.0.1:9"
 _TIERS = {"contract", "integration", "acceptance"}
 # The package's own tests run its type checker and installer.
 _SLOW = {*_TIERS, "package"}
+_SECONDS = Path(__file__).with_name("seconds.json")
+# Of a test of a slow module that is not in that file yet.
+_QUICK_S = 1.0
+# As many as pass in a run that is recorded.
+_WHOLE_SUITE = 10_000
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -92,10 +99,44 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
             items,
             processes=_PROCESSES,
             module=lambda item: item.path,
-            is_slow=lambda item: item.path.parent.name in _SLOW,
+            is_slow=lambda item: _is_slow(item.path),
             # A test that gives itself more time than others takes it.
             is_long=lambda item: item.get_closest_marker("timeout") is not None,
+            seconds=lambda items: _seconds().get(
+                _module_of(items[0].nodeid), len(items) * _QUICK_S
+            ),
         )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Write down how long the slow modules took, where ``RECORD_SECONDS`` asks for it: see tests.order."""
+    if (
+        "RECORD_SECONDS" not in os.environ
+        or len(terminalreporter.stats.get("passed", ())) < _WHOLE_SUITE
+    ):
+        return
+    took: dict[str, float] = defaultdict(float)
+    for report in itertools.chain.from_iterable(terminalreporter.stats.values()):
+        if isinstance(report, pytest.TestReport):
+            took[_module_of(report.nodeid)] += report.duration
+    slow = {name: round(s) for name, s in sorted(took.items()) if s >= 1 and _is_slow(Path(name))}
+    _SECONDS.write_text(json.dumps(slow, indent=2) + "\n")
+
+
+def _is_slow(path: Path) -> bool:
+    return path.parent.name in _SLOW
+
+
+def _module_of(nodeid: str) -> str:
+    """The path of a test's module below this folder."""
+    return nodeid.partition("::")[0].removeprefix("tests/")
+
+
+@lru_cache(maxsize=1)
+def _seconds() -> dict[str, int]:
+    """How many seconds the slow modules take, by their path below this folder."""
+    found: dict[str, int] = json.loads(_SECONDS.read_text())
+    return found
 
 
 @pytest.hookimpl(wrapper=True)

@@ -3,6 +3,7 @@
 Most tests of some rooms wait for other processes, for up to a minute. They come first, in all processes
 but one, and the quick tests fill what is left: of time while they wait, and at the end, where a long
 test would keep one process busy alone. Tests of a module stay together, as they share what it starts.
+Slow modules are shared out by the seconds that they have taken, which `seconds.json` has.
 """
 
 from __future__ import annotations
@@ -25,22 +26,32 @@ def dealt(
     module: Callable[[_T], Hashable],
     is_slow: Callable[[_T], bool],
     is_long: Callable[[_T], bool],
+    seconds: Callable[[Sequence[_T]], float] = len,
 ) -> list[_T]:
     """Return the tests so that each process, which takes an equal slice, begins with slow ones.
 
-    The last process begins with quick ones. Slow modules with a long test come first: one that began
-    last would keep its process busy alone. Otherwise modules keep the order that they come in.
+    The last process begins with quick ones, and the others have slow ones for equally long. Slow modules
+    with a long test come first, then those that take longest: one that began last would keep its process
+    busy alone.
+
+    Args:
+        tests: In the order in which quick ones stay.
+        processes: Their number.
+        module: The module of a test.
+        is_slow: Whether a module, by its first test, is slow.
+        is_long: Whether a test may take very long.
+        seconds: How long the tests of a slow module take.
     """
     modules = [list(group) for _, group in groupby(tests, key=module)]
     slow = [group for group in modules if is_slow(group[0])]
     quick = [test for group in modules if not is_slow(group[0]) for test in group]
     hands: list[list[_T]] = [[] for _ in range(processes)]
-    others = hands[: max(1, processes - 1)]
-    slow.sort(key=lambda group: (any(map(is_long, group)), len(group)), reverse=True)
-    for number, group in enumerate(slow):
-        # The long ones are shared out in turn, however many tests are beside them.
-        is_turn = any(map(is_long, group))
-        (others[number % len(others)] if is_turn else min(others, key=len)).extend(group)
+    takes = [0.0] * max(1, processes - 1)
+    slow.sort(key=lambda group: (any(map(is_long, group)), seconds(group)), reverse=True)
+    for group in slow:
+        least = takes.index(min(takes))
+        takes[least] += seconds(group)
+        hands[least] += group
     result: list[_T] = []
     left = len(quick) + sum(map(len, hands))
     for number, hand in enumerate(hands):

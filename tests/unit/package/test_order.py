@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from tests.order import dealt, turned
@@ -63,6 +66,33 @@ def test_the_modules_with_a_long_test_come_first_each_in_another_process(process
         assert set(heads[0][:2]) == set(begun)
     else:
         assert {head[0] for head in heads} == set(begun)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "hands"),
+    [
+        ({"B": 10, "D": 1, "F": 1, "I": 7}, ["DB", "FI"]),
+        ({"B": 2, "D": 9, "F": 1, "I": 3}, ["D", "FIB"]),
+        ({"B": 5, "D": 5, "F": 5, "I": 5}, ["DB", "FI"]),
+    ],
+)
+def test_slow_modules_are_shared_out_by_their_seconds(seconds, hands):
+    made = dealt(
+        TESTS,
+        processes=3,
+        module=lambda test: test[0],
+        is_slow=lambda test: test[0].isupper(),
+        is_long=lambda test: test in LONG,
+        seconds=lambda tests: seconds[tests[0][0]],
+    )
+    found = ["".join(dict.fromkeys(name for name, _ in part)) for part in slices(made, 3)]
+    assert ["".join(filter(str.isupper, part)) for part in found] == [*hands, ""]
+
+
+def test_the_modules_whose_seconds_are_written_down_exist():
+    tests = Path(__file__).parents[2]
+    seconds = json.loads((tests / "seconds.json").read_text())
+    assert [name for name in seconds if not (tests / name).is_file()] == []
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
