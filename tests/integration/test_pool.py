@@ -121,6 +121,8 @@ SHORT_LEASES = {"FANOUT_VISIBILITY_TIMEOUT_S": "5", "FANOUT_REAPER_INTERVAL_S": 
 
 def replace_by_a_copy(server):
     """Lose the one message that a worker has taken, while a copy of it waits in the queue."""
+    # Those that seal the stage may be under way for a moment.
+    wait_for(lambda: server.hlen(UNACKED) == 1, "a worker has only the message of the branch")
     [(tag, kept)] = server.hgetall(UNACKED).items()
     server.hdel(UNACKED, tag)
     server.zrem(UNACKED_INDEX, tag)

@@ -169,10 +169,8 @@ WRONG = [
 ]
 
 
-@pytest.fixture(scope="module")
-def told(tmp_path_factory):
-    """What the type checker says of each file. It runs once, as it takes seconds."""
-    folder = tmp_path_factory.mktemp("callers")
+def checked(folder):
+    """What the type checker says of each file."""
     (folder / "right.py").write_text(RIGHT)
     (folder / "wrong.py").write_text("\n".join(WRONG_IMPORTS + WRONG) + "\n")
     done = subprocess.run(
@@ -186,11 +184,9 @@ def told(tmp_path_factory):
             for name in ("right", "wrong")}  # fmt: skip
 
 
-def test_a_caller_is_type_checked(told):
+def test_callers_are_type_checked_and_told_what_is_wrong(tmp_path):
+    told = checked(tmp_path)
     assert told["right"] == []
-
-
-def test_wrong_callers_are_told_by_the_type_checker(told):
     numbers = {int(line.split(":")[1]) for line in told["wrong"]}
     first = len(WRONG_IMPORTS) + 1
     assert numbers == set(range(first, first + len(WRONG))), told["wrong"]
