@@ -65,7 +65,7 @@ def test_a_few_more_are_taken_than_are_in_flight(concurrency, ahead):
 def test_as_many_calls_are_in_flight_as_there_are_slots_although_more_are_taken(
     client, broker_url, start_worker, model, tmp_path
 ):
-    start_worker("--concurrency", "16", **model(0.05))
+    start_worker("--concurrency", "16", **model(0.2))
     run = submit(client, 200)
     with redis.Redis.from_url(broker_url) as server:
         wait_for(lambda: server.hlen(UNACKED) == 24, "eight are taken ahead")
