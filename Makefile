@@ -8,7 +8,7 @@ SOURCES := $(shell find fanout workers -name '*.py' -o -name '*.css' -o -name '*
 # All but one begin with tests that wait for other processes, and one with quick ones: see tests/order.py.
 # `RECORD_SECONDS=1 make test` renews tests/seconds.json, by which they are shared out.
 # Whichever is idle takes over what another has left. Four of them leave a quarter of two cores idle.
-TEST_PROCESSES := 6
+TEST_PROCESSES := 5
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DEMO_PIP := $(DEMO)/bin/python -m pip --disable-pip-version-check --quiet
 
