@@ -55,11 +55,7 @@ def make_llm(model: str, *, settings: Settings, concurrency: int = 32) -> LLM:
     """
     # The keys of the model may be new in the environment.
     secrets.learn()
-    if "://" in model:
-        # litellm would send the provider's key to an address in the name.
-        raise ModelError(
-            "a model's name holds no address: set OPENAI_BASE_URL or the like where the workers run"
-        )
+    _refuse_address(model)
     provider, slash, name = model.partition("/")
     if slash and name and provider in _PROVIDERS:
         return _PROVIDERS[provider](name, concurrency, settings)
@@ -82,6 +78,7 @@ def require_model(model: str) -> None:
     Raises:
         ModelError: It names none.
     """
+    _refuse_address(model)
     provider, slash, name = model.partition("/")
     if model.startswith("fake?"):
         FakeLLM.from_model(model)
@@ -90,6 +87,14 @@ def require_model(model: str) -> None:
             raise _unknown(model)
     elif ":" not in model and model not in ("local", "fake"):
         raise _unknown(model)
+
+
+def _refuse_address(model: str) -> None:
+    if "://" in model:
+        # litellm would send the provider's key to an address in the name.
+        raise ModelError(
+            "a model's name holds no address: set OPENAI_BASE_URL or the like where the workers run"
+        )
 
 
 def _unknown(model: str) -> ModelError:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from fanout.core.answer_parts import part_of, schemas_at
+from fanout.core.answer_parts import EACH, part_of, schemas_at
 from fanout.core.errors import SpecError
 from fanout.core.own_schemas import COMPARISON_SCHEMA, RESOLUTION_SCHEMA
 from fanout.core.tokens import BYTES_PER_TOKEN, utf8_bytes
@@ -59,9 +59,9 @@ def resolution_calls(spec: RunSpec, reduce: Reduce, answers: float) -> Calls:
     """Return the calls that say which values of so many answers are the same.
 
     How many values are alike is unknown: none at least, and one for each answer is likely. There are no
-    more values than labels that an answer may be.
+    more values than labels that an answer may be, and more than answers only where these have lists of them.
     """
-    values = min(answers, _most_values(spec, reduce))
+    values = _most_values(spec, reduce, answers)
     high = min(float(reduce.max_pairs), values * max(0.0, values - 1) / 2)
     likely = min(high, answers)
     bytes_per_token = ratio_of(spec.tokenizer) or float(BYTES_PER_TOKEN)
@@ -79,17 +79,19 @@ def resolution_calls(spec: RunSpec, reduce: Reduce, answers: float) -> Calls:
     )
 
 
-def _most_values(spec: RunSpec, reduce: Reduce) -> float:
+def _most_values(spec: RunSpec, reduce: Reduce, answers: float) -> float:
     """Return the most values that can differ; infinity where that is unknown."""
     schema, choices = spec.answer_schema, spec.answer_choices
     part = part_of(reduce.by[0], schema=schema, choices=choices, steps=spec.step_names)
+    has_lists = EACH in part.path and part.sources != ("column",)
+    most = inf if has_lists and answers else answers
     if reduce.group_by is not None or part.sources != ("answer",):
         # Each group has values of its own.
-        return inf
+        return most
     if choices:
-        return inf if part.path else float(len(choices))
+        return most if part.path else min(most, len(choices))
     labels = [one.get("enum") for one in schemas_at(schema or {}, part.path)]
-    return float(sum(map(len, filter(None, labels)))) if labels and all(labels) else inf
+    return min(most, sum(map(len, filter(None, labels)))) if labels and all(labels) else most
 
 
 def comparison_calls(

@@ -19,7 +19,7 @@ from fanout.core.plan_runs import NOT_SPLIT
 from fanout.core.records import Document
 from fanout.core.spec import make_spec
 from fanout.core.tokens import utf8_bytes
-from fanout.core.units import plural
+from fanout.core.units import plural, share
 from fanout.inputs.documents import Notice
 from fanout.inputs.documents.rows import EMPTY
 from fanout.inputs.plan_answers import (
@@ -224,11 +224,11 @@ class PlannedDocuments:
             documents = plural(seen.documents, "document", "documents")
             yield Notice(text=f"a model split {documents} into {plural(seen.parts, *what)}")
         if seen.missed:
-            share = f"{100 * seen.missed / max(1, seen.chars):.2g}% of the text is in no part"
+            missed = f"{share(seen.missed, seen.chars)} of the text is in no part"
             if self._fills:
-                yield Notice(text=f"{share} that it named, and makes chunks without a title")
+                yield Notice(text=f"{missed} that it named, and makes chunks without a title")
             else:
-                yield Notice(text=f"{share}, and is left out", is_warning=True)
+                yield Notice(text=f"{missed}, and is left out", is_warning=True)
         if seen.overlaps:
             yield Notice(
                 text=f"{plural(seen.overlaps, 'part', 'parts')} began before the one before ended: "

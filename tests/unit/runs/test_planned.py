@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
+import pytest
+
 from fanout.cli.session import Faults
 from fanout.core.records import Chunk, ErrorKind, Outcome
 from fanout.core.spec import make_spec
@@ -14,10 +16,10 @@ CANARY = "Patient Jane Roe, HIV positive"
 SPEC = make_spec(model="fake", prompt="{title} {input}", split="model")
 
 
-def planned(outcomes, spec=SPEC):
+def planned(outcomes, spec=SPEC, text=CANARY):
     chunks = [
-        Chunk(text=CANARY, document=f"{at}.txt", document_index=at, position=0, start=0,
-              end=len(CANARY))
+        Chunk(text=text, document=f"{at}.txt", document_index=at, position=0, start=0,
+              end=len(text))
         for at in range(len(outcomes))
     ]  # fmt: skip
     found = {at: one for at, one in enumerate(outcomes) if one is not None}
@@ -60,6 +62,22 @@ def test_only_what_the_model_has_split_is_told_as_such():
         list(documents)
         texts = [one.text for one in documents.notices() if one.text.startswith("a model split")]
         assert texts == ([told] if told else [])
+
+
+@pytest.mark.parametrize(
+    ("text", "begin"),
+    [
+        ("Budget" + " and so on" * 100, "99.2% of the text is in no part"),
+        ("Budget" + " and so on" * 1_000, "more than 99.9% of the text is in no part"),
+        ("Budget and", "33.3% of the text is in no part"),
+    ],
+)
+def test_notices_say_how_much_of_the_text_is_in_no_part(text, begin):
+    part = {"title": "a", "first_words": "Budget", "last_words": "Budget"}
+    answer = Outcome(index=0, output=json.dumps({"parts": [part]}).encode())
+    documents = planned([answer], text=text)
+    list(documents)
+    assert [one.text for one in documents.notices()][1].startswith(begin)
 
 
 def test_splitting_calls_have_a_limit_of_their_own_and_the_temperature_of_the_same_model():

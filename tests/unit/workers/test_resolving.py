@@ -196,15 +196,17 @@ def object_of(**fields):
         ({"schema": object_of(kind={"anyOf": [ONE_OF_THREE, {"enum": ["d"]}]}), "by": "kind"}, 6),
         ({"schema": object_of(kind={"anyOf": [ONE_OF_THREE, {"type": "string"}]}), "by": "kind"}, 45),
         ({"schema": object_of(kind={"type": "string"}), "by": "kind"}, 45),
+        # Each answer may have any number of values.
+        ({"schema": object_of(kinds={"type": "array", "items": {"type": "string"}}), "by": "kinds.*"}, 70),
+        ({"by": "kinds.*"}, 70),
         ({"choices": ["a", "b", "c"], "by": "column.firm"}, 45),
         # Each group has values of its own.
         ({"choices": ["a", "b", "c"], "group_by": "document"}, 45),
     ],
 )  # fmt: skip
 def test_no_more_calls_are_estimated_than_there_are_pairs_of_labels(fields, most):
-    spec = make_spec(
-        **{"model": "fake", "prompt": "{input}", "reduce": "resolve", "by": "output", **fields}
-    )
+    job = {"model": "fake", "prompt": "{input}", "reduce": "resolve", "by": "output"}
+    spec = make_spec(**{**job, "max_pairs": 70, **fields})
     calls = resolution_calls(spec, spec.reductions[0], 10)
     assert (calls.calls_likely, calls.calls_high) == (min(10, most), most)
 
