@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import ipaddress
 import itertools
@@ -148,8 +149,10 @@ def pytest_runtest_makereport(
     folder = getattr(item, "funcargs", {}).get("tmp_path")
     if report.when == "call" and report.failed and folder is not None:
         for log in sorted(folder.rglob("*.log")):
-            lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
-            report.sections.append((f"{log.relative_to(folder)}", "\n".join(lines[-_LOG_LINES:])))
+            # What the test started may still delete it.
+            with contextlib.suppress(OSError):
+                lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
+                report.sections.append((f"{log.relative_to(folder)}", "\n".join(lines)))
     return report
 
 

@@ -7,6 +7,7 @@ import importlib
 import os
 import pkgutil
 import threading
+import warnings
 
 import pytest
 
@@ -19,7 +20,10 @@ LOCKS = (type(threading.Lock()), type(threading.RLock()), threading.Condition)
 
 def in_child(function):
     """The result of a function in a forked child: whether it returned what is true."""
-    pid = os.fork()
+    with warnings.catch_warnings():
+        # Of the threads of this process, as newer versions of Python warn.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
     if not pid:
         code = 1
         try:
