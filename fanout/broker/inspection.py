@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from contextlib import suppress
-from itertools import count
+from itertools import chain, count
 from typing import TYPE_CHECKING, cast
 
 import msgspec
@@ -19,7 +19,7 @@ from fanout.core.queue_names import (
     TURNS_OF_A_RUN,
     UNACKED,
     UNACKED_INDEX,
-    backlog_of,
+    backlogs_of,
 )
 from fanout.policy.healing import BrokerMessages
 from fanout.stores.redis.turn_scripts import RECOUNT
@@ -104,7 +104,8 @@ class MessageReader:
     def _read(self) -> Iterator[str]:
         # In the order in which a message moves through them.
         runs = cast("list[bytes]", self._redis.hkeys(TURNS))
-        for queue in (*(backlog_of(run.decode(errors="replace")) for run in runs), *QUEUES):
+        backlogs = (backlogs_of(run.decode(errors="replace")) for run in runs)
+        for queue in (*chain.from_iterable(backlogs), *QUEUES):
             start = 0
             while page := self._page(queue, start):
                 yield from _ids(_message, page)

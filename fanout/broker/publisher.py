@@ -190,7 +190,8 @@ class Publisher:
                 members = _HeaderMessages(message, shard_id)
                 for start in range(0, len(numbers), _BATCH):
                     some = numbers[start : start + _BATCH]
-                    channel.put_all(queue, shard_id.run_id, [members.at(each) for each in some])
+                    messages = [members.at(each) for each in some]
+                    channel.put_all(queue, shard_id.run_id, messages, are_nodes=shard_id.stage > 0)
 
         self._patiently(publish)
 

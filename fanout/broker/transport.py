@@ -29,7 +29,7 @@ from fanout.core.queue_names import (
     CONTROL_QUEUE,
     QUEUES,
     TURNS_OF_A_RUN,
-    backlog_of,
+    backlogs_of,
 )
 from fanout.stores.connection import DRIVER
 from fanout.stores.connection_pool import FastPool
@@ -124,28 +124,36 @@ class _ChannelLimits:
         finally:
             self._recorded = None
 
-    def put_all(self, queue: str, run_id: str, messages: list[bytes]) -> None:
+    def put_all(self, queue: str, run_id: str, messages: list[bytes], *, are_nodes: bool) -> None:
         """Put encoded messages of a run into its turns and its backlog, in one step.
 
         Publishes none if the run is deleted: no worker would take its backlog.
 
-        Raises BrokerError.
+        Args:
+            queue: The queue of branches.
+            run_id: The run.
+            messages: All of branches, or all of nodes of a reduce, which are taken before branches.
+            are_nodes: Which.
+
+        Raises:
+            BrokerError: A message is too large.
         """
         for message in messages:
             self._require_size(len(message))
         with self.conn_or_acquire() as client:
             first, rest = messages[:TURNS_OF_A_RUN], messages[TURNS_OF_A_RUN:]
             run_key = f"{self.run_keys}{run_id}"
-            args: list[Any] = [TURNS_OF_A_RUN, run_id, run_key, len(rest), *first]
-            if not (rest and self._put_both(client, queue, run_id, rest, args)):
+            backlog = backlogs_of(run_id)[are_nodes]
+            args: list[Any] = [TURNS_OF_A_RUN, run_id, run_key, int(are_nodes), len(rest), *first]
+            if not (rest and self._put_both(client, queue, backlog, rest, args)):
                 self._put_in_turn(keys=[queue], args=args, client=client)
 
     def _put_both(
-        self, client: Any, queue: str, run_id: str, rest: list[bytes], args: list[Any]
+        self, client: Any, queue: str, backlog: str, rest: list[bytes], args: list[Any]
     ) -> bool:
         """Put messages into a run's backlog and turns; return False if only the backlog was done."""
         with client.pipeline() as pipe:
-            pipe.lpush(backlog_of(run_id), *rest)
+            pipe.lpush(backlog, *rest)
             self._put_in_turn.add_to(pipe, [queue], args)
             answers = pipe.execute(raise_on_error=False)
         for answer in answers:

@@ -13,7 +13,7 @@ __all__ = [
     "TURNS_OF_A_RUN",
     "UNACKED",
     "UNACKED_INDEX",
-    "backlog_of",
+    "backlogs_of",
     "parse_queues",
 ]
 
@@ -44,9 +44,13 @@ QUEUES = (CONTROL_QUEUE, BRANCHES_QUEUE)
 _PREFIX = "fanout."
 
 
-def backlog_of(run_id: str) -> str:
-    """Return the key of the list of a run's messages that wait for a turn."""
-    return f"{BRANCHES_QUEUE}.of.{run_id}"
+def backlogs_of(run_id: str) -> tuple[str, str]:
+    """Return the keys of the lists of a run's messages that wait for a turn: branches, and nodes.
+
+    Nodes, the calls of a reduce, have the next turns.
+    """
+    backlog = f"{BRANCHES_QUEUE}.of.{run_id}"
+    return backlog, f"{backlog}.nodes"
 
 
 def parse_queues(names: str) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from fanout.core.queue_names import (
     CONTROL_QUEUE,
     TURNS,
     TURNS_OF_A_RUN,
-    backlog_of,
+    backlogs_of,
 )
 from fanout.core.settings import load_settings
 from tests.fakes import share_one
@@ -83,14 +83,19 @@ def taker(app):
         taker.close()
 
 
-def publish(app, count, run_id="r1", shard=0, **share):
+def publish(app, count, run_id="r1", shard=0, stage=0, **share):
     # Of a run that is not known nothing is published.
     app.backend.client.hset(f"fanout:run:{run_id}", mapping={"spec": "{}", **share})
-    Publisher(app).shard_chord(ShardId(run_id, 0, shard), range(count))
+    Publisher(app).shard_chord(ShardId(run_id, stage, shard), range(count))
 
 
-def ids(*positions, run_id="r1", shard=0):
-    return [f"{run_id}/0/{shard}/{position}" for position in positions]
+def ids(*positions, run_id="r1", shard=0, stage=0):
+    return [f"{run_id}/{stage}/{shard}/{position}" for position in positions]
+
+
+def behind(db, run_id):
+    """Return how many messages of a run wait for a turn."""
+    return sum(db.llen(backlog) for backlog in backlogs_of(run_id))
 
 
 def test_as_many_are_taken_at_once_as_there_is_room_in_their_order(app, taker, db):
@@ -272,14 +277,15 @@ def test_each_message_comes_once_in_any_order_of_publishing_and_taking(app, take
                 message.ack()
         else:
             run_id, shard, count = dice.choice("abcdefg"), next(shards), dice.randint(1, 30)
-            publish(app, count, run_id, shard)
-            published += ids(*range(count), run_id=run_id, shard=shard)
-        behind = {run: db.llen(backlog_of(run)) for run in "abcdefg"}
+            stage = dice.choice((0, 0, 1, 2))
+            publish(app, count, run_id, shard, stage)
+            published += ids(*range(count), run_id=run_id, shard=shard, stage=stage)
+        waits = {run: behind(db, run) for run in "abcdefg"}
         held = [json.loads(each)["headers"]["root_id"] for each in db.lrange(BRANCHES_QUEUE, 0, -1)]
-        assert db.llen(BEHIND) == sum(behind.values()) == len(published) - len(taken) - len(held)
+        assert db.llen(BEHIND) == sum(waits.values()) == len(published) - len(taken) - len(held)
         turns = {run.decode(): int(count) for run, count in db.hgetall(TURNS).items()}
         assert turns == Counter(held)
-        for run, count in behind.items():
+        for run, count in waits.items():
             assert not count or turns[run] == TURNS_OF_A_RUN
     assert sorted(taken) == sorted(published)
 
@@ -308,16 +314,18 @@ def test_runs_with_limits_and_priorities_have_no_more_outside_their_backlogs(app
                 message.ack()
         elif len(published) < 300:
             run_id, shard, count = dice.choice("abcde"), next(shards), dice.randint(1, 30)
-            publish(app, count, run_id, shard, turns=turns_of[run_id], in_play=limits[run_id])
-            published += ids(*range(count), run_id=run_id, shard=shard)
+            stage = dice.choice((0, 0, 1))
+            share = {"turns": turns_of[run_id], "in_play": limits[run_id]}
+            publish(app, count, run_id, shard, stage, **share)
+            published += ids(*range(count), run_id=run_id, shard=shard, stage=stage)
         in_play = Counter(runs_of([message.headers["id"] for message in waiting_for]))
         queued = [json.loads(each) for each in db.lrange(BRANCHES_QUEUE, 0, -1)]
         in_play.update(each["headers"]["root_id"] for each in queued)
         for run_id, limit in limits.items():
             assert not limit or in_play[run_id] <= limit
-            assert not db.llen(backlog_of(run_id)) or in_play[run_id], "something brings the rest"
+            assert not behind(db, run_id) or in_play[run_id], "something brings the rest"
         could_be_taken = [
-            min(db.llen(backlog_of(run)), max(0, limit - in_play[run]) if limit else 1_000)
+            min(behind(db, run), max(0, limit - in_play[run]) if limit else 1_000)
             for run, limit in limits.items()
         ]
         assert db.llen(BEHIND) == sum(could_be_taken), "a scaler sees what workers could take"
@@ -412,6 +420,61 @@ def test_a_run_alone_has_all_and_few_of_it_are_in_the_queue(app, taker, db):
     assert db.keys("fanout.branches*") == [], "nothing is left of it"
 
 
+@pytest.mark.parametrize("room", [1, 7, 200])
+def test_the_nodes_of_a_reduce_are_taken_before_the_branches_that_wait(app, taker, db, room):
+    """Else the first node would begin after all branches that were published before it."""
+    publish(app, 600)
+    publish(app, 3, stage=1)
+    publish(app, 600, shard=1)
+    publish(app, 2, shard=1, stage=1)
+    publish(app, 1, stage=2)
+    one, taken = taker(room), []
+    while len(taken) < 1206:
+        one.channel.qos.ahead = 0
+        taken += one.take_once()
+        for message in one.messages:
+            message.acknowledged or message.ack()
+    nodes = [*ids(0, 1, 2, stage=1), *ids(0, 1, shard=1, stage=1), *ids(0, stage=2)]
+    turns = ids(*range(TURNS_OF_A_RUN))
+    assert taken[: len(turns) + len(nodes)] == [*turns, *nodes]
+    assert sorted(taken[len(turns) + len(nodes) :]) == sorted(
+        [*ids(*range(TURNS_OF_A_RUN, 600)), *ids(*range(600), shard=1)]
+    )
+    assert db.keys("fanout.branches*") == [], "nothing is left of them"
+
+
+def test_many_nodes_that_are_put_at_once_keep_their_turns_and_their_order(app, taker, db):
+    publish(app, 5, stage=1, shard=7)
+    publish(app, 20)
+    publish(app, 40, stage=1)
+    assert (db.llen(BRANCHES_QUEUE), waiting(db)) == (TURNS_OF_A_RUN, 65)
+    one, taken = taker(100), []
+    while len(taken) < 65:
+        taken += one.take_once()
+    assert taken[:5] == ids(*range(5), stage=1, shard=7)
+    assert sorted(taken[5:45]) == sorted(ids(*range(40), stage=1))
+    assert sorted(taken[45:]) == sorted(ids(*range(20)))
+
+
+def test_lost_turns_are_given_to_nodes_first(app, taker, db):
+    publish(app, 20)
+    publish(app, 2, stage=1)
+    db.delete(BRANCHES_QUEUE)
+    assert MessageReader(db).give_turns() == TURNS_OF_A_RUN
+    assert taker(50).take_once()[:2] == ids(0, 1, stage=1)
+
+
+def test_a_small_run_waits_no_longer_for_the_nodes_of_another(app, taker):
+    publish(app, 100, "large")
+    publish(app, 100, "large", stage=1)
+    publish(app, 2, "small")
+    one, order = taker(1), []
+    while len(order) < 20:
+        order += one.take_once()
+        one.messages[-1].ack()
+    assert runs_of(order[: TURNS_OF_A_RUN + 2]).count("small") == 2
+
+
 def test_the_turns_of_a_run_do_not_add_up(app, taker, db):
     for shard in range(5):
         publish(app, 3, shard=shard)
@@ -492,12 +555,14 @@ def test_what_is_put_straight_into_the_queue_is_taken_as_well(app, taker, db):
 def test_what_waits_behind_the_queue_is_seen_and_goes_with_its_run(app, db, broker_url):
     publish(app, 50)
     publish(app, 50, "r2")
+    publish(app, 10, "r2", stage=1)
     seen = MessageReader(db).task_ids()
-    assert seen == {"r1": set(ids(*range(50))), "r2": set(ids(*range(50), run_id="r2"))}
+    of_second = {*ids(*range(50), run_id="r2"), *ids(*range(10), run_id="r2", stage=1)}
+    assert seen == {"r1": set(ids(*range(50))), "r2": of_second}
     (_, branches), _ = read_backlog(db)
-    assert branches.waiting == 100
+    assert branches.waiting == 110
     store = make_store(load_settings(broker_url=broker_url))
     store.create_run("r2", spec="{}", created_at=1.0)
     store.delete_run("r2")
     assert waiting(db) == 50 + TURNS_OF_A_RUN
-    assert not db.exists(backlog_of("r2"))
+    assert not db.exists(*backlogs_of("r2"))

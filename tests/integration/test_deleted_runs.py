@@ -16,7 +16,7 @@ from fanout.broker import app as broker
 from fanout.broker.inspection import UNACKED, UNACKED_INDEX
 from fanout.broker.publisher import Publisher
 from fanout.core.ids import ShardId, StageId
-from fanout.core.queue_names import BRANCHES_QUEUE, backlog_of
+from fanout.core.queue_names import BRANCHES_QUEUE, backlogs_of
 from fanout.core.settings import load_settings
 from fanout.core.spec import make_spec
 
@@ -184,7 +184,7 @@ def test_a_worker_that_stood_still_during_the_deletion_leaves_nothing(
     run = submit(client, 1_000, model="fake?latency_s=0.02")
     wait_for(lambda: run.status().done > 20, "branches end all the time")
     worker.signal(signal.SIGSTOP)
-    message = db.lindex(backlog_of(run.run_id), 0)
+    message = db.lindex(backlogs_of(run.run_id)[0], 0)
     run.delete()
     with broker.make_app(load_settings(broker_url=broker_url)) as app:
         publisher = Publisher(app)

@@ -23,7 +23,7 @@ import msgspec
 from fanout.core.errors import StoredDataError
 from fanout.core.gathered import GatherReply, Landing, Prepared, RunBatch
 from fanout.core.ids import BranchId, ShardId
-from fanout.core.queue_names import backlog_of
+from fanout.core.queue_names import backlogs_of
 from fanout.stores import codec
 from fanout.stores.redis import batch_scripts
 from fanout.stores.redis.base import run_keys, translated
@@ -259,7 +259,8 @@ class RedisGathered(RedisBlobReferences):
         """Return how many messages of runs wait for their turn in the queue of branches."""
         with self._redis.pipeline(transaction=False) as pipe:
             for run_id in run_ids:
-                pipe.llen(backlog_of(run_id))
+                for backlog in backlogs_of(run_id):
+                    pipe.llen(backlog)
             return sum(pipe.execute())
 
     @translated

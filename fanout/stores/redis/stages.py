@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fanout.core.errors import UnknownRunError
 from fanout.core.ids import ShardId
-from fanout.core.queue_names import TAKEN, TURNS, backlog_of
+from fanout.core.queue_names import TAKEN, TURNS, backlogs_of
 from fanout.core.state import (
     Frontier,
     SealReply,
@@ -304,10 +304,11 @@ class RedisStages(RedisBlobReferences):
             pipe.hget(TURNS, stage_id.run_id)
             pipe.hget(TAKEN, stage_id.run_id)
             pipe.hlen(f"{self._run(stage_id.run_id)}:gathered")
-            pipe.llen(backlog_of(stage_id.run_id))
-            counts, permits, open_, *held, gathered, behind = pipe.execute()
+            for backlog in backlogs_of(stage_id.run_id):
+                pipe.llen(backlog)
+            counts, permits, open_, turns, taken, gathered, *lengths = pipe.execute()
         written, opened, used, cap, limit = (int(count or 0) for count in [*counts, *permits])
-        in_play = sum(int(count or 0) for count in held)
+        in_play, behind = int(turns or 0) + int(taken or 0), sum(lengths)
         # Of its backlog, as many messages count as waiting as its limit has room for.
         in_play += max(0, min(behind, limit - in_play))
         return StageLoad(

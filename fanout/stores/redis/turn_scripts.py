@@ -1,7 +1,9 @@
 """Lua scripts for turns, by which runs share the queue of branches.
 
-A run has at most a few messages in the queue, its *turns*; its further messages wait in a list of
-its own, its *backlog*. The script that takes messages also moves the next messages of the same runs
+A run has at most a few messages in the queue, its *turns*; its further messages wait in its
+*backlog*, two lists of its own: one for its branches, and one for the nodes of its reduces, which
+have the next turns. A node that waited behind all branches that are published already would begin
+late, and all above it. The script that takes messages also moves the next messages of the same runs
 from their backlogs to the queue's end. So the queue is a ring: each run gets its turn after all
 others, however much it has published. A run of a higher priority has more turns.
 
@@ -11,11 +13,11 @@ wait for a permit (fanout.stores.redis.branch_scripts) fill neither the queue no
 backlog always has messages in the queue, unless its run is at its limit.
 
 Keys: the queue, and with its name as prefix ``.turns``, a hash with the number of messages that each
-run has in the queue; ``.of.RUN``, the backlog of a run; ``.behind``, a list with an empty string for
-each message in the backlogs that workers could take, of a run with a limit only as many as that has
-room for: a scaler can only read lengths; ``.shares``, a hash of ``turns limit`` of the runs with a
-priority or a limit (0: none); and ``.taken``, a hash with the number of taken messages of each run
-with a limit. The tag of such a message ends with ``@RUN``.
+run has in the queue; ``.of.RUN`` and ``.of.RUN.nodes``, the backlog of a run; ``.behind``, a list
+with an empty string for each message in the backlogs that workers could take, of a run with a limit
+only as many as that has room for: a scaler can only read lengths; ``.shares``, a hash of ``turns
+limit`` of the runs with a priority or a limit (0: none); and ``.taken``, a hash with the number of
+taken messages of each run with a limit. The tag of such a message ends with ``@RUN``.
 
 ``.turns`` and ``.taken`` may be wrong if a worker died between taking and counting, or if another
 client put or took a message. ``TAKE`` corrects the turns when the queue is empty, and ``RECOUNT``
@@ -31,7 +33,21 @@ _MOST = 5_000
 
 _HAS_SHARES = "local has_shares = redis.call('EXISTS', queue .. '.shares') == 1"
 _SHARED = """
-local function backlog_of(queue, run) return queue .. '.of.' .. run end
+local function backlog_of(run) return queue .. '.of.' .. run end
+local function nodes_of(run) return backlog_of(run) .. '.nodes' end
+local function behind_of(run)
+    return redis.call('LLEN', backlog_of(run)) + redis.call('LLEN', nodes_of(run))
+end
+-- Takes the next messages of a run from its backlog.
+local function next_of(run, count)
+    local found = redis.call('RPOP', nodes_of(run), count) or {}
+    if #found == 0 then return redis.call('RPOP', backlog_of(run), count) or {} end
+    if #found < count then
+        local rest = redis.call('RPOP', backlog_of(run), count - #found) or {}
+        for _, message in ipairs(rest) do found[#found + 1] = message end
+    end
+    return found
+end
 local function run_of(message) return message:match('"root_id": ?"([%w_-]+)"') end
 -- Returns the turns of a run, and its limit, if it has one.
 local function share_of(run)
@@ -61,11 +77,10 @@ end
 -- Puts messages of a run's backlog into the queue until it has its turns there, but no more than
 -- `room`. Returns how many.
 local function give_turns(run, held, own, room)
-    local backlog = backlog_of(queue, run)
-    local rest, moved = redis.call('LLEN', backlog), 0
+    local rest, moved = behind_of(run), 0
     local count = math.min(own - held, room)
     if rest > 0 and count > 0 then
-        local next = redis.call('RPOP', backlog, count) or {}
+        local next = next_of(run, count)
         moved = #next
         if moved > 0 then redis.call('LPUSH', queue, unpack(next)) end
     end
@@ -127,7 +142,7 @@ local held, own, limited, room, rest, moved = {{}}, {{}}, {{}}, {{}}, {{}}, 0
 for _, run in ipairs(runs) do
     local limit
     own[run], limit = share_of(run)
-    held[run], room[run], rest[run] = 0, math.huge, redis.call('LLEN', backlog_of(queue, run))
+    held[run], room[run], rest[run] = 0, math.huge, behind_of(run)
     local counted = 0
     if limit or not is_empty then
         counted = tonumber(redis.call('HGET', queue .. '.turns', run) or 0)
@@ -152,9 +167,7 @@ while more > 0 do
     for _, run in ipairs(with) do
         local count = math.min(share, more, rest[run])
         if count > 0 then
-            for _, message in ipairs(redis.call('RPOP', backlog_of(queue, run), count)) do
-                taken[#taken + 1] = message
-            end
+            for _, message in ipairs(next_of(run, count)) do taken[#taken + 1] = message end
             if limited[run] then
                 count_taken(run, count)
                 limited[run] = limited[run] - count
@@ -189,8 +202,8 @@ end
 return 1
 """
 
-# KEYS queue; ARGV turns of a run, run, its key, how many messages were put into its backlog just
-# now, and some that were not. It takes nothing from anywhere, as a client may not; and what goes
+# KEYS queue; ARGV turns of a run, run, its key, 1 for messages of nodes, how many were put into its
+# backlog just now, and some that were not. It takes nothing from anywhere, as a client may not; and what goes
 # into the backlog anyway does not pass through it, which would cost the server more than all the
 # rest.
 # Returns how long the queue is; -1: the run is gone, and so is what was put.
@@ -203,8 +216,8 @@ if has_shares then
     redis.call('HSET', queue .. '.shares', run, share)
 end
 {_SHARED}
-local backlog, behind = backlog_of(queue, run), tonumber(ARGV[4])
-local count, held = #ARGV - 4, 0
+local backlog, behind = ARGV[4] == '1' and nodes_of(run) or backlog_of(run), tonumber(ARGV[5])
+local count, held = #ARGV - 5, 0
 local own, limit = share_of(run)
 local room = own
 -- A script blocks all clients: its caller must not be able to make it long.
@@ -213,8 +226,8 @@ if not (behind >= 0 and behind + count <= {_MOST}) then
 end
 if redis.call('EXISTS', ARGV[3]) == 0 then
     -- Whether it had a limit is no longer known; RECOUNT corrects the length.
-    local rest = redis.call('LLEN', backlog) - behind
-    redis.call('DEL', backlog)
+    local rest = behind_of(run) - behind
+    redis.call('DEL', backlog_of(run), nodes_of(run))
     if rest > 0 then redis.call('LPOP', queue .. '.behind', rest) end
     return -1
 end
@@ -222,21 +235,21 @@ end
 if redis.call('LLEN', queue) > 0 then
     held = tonumber(redis.call('HGET', queue .. '.turns', run) or 0)
     room = 0
-    if redis.call('LLEN', backlog) == behind then room = math.max(0, own - held) end
+    if behind_of(run) == behind then room = math.max(0, own - held) end
 end
 local left, was_behind = math.huge, 0
 if limit then
     left = limit - tonumber(redis.call('HGET', queue .. '.taken', run) or 0)
     local counted = tonumber(redis.call('HGET', queue .. '.turns', run) or 0)
-    was_behind = countable(redis.call('LLEN', backlog) - behind, left - counted)
+    was_behind = countable(behind_of(run) - behind, left - counted)
     left = left - held
     room = math.min(room, math.max(0, left))
 end
 local first = math.min(room, count)
-if first > 0 then redis.call('LPUSH', queue, unpack(ARGV, 5, 4 + first)) end
-if first < count then redis.call('LPUSH', backlog, unpack(ARGV, 5 + first)) end
+if first > 0 then redis.call('LPUSH', queue, unpack(ARGV, 6, 5 + first)) end
+if first < count then redis.call('LPUSH', backlog, unpack(ARGV, 6 + first)) end
 behind = behind + count - first
-if limit then behind = countable(redis.call('LLEN', backlog), left - first) - was_behind end
+if limit then behind = countable(behind_of(run), left - first) - was_behind end
 count_behind(behind)
 redis.call('HSET', queue .. '.turns', run, held + first)
 return redis.call('LLEN', queue)
@@ -261,7 +274,7 @@ for _, run in ipairs(runs) do
     if run ~= '' and limit and gone > 0 then
         local counted = tonumber(redis.call('HGET', queue .. '.turns', run) or 0)
         local held = redis.call('LLEN', queue) > 0 and counted or 0
-        local rest, left = redis.call('LLEN', backlog_of(queue, run)), limit - count_taken(run, -gone)
+        local rest, left = behind_of(run), limit - count_taken(run, -gone)
         local was_behind = countable(rest, left - gone - counted)
         local given = give_turns(run, held, own, left - held)
         count_behind(countable(rest - given, left - held - given) - was_behind)
@@ -310,7 +323,7 @@ for _, message in ipairs(redis.call('LRANGE', queue, 0, -1)) do
 end
 local moved, behind = 0, 0
 for _, run in ipairs(redis.call('HKEYS', queue .. '.turns')) do
-    local rest = redis.call('LLEN', backlog_of(queue, run))
+    local rest = behind_of(run)
     local own, limit = share_of(run)
     local room = math.huge
     if limit then room = limit - (taken[run] or 0) - (held[run] or 0) end
@@ -336,7 +349,7 @@ FORGET_BACKLOG = f"""-- despite a full server
 local queue, run, turns = KEYS[1], ARGV[1], 0
 {_HAS_SHARES}
 {_SHARED}
-local rest = redis.call('LLEN', backlog_of(queue, run))
+local rest = behind_of(run)
 local _, limit = share_of(run)
 local counted = rest
 if limit then
@@ -347,7 +360,7 @@ if limit then
 end
 for _, part in ipairs({{'.turns', '.shares', '.taken'}}) do redis.call('HDEL', queue .. part, run) end
 if rest == 0 then return 0 end
-redis.call('DEL', backlog_of(queue, run))
+redis.call('DEL', backlog_of(run), nodes_of(run))
 count_behind(-counted)
 return rest
 """

@@ -26,7 +26,7 @@ from fanout.core.group_hashes import encode_hashes
 from fanout.core.ids import BranchId, PartitionId, ShardId, StageId
 from fanout.core.latency import Latency, bucket_of
 from fanout.core.partitions import PartitionRecord
-from fanout.core.queue_names import TAKEN, TURNS, backlog_of
+from fanout.core.queue_names import TAKEN, TURNS, backlogs_of
 from fanout.core.rate_limits import CallTokens, LimitState, Rates
 from fanout.core.records import (
     NO_CALL,
@@ -1117,7 +1117,7 @@ def test_the_load_of_a_run_with_max_workers_says_how_many_permits_are_used(store
     store._redis.hset(TURNS, RUN, 3)
     store._redis.hset(TAKEN, RUN, 9)
     assert store.stage_load(StageId(RUN, 0)).waiting_for_permits == 3 + 9 - 4
-    store._redis.rpush(backlog_of(RUN), *["message"] * 200)
+    store._redis.rpush(backlogs_of(RUN)[0], *["message"] * 200)
     assert store.stage_load(StageId(RUN, 0)).waiting_for_permits == in_play_limit(4) - 4
 
 
