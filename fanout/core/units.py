@@ -95,14 +95,21 @@ def percent(part: int, whole: int) -> str:
     return "99.9%" if shown == "100.0%" and part < whole else shown
 
 
-def dollars(cost_usd: float | None) -> str:
-    """Return US dollars; sums below one dollar have up to four decimals, tiny ones two digits."""
+def dollars(cost_usd: float | None, *, decimals: int | None = None) -> str:
+    """Return US dollars without zeros behind the cents; tiny sums have at least two digits.
+
+    Args:
+        cost_usd: The sum; None is unknown.
+        decimals: To how many it is rounded; None is two, and four for sums below one dollar.
+    """
     if cost_usd is None:
         return "unknown"
-    if cost_usd < _LEAST_USD or round(cost_usd, 4) >= 1:
+    if cost_usd < _LEAST_USD:
         return f"${cost_usd:,.2f}"
-    decimals = max(4, 1 - math.floor(math.log10(cost_usd)))
-    whole, _, rest = f"{cost_usd:.{decimals}f}".partition(".")
+    if decimals is None:
+        decimals = 2 if round(cost_usd, 4) >= 1 else 4
+    decimals = max(decimals, 1 - math.floor(math.log10(cost_usd)))
+    whole, _, rest = f"{cost_usd:,.{decimals}f}".partition(".")
     return f"${whole}.{rest.rstrip('0'):0<2}"
 
 

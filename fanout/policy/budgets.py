@@ -8,17 +8,17 @@ server decides for all workers (fanout.stores.redis.budget_scripts); ``fits`` is
 from __future__ import annotations
 
 import math
-from decimal import Decimal
 from enum import Enum
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from fanout.core.budgets import NANO, NO_AMOUNTS, Amounts, BudgetLimits, BudgetState, nano_usd_of
+from fanout.core.units import dollars
 from fanout.policy.pricing import most_usd
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from fanout.core.lanes import Lane
     from fanout.core.records import Usage
@@ -44,6 +44,8 @@ __all__ = [
     "used_by_call",
 ]
 
+# The decimals of cents, and of billionths of a dollar.
+_CENTS, _NANOS = 2, 9
 # The part of a budget that is kept for the reduce, where that makes calls.
 REDUCE_SHARE = 0.1
 # The same where answers are compared by two: these are more calls than the branches make.
@@ -245,24 +247,33 @@ def over_budget(
     )
     spent, limit = getattr(state.used, named), getattr(state.limits, named)
     needed, kept = getattr(most, named), limit - getattr(limits, named)
-    is_spent = f"{_shown(named, spent)} spent, and " if spent else ""
-    text = (
-        f"{budget} of {_shown(named, limit)} has no room for this call: "
-        f"{is_spent}it may use {_shown(named, needed)}"
-    )
-    if above := getattr(left, named):
-        text = f"{text}, and the calls above it {_shown(named, above)}"
-    return f"{text} ({_shown(named, kept)} kept for the reduce)" if kept else text
+    above = getattr(left, named)
+    shown = _words(named, limit, (spent, needed, above, kept))
+    is_spent = f"{shown(spent)} spent, and " if spent else ""
+    text = f"{budget} of {shown(limit)} has no room for this call: {is_spent}it may use {shown(needed)}"
+    if above:
+        text = f"{text}, and the calls above it {shown(above)}"
+    return f"{text} ({shown(kept)} kept for the reduce)" if kept else text
 
 
 def _only(limits: BudgetLimits, name: str) -> BudgetLimits:
     return msgspec.structs.replace(BudgetLimits(), **{name: getattr(limits, name)})
 
 
-def _shown(name: str, amount: int) -> str:
+def _words(name: str, limit: int, parts: Sequence[int]) -> Callable[[int], str]:
+    """Return what puts the amounts of one message into words: a limit, and what is more than it.
+
+    Dollars are rounded as far as the limit stays what it is, and less than the sum of its parts.
+    """
     if name != "nano_usd":
         one = name.removesuffix("s")
-        return f"{amount:,} {one if amount == 1 else name}"
-    # Of less than a cent, three digits.
-    usd = amount / NANO
-    return f"${usd:,.2f}" if usd >= 1 or not usd else f"${Decimal(f'{usd:.3g}'):f}"
+        return lambda amount: f"{amount:,} {one if amount == 1 else name}"
+    decimals = next((n for n in range(_CENTS, _NANOS) if _is_told(limit, parts, n)), _NANOS)
+    return lambda amount: dollars(amount / NANO, decimals=decimals)
+
+
+def _is_told(limit: int, parts: Sequence[int], decimals: int) -> bool:
+    """Say whether so many decimals show a limit as it is, and that its parts are more than it."""
+    unit = 10 ** (_NANOS - decimals)
+    # What is shown of a part, which may have more decimals, is never less than the part rounded down.
+    return limit % unit == 0 and sum(part // unit for part in parts) > limit // unit

@@ -60,6 +60,16 @@ def test_costs_are_said_with_the_digits_that_they_need():
     ]  # fmt: skip
 
 
+def test_costs_are_said_with_the_decimals_that_are_asked_for():
+    costs = (0.9996, 1.2345, 1234.5, 0.000_012_3, 5.0)
+    assert [dollars(n, decimals=2) for n in costs] == [
+        "$1.00", "$1.23", "$1,234.50", "$0.000012", "$5.00",
+    ]  # fmt: skip
+    assert [dollars(n, decimals=4) for n in costs] == [
+        "$0.9996", "$1.2345", "$1,234.50", "$0.000012", "$5.00",
+    ]  # fmt: skip
+
+
 def test_sizes_are_said_in_the_unit_that_fits():
     shown = [byte_size(n) for n in (0, 999, 18_400, 999_999, 1_000_000, 2_560_000_000)]
     assert shown == ["0 bytes", "999 bytes", "18 kB", "1000 kB", "1.0 MB", "2,560.0 MB"]

@@ -132,7 +132,7 @@ def test_the_error_says_what_is_spent_of_what():
     text = over_budget(Amounts(nano_usd=nano_usd_of(0.02), calls=1), state, is_reduce=False)
     assert text == (
         "the run's budget of $5.00 has no room for this call: $4.49 spent, and it may use $0.02 "
-        "($0.5 kept for the reduce)"
+        "($0.50 kept for the reduce)"
     )
     state = BudgetState(limits=BudgetLimits(calls=1), map_limits=BudgetLimits(calls=1),
                         spent=calls(1))  # fmt: skip
@@ -146,6 +146,28 @@ def test_the_error_says_what_is_spent_of_what():
     assert text.startswith("the run's budget of $0.00001 has no room")
     assert text.endswith("it may use $0.000025")
     assert calls(0) == NO_AMOUNTS
+
+
+@pytest.mark.parametrize(
+    ("limit", "spent", "needed", "shown"),
+    [
+        # As it was given, also where it is nearly a dollar.
+        (0.9996, 0.9, 0.1, ("$0.9996", "$0.90", "$0.10")),
+        (1.2345, 1.2, 0.04, ("$1.2345", "$1.20", "$0.04")),
+        # With fewer decimals, there would seem to be room.
+        (0.00125, 0.001_23, 0.000_04, ("$0.00125", "$0.00123", "$0.00004")),
+        (5.0, 4.9949, 0.0052, ("$5.00", "$4.9949", "$0.0052")),
+        (5.0, 4.996, 0.004_96, ("$5.00", "$4.996", "$0.005")),
+        (1_000.0, 999.999_999_999, 2e-9, ("$1,000.00", "$999.999999999", "$0.000000002")),
+    ],
+)
+def test_the_error_shows_dollars_so_that_they_do_not_fit(limit, spent, needed, shown):
+    limits = BudgetLimits.of(usd=limit)
+    used = Amounts(nano_usd=round(spent * 1e9))
+    state = BudgetState(limits=limits, map_limits=limits, spent=used)
+    text = over_budget(Amounts(nano_usd=round(needed * 1e9)), state, is_reduce=False)
+    words = "the run's budget of {} has no room for this call: {} spent, and it may use {}"
+    assert text == words.format(*shown)
 
 
 MOST = Amounts(nano_usd=10, calls=1, tokens=3)
