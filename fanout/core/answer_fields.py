@@ -6,6 +6,7 @@ import csv
 import warnings
 from collections.abc import Mapping
 from datetime import date
+from functools import partial
 from inspect import isroutine
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,9 +42,9 @@ def type_schema(kind: Any, *, field: str) -> dict[str, Any]:
     Raises:
         SpecError: It has no JSON Schema.
     """
-    if isroutine(kind):
+    if isroutine(kind) or isinstance(kind, partial):
         # pydantic takes a function for its arguments.
-        raise SpecError(f"must be {_FORMS} (got the function {shown(kind)})", field=field)
+        raise SpecError(f"must be {_FORMS} (got {shown(kind)})", field=field)
     try:
         return adapter_of(kind).json_schema()
     except _NO_SCHEMA as error:

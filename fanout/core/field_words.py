@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
+from inspect import isroutine
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -76,7 +78,17 @@ def _plain(value: object) -> object:
 
 
 def shown(value: object) -> str:
-    """Return a value as a message has it: the beginning of a long one, and no very deep one."""
+    """Return a value as a message has it: the beginning of a long one, and no very deep one.
+
+    Functions and classes are named as the user wrote them: where they are in memory helps nobody.
+    """
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, partial):
+        return f"a partial of {shown(value.func)}"
+    if isroutine(value):
+        name = str(getattr(value, "__qualname__", value)).rpartition("<locals>.")[2]
+        return "a lambda" if name == "<lambda>" else f"the function {name}"
     try:
         text = repr(value)
     except RecursionError:

@@ -274,6 +274,6 @@ def _words(name: str, limit: int, parts: Sequence[int]) -> Callable[[int], str]:
 
 def _is_told(limit: int, parts: Sequence[int], decimals: int) -> bool:
     """Say whether so many decimals show a limit as it is, and that its parts are more than it."""
-    unit = 10 ** (_NANOS - decimals)
+    unit: int = 10 ** (_NANOS - decimals)
     # What is shown of a part, which may have more decimals, is never less than the part rounded down.
     return limit % unit == 0 and sum(part // unit for part in parts) > limit // unit

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from contextlib import nullcontext
+from functools import partial
 from itertools import product
 from operator import attrgetter
 from pathlib import Path
@@ -698,6 +699,14 @@ def test_no_field_has_other_words_for_what_it_must_be():
     assert [one for one in found if "\n" in one or len(one) > 2_500] == [], "short, in one line"
 
 
+@pytest.mark.parametrize(
+    ("given", "name"), [(len, "the function len"), (RunSpec, "the class RunSpec"), (3.5, "3.5")]
+)
+def test_a_function_or_a_class_is_named_as_it_is_written(given, name):
+    with pytest.raises(SpecError, match=rf"^choices: must be a list \(got {name}\)$"):
+        make_spec(model="fake", prompt="{input}", choices=given)
+
+
 @pytest.mark.parametrize("name", ["schema", "aggregate_schema"])
 def test_a_schema_that_is_nested_too_deep_is_refused_however_it_is_given(tmp_path, name):
     path, kind = tmp_path / "schema.json", GenericAlias(list, int)
@@ -711,9 +720,30 @@ def test_a_schema_that_is_nested_too_deep_is_refused_however_it_is_given(tmp_pat
         assert len(str(caught.value)) < 2_000
 
 
-@pytest.mark.parametrize("given", [lambda answer: answer, len, str.upper])
-def test_a_function_is_no_schema(given):
-    words = "must be a JSON Schema, .* in Python a type .got the function "
+def checks(answer):
+    return answer
+
+
+def inner():
+    def checks_inside(answer):
+        return answer
+
+    return checks_inside
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        (checks, "the function checks"),
+        (inner(), "the function checks_inside"),
+        (lambda answer: answer, "a lambda"),
+        (len, "the function len"),
+        (str.upper, "the function str.upper"),
+        (partial(checks, 1), "a partial of the function checks"),
+    ],
+)
+def test_a_function_is_no_schema(given, name):
+    words = rf"must be a JSON Schema, .* in Python a type \(got {name}\)$"
     with pytest.raises(SpecError, match=f"^schema: {words}"):
         make_spec(model="fake", prompt="{input}", schema=given)
     with pytest.raises(SpecError, match=f"^aggregate_schema: {words}"):
