@@ -47,7 +47,8 @@ def require_readable(spec: RunSpec, *, has_documents: bool, notify: Notify) -> F
     Raises:
         SpecError, PromptError: The documents are not in files that workers could reach, or a
             prompt or field is wrong.
-        InputError: An input does not exist, or ``strict`` refuses what is left out.
+        InputError: An input does not exist, has rows or is compressed, or ``strict`` refuses what is
+            left out.
     """
     if has_documents:
         raise SpecError(
@@ -96,7 +97,7 @@ def read_by_workers(
     If this process is interrupted meanwhile, also while it submits the run, the run is cancelled.
 
     Raises:
-        InputError: There is no document, or an input has rows.
+        InputError: There is no document.
         ModelError: The workers may not read documents.
         BrokerError: The broker cannot be reached.
     """

@@ -190,8 +190,8 @@ def files_for_workers(spec: RunSpec, *, notify: Notify = log_notice) -> FilesToR
 
     Raises:
         PromptError, SpecError: As ``checked_documents``; documents in files have no columns.
-        InputError: A source cannot be listed, no file is chosen, or ``strict`` refuses what is left
-            out.
+        InputError: A source cannot be listed, no file is chosen, a file has rows or is compressed, or
+            ``strict`` refuses what is left out.
     """
     for template in templates_of(spec):
         template.require(names_of(spec), needs_input=not spec.steps)
@@ -209,7 +209,10 @@ def files_for_workers(spec: RunSpec, *, notify: Notify = log_notice) -> FilesToR
     require_used(spec, None, source, selection)
     if spec.strict:
         refuse_warnings(warnings)
-    return FilesToRead(source=source, chosen=_chosen_files(source, selection, notify))
+    chosen = _chosen_files(source, selection, notify)
+    # Now, before there is a run, and workers are asked to read anything.
+    source.require_places(chosen)
+    return FilesToRead(source=source, chosen=chosen)
 
 
 def _chosen_files(

@@ -129,6 +129,17 @@ def test_a_fleet_that_may_not_read_says_what_to_allow(client, start_worker, tmp_
 
 
 @pytest.mark.usefixtures("reading_worker")
+def test_a_folder_with_a_file_of_rows_is_refused_before_there_is_a_run(client, tmp_path):
+    # More than a shard of documents comes before it.
+    for number in range(501):
+        (tmp_path / f"a{number:03}.txt").write_text("Pay.")
+    (tmp_path / "b.csv").write_text("text\nPay.\n")
+    with pytest.raises(InputError, match=r"b\.csv: has rows; .* leave read_on out"):
+        client.submit({**JOB, "inputs": [str(tmp_path)], "read_on": "workers"})
+    assert list(client.runs()) == []
+
+
+@pytest.mark.usefixtures("reading_worker")
 def test_an_input_without_a_document_that_can_be_read_says_why(client, tmp_path):
     (tmp_path / "broken.pdf").write_bytes(FILES["c/broken.pdf"])
     with pytest.raises(InputError, match=r"no document can be used: .*broken\.pdf"):

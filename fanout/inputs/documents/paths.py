@@ -141,13 +141,22 @@ class FileSource:
 
         Args:
             only: The numbers of the files, from 0 on; None is all.
+        """
+        for file in self._chosen(only):
+            remote = file.remote
+            here = self._reading.base / file.place
+            yield file.name, str(here.absolute()) if remote is None else remote.url
+
+    def require_places(self, only: Container[int] | None = None) -> None:
+        """Make sure that each file is one document, as ``places`` says.
+
+        Args:
+            only: As for ``places``.
 
         Raises:
             InputError: A file has rows, or is compressed.
         """
-        for at, file in enumerate(self._files):
-            if only is not None and at not in only:
-                continue
+        for file in self._chosen(only):
             has_rows = "text_column" in FORMATS[file.kind].fields
             if has_rows or file.packing is not None:
                 what = "has rows" if has_rows else "is compressed"
@@ -156,9 +165,9 @@ class FileSource:
                     "leave read_on out",
                     source=file.name,
                 )
-            remote = file.remote
-            here = self._reading.base / file.place
-            yield file.name, str(here.absolute()) if remote is None else remote.url
+
+    def _chosen(self, only: Container[int] | None) -> Iterator[InputFile]:
+        return (file for at, file in enumerate(self._files) if only is None or at in only)
 
     @property
     def is_lasting(self) -> bool:

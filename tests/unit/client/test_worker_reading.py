@@ -154,15 +154,20 @@ def test_a_job_that_could_not_be_run_is_refused_before_anything_is_read(fields, 
 
 
 def test_rows_are_read_by_the_client():
-    source = readable(inputs=["letters", "rows.csv"]).source
-    with pytest.raises(InputError, match=r"rows\.csv: has rows.*read by the client"):
-        list(source.places())
+    with pytest.raises(InputError, match=r"rows\.csv: has rows.*read by the client.*read_on"):
+        readable(inputs=["letters", "rows.csv"])
+
+
+def test_a_folder_with_a_file_of_rows_is_refused_before_anything_is_read(here):
+    (here / "letters/more.jsonl").write_text('{"text": "Dear Eve"}\n')
+    with pytest.raises(InputError, match=r"letters/more\.jsonl: has rows.*read by the client"):
+        readable(inputs=["letters"])
 
 
 def test_compressed_text_is_read_by_the_client(here):
     (here / "c.txt.gz").write_bytes(gzip.compress(b"Dear Cid"))
     with pytest.raises(InputError, match=r"c\.txt\.gz: is compressed.*read by the client"):
-        list(readable(inputs=["c.txt.gz"]).source.places())
+        readable(inputs=["c.txt.gz"])
 
 
 def test_workers_get_a_file_in_a_store_by_its_url():
