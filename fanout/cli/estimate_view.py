@@ -164,8 +164,7 @@ def _unpriced(estimate: Estimate) -> Iterator[str]:
 
 
 def short_estimate(estimate: Estimate) -> str:
-    """Return an estimate as one line."""
-    unpriced = "".join(f"; {line}" for line in _unpriced(estimate))
+    """Return an estimate as one line. A run that follows says by itself which price is unknown."""
     room = "" if estimate.budget is None else f"; {room_words(estimate.budget)}"
     wide = f"; {_NARROWER}" if estimate.is_wide else ""
     if estimate.unknown_parts:
@@ -173,7 +172,7 @@ def short_estimate(estimate: Estimate) -> str:
     return (
         f"estimate: {_least(estimate)}{plural(estimate.branches, 'branch', 'branches')}, "
         f"{_calls(estimate.all_calls)}, "
-        f"{_cost(estimate, estimate.chosen)}{_time(estimate.chosen)}{wide}{room}{unpriced}"
+        f"{_cost(estimate, estimate.chosen)}{_time(estimate.chosen)}{wide}{room}"
     )
 
 

@@ -116,7 +116,7 @@ def unpriced(spec: RunSpec) -> Iterator[str]:
     if unknown:
         yield (
             f"the price of {', '.join(unknown)} is not known, and so the cost will not be: give it as "
-            "price in the job, or in the file of FANOUT_PRICES"
+            "price in the job (--price), or in the file of FANOUT_PRICES"
         )
 
 

@@ -39,6 +39,7 @@ def test_cut_answers_and_confidences_stand_in_what_a_user_gets(fanout, here, pro
     done = fanout(*job, "--on-truncated", "keep", "--out", "kept", **env)
     assert done.status == 0, done.stderr
     assert "1 answer was cut off and kept" in done.stderr
+    assert done.stderr.count("price of openai/m") == 1
     kept = rows(here / "kept" / "outputs.jsonl")
     assert [(row["output"], row["finish_reason"]) for row in kept] == [
         ("short", "stop"), ("long", "length"),

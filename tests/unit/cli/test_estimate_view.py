@@ -119,6 +119,14 @@ def test_what_a_model_will_split_is_counted_as_the_least(prompt, fields, many):
     assert as_json["unknown_parts"] == many
 
 
+def test_a_price_that_is_unknown_is_named_once_as_a_run_names_it_too():
+    found = estimate(model="openai/no-such-model", max_tokens=9)
+    assert "cost unknown" in short_estimate(found)
+    assert "price" not in short_estimate(found)
+    [line] = [line for line in estimate_lines(found) if "price" in line]
+    assert line.startswith("the price of openai/no-such-model is unknown: ")
+
+
 def test_a_short_one_says_what_narrows_it():
     assert short_estimate(estimate()).endswith("; --max-tokens, or a trial, narrows it")
     assert "narrows" not in short_estimate(estimate(max_tokens=9))
