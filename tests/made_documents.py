@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "bomb_xlsx",
+    "damaged",
     "deep_odt",
     "docx",
     "eml",
@@ -45,6 +46,20 @@ def zipped(parts: Mapping[str, str | Iterable[str]]) -> bytes:
             with archive.open(name, "w") as part:
                 for piece in content:
                     part.write(piece.encode())
+    return made.getvalue()
+
+
+def damaged(data: bytes, name: str) -> bytes:
+    """A ZIP archive with a part of this name that cannot be unpacked; it is added if there is none."""
+    made = io.BytesIO(data)
+    with zipfile.ZipFile(made, "a", zipfile.ZIP_DEFLATED) as archive:
+        if name not in archive.namelist():
+            archive.writestr(name, "x" * 999)
+        part = archive.getinfo(name)
+    begin = part.header_offset + 30 + len(name)
+    content = made.getvalue()[begin : begin + part.compress_size]
+    made.seek(begin)
+    made.write(bytes(byte ^ 255 for byte in content))
     return made.getvalue()
 
 

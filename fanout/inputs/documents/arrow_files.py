@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from fanout.core.encodable import is_utf8
 from fanout.core.errors import InputError
 from fanout.inputs.documents.arrow_rows import arrow_table, batch_documents, broken_errors
 from fanout.inputs.documents.extras import extra_module
@@ -24,6 +25,8 @@ __all__ = ["check_arrow", "check_dataset", "read_arrow", "read_dataset"]
 _FILE = b"ARROW1\0\0"
 _OLD_FEATHER = b"FEA1"
 _STATE = "state.json"
+# What a file with other content raises.
+_NO_STATE = (OSError, ValueError, KeyError, TypeError, RecursionError)
 
 
 def check_arrow(file: InputFile, reading: Reading) -> Checked:
@@ -113,7 +116,7 @@ def check_dataset(file: InputFile, reading: Reading) -> Checked:
     """Read the schema of a folder that ``datasets`` saved. Raises InputError: see text_column_of."""
     try:
         parts = _parts(file, reading)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except _NO_STATE as error:
         return Checked(fault=f"is no whole folder of a dataset: {_STATE}: {one_line(error)}")
     if not parts:
         return Checked(fault="the dataset has no data")
@@ -126,7 +129,7 @@ def read_dataset(
     """Yield the rows of a dataset as documents, named ``folder:row``. Raises InputError."""
     try:
         parts = _parts(file, reading)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except _NO_STATE as error:
         raise InputError(f"broke while it was read: {one_line(error)}", source=file.name) from None
     first = 1
     for part in parts:
@@ -137,4 +140,9 @@ def _parts(file: InputFile, reading: Reading) -> list[InputFile]:
     """Return the data files of a dataset, in order."""
     with reading.open(file.below(_STATE)) as opened:
         state = json.load(opened)
-    return [file.below(str(one["filename"])) for one in state["_data_files"]]
+    names = [str(one["filename"]) for one in state["_data_files"]]
+    for name in names:
+        if "\0" in name or not is_utf8(name):
+            msg = f"no file can be called {name!r}"
+            raise ValueError(msg)
+    return [file.below(name) for name in names]

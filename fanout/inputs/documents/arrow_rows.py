@@ -70,8 +70,11 @@ def batch_documents(
         yield from rows
 
 
-# pyarrow's own errors are ValueErrors, or one of these.
-_UNUSABLE = (ValueError, TypeError, OverflowError, RecursionError, NotImplementedError, KeyError)
+# Most of pyarrow's own errors are ValueErrors, or one of these. A decimal with a damaged scale, and a
+# moment that no calendar has, are ArithmeticErrors.
+_UNUSABLE = (
+    ValueError, TypeError, ArithmeticError, RecursionError, NotImplementedError, LookupError,
+)  # fmt: skip
 
 
 def _is_valid(batch: Any) -> bool:

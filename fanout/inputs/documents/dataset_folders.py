@@ -33,7 +33,7 @@ def splits_error(data: bytes) -> str:
     """Return the error of a folder with several datasets, one for each split."""
     try:
         names = [str(name) for name in json.loads(data)["splits"]]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         names = []
     return (
         f"has the splits {', '.join(names) or 'of a DatasetDict'}: name one or more, as "

@@ -22,6 +22,7 @@ __all__ = [
     "is_document",
     "looks_like_html",
     "named_format",
+    "zip_errors",
 ]
 
 HEAD_BYTES = 8_192
@@ -182,6 +183,18 @@ def binary_name(head: bytes) -> str | None:
     return next((words for magic, words in _BINARIES.items() if head.startswith(magic)), None)
 
 
+def zip_errors() -> tuple[type[Exception], ...]:
+    """Return what zipfile raises for damaged archives, beside OSError and ValueError."""
+    import lzma
+    import zipfile
+    import zlib
+
+    return (
+        zipfile.BadZipFile, NotImplementedError, EOFError, KeyError, struct.error, zlib.error,
+        lzma.LZMAError,
+    )  # fmt: skip
+
+
 def _zip_format(file: BinaryIO) -> str:
     import zipfile
 
@@ -193,7 +206,7 @@ def _zip_format(file: BinaryIO) -> str:
             names = [entry.filename for entry in entries]
             found = next((key for part, key in _PARTS if _has(names, part)), None)
             return found or _by_media_type(archive, names)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, KeyError, struct.error) as error:
+    except zip_errors() as error:
         msg = f"it is a damaged ZIP file: {error}"
         raise ValueError(msg) from None
 

@@ -7,6 +7,7 @@ import re
 import zipfile
 from typing import TYPE_CHECKING, BinaryIO
 
+from fanout.inputs.documents.document_formats import zip_errors
 from fanout.inputs.documents.web_pages import MOST_DEPTH, repaired, scan, with_all_parts
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ _CONTENT = "content.xml"
 # With these, kreuzberg marks the first slide only.
 _NOTES = "ppt/notesSlides/"
 _PAGES = (".xhtml", ".html", ".htm")
+# What a document's text may need.
+_TEXTS = (*_PAGES, ".xml", ".rels", ".opf", ".ncx")
 # kreuzberg passes over elements in these, and over white space in a paragraph that is an element.
 _ODF = re.compile(
     r"<(?P<end>/?)(?P<name>text:(?:span|a|s|tab|p|h|ruby|ruby-base|ruby-text|list|list-item|list-header"
@@ -49,9 +52,10 @@ def rewritten(key: str, file: BinaryIO) -> bytes | None:
             every = archive.namelist()
             names = [one for one in every if not one.startswith(_NOTES)]
             parts = dict(_parts(key, archive))
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError):
+            return _packed(names, parts, archive) if parts or len(names) < len(every) else None
+    except _damages():
+        # What is damaged is left to kreuzberg.
         return None
-    return _packed(names, parts, file) if parts or len(names) < len(every) else None
 
 
 def _parts(key: str, archive: zipfile.ZipFile) -> Iterator[tuple[str, str]]:
@@ -68,12 +72,23 @@ def _parts(key: str, archive: zipfile.ZipFile) -> Iterator[tuple[str, str]]:
                 yield name, with_all
 
 
-def _packed(names: list[str], parts: dict[str, str], file: BinaryIO) -> bytes:
+def _packed(names: list[str], parts: dict[str, str], archive: zipfile.ZipFile) -> bytes:
+    """Return the archive with other parts, and without damaged ones that have no text."""
     made = io.BytesIO()
-    with zipfile.ZipFile(file) as archive, zipfile.ZipFile(made, "w") as copy:
+    with zipfile.ZipFile(made, "w") as copy:
         for name in sorted(names, key=lambda one: one != _MIMETYPE):
-            copy.writestr(name, parts[name] if name in parts else archive.read(name))
+            try:
+                data = parts[name] if name in parts else archive.read(name)
+            except _damages():
+                if name.lower().endswith(_TEXTS):
+                    raise
+                continue
+            copy.writestr(name, data)
     return made.getvalue()
+
+
+def _damages() -> tuple[type[Exception], ...]:
+    return (*zip_errors(), OSError, ValueError)
 
 
 def _flat_content(xml: str) -> str:

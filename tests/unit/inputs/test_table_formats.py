@@ -696,6 +696,34 @@ def test_a_folder_with_splits_names_them(here):
     assert [one.name for one in read("d/train", "d/test")][4:6] == ["d/train:5", "d/test:1"]
     (here / "d" / "train" / "state.json").write_text("{")
     assert [bool(one.error) for one in read("d/train", "d/test")] == [True] + [False] * 5
+    (here / "d" / "dataset_dict.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match="has the splits of a DatasetDict: name one or more"):
+        source("d")
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        "[" * 100_000, "[1]", "{}", '{"_data_files": null}', '{"_data_files": ["x"]}',
+        r'{"_data_files": [{"filename": "a\u0000"}]}', r'{"_data_files": [{"filename": "\ud800"}]}',
+    ],
+)  # fmt: skip
+def test_a_dataset_whose_state_is_damaged_is_told_with_a_reason(here, state):
+    to_dataset(here / "d")
+    (here / "d" / "state.json").write_text(state)
+    (document,) = read("d")
+    assert "is no whole folder of a dataset: state.json: " in document.error
+
+
+def test_a_decimal_whose_scale_is_damaged_costs_the_rows_and_not_the_run(here):
+    number = pa.py_buffer((1).to_bytes(16, "little"))
+    price = pa.Array.from_buffers(pa.decimal128(5, 10**9), 1, [None, number])
+    rows = pa.table({"text": ["a"], "price": price})
+    with pa.ipc.new_file(str(here / "a.arrow"), rows.schema) as writer:
+        writer.write_table(rows)
+    assert [one.error for one in read("a.arrow")] == [
+        "the row cannot be used: [<class 'decimal.ConversionSyntax'>]"
+    ]
 
 
 # Places.

@@ -11,7 +11,7 @@ from fanout.inputs.documents.headings import headings_of
 from fanout.inputs.documents.parsed import Parsed, Request
 from fanout.inputs.documents.parsing import ParserPool
 from fanout.inputs.documents.web_pages import lost_share, repaired, scan
-from tests.made_documents import eml, epub, nested, odt, pptx, unclosed
+from tests.made_documents import damaged, eml, epub, nested, odt, pptx, unclosed
 
 NAMES = [f"word{number}" for number in range(100)]
 # The bodies of pages; each holds all the names, and what is closed holds "end" after them.
@@ -74,6 +74,30 @@ def read(parsed):
         return str(made.text)
 
     return text
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "part"),
+    [
+        ("a.odt", ODF["spans"], "Thumbnails/thumbnail.png"),
+        ("a.pptx", pptx([("a", "b c d z")], notes=["e"]), "ppt/media/image1.jpeg"),
+        ("a.epub", epub([BODIES["nested blockquote"]]), "cover.jpg"),
+    ],
+)
+def test_a_damaged_picture_costs_no_text(read, name, data, part):
+    assert read(name, damaged(data, part)) == read(name, data)
+
+
+@pytest.mark.parametrize(
+    ("part", "error"),
+    [
+        ("mimetype", "it is a damaged ZIP file: "),
+        ("META-INF/manifest.xml", "it is a damaged ZIP file: "),
+        ("content.xml", "it cannot be read as an OpenDocument text: Failed to read content.xml"),
+    ],
+)
+def test_a_damaged_part_with_text_is_named(parsed, part, error):
+    assert parsed("a.odt", damaged(ODF["spans"], part)).error.startswith(error)
 
 
 @pytest.mark.parametrize("kind", BODIES)
