@@ -132,8 +132,8 @@ class _ChannelLimits:
         Args:
             queue: The queue of branches.
             run_id: The run.
-            messages: All of branches, or all of nodes of a reduce, which are taken before branches.
-            are_nodes: Which.
+            messages: 500 at most.
+            are_nodes: Whether they are of nodes of a reduce, which are taken before branches.
 
         Raises:
             BrokerError: A message is too large.
@@ -141,7 +141,9 @@ class _ChannelLimits:
         for message in messages:
             self._require_size(len(message))
         with self.conn_or_acquire() as client:
-            first, rest = messages[:TURNS_OF_A_RUN], messages[TURNS_OF_A_RUN:]
+            # Nodes are few, and keep their order: the script puts its messages behind all others.
+            count = len(messages) if are_nodes else TURNS_OF_A_RUN
+            first, rest = messages[:count], messages[count:]
             run_key = f"{self.run_keys}{run_id}"
             backlog = backlogs_of(run_id)[are_nodes]
             args: list[Any] = [TURNS_OF_A_RUN, run_id, run_key, int(are_nodes), len(rest), *first]

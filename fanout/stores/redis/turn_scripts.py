@@ -203,9 +203,9 @@ return 1
 """
 
 # KEYS queue; ARGV turns of a run, run, its key, 1 for messages of nodes, how many were put into its
-# backlog just now, and some that were not. It takes nothing from anywhere, as a client may not; and what goes
-# into the backlog anyway does not pass through it, which would cost the server more than all the
-# rest.
+# backlog just now, and some that were not, which come after those. It takes nothing from anywhere, as
+# a client may not; and most of what goes into the backlog anyway does not pass through it, which
+# would cost the server more than all the rest.
 # Returns how long the queue is; -1: the run is gone, and so is what was put.
 PUT = f"""
 local queue, turns, run = KEYS[1], tonumber(ARGV[1]), ARGV[2]
