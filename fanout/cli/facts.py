@@ -178,13 +178,16 @@ def seen(worker: WorkerRecord, read_at: float) -> str:
 
 
 def busiest(workers: Sequence[WorkerRecord]) -> list[WorkerRecord]:
-    """Return workers, those with most branches in flight first."""
-    return sorted(workers, key=lambda worker: (-worker.in_flight, worker.name))
+    """Return workers, those with most places in use first, and of these those with most branches."""
+    return sorted(
+        workers, key=lambda worker: (-busy_places(worker), -worker.in_flight, worker.name)
+    )
 
 
 def busy_places(worker: WorkerRecord) -> int:
-    """Return how many places of a worker are in use: branches in flight beyond them wait."""
-    return min(worker.in_flight, worker.concurrency)
+    """Return how many places of a worker are in use: branches that wait have none."""
+    # More than it has room for are at hand; and the two numbers are not of quite the same moment.
+    return max(0, min(worker.in_flight - worker.waiting, worker.concurrency))
 
 
 def is_silent(worker: WorkerRecord, read_at: float) -> bool:

@@ -21,6 +21,8 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
         pool: Celery's worker pool.
         concurrency: Branches that it can have in flight.
         in_flight: Branches that it has in flight.
+        waiting: Those of them that wait for a permit, a limit, a budget or another branch: they take no
+            place.
         processed: Branches that it has ended since it was started.
         started_at: Seconds since the epoch, by its clock.
         sent_at: When it sent the record, by its clock.
@@ -41,6 +43,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     pool: str = ""
     concurrency: int = 1
     in_flight: int = 0
+    waiting: int = 0
     processed: int = 0
     started_at: float = 0.0
     sent_at: float = 0.0

@@ -119,6 +119,12 @@ def test_the_budget_of_a_day_holds_for_all_runs_and_is_shown(client, start_worke
     assert now.to_dict()["day_budgets"]["fake*"]["left"] == {"calls": 0}
     lines = [line for line in capacity_lines(now) if line.startswith("budgets")]
     assert "fake*: 7 of 7 calls spent, used up: calls wait" in lines[0]
+
+    def holds_no_place() -> bool:
+        [worker] = client.fleet().workers
+        return bool(worker.in_flight == worker.waiting == 3)
+
+    wait_for(holds_no_place, "the calls that wait have left their places")
     assert now.to_dict()["day_budgets"]["fake*"]["is_used_up"]
     waiting = [run.status() for run in runs if run.status().done < 5]
     assert waiting

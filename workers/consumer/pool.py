@@ -243,13 +243,18 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
         self._hub.call_soon(_wake)
         return [None] * len(ends)
 
-    def count_waiting(self) -> int:
-        """Return how many branches wait, for permits, limits or others, and take no places."""
+    @property
+    def waiting(self) -> int:
+        """How many branches wait, for permits, limits or others, and take no places. For any thread."""
         context: WorkerContext = self._context
+        others = context.leads.waiting + context.answers.waiting
+        return context.admission.waiting_for_permits + others + context.admission.away
+
+    def count_waiting(self) -> int:
+        """Return for how many branches that wait others may be taken."""
         most: int = _WAITING_EACH * self.limit + _WAITING
         # Not too many, so that they do not pile up.
-        waiting: int = context.leads.waiting + context.answers.waiting + context.admission.away
-        return min(context.admission.waiting_for_permits + waiting, most)
+        return min(self.waiting, most)
 
     def _get_info(self) -> dict[str, Any]:
         return {**super()._get_info(), "branches": len(self._branches)}

@@ -93,6 +93,7 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
     def _record(self, worker: WorkController) -> WorkerRecord:
         branches = context_of(worker).branches
         host, pid, started_at = self._who
+        pool = worker.pool
         return WorkerRecord(
             name=worker.hostname,
             host=host,
@@ -100,6 +101,8 @@ class Presence(bootsteps.StartStopStep):  # type: ignore[misc]
             pool=_name_of(worker.pool_cls),
             concurrency=worker.concurrency,
             in_flight=sum(each.name == broker.BRANCH for each in copied(state.active_requests)),
+            # In the other pools, a branch that waits keeps its thread or its process.
+            waiting=pool.waiting if isinstance(pool, AsyncioPool) else 0,
             processed=branches.ended,
             started_at=started_at,
             sent_at=time.time(),

@@ -388,6 +388,20 @@ def test_no_more_places_are_taken_than_there_are():
     assert "27 of 48 places" in fleet_line(now, SPEED)
 
 
+def test_branches_that_wait_are_in_no_place():
+    loads = [("a", 29, 20), ("b", 3, 3), ("c", 24, 0), ("d", 2, 5)]
+    workers = [
+        WorkerRecord(name=name, concurrency=24, in_flight=count, waiting=waiting)
+        for name, count, waiting in loads
+    ]
+    now = fleet(workers=workers)
+    for lines in (drawn(workers_view, now), capacity_lines(now)):
+        assert "33 of 96 places" in lines[2]
+        shown = [cell for line in lines[3:] for cell in line.split() if cell.endswith("/24")]
+        assert sorted(shown) == ["0/24", "0/24", "24/24", "9/24"]
+    assert "33 of 96 places" in fleet_line(now, SPEED)
+
+
 def test_a_worker_that_gives_no_sign_of_life_is_marked():
     workers = [
         WorkerRecord(name="alive", concurrency=4, seen_at=NOW - 3.0),
