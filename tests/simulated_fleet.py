@@ -43,7 +43,8 @@ from workers.branch.delivery_ends import BranchGone
 from workers.branch.execution import BranchFailed
 from workers.reduce.group_packing import LEASE_S
 from workers.reduce.groups import pack_partition
-from workers.reduce.stages import TooEarlyError, aggregate, collect, expand
+from workers.reduce.items import TooEarlyError
+from workers.reduce.stages import aggregate, collect, expand
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -36,7 +36,8 @@ from workers.consumer.task_requests import (
 from workers.context.inflight import CallStoppedError
 from workers.context.models import check_model
 from workers.reduce.groups import pack_partition
-from workers.reduce.stages import TooEarlyError, aggregate, collect, expand
+from workers.reduce.items import TooEarlyError
+from workers.reduce.stages import aggregate, collect, expand
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,7 +15,7 @@ from fanout.aggregators.base import NameSample
 from fanout.core.ids import StageId
 from fanout.core.neighbours import around_in
 from fanout.policy.packing import shard_chunk
-from workers.reduce.items import item_of, tally_of
+from workers.reduce.items import item_of, outcomes_at, tally_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -173,9 +173,10 @@ class Entrants:
         for number, some in groupby(sorted({*indices}), key=self._shard_number):
             shard_id = self._map_id.shard(number)
             shard = self._store.shard(shard_id)
-            outcomes = {one.index: one for one in self._store.outcomes(shard_id).values()}
-            for index in some:
-                yield self._chunk(shard, index), outcomes[index]
+            indices = list(some)
+            outcomes = outcomes_at(self._store, shard_id, [one - shard.first for one in indices])
+            for index, outcome in zip(indices, outcomes, strict=True):
+                yield self._chunk(shard, index), outcome
 
     def _chunk(self, shard: Shard, index: int) -> Chunk:
         spec = self._spec

@@ -14,10 +14,10 @@ from fanout.policy.packing import shard_chunk
 from fanout.runs.branch_groups import follows_chunks, shard_groups
 from fanout.system.external_sort import Scratch
 from workers.reduce.frontier import leaf_of
-from workers.reduce.items import item_of, shard_branches
+from workers.reduce.items import item_of, outcomes_at, shard_branches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterator, Sequence
     from typing import Self
 
     from fanout.core.ids import StageId
@@ -105,16 +105,13 @@ class GroupLeaves:
             names = (item_of(spec, reduce, *branch).group for branch in ended)
         return [group_hash(name, run_id=shard_id.run_id) for name in names]
 
-    def parts(self, shard: int, positions: Iterable[int], hashes: Sequence[int]) -> Iterator[Leaf]:
+    def parts(self, shard: int, positions: Sequence[int], hashes: Sequence[int]) -> Iterator[Leaf]:
         """Yield the parts at some positions of a shard that has ended."""
         shard_id = self._map_id.shard(shard)
-        content, outcomes = self._store.shard(shard_id), self._store.outcomes(shard_id)
+        content = self._store.shard(shard_id)
+        outcomes = outcomes_at(self._store, shard_id, positions)
         per_chunk = self._spec.branches_per_chunk
-        if not outcomes:
-            # Raises if the run was deleted meanwhile.
-            self._store.run(shard_id.run_id)
-        for position in positions:
-            outcome = outcomes[position]
+        for position, outcome in zip(positions, outcomes, strict=True):
             chunk = shard_chunk(content, outcome.index, per_chunk)
             yield Leaf(
                 shard, position, hashes[position], leaf_of(self._spec, self._reduce, chunk, outcome)

@@ -11,24 +11,34 @@ from fanout.policy.packing import shard_chunk
 from fanout.runs.branch_groups import branch_group
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from fanout.core.ids import ShardId, StageId
     from fanout.core.records import Chunk, Outcome
     from fanout.core.reduces import Reduce
     from fanout.core.spec import RunSpec
     from fanout.core.state import RunRecord
+    from fanout.stores import RedisStore
     from workers.context.worker_context import WorkerContext
 
 __all__ = [
+    "TooEarlyError",
     "branches",
     "ended_branches",
     "goes_on",
     "item_of",
+    "outcomes_at",
     "reduce_branches",
     "shard_branches",
     "tally_of",
 ]
+
+
+class TooEarlyError(Exception):
+    """A callback ran before its whole header ended: it is a stale copy, or a message was lost.
+
+    The task then does nothing. The real callback is still to come, or the reaper repairs the shard.
+    """
 
 
 def branches(context: WorkerContext, stage_id: StageId) -> Iterator[tuple[Chunk, Outcome]]:
@@ -61,6 +71,20 @@ def shard_branches(
     shard = store.shard(shard_id)
     for _, outcome in sorted(store.outcomes(shard_id).items()):
         yield shard_chunk(shard, outcome.index, per_chunk), outcome
+
+
+def outcomes_at(store: RedisStore, shard_id: ShardId, positions: Sequence[int]) -> list[Outcome]:
+    """Return the outcomes at some positions of a shard that was seen to have ended.
+
+    Raises:
+        UnknownRunError: The run was deleted since.
+        TooEarlyError: A retry has reset the shard since.
+    """
+    outcomes = store.outcomes(shard_id)
+    if not outcomes.keys() >= set(positions):
+        store.run(shard_id.run_id)
+        raise TooEarlyError(shard_id)
+    return [outcomes[position] for position in positions]
 
 
 def ended_branches(

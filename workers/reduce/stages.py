@@ -25,6 +25,7 @@ from workers.context.inflight import BEFORE_CALL, StopReason, run_ending
 from workers.reduce import reductions
 from workers.reduce.frontier import follow
 from workers.reduce.groups import follow_groups
+from workers.reduce.items import TooEarlyError
 from workers.reduce.missing_fields import note_missing_fields
 from workers.reduce.resolved_values import require_field
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from fanout.stores import RedisStore
     from workers.context.worker_context import WorkerContext
 
-__all__ = ["TooEarlyError", "aggregate", "collect", "expand"]
+__all__ = ["aggregate", "collect", "expand"]
 
 _TREE_LOG_S = 30.0
 
@@ -44,13 +45,6 @@ _tree_log = logging.getLogger(f"{__name__}.tree")
 # What is wrong with a run is wrong with each shard of it.
 _TREE_FILTER = RateLimitFilter(_TREE_LOG_S)
 _tree_log.addFilter(_TREE_FILTER)
-
-
-class TooEarlyError(Exception):
-    """A callback ran before its whole header ended: it is a stale copy, or a message was lost.
-
-    The task then does nothing. The real callback is still to come, or the reaper repairs the shard.
-    """
 
 
 def expand(context: WorkerContext, shard_id: ShardId) -> None:

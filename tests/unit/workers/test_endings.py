@@ -18,7 +18,8 @@ from fanout.runs.reaper import Reaper
 from fanout.runs.retried_runs import retry_failed
 from tests.fakes import RUN, Clock, FakeContext, Publisher, run_branch
 from workers.branch.execution import BranchFailed
-from workers.reduce.stages import TooEarlyError, aggregate, collect, expand
+from workers.reduce.items import TooEarlyError
+from workers.reduce.stages import aggregate, collect, expand
 
 _ROUNDS = 300
 

@@ -17,7 +17,8 @@ from tests.fakes import RUN, FakeContext, record_one, run_branch
 from workers.branch.delivery_ends import BranchHeld
 from workers.branch.execution import BranchFailed
 from workers.reduce import group_packing
-from workers.reduce.stages import TooEarlyError, aggregate, collect, expand
+from workers.reduce.items import TooEarlyError
+from workers.reduce.stages import aggregate, collect, expand
 
 MAP = StageId(RUN, 0)
 CALLED = {

@@ -13,7 +13,8 @@ from fanout.core.records import ErrorKind, RunStatus
 from fanout.runs.retried_runs import reset_retried_shard, retry_failed
 from tests.fakes import RUN, FakeContext
 from workers.reduce.groups import follow_groups
-from workers.reduce.stages import TooEarlyError, aggregate
+from workers.reduce.items import TooEarlyError
+from workers.reduce.stages import aggregate
 
 JOB = {
     "prompt": None, "steps": [{"name": "kind", "prompt": "KIND {input}"}], "group_by": "steps.kind",

@@ -29,7 +29,8 @@ from workers.branch.execution import BranchFailed
 from workers.context.batches import LoadingCache
 from workers.context.inflight import StopReason
 from workers.reduce import stages
-from workers.reduce.stages import TooEarlyError, aggregate, collect, expand
+from workers.reduce.items import TooEarlyError
+from workers.reduce.stages import aggregate, collect, expand
 
 
 @pytest.fixture(autouse=True)
