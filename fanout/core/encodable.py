@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fanout.core.field_words import shown
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["is_utf8", "undecoded"]
+__all__ = ["is_utf8", "undecoded_problem"]
 
 
-def undecoded(part: Any, path: str = "") -> Iterator[tuple[str, object]]:
+def undecoded_problem(job: Any) -> str | None:
+    """Return the error of the first field of a job that cannot be encoded; None if all can be."""
+    for name, value in _undecoded(job, ""):
+        return f"{name}: holds bytes that are not UTF-8 text (got {shown(value)})"
+    return None
+
+
+def _undecoded(part: Any, path: str) -> Iterator[tuple[str, object]]:
     """Yield the fields of a job and of its parts that hold what cannot be encoded, with their values.
 
     Args:
@@ -25,7 +34,7 @@ def undecoded(part: Any, path: str = "") -> Iterator[tuple[str, object]]:
         for number, one in enumerate(parts, 1):
             called = getattr(one, "name", None)
             at = called if isinstance(called, str) and is_utf8(called) else str(number)
-            yield from undecoded(one, f"{where}.{at}" if isinstance(value, tuple) else where)
+            yield from _undecoded(one, f"{where}.{at}" if isinstance(value, tuple) else where)
         if not parts and not is_utf8(value):
             yield where, value
 

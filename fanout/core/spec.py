@@ -24,7 +24,7 @@ from fanout.core.aggregate_trust import TrustFields
 from fanout.core.answer_fields import Choices, Schema, SchemaField
 from fanout.core.answer_types import UNTYPED, AnswerTypes, types_of
 from fanout.core.comparison_fields import ComparisonFields
-from fanout.core.encodable import undecoded
+from fanout.core.encodable import undecoded_problem
 from fanout.core.errors import SpecError
 from fanout.core.fence_fields import FenceFields
 from fanout.core.field_effects import conflict
@@ -296,15 +296,10 @@ class RunSpec(
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:
         # Inside a validator, pydantic would wrap a SpecError and lose its field.
-        problem = self._undecoded() or conflict(self)
+        problem = undecoded_problem(self) or conflict(self)
         if problem:
             raise ValueError(problem)
         return self
-
-    def _undecoded(self) -> str | None:
-        for name, value in undecoded(self):
-            return f"{name}: holds bytes that are not UTF-8 text (got {shown(value)})"
-        return None
 
     @property
     def types(self) -> AnswerTypes:

@@ -42,7 +42,13 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import redis
-from redis.exceptions import AuthenticationError, MasterDownError, ReadOnlyError, RedisError
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    MasterDownError,
+    ReadOnlyError,
+    RedisError,
+)
 from redis.sentinel import MasterNotFoundError
 
 from fanout.core.errors import BrokerError, UnknownRunError
@@ -119,7 +125,9 @@ def _explain(store: RedisBase, error: RedisError) -> str:
             f"the certificate of the broker at {store.address} is not to be trusted ({text}); set "
             "FANOUT_BROKER_CA_FILE to the CA's certificate, and check the host's name in the URL"
         )
-    if isinstance(error, (redis.ConnectionError, redis.TimeoutError)):
+    # redis-py counts a server that loads its data among those without an answer.
+    is_away = isinstance(error, (redis.ConnectionError, redis.TimeoutError))
+    if is_away and type(error) not in _CODES:
         if store.is_embedded:
             return f"no server answers at {store.address} ({text}); an embedded one is started anew"
         return (
@@ -148,7 +156,11 @@ def _refused(address: str, text: str, error: RedisError) -> str:
 
 
 # redis-py takes the code off the messages of errors for which it has a class.
-_CODES = {ReadOnlyError: "READONLY", MasterDownError: "MASTERDOWN"}
+_CODES = {
+    ReadOnlyError: "READONLY",
+    MasterDownError: "MASTERDOWN",
+    BusyLoadingError: "LOADING",
+}
 # How the server's message begins, and the advice for it.
 _REFUSALS = {
     "MISCONF": "it cannot save to its disk, which is full or broken: free some, see its log",

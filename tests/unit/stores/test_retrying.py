@@ -22,6 +22,7 @@ REFUSED = [
     redis.ResponseError("UNKILLABLE Sorry the script already executed write commands"),
     redis.exceptions.ReadOnlyError("You can't write against a read only replica."),
     redis.exceptions.MasterDownError("Link with MASTER is down"),
+    redis.exceptions.BusyLoadingError("Redis is loading the dataset in memory"),
     redis.exceptions.TryAgainError("Multiple keys request during rehashing"),
     redis.exceptions.ClusterDownError("The cluster is down"),
 ]
@@ -133,6 +134,8 @@ def test_a_refusal_is_told_with_its_remedy(error):
         assert "refuses writes" in str(caught.value)
     if isinstance(error, (redis.exceptions.ReadOnlyError, redis.exceptions.MasterDownError)):
         assert "refuses writes: it is a replica" in str(caught.value)
+    if isinstance(error, redis.exceptions.BusyLoadingError):
+        assert "refuses writes: it is loading its data: wait until it has" in str(caught.value)
     if error in NO_RIGHTS:
         assert "docs/security.md" in str(caught.value) or "credentials" in str(caught.value)
 
