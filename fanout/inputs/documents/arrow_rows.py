@@ -57,6 +57,10 @@ def batch_documents(
         max_bytes: The size above which a document is refused.
     """
     is_valid = _is_valid(batch)
+    if not is_valid and (fault := _short_list(batch)):
+        for row in range(first, first + batch.num_rows):
+            yield faulty(f"{name}:{row}", next(indices), fault)
+        return
     for start in range(0, batch.num_rows, SLICE_ROWS):
         part = batch.slice(start, SLICE_ROWS)
         try:
@@ -84,6 +88,22 @@ def _is_valid(batch: Any) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _short_list(batch: Any) -> str | None:
+    """Return why no row of a batch may be read; None if rows can be checked one by one.
+
+    In a slice of a list of a fixed size, pyarrow does not check whether the values end before it, and
+    reading them would end the process.
+    """
+    for at, kind in enumerate(map(str, batch.schema.types)):
+        # A tensor is an extension type of such a list.
+        if "fixed_size_list" in kind or "extension<" in kind:
+            try:
+                batch.column(at).validate()
+            except _UNUSABLE as error:
+                return f"the row cannot be used: {one_line(error)}"
+    return None
 
 
 def _documents(

@@ -15,6 +15,7 @@ import random
 import re
 import signal
 import sqlite3
+import struct
 import sys
 import threading
 import zipfile
@@ -713,6 +714,24 @@ def test_a_dataset_whose_state_is_damaged_is_told_with_a_reason(here, state):
     (here / "d" / "state.json").write_text(state)
     (document,) = read("d")
     assert "is no whole folder of a dataset: state.json: " in document.error
+
+
+@pytest.mark.parametrize("kind", ["list", "tensor"])
+def test_a_list_of_a_fixed_size_that_is_too_short_ends_no_process(here, kind):
+    pairs = pa.array([[1, 2], [3, 4], [5, 6]], pa.list_(pa.int8(), 2))
+    if kind == "tensor":
+        pairs = pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.int8(), [2]), pairs)
+    rows = pa.RecordBatch.from_arrays([pa.array(["a", "b", "c"]), pairs], ["text", "pair"])
+    with pa.ipc.new_file(str(here / "a.arrow"), rows.schema) as writer:
+        writer.write_batch(rows)
+    # The lengths and the numbers of nulls of the text, the list and its values.
+    whole, short = (struct.pack("<6q", 3, 0, 3, 0, count, 0) for count in (6, 4))
+    data = (here / "a.arrow").read_bytes()
+    assert data.count(whole) == 1
+    (here / "a.arrow").write_bytes(data.replace(whole, short))
+    documents = read("a.arrow")
+    assert [one.name for one in documents] == ["a.arrow:1", "a.arrow:2", "a.arrow:3"]
+    assert all("Values length (4) is less than the length" in one.error for one in documents)
 
 
 def test_a_decimal_whose_scale_is_damaged_costs_the_rows_and_not_the_run(here):
