@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,11 @@ from redis.retry import Retry
 
 from fanout import Client
 from fanout.broker.app import make_app, make_store
+from fanout.broker.publisher import Publisher
 from fanout.broker.server_setup import all_scripts, count_missing
 from fanout.core.errors import BrokerError
+from fanout.core.ids import StageId
+from fanout.core.queue_names import BEHIND, backlogs_of
 from fanout.core.settings import load_settings
 from fanout.stores.blobs import MARKER, RUN_MARKER
 from fanout.stores.functions import load
@@ -189,6 +193,29 @@ def test_files_outside_the_server_come_and_go_with_their_runs(
         assert not admin.exists("team.a:inputs", "team.a:stored")
     tried = ("client", "key", "fanout.control")
     assert [each for each in deployed.denied() if each != tried] == []
+
+
+def test_nodes_that_wait_for_a_turn_are_put_seen_and_deleted_by_those_who_may(
+    deployed, role, monkeypatch
+):
+    monkeypatch.setenv("FANOUT_KEY_PREFIX", "team.a")
+    run_id, backlogs = "0123abcd", backlogs_of("0123abcd")
+    with deployed.client() as admin:
+        admin.acl_log_reset()
+        role(deployed, "client")
+        with make_app(load_settings()) as app, closing(make_store(load_settings())) as store:
+            store.create_run(run_id, spec="{}", created_at=1.0, max_workers=2)
+            publisher = Publisher(app)
+            for stage in (0, 1):
+                publisher.shard_chord(StageId(run_id, stage).shard(0), range(10))
+            assert [admin.llen(each) for each in backlogs] == [6, 10]
+            role(deployed, "metrics")
+            with closing(make_store(load_settings())) as reader:
+                assert reader.stage_load(StageId(run_id, 0)).waiting_for_permits > 0
+            store.delete_run(run_id)
+        assert not admin.exists(*backlogs, BEHIND)
+        admin.delete("fanout.branches")
+    assert deployed.denied() == []
 
 
 def monitor_as_flower_does(server):
