@@ -76,21 +76,21 @@ def plural(number: int, one: str, many: str) -> str:
 
 
 def share(part: int, whole: int) -> str:
-    """Return a share in percent; only all is shown as 100%, and only none as 0%."""
+    """Return a share in percent for a sentence; only all is 100%, and only none is 0%."""
     if not whole:
         return "none"
     if part in {0, whole}:
         return "100%" if part else "0%"
-    percent = 100 * part / whole
-    if percent < _LEAST_PERCENT:
+    parts = 100 * part / whole
+    if parts < _LEAST_PERCENT:
         return f"less than {_LEAST_PERCENT}%"
-    if percent > 100 - _LEAST_PERCENT:
+    if parts > 100 - _LEAST_PERCENT:
         return f"more than {100 - _LEAST_PERCENT}%"
-    return f"{percent:.1f}%"
+    return percent(part, whole)
 
 
 def percent(part: int, whole: int) -> str:
-    """Return a share in percent with one decimal; only all is 100.0%. Empty if there is nothing."""
+    """Return a share in percent for a column, with one decimal; only all is 100.0%. Empty of nothing."""
     shown = f"{part / whole:.1%}" if whole else ""
     return "99.9%" if shown == "100.0%" and part < whole else shown
 
