@@ -18,8 +18,10 @@ from fanout import Client
 from fanout.broker.app import make_app, make_store
 from fanout.broker.publisher import Publisher
 from fanout.broker.server_setup import all_scripts, count_missing
+from fanout.core.budgets import BudgetLimits
 from fanout.core.errors import BrokerError
 from fanout.core.ids import StageId
+from fanout.core.plan_runs import plan_run
 from fanout.core.queue_names import BEHIND, backlogs_of
 from fanout.core.settings import load_settings
 from fanout.stores.blobs import MARKER, RUN_MARKER
@@ -238,6 +240,27 @@ def look_as_metrics_do(server, role):
     assert now.memory.limit_bytes == 2 * 2**30
     assert now.workers
     assert now.totals.succeeded
+
+
+def test_metrics_come_while_a_model_splits_the_documents_of_a_run(deployed, role, monkeypatch):
+    """Its calls are those of a run of its own, with another kind of id."""
+    monkeypatch.setenv("FANOUT_KEY_PREFIX", "team.a")
+    run_ids = {"0123abcd", plan_run("0123abcd")}
+    with deployed.client() as admin:
+        admin.acl_log_reset()
+    role(deployed, "client")
+    store, limits = make_store(load_settings()), BudgetLimits(calls=9)
+    for run_id in run_ids:
+        store.create_run(
+            run_id, spec="{}", created_at=1.0, is_gathered=True, budget=(limits, limits)
+        )
+    role(deployed, "metrics")
+    with Client() as client:
+        assert run_ids <= set(client.fleet().active)
+    assert deployed.denied() == []
+    for run_id in run_ids:
+        store.delete_run(run_id)
+    store.close()
 
 
 RUN = "team.a:run:0123abcd"
