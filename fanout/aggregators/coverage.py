@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fanout.core.units import percent, plural
+from fanout.core.units import exact_percent, percent, plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -274,7 +274,7 @@ def lacking(tally: Tally, least: float) -> str | None:
     """
     if tally.behind >= least * tally.branches:
         return None
-    return f"too little is behind it (min_group_success is {least:.1%}): {tally.coverage().words}"
+    return f"too little is behind it (min_group_success is {exact_percent(least)}): {tally.coverage().words}"
 
 
 def missing_words(tally: Tally) -> list[str]:

@@ -18,6 +18,7 @@ __all__ = [
     "count_of",
     "dollars",
     "duration",
+    "exact_percent",
     "known",
     "moment",
     "page_range",
@@ -93,6 +94,13 @@ def percent(part: int, whole: int) -> str:
     """Return a share in percent for a column, with one decimal; only all is 100.0%. Empty of nothing."""
     shown = f"{part / whole:.1%}" if whole else ""
     return "99.9%" if shown == "100.0%" and part < whole else shown
+
+
+def exact_percent(part: float) -> str:
+    """Return a share that a user has set, 0 to 1, in percent, with one decimal or as many as it has."""
+    parts = round(100 * part, 6)
+    shown = f"{parts:.1f}"
+    return f"{shown}%" if float(shown) == parts else f"{parts:.9g}%"
 
 
 def dollars(cost_usd: float | None, *, decimals: int | None = None) -> str:

@@ -14,7 +14,7 @@ from fanout.core.errors import BrokerError, SpecError, StoredDataError, UnknownR
 from fanout.core.ids import BranchId
 from fanout.core.records import ErrorKind, Outcome, RunStatus
 from fanout.core.state import RecordRequest
-from fanout.core.units import percent
+from fanout.core.units import exact_percent, percent
 from fanout.policy.answers_so_far import AnswersSoFar
 from fanout.policy.healing import unpublished
 from fanout.policy.steps import at_step
@@ -352,6 +352,6 @@ def _policy_problem(spec: RunSpec, record: StageRecord) -> str | None:
         share = percent(record.succeeded, record.total)
         return (
             f"{record.succeeded} of {record.total} branches succeeded ({share}), "
-            f"min_success is {spec.min_success:.1%} ({kinds})"
+            f"min_success is {exact_percent(spec.min_success)} ({kinds})"
         )
     return None

@@ -10,6 +10,7 @@ from fanout.core.units import (
     clock,
     dollars,
     duration,
+    exact_percent,
     known,
     moment,
     percent,
@@ -39,6 +40,15 @@ def test_only_all_is_said_to_be_all(part, whole, said):
 )  # fmt: skip
 def test_only_all_is_a_hundred_percent(part, whole, said):
     assert percent(part, whole) == said
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [(0.95, "95.0%"), (0.9999, "99.99%"), (1, "100.0%"), (0.125, "12.5%"), (1 / 3, "33.333333%"),
+     (0, "0.0%"), (0.285, "28.5%"), (0.00001, "0.001%")],
+)  # fmt: skip
+def test_a_share_that_a_user_set_is_shown_as_it_is(part, said):
+    assert exact_percent(part) == said
 
 
 @pytest.mark.parametrize(
