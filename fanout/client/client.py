@@ -16,7 +16,7 @@ from fanout.core.errors import AmbiguousRunError, UnknownRunError
 from fanout.core.ids import StageId
 from fanout.core.lanes import takes_lane
 from fanout.core.plan_runs import PLAN, is_plan, job_run
-from fanout.inputs.documents import Notice, log_notice
+from fanout.inputs.documents import log_notice
 from fanout.inputs.intake import checked_documents
 from fanout.llm.enforcement import unenforced
 from fanout.llm.prices import unpriced
@@ -25,7 +25,7 @@ from fanout.runs.token_counts import require_reduce_room, with_tokenizer
 
 # Broker modules are imported on use, so that an embedded fleet starts meanwhile.
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Container, Iterator, Mapping
 
     from fanout.broker.app import Preflight
     from fanout.client.connections import Connections
@@ -123,10 +123,7 @@ class Client(ConnectedClient):
         if self.is_embedded and self._fleet is None:
             require_open_files(self._concurrency, self._given_concurrency, spec.max_workers)
         connections = self._connected(spec.all_called)
-        connections.claim()
-        connections.require_storage()
-
-        self._preflight(connections, spec, should_stop)
+        self._require_ready(connections, spec, on_notice, should_stop)
         self._tell(unpriced(spec), on_notice)
         spec, source = with_tokenizer(spec, source, connections.store)
         if spec.reduces_by_calls:
@@ -192,13 +189,6 @@ class Client(ConnectedClient):
         begun.run.wait()
         return trial_of(begun)
 
-    def _tell(self, lines: Iterable[str], notify: Notify) -> None:
-        """Say each line once for all runs of this client."""
-        for line in lines:
-            if line not in self._told:
-                self._told.add(line)
-                notify(Notice(text=line))
-
     def _read_by_workers(
         self,
         spec: RunSpec,
@@ -221,8 +211,7 @@ class Client(ConnectedClient):
             require_open_files(self._concurrency, self._given_concurrency, spec.max_workers)
         # It has the functions of the job's own model, too.
         connections = self._connected(spec.all_called)
-        connections.claim()
-        self._preflight(connections, spec)
+        self._require_ready(connections, spec, notify, should_stop)
         return worker_reading.read_first(
             self, spec, files, began_at=began_at, notify=notify, should_stop=should_stop
         )

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fanout.client.arguments import checked_count
 from fanout.client.embedded.fleet import EmbeddedFleet, InProcessFleet
+from fanout.client.polls import polls
 from fanout.client.run_ids import new_run_id
 from fanout.client.step_functions import check_functions
 from fanout.core.errors import BrokerError, RunError, SpecError, UnknownRunError
 from fanout.core.lanes import first_lane, takes_lane
 from fanout.core.plan_runs import plan_run
 from fanout.core.settings import load_settings
+from fanout.inputs.documents import Notice
 from fanout.inputs.intake import checked_documents
 from fanout.llm.callables import is_callable_model
 
@@ -27,10 +31,12 @@ if TYPE_CHECKING:
     from fanout.client.passages import Passages
     from fanout.core.spec import RunSpec
     from fanout.core.state import RunRecord
-    from fanout.inputs.documents import Chunks
+    from fanout.inputs.documents import Chunks, Notify
     from fanout.stores import RedisStore
 
 __all__ = ["ConnectedClient"]
+
+_AWAY = "the broker does not answer; the run begins when it does"
 
 
 class ConnectedClient:
@@ -148,6 +154,49 @@ class ConnectedClient:
             return self._connected().store
         return self._embedded().known_store()
 
+    def _tell(self, lines: Iterable[str], notify: Notify) -> None:
+        """Say each line once for all runs of this client."""
+        for line in lines:
+            if line not in self._told:
+                self._told.add(line)
+                notify(Notice(text=line))
+
+    def _require_ready(
+        self,
+        connections: Connections,
+        spec: RunSpec,
+        notify: Notify,
+        should_stop: Callable[[], bool] | None,
+    ) -> None:
+        """Check all that a run of a job needs of the fleet, before there is one.
+
+        A server that this client has reached may be away for a while, as it may during the run. What
+        is asked changes nothing, and is asked again.
+        """
+        # The connections have imported it.
+        from fanout.client.run import AWAY_S
+
+        away_at: float | None = None
+        for _ in polls(None):
+            try:
+                connections.claim()
+                connections.require_storage()
+                self._preflight(connections, spec, should_stop)
+            except BrokerError as error:
+                now = time.monotonic()
+                away_at = now if away_at is None else away_at
+                if error.is_refusal or not error.is_passing or now - away_at >= AWAY_S:
+                    raise
+                self._tell([_AWAY], notify)
+                self._check_not_stopped(should_stop)
+            else:
+                return
+
+    def _check_not_stopped(self, should_stop: Callable[[], bool] | None) -> None:
+        self._check_fleet()
+        if should_stop is not None and should_stop():
+            raise RunError("the run was stopped before it began")
+
     def _preflight(
         self,
         connections: Connections,
@@ -155,12 +204,7 @@ class ConnectedClient:
         should_stop: Callable[[], bool] | None = None,
     ) -> None:
         """Check that a worker can use the models; stop to wait for it when the caller says so."""
-
-        def check() -> None:
-            self._check_fleet()
-            if should_stop is not None and should_stop():
-                raise RunError("the run was stopped before it began")
-
+        check = partial(self._check_not_stopped, should_stop)
         check_functions(connections, spec.steps, check=check, wait=self.is_embedded)
         for function in (*spec.retrieval_functions, *spec.embed_functions):
             connections.preflight(function, check=check, wait=self.is_embedded)

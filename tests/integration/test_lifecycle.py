@@ -343,6 +343,27 @@ def test_a_server_that_is_restarted_costs_neither_a_submission_nor_a_wait(mortal
         assert (status.status, status.succeeded) == (RunStatus.SUCCEEDED, 1100)
 
 
+def test_a_submission_waits_for_a_server_that_is_away_before_there_is_a_run(mortal, start_worker):
+    server = mortal()
+    port, url = server.port, f"redis://127.0.0.1:{server.port}/0"
+    start_worker("--concurrency", "8", url=url)
+    told = []
+
+    def on_notice(notice):
+        told.append(notice.text)
+        # It is back once the client has said that it waits.
+        mortal(port)
+
+    with Client(url) as client:
+        server.stop()
+        run = client.submit(
+            make_spec(model="fake", prompt="{input}"), texts(3), on_notice=on_notice
+        )
+        status = run.wait(120)
+        assert (status.status, status.succeeded) == (RunStatus.SUCCEEDED, 3)
+    assert told == ["the broker does not answer; the run begins when it does"]
+
+
 def test_a_server_that_is_gone_says_how_to_follow_the_run(mortal, monkeypatch):
     monkeypatch.setattr("fanout.client.run.AWAY_S", 1.0)
     server = mortal()

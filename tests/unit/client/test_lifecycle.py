@@ -587,6 +587,61 @@ def test_waiting_tolerates_an_unreachable_server_for_a_while(publisher, clock):
     assert len(away) == 3
 
 
+class AwayConnections:
+    """Connections whose server does not answer, or refuses, for some looks."""
+
+    def __init__(self, fails, **error):
+        self.fails, self.error = fails, error
+
+    def claim(self):
+        if self.fails:
+            self.fails -= 1
+            raise BrokerError("no broker answers", **self.error)
+
+    def require_storage(self):
+        pass
+
+    def preflight(self, model, *, check, wait, batches):
+        check()
+
+
+def require_ready(connections, should_stop=None):
+    told = []
+    spec = make_spec(model="fake", prompt="{input}")
+    Client()._require_ready(connections, spec, told.append, should_stop)
+    return [notice.text for notice in told]
+
+
+def test_a_run_that_is_to_begin_tolerates_an_unreachable_server_for_a_while(clock):
+    assert require_ready(AwayConnections(0)) == []
+    connections = AwayConnections(3, is_passing=True)
+    assert require_ready(connections) == ["the broker does not answer; the run begins when it does"]
+    assert not connections.fails
+
+
+@pytest.mark.parametrize(
+    ("fails", "error", "looks"),
+    [
+        (1000, {"is_passing": True}, 13),
+        (1, {"is_passing": False}, 1),
+        # A server that is full, and says so.
+        (1, {"is_passing": True, "is_refusal": True}, 1),
+    ],
+)
+def test_no_run_begins_where_the_server_stays_away_or_refuses(clock, fails, error, looks):
+    connections = AwayConnections(fails, **error)
+    with pytest.raises(BrokerError, match="no broker answers"):
+        require_ready(connections)
+    assert fails - connections.fails == looks
+
+
+def test_who_waits_for_the_server_may_stop(clock):
+    connections = AwayConnections(1000, is_passing=True)
+    with pytest.raises(RunError, match="stopped before it began"):
+        require_ready(connections, should_stop=lambda: connections.fails < 998)
+    assert connections.fails == 997
+
+
 @pytest.mark.parametrize(("fails", "is_passing", "looks"), [(1000, True, 12), (1, False, 1)])
 def test_waiting_ends_where_the_server_stays_away_or_refuses(
     publisher, clock, fails, is_passing, looks
