@@ -50,7 +50,9 @@ def require_parts(spec: RunSpec, columns: frozenset[str]) -> None:
             raise SpecError(problem, field=field)
 
 
-def likely_typos(spec: RunSpec, columns: frozenset[str]) -> Iterator[str]:
+def likely_typos(
+    spec: RunSpec, columns: frozenset[str], *, text_columns: frozenset[str] = frozenset()
+) -> Iterator[str]:
     """Yield a warning for each name that no column has, where nothing is known of the answers.
 
     And for each measure of the text that a step answers with.
@@ -58,6 +60,7 @@ def likely_typos(spec: RunSpec, columns: frozenset[str]) -> Iterator[str]:
     Args:
         spec: The job.
         columns: The columns of its input. Without any, a name can only be meant as a field.
+        text_columns: The names that the column of the text may have.
     """
     yield from _measured_texts(spec)
     if (
@@ -74,9 +77,12 @@ def likely_typos(spec: RunSpec, columns: frozenset[str]) -> Iterator[str]:
             if not columns and not hint:
                 continue
             listed = ", ".join(known[:_NAMED]) + (", ..." if len(known) > _NAMED else "")
+            what = f"there is no column {part.name!r};{hint} known: {listed}"
+            if part.name in text_columns:
+                what = f"{part.name!r} is the column of the text, which is no value here"
             yield (
-                f"{field}: there is no column {part.name!r};{hint} known: {listed}. It counts as a field "
-                "of the answers, and only answers in JSON have fields"
+                f"{field}: {what}. It counts as a field of the answers, and only answers in JSON have "
+                "fields"
             )
 
 

@@ -115,7 +115,8 @@ def checked_documents(
         refuse_losses(None if again is None else chosen(again()), warnings)
     stream = read()
     head, columns = _checked_head(spec, templates, stream, source, names, selection)
-    told = (label_leaks(spec, templates), likely_typos(spec, columns), output_gaps(spec))
+    typos = likely_typos(spec, columns, text_columns=_text_columns(spec, source))
+    told = (label_leaks(spec, templates), typos, output_gaps(spec))
     for text in chain(*told, unnamed_groups(spec)):
         notify(Notice(text=text, is_warning=True))
     taken = chosen(chain(head, stream), notify)
@@ -148,7 +149,7 @@ def _checked_head(
     head, columns = _head(stream, needed, source)
     if needed - columns and source.is_lasting:
         columns |= source.columns(needed - columns)
-    text_columns = text_columns_of(spec) if source.uses("text_column") else frozenset()
+    text_columns = _text_columns(spec, source)
     require_prompts(
         templates,
         columns,
@@ -173,7 +174,7 @@ def _checked_head(
         needs_input=False,
     )
     step_prompts_of(spec).require_clear(columns)
-    require_group(spec, columns)
+    require_group(spec, columns, text_columns=text_columns)
     require_parts(spec, columns)
     require_labels(spec, columns, text_columns=text_columns)
     names.require(columns)
@@ -213,6 +214,11 @@ def files_for_workers(spec: RunSpec, *, notify: Notify = log_notice) -> FilesToR
     # Now, before there is a run, and workers are asked to read anything.
     source.require_places(chosen)
     return FilesToRead(source=source, chosen=chosen)
+
+
+def _text_columns(spec: RunSpec, source: FileSource | ItemSource) -> frozenset[str]:
+    """Return the names that the column of the text may have; none without rows."""
+    return text_columns_of(spec) if source.uses("text_column") else frozenset()
 
 
 def _chosen_files(

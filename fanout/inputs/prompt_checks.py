@@ -171,11 +171,26 @@ def group_columns(spec: RunSpec) -> frozenset[str]:
     )
 
 
-def require_group(spec: RunSpec, columns: frozenset[str]) -> None:
-    """Check that a job groups by something that there is. Raises SpecError."""
+def require_group(
+    spec: RunSpec, columns: frozenset[str], *, text_columns: frozenset[str] = frozenset()
+) -> None:
+    """Check that a job groups by something that there is.
+
+    Args:
+        spec: The job.
+        columns: The columns of the input.
+        text_columns: The names that the column of the text may have.
+
+    Raises:
+        SpecError: There is no such thing, or it is the text.
+    """
     for reduce in spec.reductions:
-        if reduce.group_by is not None:
-            _require_group(spec, reduce.group_by, columns, field=reduce.field("group_by"))
+        by, field = reduce.group_by, reduce.field("group_by")
+        if by is None:
+            continue
+        if by.removeprefix(COLUMN) in text_columns - columns - {*_groups(spec)}:
+            raise SpecError(f"{by!r} is the column of the text; name another", field=field)
+        _require_group(spec, by, columns, field=field)
 
 
 def _require_group(spec: RunSpec, by: str, columns: frozenset[str], *, field: str) -> None:

@@ -220,7 +220,8 @@ class FileSource:
         """Return which of these columns any row has; it reads no further than needed."""
         found = frozenset[str]()
         for checked in self._checked.values():
-            found |= names.intersection(checked.header or ())
+            # The text is no column of documents.
+            found |= names.intersection(checked.header or ()) - {checked.text_column}
         for at, file in enumerate(self._files):
             if found == names:
                 break

@@ -6,6 +6,7 @@ from collections import Counter
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fanout.core.errors import InputError, PromptError, SpecError
@@ -225,6 +226,27 @@ def test_a_prompt_that_names_the_column_of_the_text_learns_its_name(fields, name
     rows = [{fields.get("text_column", "text"): "a", "n": 1}]
     with pytest.raises(PromptError, match=f"{name}}} is the column of the text: write {{input}}"):
         names_of({**fields, "prompt": f"{{input}} {{{name}}}"}, rows)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_the_column_of_the_text_in_a_file_is_no_other_column(tmp_path, kind):
+    row, path = {"id": 1, "review": "a"}, tmp_path / f"rows.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist([row]), path)
+    else:
+        path.write_text("id,review\n1,a\n" if kind == "csv" else json.dumps(row))
+    fields = {"inputs": str(path), "text_column": "review"}
+    with pytest.raises(PromptError, match="{review} is the column of the text: write {input}"):
+        names_of({**fields, "prompt": "{review}: {input}"})
+    for by in ("review", "column.review"):
+        with pytest.raises(SpecError, match=f"group_by: '{by}' is the column of the text; name"):
+            names_of({**fields, "reduce": "vote", "group_by": by})
+    notices: list[str] = []
+    names_of({**fields, "reduce": "top", "by": "review"}, None, notices)
+    assert notices == [
+        "by: 'review' is the column of the text, which is no value here. It counts as a field of the "
+        "answers, and only answers in JSON have fields"
+    ]
 
 
 def test_ids_that_are_no_text_missing_or_repeated():
