@@ -27,6 +27,7 @@ _STANDSTILL_S = 5.0
 _UNTENDED_S = 5.0
 _UNENDED_S = 60.0
 _LAST_LOOK_S = 1.0
+_STOPPED = {RunStatus.CANCELLED, RunStatus.FAILED}
 _AT_WORK = {RunStatus.ENQUEUING, RunStatus.RUNNING, RunStatus.REDUCING}
 
 
@@ -149,7 +150,9 @@ class _Standstill:
         if at != self._at:
             if self._at is not None:
                 self._progress.refused(None)
-                self._progress.held(self._held, None)
+                # Branches of a run that is stopped end without an answer.
+                if not status.is_stopping and status.status not in _STOPPED:
+                    self._progress.held(self._held, None)
             self._at, self._due_at = at, now + _STANDSTILL_S
         elif now >= self._due_at and status.status in _AT_WORK:
             self._due_at = now + _STANDSTILL_S

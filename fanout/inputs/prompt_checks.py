@@ -37,6 +37,7 @@ def templates_of(spec: RunSpec) -> list[Template]:
     for reduce in spec.reductions:
         if reduce.prompt is not None:
             template = Template.parse(reduce.prompt, field=reduce.field("aggregate_prompt"))
+            _require_no_column(template, reduce.group_by)
             template.require(AGGREGATE_NAMES)
     if spec.steps:
         _require_other_names(spec)
@@ -55,6 +56,16 @@ def templates_of(spec: RunSpec) -> list[Template]:
     _require_neighbours(spec, found)
     require_context(spec, dict(enumerate(found)))
     return found
+
+
+def _require_no_column(template: Template, group_by: str | None) -> None:
+    """Check that the prompt of an aggregate does not name its group by the column."""
+    if group_by in template.names.difference(AGGREGATE_NAMES):
+        raise PromptError(
+            f"there is no {{{group_by}}} in the prompt of an aggregate: write {{group}}, which is its "
+            f"{group_by}",
+            field=template.field,
+        )
 
 
 def _require_other_names(spec: RunSpec) -> None:

@@ -142,7 +142,8 @@ def _listed(sources: Iterable[Source], indent: str, *, is_there: bool) -> Iterat
     is_empty = True
     for one in sources:
         is_empty = False
-        yield f"{indent}[{one.id}] {one.words} ({plural(one.count, 'time', 'times')})"
+        often = f" ({one.count:,} times)" if one.count > 1 else ""
+        yield f"{indent}[{one.id}] {one.words}{often}"
     if is_empty:
         yield f"{indent}({'it cites none' if is_there else 'no aggregate'})"
 

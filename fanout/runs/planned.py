@@ -236,7 +236,7 @@ class PlannedDocuments:
             )
         if seen.failed:
             texts = plural(seen.failed.total(), "text", "texts")
-            how = "which are split as markdown"
+            how = f"which {'is' if seen.failed.total() == 1 else 'are'} split as markdown"
             if self._is_of_subtasks:
                 how = "whose branches fail as bad_request"
             # Notices are logged, and messages quote the text.

@@ -127,7 +127,7 @@ def test_parts_become_chunks_with_exact_calls_and_all_is_one_run(
     text = "\n".join(one.text for one in notices)
     assert "a model split 2 documents into 4 parts" in text
     assert "is in no part that it named" in text
-    assert "did not split 1 text, which are split as markdown" in text
+    assert "did not split 1 text, which is split as markdown" in text
     # The usage, budget and cost of both are those of the run.
     assert status.usage.calls == 14
     assert status.budget.spent.calls == 14

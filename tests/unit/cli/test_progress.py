@@ -185,6 +185,34 @@ def test_a_run_that_waits_for_a_server_that_refuses_says_so_once(clock, monkeypa
     assert (run.asked > 0, paused.asked) == (True, 0)
 
 
+class Held(Refusing):
+    """A run whose model fails for all."""
+
+    def write_problem(self):
+        return None
+
+    def held_model(self):
+        return "openai/x", LimitState(blocked_s=3.0, down_s=12.0)
+
+
+@pytest.mark.parametrize(
+    ("last", "answers"),
+    [
+        ({"done": 11}, True),
+        ({"done": 1000, "status": RunStatus.SUCCEEDED}, True),
+        ({"done": 11, "is_stopping": True}, False),
+        ({"done": 1000, "status": RunStatus.CANCELLED}, False),
+        ({"done": 1000, "status": RunStatus.FAILED}, False),
+    ],
+)
+def test_a_model_answers_again_only_where_a_run_goes_on(clock, monkeypatch, last, answers):
+    monkeypatch.setattr("fanout.cli.following._STANDSTILL_S", 0.0)
+    stream = io.StringIO()
+    follow(Held([status(), status(), status(**last)]), Progress(stream))
+    assert "openai/x fails for everybody since 12.0 s" in stream.getvalue()
+    assert ("openai/x answers again" in stream.getvalue()) is answers
+
+
 class Unending:
     """A run whose client looks once a second, and which does not end; the server may be away."""
 

@@ -123,6 +123,13 @@ def test_a_name_that_needs_a_field_of_the_job_says_which(name, needed):
     assert "it needs" not in str(caught.value)
 
 
+@pytest.mark.parametrize("by", ["document", "product"])
+def test_the_prompt_of_an_aggregate_has_its_group_by_another_name(by):
+    words = f"there is no {{{by}}} in the prompt of an aggregate: write {{group}}, which is its {by}"
+    with pytest.raises(PromptError, match=f"^aggregate_prompt: {words}$"):
+        taken("{input}", aggregate_prompt=f"{{{by}}}: {{input}}", group_by=by)
+
+
 def test_the_text_around_a_chunk_needs_neighbours_and_neighbours_need_a_prompt_with_it():
     assert len(taken("{before} {input} {fanout.after}", neighbours=1)) == 1
     with pytest.raises(PromptError, match=r"\{before\}; it needs neighbours"):
