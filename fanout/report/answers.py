@@ -210,12 +210,18 @@ def _aggregates(
             succeeded=one.succeeded,
             count=one.succeeded + one.failed,
             notes=[one_line(note, _NOTE_CHARS) for note in one.notes[:_NOTES]],
-            behind=None if one.coverage is None else one.coverage.words,
+            behind=_behind(one),
             pieces=_pieces(shown, sources) if sources else None,
             sources=sources,
             more_sources=len(one.sources) - len(sources),
             **shown,
         )
+
+
+def _behind(one: Aggregate) -> str | None:
+    """Return what is behind an aggregate, unless the reason why there is none says so."""
+    words = None if one.coverage is None else one.coverage.words
+    return None if words is not None and words in (one.problem or "") else words
 
 
 def _pieces(

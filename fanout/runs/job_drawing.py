@@ -163,7 +163,7 @@ def _shape(schema: dict[str, Any] | None, choices: tuple[str, ...]) -> str:
 
 
 def _reduce(spec: RunSpec, reduce: Reduce) -> str:
-    how: str = reduce.kind
+    how = reduce.kind + (f" by {', '.join(reduce.by)}" if reduce.by else "")
     if reduce.makes_calls:
         rounds = f"{reduce.model} compares answers by two, in rounds"
         if reduce.resolves:
@@ -172,9 +172,8 @@ def _reduce(spec: RunSpec, reduce: Reduce) -> str:
         how += f" by vectors of {_cut(spec.embed)}" if reduce.clusters and spec.embed else ""
     elif reduce.kind == "map_rerank":
         how += ", the answer with the highest score"
-    by = f" by {', '.join(reduce.by)}" if reduce.by else ""
     groups = f", for each {reduce.group_by}" if reduce.group_by else ""
-    return f"reduce{f' {reduce.name}' if reduce.name else ''}: {how}{by}{groups}"
+    return f"reduce{f' {reduce.name}' if reduce.name else ''}: {how}{groups}"
 
 
 def _terms(spec: RunSpec) -> Iterator[str]:
@@ -184,7 +183,7 @@ def _terms(spec: RunSpec) -> Iterator[str]:
         yield f"{_citing(spec)} sources; a citation or quote that is not real {again}"
     if spec.min_group_success:
         what = "a group" if any(one.group_by for one in spec.reductions) else "a run"
-        yield f"{what} with answers of less than {spec.min_group_success:.4g} of its branches gets none"
+        yield f"{what} with answers of less than {spec.min_group_success:.4g} of its branches gets no aggregate"
 
 
 def _citing(spec: RunSpec) -> str:

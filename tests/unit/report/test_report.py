@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from jinja2 import nodes
 from jinja2.filters import FILTERS
@@ -303,6 +304,16 @@ def test_what_is_behind_an_aggregate_and_why_there_is_none():
     assert "Behind it: 2 of 2 branches (100.0%), 2 of 2 documents" in text
     assert "There is no aggregate: too little" in text
     assert "failed: timeout 1" in text
+    assert text.count("Behind it:") == 2
+
+
+def test_a_reason_that_says_what_is_behind_an_aggregate_is_enough():
+    some = Coverage(branches=2, branches_behind=1, missing={"timeout": 1})
+    some = msgspec.structs.replace(some, problem=f"too little is behind it: {some.words}")
+    made = {"": Aggregate(value=None, coverage=some)}
+    text = read([branch(0)], stored=StoredResult(aggregates=made)).text
+    assert "There is no aggregate: too little is behind it: 1 of 2 branches" in text
+    assert text.count("1 of 2 branches") == 1
 
 
 def test_votes_of_groups_are_one_table():

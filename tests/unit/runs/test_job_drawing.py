@@ -66,11 +66,11 @@ def test_steps_are_drawn_with_their_models_answers_and_conditions():
         (
             {"sources": True, "max_reasks": 0, "min_group_success": 0.8, "group_by": "product"},
             ["it cites the ids of its sources; a citation or quote that is not real is marked",
-             "a group with answers of less than 0.8 of its branches gets none"],
+             "a group with answers of less than 0.8 of its branches gets no aggregate"],
         ),
         (
             {"min_group_success": 0.5},
-            ["a run with answers of less than 0.5 of its branches gets none"],
+            ["a run with answers of less than 0.5 of its branches gets no aggregate"],
         ),
     ],
 )  # fmt: skip
@@ -111,6 +111,8 @@ def test_below_a_list_stands_which_reduces_cite(reduces, subject):
             "│  again, 9 times at most, until a majority is 0.9 certain",
         ),
         ({"prompt": "{input}", "reduce": "vote", "by": "x"}, "reduce: vote by x"),
+        ({"prompt": "{input}", "reduce": "resolve", "by": "x", "group_by": "team", "max_pairs": 9},
+         "reduce: resolve by x, fake says which of up to 9 pairs are the same, for each team"),
         ({"prompt": "{context} {input}", "retrieve": "docs/", "top_k": 3},
          "│  finds 3 passages of docs/ for {input}"),
         ({"prompt": "{context} {input}", "retrieve": "own.search:find", "query": "of {document}"},
