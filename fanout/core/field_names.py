@@ -67,7 +67,8 @@ def canonical(fields: Mapping[str, Any]) -> dict[str, Any]:
         field = ALIASES.get(name, name)
         if field == "reduce" and isinstance(value, (list, tuple)):
             if not value:
-                reason = "the list is empty; give it a reduce, such as {name: votes, vote: output}, or leave it out"
+                example = "{name: votes, vote: output}"
+                reason = f"the list is empty; give it a reduce, such as {example}, or leave it out"
                 raise SpecError(reason, field="reduce")
             field = "reduces"
         elif field == "reduce" and isinstance(value, Mapping):

@@ -6,8 +6,6 @@ import json
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
-from fanout.core.units import plural
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 

@@ -183,7 +183,8 @@ def _terms(spec: RunSpec) -> Iterator[str]:
         yield f"{_citing(spec)} sources; a citation or quote that is not real {again}"
     if spec.min_group_success:
         what = "a group" if any(one.group_by for one in spec.reductions) else "a run"
-        yield f"{what} with answers of less than {spec.min_group_success:.4g} of its branches gets no aggregate"
+        least = f"{spec.min_group_success:.4g}"
+        yield f"{what} with answers of less than {least} of its branches gets no aggregate"
 
 
 def _citing(spec: RunSpec) -> str:

@@ -125,7 +125,9 @@ def test_a_name_that_needs_a_field_of_the_job_says_which(name, needed):
 
 @pytest.mark.parametrize("by", ["document", "product"])
 def test_the_prompt_of_an_aggregate_has_its_group_by_another_name(by):
-    words = f"there is no {{{by}}} in the prompt of an aggregate: write {{group}}, which is its {by}"
+    words = (
+        f"there is no {{{by}}} in the prompt of an aggregate: write {{group}}, which is its {by}"
+    )
     with pytest.raises(PromptError, match=f"^aggregate_prompt: {words}$"):
         taken("{input}", aggregate_prompt=f"{{{by}}}: {{input}}", group_by=by)
 

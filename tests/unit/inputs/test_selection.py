@@ -236,17 +236,17 @@ def test_the_column_of_the_text_in_a_file_is_no_other_column(tmp_path, kind):
     else:
         path.write_text("id,review\n1,a\n" if kind == "csv" else json.dumps(row))
     fields = {"inputs": str(path), "text_column": "review"}
-    with pytest.raises(PromptError, match="{review} is the column of the text: write {input}"):
+    with pytest.raises(PromptError, match=r"\{review\} is the column of the text: write \{input\}"):
         names_of({**fields, "prompt": "{review}: {input}"})
     for by in ("review", "column.review"):
         with pytest.raises(SpecError, match=f"group_by: '{by}' is the column of the text; name"):
             names_of({**fields, "reduce": "vote", "group_by": by})
     notices: list[str] = []
     names_of({**fields, "reduce": "top", "by": "review"}, None, notices)
-    assert notices == [
-        "by: 'review' is the column of the text, which is no value here. It counts as a field of the "
-        "answers, and only answers in JSON have fields"
-    ]
+    (notice,) = notices
+    assert notice.startswith(
+        "by: 'review' is the column of the text, which is no value here. It counts"
+    )
 
 
 def test_ids_that_are_no_text_missing_or_repeated():
