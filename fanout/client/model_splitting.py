@@ -128,7 +128,9 @@ class _ModelSplit:
         if not self._store.run(self._plan_id).has_ended:
             texts = plural(plan.status().total, "text", "texts")
             self._notify(Notice(text=f"a model splits {texts} (run {self._plan_id})"))
-            wait_until_ended(plan, self._should_stop, self._notify if self._says_idle else None)
+            wait_until_ended(
+                plan, self._should_stop, self._notify, what="texts", says_idle=self._says_idle
+            )
         if self._is_stopped(plan):
             return iter(())
         return self._read()

@@ -37,6 +37,8 @@ __all__ = [
 
 # Seconds for one document with its wait for a core of the worker: parsing has its own deadline.
 _TIMEOUT_S = 3_600.0
+# Seconds between two notices of how far a reading is.
+_TELL_S = 10.0
 # The fields that choose documents.
 _CHOICE = ("where", "sample", "limit")
 
@@ -113,7 +115,9 @@ def read_by_workers(
         total = run.status().total
         documents = plural(total, "document", "documents")
         notify(Notice(text=f"the workers read {documents} (run {run.run_id})"))
-        wait_until_ended(run, should_stop, None if client.is_embedded else notify)
+        wait_until_ended(
+            run, should_stop, notify, what="documents", says_idle=not client.is_embedded
+        )
     except BaseException:
         for run_id in created:
             # Without a branch it leaves no run, and the error counts that ended the reading.
@@ -148,20 +152,38 @@ class _StoppedError(Exception):
 
 
 def wait_until_ended(
-    run: Run, should_stop: Callable[[], bool] | None, notify: Notify | None
+    run: Run,
+    should_stop: Callable[[], bool] | None,
+    notify: Notify,
+    *,
+    what: str,
+    says_idle: bool,
 ) -> None:
-    """Wait for the end of a run, or until it is stopped and cancelled; say once that nobody works."""
+    """Wait for the end of a run, or until it is stopped and cancelled; say now and then how far it is.
+
+    Args:
+        run: The run.
+        should_stop: True stops it.
+        notify: Receives notices.
+        what: What its branches are made of, in the plural.
+        says_idle: Whether to say once that nobody works.
+    """
     is_idle = False
+    told_at = time.monotonic()
 
     def on_progress(status: Status) -> None:
-        nonlocal is_idle
+        nonlocal is_idle, told_at
         if should_stop is not None and should_stop():
             run.cancel()
             # Its end is the caller's to wait for: without a worker it may never come.
             raise _StoppedError
         was_idle, is_idle = is_idle, not status.workers and status.done < status.total
-        if is_idle and not was_idle and notify is not None:
+        if is_idle and not was_idle and says_idle:
             notify(Notice(text=NO_CONSUMER))
+        now = time.monotonic()
+        if now - told_at >= _TELL_S and status.done < status.total:
+            told_at = now
+            notify(Notice(text=f"{status.done:,} of {status.total:,} {what} are done"))
 
     with suppress(_StoppedError):
         run.wait(on_progress=on_progress)

@@ -173,5 +173,5 @@ def require_field(context: WorkerContext, shard_id: ShardId) -> None:
     if values.may_have_field:
         _log.warning("run %s goes on, but %s", shard_id.run_id, problem, extra=about(shard_id))
         return
-    error = f"{problem}; a retry goes on all the same"
+    error = f"{problem}; the run was stopped for that, and a retry goes on without this check"
     context.connections.store.halt(shard_id.run_id, RunStatus.FAILED, error=error, opening=opening)

@@ -27,7 +27,7 @@ def test_a_run_that_is_cancelled_before_its_splitting_has_a_record_splits_nothin
     connections: Any = SimpleNamespace(
         patient=store, publisher=Publisher(), create_run=create_run, enqueuer=pytest.fail
     )
-    monkeypatch.setattr(model_splitting, "wait_until_ended", lambda *_: None)
+    monkeypatch.setattr(model_splitting, "wait_until_ended", lambda *_, **__: None)
     split = model_splitting._ModelSplit(
         connections,
         RUN,

@@ -10,12 +10,14 @@ from types import SimpleNamespace
 import fsspec
 import pytest
 
+from fanout.client import worker_reading
 from fanout.client.arguments import checked_spec
 from fanout.client.worker_reading import (
     _requests,
     read_by_workers,
     require_readable,
     spec_after_reading,
+    wait_until_ended,
 )
 from fanout.core.errors import BrokerError, InputError, PromptError, SpecError
 from fanout.core.spec import make_spec
@@ -254,6 +256,24 @@ def test_who_waits_for_workers_to_read_is_told_that_there_is_none(workers, is_em
     first, *rest = read_with(Attended(workers, is_embedded=is_embedded))
     assert first == "the workers read 2 documents (run r1)"
     assert rest == ["no worker is consuming: start one with `fanout worker`"] * count
+
+
+def test_who_waits_for_workers_is_told_now_and_then_how_far_they_are(monkeypatch):
+    told = worker_reading._TELL_S
+    times = iter([0.0, told - 1, told, told + 1, 2 * told, 3 * told])
+    monkeypatch.setattr(worker_reading, "time", SimpleNamespace(monotonic=lambda: next(times)))
+    notices = []
+
+    def wait(*, on_progress):
+        for done in (1, 2, 3, 1_400, 1_500):
+            on_progress(SimpleNamespace(total=1_500, done=done, workers=1))
+
+    run = SimpleNamespace(wait=wait)
+    wait_until_ended(run, None, notices.append, what="texts", says_idle=True)
+    assert [one.text for one in notices] == [
+        "2 of 1,500 texts are done",
+        "1,400 of 1,500 texts are done",
+    ]
 
 
 def test_one_document_is_one():
