@@ -29,6 +29,7 @@ from fanout.cli.session import (
 )
 from fanout.client.past_runs import run_opener
 from fanout.core.errors import SpecError
+from fanout.core.model_names import keeps_answers
 from fanout.core.records import ErrorKind, RunStatus
 from fanout.core.units import plural
 from fanout.inputs.sources import source_of_files
@@ -161,6 +162,7 @@ def retry(
             calls=again,
             unpaid=left - unread,
             unmade=failed_calls - again if before.budget is not None else 0,
+            keeps=_keeps_answers(run.spec),
         )
         if budget and not count and now.budget is not None:
             text += f"; its {now.budget.words}"
@@ -186,6 +188,12 @@ def _budget_hint(run: Run, status: Status, kinds: list[ErrorKind]) -> str | None
         f"calls of run {run.run_id} did not fit into its budget, which has {status.budget.left_words} "
         f"left: `fanout retry {run.run_id} {option} N` gives it a larger one"
     )
+
+
+def _keeps_answers(spec: RunSpec) -> bool:
+    """Return whether all answers of a job's reduces are kept, if a model gives any."""
+    models = {reduce.model for reduce in spec.called_reductions}
+    return not models or (spec.cache and all(map(keeps_answers, models)))
 
 
 def _redoes_aggregate(before: Status, now: Status, spec: RunSpec) -> bool:
@@ -214,6 +222,7 @@ def _retried(
     calls: int = 0,
     unpaid: int = 0,
     unmade: int = 0,
+    keeps: bool = True,
 ) -> str:
     """Return what becomes of the failed branches of a run.
 
@@ -226,6 +235,7 @@ def _retried(
         calls: How many calls of the aggregate have failed, and are made again.
         unpaid: How many branches stay as they are, as the budget has no room for a call.
         unmade: The same of calls of the aggregate that have failed.
+        keeps: Whether the answers of its other calls are kept, so that these are not made again.
     """
     branches = plural(count, "branch", "branches")
     text = f"{branches} of run {run_id} {'is' if count == 1 else 'are'} processed again"
@@ -237,8 +247,7 @@ def _retried(
             if is_any
             else "has failed so"
         )
-        with_calls = f", with {plural(calls, 'call', 'calls')} that had failed" if calls else ""
-        again = f"only its aggregate is made again{with_calls}"
+        again = f"only its aggregate is made again{_with_calls(calls, keeps=keeps)}"
         then = again if redoes else "nothing is processed again"
         text = f"no branch of run {run_id} {why}: {then}"
     if unread:
@@ -249,6 +258,14 @@ def _retried(
     elif unmade:
         text += "; the budget has no room to make its aggregate again"
     return text
+
+
+def _with_calls(failed: int, *, keeps: bool) -> str:
+    """Return which calls of an aggregate are made again; empty where it is not known, or none are."""
+    if keeps:
+        return f", with {plural(failed, 'call', 'calls')} that had failed" if failed else ""
+    of_these = f", of which {failed:,} had failed" if failed else ""
+    return f", with all its calls{of_these}: their answers are not kept"
 
 
 def _work_off(

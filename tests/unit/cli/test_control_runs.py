@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from fanout.cli import inspect_runs
-from fanout.cli.control_runs import _budget_hint, _redoes_aggregate, _retried
+from fanout.cli.control_runs import _budget_hint, _keeps_answers, _redoes_aggregate, _retried
 from fanout.core.budgets import Amounts, BudgetLimits
 from fanout.core.records import ErrorKind, RunStatus
 from fanout.core.spec import make_spec
@@ -51,6 +51,32 @@ def test_the_failed_calls_of_reduces_are_listed(monkeypatch, capsys):
 def test_a_retry_of_the_calls_of_an_aggregate_says_how_many_these_are():
     text = _retried("r", 0, 0, redoes=True, is_any=True, calls=3)
     assert text.endswith("only its aggregate is made again, with 3 calls that had failed")
+
+
+@pytest.mark.parametrize(
+    ("calls", "words"),
+    [(3, "with all its calls, of which 3 had failed"), (0, "with all its calls")],
+)
+def test_a_retry_of_an_aggregate_whose_answers_are_not_kept_says_that_it_makes_all_calls(
+    calls, words
+):
+    text = _retried("r", 0, 0, redoes=True, is_any=True, calls=calls, keeps=False)
+    assert text.endswith(f"made again, {words}: their answers are not kept")
+
+
+@pytest.mark.parametrize(
+    ("fields", "keeps"),
+    [
+        ({"reduce": "vote"}, True),
+        ({"aggregate_prompt": "{input}"}, True),
+        ({"aggregate_prompt": "{input}", "cache": False}, False),
+        ({"aggregate_prompt": "{input}", "model": "own.model:ask"}, False),
+        ({"reduce": "pairwise", "criteria": "x", "judge_model": "fake"}, False),
+    ],
+)
+def test_answers_of_a_reduce_are_kept_if_all_its_models_have_them_kept(fields, keeps):
+    spec = make_spec(**{"model": "openai/gpt-5-mini", "prompt": "{input}", **fields})
+    assert _keeps_answers(spec) is keeps
 
 
 def test_a_retry_says_which_branches_the_budget_leaves_as_they_are():
