@@ -23,19 +23,16 @@ from kombu.utils.json import loads
 
 from fanout.broker.dropped import MALFORMED, dropped_messages
 from fanout.broker.message_leases import ServerClockQoS
-from fanout.core.errors import BrokerError
+from fanout.broker.turn_puts import TurnPuts
 from fanout.core.queue_names import (
     BRANCHES_QUEUE,
     CONTROL_QUEUE,
     QUEUES,
-    TURNS_OF_A_RUN,
-    backlogs_of,
 )
 from fanout.stores.connection import DRIVER
 from fanout.stores.connection_pool import FastPool
 from fanout.stores.failover import WatchedConnection
-from fanout.stores.functions import FunctionsClient, ServerFunction
-from fanout.stores.redis.turn_scripts import PUT
+from fanout.stores.functions import FunctionsClient
 from fanout.stores.retrying import call_with_retries, is_recoverable
 
 if TYPE_CHECKING:
@@ -76,22 +73,19 @@ class _LimitedMessage(kombu_redis.Channel.Message):  # type: ignore[misc]
         return super()._decode()
 
 
-class _ChannelLimits:
+class _ChannelLimits(TurnPuts):
     """The changes that the channels of both transports make to kombu's."""
 
     qos: Any
     client: Any
     connection: Any
     pool: Any
-    conn_or_acquire: Callable[..., Any]
     connection_errors: tuple[type[Exception], ...]
     _queue_cycle: Any
     _flush_brpop_reauth: Callable[[], None]
 
     Message = _LimitedMessage
     QoS = ServerClockQoS
-    max_message_bytes = 0
-    run_keys = ""
     # Whether the item that is being read is a message.
     is_message = False
     _made: Any = None
@@ -101,7 +95,7 @@ class _ChannelLimits:
         size = len(message["body"]) + _ENVELOPE_BYTES
         if 2 * size > self.max_message_bytes:
             size = len(json.dumps(message, default=str))
-        self._require_size(size)
+        self.require_size(size)
         if self._recorded is not None:
             self._recorded.append((queue, message))
             return
@@ -123,57 +117,6 @@ class _ChannelLimits:
             yield self._recorded
         finally:
             self._recorded = None
-
-    def put_all(self, queue: str, run_id: str, messages: list[bytes], *, are_nodes: bool) -> None:
-        """Put encoded messages of a run into its turns and its backlog, in one step.
-
-        Publishes none if the run is deleted: no worker would take its backlog.
-
-        Args:
-            queue: The queue of branches.
-            run_id: The run.
-            messages: 500 at most.
-            are_nodes: Whether they are of nodes of a reduce, which are taken before branches.
-
-        Raises:
-            BrokerError: A message is too large.
-        """
-        for message in messages:
-            self._require_size(len(message))
-        with self.conn_or_acquire() as client:
-            # Nodes are few, and keep their order: the script puts its messages behind all others.
-            count = len(messages) if are_nodes else TURNS_OF_A_RUN
-            first, rest = messages[:count], messages[count:]
-            run_key = f"{self.run_keys}{run_id}"
-            backlog = backlogs_of(run_id)[are_nodes]
-            args: list[Any] = [TURNS_OF_A_RUN, run_id, run_key, int(are_nodes), len(rest), *first]
-            if not (rest and self._put_both(client, queue, backlog, rest, args)):
-                self._put_in_turn(keys=[queue], args=args, client=client)
-
-    def _put_both(
-        self, client: Any, queue: str, backlog: str, rest: list[bytes], args: list[Any]
-    ) -> bool:
-        """Put messages into a run's backlog and turns; return False if only the backlog was done."""
-        with client.pipeline() as pipe:
-            pipe.lpush(backlog, *rest)
-            self._put_in_turn.add_to(pipe, [queue], args)
-            answers = pipe.execute(raise_on_error=False)
-        for answer in answers:
-            if isinstance(answer, Exception) and not ServerFunction.was_missing(answer):
-                raise answer
-        return not ServerFunction.was_missing(answers[-1])
-
-    @cached_property
-    def _put_in_turn(self) -> ServerFunction:
-        with self.conn_or_acquire() as client:
-            return ServerFunction(client, PUT)
-
-    def _require_size(self, size: int) -> None:
-        if size > self.max_message_bytes:
-            raise BrokerError(
-                f"a message of {size / 1000:,.0f} kB is larger than FANOUT_MAX_MESSAGE_KB allows "
-                f"({self.max_message_bytes // 1000:,})"
-            )
 
     def _get_client(self) -> type[FunctionsClient]:
         super()._get_client()  # type: ignore[misc]
