@@ -37,7 +37,7 @@ def parsed() -> argparse.Namespace:
     add = parser.add_argument
     add("--jobs", nargs="+", choices=JOBS, default=list(JOBS), metavar="JOB")
     add("--events", nargs="+", choices=EVENTS, default=list(EVENTS), metavar="EVENT")
-    add("--every", type=int, default=1, help="try each so-manieth step")
+    add("--every", type=int, default=1, help="try each step with this distance to the one before")
     add("--first", type=int, default=1, help="the first step to try")
     add("--at", type=int, nargs="+", help="try these steps only")
     return parser.parse_args()

@@ -536,9 +536,17 @@ class Fleet:
     # What clients do, and see.
 
     def retry(self) -> None:
-        """Retry the failed branches, as a client that may die, too: then no message comes again."""
-        with suppress(KilledError, UnknownRunError), self.steps.of(_Process(counts=True)):
-            retry_failed(self._store, self._publisher, RUN, None)
+        """Retry the failed branches, as a client that may die, too: then no message comes again.
+
+        If it dies before it has reopened the run, its user gives the command again.
+        """
+        with suppress(UnknownRunError):
+            try:
+                with self.steps.of(_Process(counts=True)):
+                    retry_failed(self._store, self._publisher, RUN, None)
+            except KilledError:
+                if self._store.run(RUN).has_ended:
+                    retry_failed(self._store, self._publisher, RUN, None)
         self._hung = None
 
     @property
