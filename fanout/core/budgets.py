@@ -124,6 +124,7 @@ class BudgetReport(msgspec.Struct, frozen=True, kw_only=True):
         held: What its calls in flight may use at most.
         spent: What its calls have used since the session began.
         guessed: The part of it that is the most that calls may have used, as the use is unknown.
+        reduced: The part of it that calls of the reduce have used.
         asked: For each further call, what it may use at most, whether it is of the reduce, and what is
             to be left for calls that follow it.
     """
@@ -133,6 +134,7 @@ class BudgetReport(msgspec.Struct, frozen=True, kw_only=True):
     held: Amounts = NO_AMOUNTS
     spent: Amounts = NO_AMOUNTS
     guessed: Amounts = NO_AMOUNTS
+    reduced: Amounts = NO_AMOUNTS
     asked: tuple[tuple[Amounts, bool, Amounts], ...] = ()
 
 

@@ -150,8 +150,8 @@ def _set_budget(
     of_map = map_limits_of_retry(
         store, run, spec, limits, failed=failed, reduce_kinds=_reduce_kinds(store, run.run_id)
     )
-    if (limits[0], of_map) != (state.limits, state.map_limits):
-        store.set_budget(run.run_id, limits=limits[0], map_limits=of_map)
+    # Also if they stay: what the last reduce has used is not what is kept for the next one.
+    store.set_budget(run.run_id, limits=limits[0], map_limits=of_map)
     return has_room(store, run, spec, of_map), has_room(store, run, spec, limits[0], is_reduce=True)
 
 

@@ -106,7 +106,7 @@ class BudgetAccount:
     def _begin_session(self) -> None:
         self._session = f"{self._process}:{secrets.token_hex(4)}"
         self._number = 0
-        self._held = self._spent = self._guessed = NO_AMOUNTS
+        self._held = self._spent = self._guessed = self._reduced = NO_AMOUNTS
         self._spare, self._spare_until = SpareRoom(), math.inf
 
     @property
@@ -176,7 +176,14 @@ class BudgetAccount:
         if is_quiet and self._clock() - self._reported_at > _SESSION_S:
             self._begin_session()
 
-    def settle(self, most: Amounts, used: Amounts, guessed: Amounts = NO_AMOUNTS) -> None:
+    def settle(
+        self,
+        most: Amounts,
+        used: Amounts,
+        guessed: Amounts = NO_AMOUNTS,
+        *,
+        is_reduce: bool = False,
+    ) -> None:
         """Give back the part of a call that has ended, and note what it has used.
 
         ``guessed`` is the part of that which is only the most that it can be.
@@ -186,6 +193,8 @@ class BudgetAccount:
         # Most calls are known to have used something.
         if used is not NO_AMOUNTS:
             self._spent += used
+            if is_reduce:
+                self._reduced += used
         if guessed is not NO_AMOUNTS:
             self._guessed += guessed
         if self._unsent_since is None or self._keeper is None:
@@ -261,6 +270,7 @@ class BudgetAccount:
             held=self._held + spare,
             spent=self._spent,
             guessed=self._guessed,
+            reduced=self._reduced,
             asked=tuple(asked),
         )
 

@@ -101,7 +101,7 @@ class BudgetedCalls:
         most, self._most = self._most, ()
         for account, bound, one in zip(self._accounts, self._bounds, most, strict=False):
             used, guessed = _used(bound, usage, one, lane)
-            account.settle(one, used, guessed)
+            account.settle(one, used, guessed, is_reduce=self._is_reduce)
 
     def _most_of(self, request: LLMRequest) -> Sequence[Amounts]:
         """Return the most that a call can use, by each budget."""

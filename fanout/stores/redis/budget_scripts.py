@@ -22,7 +22,7 @@ if run then
     end
 end
 local function text(number) return string.format('%.0f', number) end
-local kinds, fields = {'spent', 'unsure', 'held', 'guessed'}, {}
+local kinds, fields = {'spent', 'unsure', 'held', 'guessed', 'reduced'}, {}
 for _, kind in ipairs(kinds) do
     for _, name in ipairs(names) do fields[#fields + 1] = kind .. ':' .. name end
 end
@@ -31,7 +31,19 @@ for k in ipairs(kinds) do
     sums[k] = {}
     for i = 1, 3 do sums[k][i] = tonumber(stored[3 * (k - 1) + i] or 0) or 0 end
 end
-local spent, unsure, held, guessed = unpack(sums)
+local spent, unsure, held, guessed, reduced = unpack(sums)
+local function count_reduced(i, more)
+    if more == 0 then return end
+    reduced[i] = math.max(0, reduced[i] + more)
+    redis.call('HSET', KEYS[1], 'reduced:' .. names[i], text(reduced[i]))
+end
+-- What the reduce has used is no longer kept for it.
+local function free_kept()
+    for i = 1, 3 do
+        local limit, of_map = tonumber(limits[i]), tonumber(map_limits[i])
+        if limit and of_map then map_limits[i] = text(math.min(limit, of_map + reduced[i])) end
+    end
+end
 local function parsed(record)
     local number, state, reported, h1, h2, h3, s1, s2, s3, g1, g2, g3, granted = record:match(
         '^(%d+) (%l) (%d+%.?%d*) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d*)$')
@@ -135,15 +147,18 @@ return reply
 # KEYS budget, and its run if it is that of one; ARGV session, number, seconds without a report after
 # which a session is dead, ttl, limits of all calls (US dollars in billionths, calls, tokens; '' for none),
 # limits of the branches, and of the session what it holds, what it has spent, the part of this that is a
-# bound, as what its calls have used is unknown, and for each call that it asks for the most that this can
-# use, 1 if it is of the reduce, and what is to be left for calls that follow it.
+# bound, as what its calls have used is unknown, the part that is of the reduce, and for each call that it
+# asks for the most that this can use, 1 if it is of the reduce, and what is to be left for calls that follow
+# it.
 # Of the budget of a run, the record of the run has the limits. Returns {} if there is no such run; else
 # a text of 1 and 0, whether each call is granted, limits, limits of the branches, spent, unsure, held, and
-# guessed: the part of spent that is a bound.
+# guessed: the part of spent that is a bound. The limits of the branches leave what is kept for the reduce; as
+# this is used, they grow.
 #
 # The budget is a hash: the sums (``spent:``, ``unsure:``, ``held:``, ``guessed:``), each session as ``p:``,
-# with ``number state reported held spent guessed granted``, and of a day ``full``: when a call last found
-# that it must wait for the next day. A session reports sums and not changes: so a report that
+# with ``number state reported held spent guessed granted``, each session with calls of the reduce as ``r:``,
+# with what these have used (``reduced:`` is the sum since the last retry), and of a day ``full``: when a call
+# last found that it must wait for the next day. A session reports sums and not changes: so a report that
 # was lost does no harm, and one that arrives twice, or late, is known by its number. What a session
 # holds is free again only if it says so. That of a dead one counts as used (``unsure``), as its calls
 # may have been billed, until it reports again. If nobody has reported for so long, the server may have
@@ -161,6 +176,7 @@ local before = record and parsed(record)
 local granted = ''
 if before and before.number >= number then
     granted = before.number == number and before.granted or ''
+    free_kept()
 else
     local one = {{number = number, state = 'a', reported = now,
         held = {{}}, spent = {{}}, guessed = {{}}, granted = ''}}
@@ -175,6 +191,16 @@ else
         spent[i] = spent[i] + math.max(0, one.spent[i] - (before and before.spent[i] or 0))
         guessed[i] = guessed[i] + math.max(0, one.guessed[i] - (before and before.guessed[i] or 0))
         held[i] = held[i] + one.held[i]
+    end
+    local of_reduce = {{tonumber(ARGV[20]), tonumber(ARGV[21]), tonumber(ARGV[22])}}
+    if run and of_reduce[1] + of_reduce[2] + of_reduce[3] > 0 then
+        local name = 'r:' .. ARGV[1]
+        local was, i = redis.call('HGET', KEYS[1], name) or '0 0 0', 0
+        for part in was:gmatch('%d+') do
+            i = i + 1
+            if i <= 3 then count_reduced(i, math.max(0, of_reduce[i] - part)) end
+        end
+        redis.call('HSET', KEYS[1], name, table.concat({{ARGV[20], ARGV[21], ARGV[22]}}, ' '))
     end
     local times = redis.call('HMGET', KEYS[1], 'swept', 'spared')
     local swept, spared = tonumber(times[1] or now), tonumber(times[2] or 0)
@@ -196,8 +222,9 @@ else
         end
         if now >= spared then each(sweep) end
     end
+    free_kept()
     local verdicts = {{}}
-    for at = 20, #ARGV - 6, 7 do
+    for at = 23, #ARGV - 6, 7 do
         local of = ARGV[at + 3] == '1' and limits or map_limits
         local is_granted = fits(of, at - 1, at + 3)
         if is_granted then
@@ -226,7 +253,8 @@ end
 # they can use counts as used (``unsure``) until they are settled. Each step counts once.
 #
 # The calls that are held for the budget of a day are in one key a day, as some are never settled: after three
-# days they count no more. The ``batched:`` sums are those of each day.
+# days they count no more. The ``batched:`` sums are those of each day. What is held for a call of the reduce
+# ends with ``r``.
 HOLD_BUDGET = f"""
 local run = KEYS[3]
 {_BUDGET}
@@ -247,6 +275,7 @@ local function count_batched(i, amount)
         redis.call('HDEL', KEYS[1], field)
     end
 end
+free_kept()
 if ARGV[2] == '1' and not known then
     local of = ARGV[14] == '1' and limits or map_limits
     if fits(of, 10, 17) then
@@ -254,9 +283,10 @@ if ARGV[2] == '1' and not known then
             local most = tonumber(ARGV[10 + i])
             unsure[i] = unsure[i] + most
             count_batched(i, most)
+            if run and ARGV[14] == '1' then count_reduced(i, most) end
         end
-        local key = key_of(today)
-        redis.call('HSET', key, ARGV[1], table.concat({{ARGV[11], ARGV[12], ARGV[13]}}, ' '))
+        local key, mark = key_of(today), ARGV[14] == '1' and ' r' or ''
+        redis.call('HSET', key, ARGV[1], table.concat({{ARGV[11], ARGV[12], ARGV[13]}}, ' ') .. mark)
         local ends_s = (tonumber(today) + days) * 86400 - now
         redis.call('EXPIRE', key, run and ttl_s or math.max(1, math.ceil(ends_s)))
         write_sums()
@@ -273,6 +303,7 @@ elseif ARGV[2] ~= '1' and known then
         unsure[i] = math.max(0, unsure[i] - most)
         local used = tonumber(ARGV[10 + i])
         spent[i] = spent[i] + (used or most)
+        if run and known:sub(-1) == 'r' then count_reduced(i, (used or most) - most) end
         guessed[i] = guessed[i] + (used and tonumber(ARGV[14 + i]) or used and 0 or most)
         count_batched(i, -most)
     end
@@ -282,13 +313,14 @@ end
 {_REPLY}
 """
 
-# KEYS run; ARGV ttl, number of fields to delete, these, and fields with their values. Returns whether
-# there is such a run.
+# KEYS run, its budget; ARGV ttl, number of fields to delete, these, and fields with their values. What is
+# kept for the reduce is then for a new one. Returns whether there is such a run.
 SET_BUDGET = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 local last = math.min(#ARGV, 2 + math.max(0, tonumber(ARGV[2])))
 for i = 3, last do redis.call('HDEL', KEYS[1], ARGV[i]) end
 for i = last + 1, #ARGV - 1, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
 redis.call('EXPIRE', KEYS[1], ARGV[1])
+redis.call('HDEL', KEYS[2], 'reduced:usd', 'reduced:calls', 'reduced:tokens')
 return 1
 """

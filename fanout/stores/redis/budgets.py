@@ -154,13 +154,17 @@ class RedisBudgets(RedisBase):
 
     @translated
     def set_budget(self, run_id: str, *, limits: BudgetLimits, map_limits: BudgetLimits) -> None:
-        """Replace the limits of a run's budget. Raises UnknownRunError."""
+        """Replace the limits of a run's budget; what it keeps for the reduce is for a new one.
+
+        Raises:
+            UnknownRunError: There is no such run.
+        """
         run = self._run(run_id)
         fields = budget_fields(limits, map_limits)
         others = [f"budget_{part}{name}" for part in ("", "map_") for name in _NAMES]
         gone = [name for name in others if name not in fields]
         args = [self._ttl_s, len(gone), *gone, *(part for pair in fields.items() for part in pair)]
-        self._require(run_id, self._call(budget_scripts.SET_BUDGET, [run], args))
+        self._require(run_id, self._call(budget_scripts.SET_BUDGET, [run, f"{run}:budget"], args))
 
     def _day_budget(self, name: str) -> str:
         return f"{self._prefix}:budget:{name}"
@@ -188,6 +192,7 @@ def _given(limits: BudgetLimits) -> list[Any]:
 def _args(report: BudgetReport, dies_after_s: float, ttl_s: int, limits: BudgetLimits) -> list[Any]:
     args: list[Any] = [report.session, report.number, dies_after_s, ttl_s, *_given(limits)]
     args += [*_numbers(report.held), *_numbers(report.spent), *_numbers(report.guessed)]
+    args += _numbers(report.reduced)
     for most, is_reduce, left in report.asked:
         args += [*_numbers(most), int(is_reduce), *_numbers(left)]
     return args

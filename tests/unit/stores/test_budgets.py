@@ -371,3 +371,68 @@ def test_the_first_step_of_a_day_begins_it_also_if_it_grants_nothing(store, serv
     assert (state.spent.calls, state.unsure.calls) == (0, 1)
     fits, state = hold(store, "more", 9)
     assert (fits, state.used.calls) == (True, 10)
+
+
+def spent_by_reduce(store, number, spent, reduced, session="a"):
+    """Report what a process has spent, and of it in calls of the reduce; ask for a call of a branch."""
+    made = BudgetReport(
+        session=session,
+        number=number,
+        spent=Amounts(calls=spent),
+        reduced=Amounts(calls=reduced),
+        asked=((Amounts(calls=1), False, NO_AMOUNTS),),
+    )
+    return store.report_budget(RUN, made, dies_after_s=DIES_S)
+
+
+@pytest.fixture
+def tree(store):
+    kept = BudgetLimits(calls=90)
+    store.create_run(RUN, spec="{}", created_at=1.0, budget=(BudgetLimits(calls=100), kept))
+    return RUN
+
+
+@pytest.mark.parametrize(
+    ("spent", "reduced", "granted"),
+    [
+        (90, 0, False),
+        (90, 1, True),
+        (95, 5, False),
+        (95, 6, True),
+        (99, 10, True),
+        (99, 30, True),
+        (100, 30, False),
+    ],
+)
+def test_what_the_reduce_has_used_is_no_longer_kept_for_it(store, tree, spent, reduced, granted):
+    """Else its calls beside the branches would count twice, and branches fail with room left."""
+    reply = spent_by_reduce(store, 1, spent, reduced)
+    assert reply.granted == (granted,)
+    assert reply.state.map_limits == BudgetLimits(calls=min(100, 90 + reduced))
+    # One that arrives twice counts once, and tells the same.
+    assert spent_by_reduce(store, 1, spent, reduced) == reply
+
+
+def test_what_the_reduce_has_used_is_that_of_all_processes_and_of_batches(store, tree):
+    spent_by_reduce(store, 1, 40, 2, "a")
+    spent_by_reduce(store, 1, 40, 1, "b")
+    spent_by_reduce(store, 2, 41, 3, "a")
+    for call, is_reduce in (("x", True), ("y", True), ("z", False)):
+        most = Amounts(calls=2)
+        held = BudgetStep(call=call, run_id=RUN, amounts=most, is_reduce=is_reduce)
+        store.hold_budgets([held])
+    used = {"x": Amounts(calls=1), "z": Amounts(calls=1)}
+    store.hold_budgets(
+        [BudgetStep(call=call, run_id=RUN, amounts=one, ends=True) for call, one in used.items()]
+    )
+    state = spent_by_reduce(store, 2, 40, 1, "b").state
+    assert state.map_limits == BudgetLimits(calls=90 + 3 + 1 + 1 + 2)
+    assert (state.spent.calls, state.unsure.calls) == (41 + 40 + 2, 2)
+    assert store.budget(RUN).map_limits == BudgetLimits(calls=90), "as a retry reads it"
+
+
+def test_a_retry_keeps_as_much_for_its_reduce_again(store, tree):
+    spent_by_reduce(store, 1, 95, 8)
+    store.set_budget(RUN, limits=BudgetLimits(calls=200), map_limits=BudgetLimits(calls=180))
+    assert spent_by_reduce(store, 2, 95, 8).state.map_limits == BudgetLimits(calls=180)
+    assert spent_by_reduce(store, 3, 99, 9).state.map_limits == BudgetLimits(calls=181)

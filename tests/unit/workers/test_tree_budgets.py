@@ -24,6 +24,7 @@ SMALL = {
     "aggregate_max_tokens": 20, "fence": False, "cache": False, "retries": {"max_attempts": 1},
     "price": {"input_mtok": 1.0, "output_mtok": 1.0},
 }  # fmt: skip
+FIELDS = ["reduced:usd", "reduced:calls", "reduced:tokens"]
 NUMBER = re.compile(r"n=(\d+)")
 TEXTS = [f"n=1 text {number} {'of words ' * 12}" for number in range(COUNT)]
 
@@ -53,6 +54,15 @@ def budgeted(texts=TEXTS, **fields):
     through(context, texts, max_branches=20)
     asyncio.run(context.budgets.aclose())
     return context, sums
+
+
+def test_the_server_knows_what_of_a_budget_the_tree_has_used():
+    """It is no longer kept for the tree, and the branches may use the rest."""
+    context, sums = budgeted(budget={"calls": 200})
+    stored = context.store._redis.hmget(f"{context.store._run(RUN)}:budget", FIELDS)
+    usd, calls, tokens = (int(one or 0) for one in stored)
+    assert sums.of_tree.calls > 10
+    assert Amounts(nano_usd=usd, calls=calls, tokens=tokens) == sums.of_tree
 
 
 def below(text):
