@@ -219,6 +219,9 @@ def broker_url(server: ValkeyServer) -> Iterator[str]:
     import redis
 
     url = f"redis://127.0.0.1:{server.port}/0"
+    # Also before: tests that know only the server may have left something.
+    with redis.Redis.from_url(url) as client:
+        client.flushall()
     yield url
     with redis.Redis.from_url(url) as client:
         client.flushall()
