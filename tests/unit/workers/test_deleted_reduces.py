@@ -17,7 +17,7 @@ from workers.reduce.items import TooEarlyError, outcomes_at
 
 SHARD = ShardId(RUN, 0, 0)
 # The most reads of a job before which its run is deleted.
-_TRIED = 12
+_TRIED = 5
 TREE = {"aggregate_prompt": "SUM {input}", "aggregate_max_tokens": 20, "tokenizer": "bytes/4"}
 SUM = {"name": "sum", "llm": "SUM {input}", "aggregate_max_tokens": 20}
 JOBS: dict[str, dict[str, Any]] = {
