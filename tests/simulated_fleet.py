@@ -540,6 +540,8 @@ class Fleet:
 
         If it dies before it has reopened the run, its user gives the command again.
         """
+        # That of the last message.
+        self._hung = None
         with suppress(UnknownRunError):
             try:
                 with self.steps.of(_Process(counts=True)):
@@ -547,7 +549,6 @@ class Fleet:
             except KilledError:
                 if self._store.run(RUN).has_ended:
                     retry_failed(self._store, self._publisher, RUN, None)
-        self._hung = None
 
     @property
     def status(self) -> RunStatus | None:
